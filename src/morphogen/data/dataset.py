@@ -1,0 +1,102 @@
+"""What every source of data becomes: arrays for training and testing."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from morphogen.data.preparation import Preparation
+from morphogen.data.target import decide_task, encode_target
+from morphogen.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Arrays ready for training.
+
+    x: float32, (n, features) for tables, (n, channels, height, width) in [0, 1] for images. y: (n,), int64 indices into
+    `classes`, or float32 in the target's own unit (then `classes` is ()). The test part may be empty. `flip`: a
+    mirrored image keeps its label. `prepare`: what turned a table's columns into x, None for images and arrays.
+    `notes`: what the user should be told.
+    """
+
+    name: str
+    task: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: tuple[str, ...]
+    flip: bool = False
+    prepare: Preparation | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any value, shape or class name, so that a resumed run can tell."""
+        digest = hashlib.sha256(repr((self.task, self.classes)).encode())
+        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data if array.size else b"")
+        return digest.hexdigest()[:16]
+
+
+def from_arrays(
+    x_train: Any,
+    y_train: Any,
+    x_test: Any = None,
+    y_test: Any = None,
+    task: str | None = None,
+    name: str = "arrays",
+) -> Dataset:
+    """A `Dataset` from arrays or what numpy can read as such.
+
+    x: (n, features) or images (n, channels, height, width); uint8 images are divided by 255. y: (n,) labels of any kind
+    or numbers; without `task` its values decide (see `decide_task`). Without x_test the test part is empty.
+    DataError: shapes that do not fit, NaN or infinite values, a class with one row, a constant target.
+    """
+    if (x_test is None) != (y_test is None):
+        raise DataError("x_test and y_test belong together: give both or neither")
+    x = _features("x_train", x_train)
+    y = _target("y_train", y_train, len(x))
+    if not len(x):
+        raise DataError("x_train has no rows: give at least two of each class")
+    x_other = x[:0] if x_test is None else _features("x_test", x_test)
+    y_other = y[:0] if x_test is None else _target("y_test", y_test, len(x_other))
+    if x_other.shape[1:] != x.shape[1:]:
+        raise DataError(f"x_test has rows of shape {x_other.shape[1:]}, x_train {x.shape[1:]}: make them equal")
+    task, notes = decide_task(y, task)
+    labels, labels_other, classes = encode_target(y, y_other, task)
+    return Dataset(name, task, x, labels, x_other, labels_other, classes, notes=notes)
+
+
+def _features(name: str, values: Any) -> np.ndarray:
+    given = np.asarray(values)
+    if given.ndim not in (2, 4):
+        raise DataError(f"{name} has shape {given.shape}: give (n, features) or (n, channels, height, width)")
+    if given.ndim == 4 and given.shape[3] in (1, 3, 4) and given.shape[1] > 4:
+        raise DataError(f"{name} has shape {given.shape}, channels last: give {name}.transpose(0, 3, 1, 2)")
+    if 0 in given.shape[1:]:
+        raise DataError(f"{name} has shape {given.shape}: there is no feature to learn from")
+    try:
+        x = given.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} is not numeric ({error}): give numbers, or a table to from_frame") from error
+    if not np.isfinite(x).all():
+        raise DataError(f"{name} has {(~np.isfinite(x)).sum():,} values that are NaN or infinite: fill or remove them")
+    return x / np.float32(255) if given.ndim == 4 and given.dtype == np.uint8 else x
+
+
+def _target(name: str, values: Any, rows: int) -> pd.Series:
+    given = np.asarray(values)
+    if given.ndim == 2 and given.shape[1] == 1:
+        given = given[:, 0]
+    if given.shape != (rows,):
+        raise DataError(f"{name} has shape {given.shape}: x has {rows:,} rows, so give ({rows},)")
+    y = pd.Series(given, name=name)
+    if y.isna().any() or (given.dtype.kind == "f" and np.isinf(given).any()):
+        raise DataError(f"{name} has missing, NaN or infinite values: remove those rows")
+    return y

@@ -1,0 +1,478 @@
+"""The main job: data in, a network of the right shape out.
+
+    fit(dataset) -> Fitted
+
+Starts from a tiny network. While it trains, a controller adds and removes units and blocks as the policy and the learned
+depths ask (phase "grow"). Once nothing pays any more, the structure stays and the learning rate falls to zero (phase
+"settle"). The result is frozen into plain modules. One part of the training rows is held out for all these decisions; the
+test part is used for nothing but the final scores.
+"""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from morphogen.data.dataset import Dataset
+from morphogen.errors import DataError, MorphogenError, RunError
+from morphogen.formats.checkpoint import load_tensors, save_tensors
+from morphogen.layers.depth import LearnedDepth
+from morphogen.models import convnet, mlp, shape_of
+from morphogen.policies import POLICIES, Controller, Policy
+from morphogen.recipe import Recipe, recipe_for
+from morphogen.record import Certificate, Change, Report, Round, Row, from_json, to_json
+from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
+from morphogen.train import Batches, Diverged, State, generator, predict, train
+from morphogen.transforms.freeze import freeze
+
+CHECKPOINT = "checkpoints/last.safetensors"
+_VERSION = 1
+_LOOKED_AT = 4000  # validation examples of one look; more would cost time and decide nothing
+_HELD_OUT = 6000  # most rows that are ever held out for decisions
+
+
+class Display(Protocol):
+    """Where progress is shown; `morphogen.report.live` has three."""
+
+    def round(self, r: Round, time_left: float | None) -> None: ...
+    def change(self, c: Change) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may ask for. budget: most parameters. time_limit: seconds for the search. policy: a name of POLICIES."""
+
+    budget: int | None = None
+    seed: int = 0
+    time_limit: float | None = None
+    device: str = "cpu"
+    policy: str = "trial"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The outcome. model: as trained, with gates and norms. plain: the same function in plain modules (regression: in the
+    target's unit). ledger: every edit from the first network. seconds: of the search."""
+
+    model: nn.Module
+    plain: nn.Sequential
+    certificate: Certificate
+    report: Report
+    ledger: tuple[Any, ...]
+    recipe: Recipe
+    settings: Settings
+    seconds: float
+
+
+def fit(
+    dataset: Dataset,
+    settings: Settings | None = None,
+    *,
+    recipe: Recipe | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Fitted:
+    """Learn a network's shape and weights.
+
+    folder: where checkpoints go, at every round's end (at most one a second). resume: go on from the one there; with the
+    same data, settings and device type "cpu" it ends as the uninterrupted run would have, bit for bit, unless `time_limit`
+    cut one of them. Raises `DataError` where there are too few rows and `RunError` for a checkpoint of another run.
+    """
+    search = _Search(dataset, settings or Settings(), recipe, folder, display)
+    if resume:
+        search.load()
+    search.run()
+    return search.result()
+
+
+@dataclass
+class _Phase:
+    """Where the schedule is. Growth has an open end; once `settle_start` is set the rate falls over `settle_steps`."""
+
+    settle_start: int | None = None
+    settle_steps: int = 0
+
+    @property
+    def name(self) -> str:
+        return "grow" if self.settle_start is None else "settle"
+
+    def rate(self, step: int, recipe: Recipe) -> float:
+        warm = min(1.0, (step + 1) / recipe.warm_up)
+        if self.settle_start is None:
+            return recipe.rate * warm
+        return recipe.rate * warm * max(0.0, 1 - (step - self.settle_start) / self.settle_steps)
+
+
+@dataclass
+class _History:
+    rounds: list[Round] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Problem:
+    """A data set as tensors on a device, with its split, loss and score."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe | None, seed: int, device: str) -> None:
+        self.dataset, self.regression = dataset, dataset.task == "regression"
+        self.images = dataset.x_train.ndim == 4
+        inside, held = _split(dataset, seed)
+        self.recipe = recipe or recipe_for(self.images, len(inside), dataset.task, dataset.flip)
+        y = dataset.y_train.astype(np.float64)
+        self.mean, self.scale = (float(y.mean()), float(y.std()) or 1.0) if self.regression else (0.0, 1.0)
+        self.device = torch.device(device)
+        x = torch.as_tensor(dataset.x_train, device=self.device)
+        target = self._target(dataset.y_train)
+        self.x, self.y = x[inside], target[inside]
+        self.valid = (x[held], target[held])
+        self.looked = tuple(part[:_LOOKED_AT] for part in self.valid)
+        self.outputs = 1 if self.regression else max(2, len(dataset.classes))
+        self.batches = Batches(
+            self.x, self.y, min(self.recipe.batch, len(self.x)), seed, self.recipe.shift, self.recipe.flip
+        )
+
+    def _target(self, y: np.ndarray) -> Tensor:
+        if self.regression:
+            return torch.as_tensor((y - self.mean) / self.scale, dtype=torch.float32, device=self.device)
+        return torch.as_tensor(y, dtype=torch.long, device=self.device)
+
+    @property
+    def metric(self) -> str:
+        return "RMSE" if self.regression else "accuracy"
+
+    @property
+    def example(self) -> Tensor:
+        """A few rows to trace and to compare with; at least two."""
+        return self.x[:64] if len(self.x) > 1 else self.x.repeat(2, *(1,) * (self.x.dim() - 1))
+
+    def build(self) -> nn.Module:
+        """The first, tiny network."""
+        width, dropout = self.recipe.width, self.recipe.dropout
+        if self.images:
+            channels, height, breadth = self.x.shape[1:]
+            return convnet((channels, height, breadth), self.outputs, width, dropout)
+        return mlp(self.x.shape[1], self.outputs, width, dropout)
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Task loss of a batch plus the price of the depths."""
+        out = model(x)
+        loss = F.mse_loss(out[:, 0], y) if self.regression else F.cross_entropy(out, y, label_smoothing=self.recipe.smoothing)
+        for module in model.modules():
+            if isinstance(module, LearnedDepth):
+                loss = loss + self.recipe.depth_price * module.w.square()
+        return loss
+
+    def losses(self, model: nn.Module, part: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Loss of each example, shape (n,), of the validation rows that are looked at."""
+        x, y = self.looked if part is None else part
+        out = predict(model, x)
+        return (out[:, 0] - y).square() if self.regression else F.cross_entropy(out, y, reduction="none")
+
+    def score(self, model: nn.Module, x: np.ndarray | Tensor, y: np.ndarray | Tensor) -> float:
+        """Accuracy, or RMSE in the target's unit. y: an array in its own unit, or a tensor as made by this class."""
+        x = torch.as_tensor(x, device=self.device)
+        y = y if isinstance(y, Tensor) else self._target(y)
+        out = predict(model, x)
+        if self.regression:
+            return float((out[:, 0] - y).double().square().mean().sqrt()) * self.scale
+        return float((out.argmax(1) == y).double().mean())
+
+    def test_score(self, model: nn.Module) -> float | None:
+        """The score on the test part, None where there is none."""
+        return self.score(model, self.dataset.x_test, self.dataset.y_test) if len(self.dataset.x_test) else None
+
+
+def optimizer_for(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """AdamW in three groups: matrices and kernels (decayed), vectors, and learned depths (their own rate)."""
+    depths = [m.w for m in model.modules() if isinstance(m, LearnedDepth)]
+    others = [p for p in model.parameters() if not any(p is w for w in depths)]
+    groups = [
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": depths, "weight_decay": 0.0, "scale": recipe.depth_scale},
+    ]
+    return AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99), fused=True)
+
+
+class _Search:
+    """One run: what `train` and the controller remember, and the checkpoint of both."""
+
+    def __init__(
+        self, dataset: Dataset, settings: Settings, recipe: Recipe | None, folder: Path | None, display: Display | None
+    ) -> None:
+        self.problem = Problem(dataset, recipe, settings.seed, settings.device)
+        self.recipe, self.settings, self.folder, self.display = self.problem.recipe, settings, folder, display
+        torch.manual_seed(settings.seed)
+        model = self.problem.build().to(self.problem.device)
+        parameters = count_parameters(model)
+        if settings.budget is not None and parameters > settings.budget:
+            raise RunError(f"--budget {settings.budget}: the smallest network for this data has {parameters} parameters")
+        self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
+        self.controller = Controller(
+            model, [self.state.optimizer], _policy(settings, self.recipe), self.problem.losses, self.problem.example[:2],
+            settings.budget,
+        )  # fmt: skip
+        self.phase, self.history = _Phase(), _History(notes=list(dataset.notes))
+        self.before = 0.0  # seconds of earlier sessions of this run
+        self.began = self.saved = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    def run(self) -> None:
+        """Train until settled. A NaN loss halves the learning rate and repeats the round."""
+        while not self.state.stop:
+            try:
+                train(
+                    self.state, self.problem.batches, self.problem.objective, lambda s: self.phase.rate(s, self.recipe),
+                    steps=self.recipe.steps, hooks=[self._after_round],
+                )  # fmt: skip
+            except Diverged as error:
+                self.state.halvings += 1
+                if self.state.halvings > 8:
+                    raise MorphogenError(f"{error}; it stays so at 1/256 of the learning rate: check the data") from error
+                self._say(f"{error}: the last good state is back, the learning rate is halved")
+
+    def _after_round(self, state: State) -> None:
+        draw, epoch = generator(state.seed, 4, state.round), state.step / self.problem.batches.per_epoch
+        if self.phase.settle_start is None:
+            for change in self.controller.step(state.round, epoch, draw):
+                self.history.changes.append(change)
+                if self.display:
+                    self.display.change(change)
+            if self.controller.done or state.round >= self.recipe.rounds or self._late(0.5):
+                self._settle()
+        elif state.step >= self.phase.settle_start + self.phase.settle_steps or self._late(1.0):
+            state.stop = True
+        self._record(epoch)
+        if self.folder and (state.stop or time.perf_counter() - self.saved > 1.0):
+            self.save()
+
+    def _late(self, share: float) -> bool:
+        limit = self.settings.time_limit
+        return limit is not None and self.elapsed >= share * limit
+
+    def _settle(self) -> None:
+        """Fix the structure and plan the fall of the learning rate, within what is left of the time limit."""
+        per_epoch, steps = self.problem.batches.per_epoch, self.recipe.steps
+        wanted = max(self.recipe.settle * self.state.step, self.recipe.epochs * per_epoch)
+        if self.settings.time_limit is not None:
+            wanted = min(wanted, (self.settings.time_limit - self.elapsed) / self._seconds_per_step())
+        self.phase = _Phase(self.state.step, max(1, math.ceil(wanted / steps)) * steps)
+
+    def _seconds_per_step(self) -> float:
+        """Of the latest rounds, since larger networks are slower."""
+        last = self.history.rounds[-3:]
+        if len(last) < 2:
+            return self.elapsed / max(1, self.state.step)
+        return max(1e-6, (last[-1].seconds - last[0].seconds) / (last[-1].step - last[0].step))
+
+    def _record(self, epoch: float) -> None:
+        state, problem = self.state, self.problem
+        now = Round(
+            state.round, epoch, state.step, self.elapsed, self.phase.name, state.train_loss,
+            float(problem.losses(state.model).mean()), problem.score(state.model, *problem.looked),
+            count_parameters(state.model), shape_of(state.model),
+        )  # fmt: skip
+        self.history.rounds.append(now)
+        if self.display:
+            left = None
+            if self.phase.settle_start is not None:
+                left = (self.phase.settle_start + self.phase.settle_steps - state.step) * self._seconds_per_step()
+            self.display.round(now, left)
+
+    def _say(self, text: str) -> None:
+        self.history.notes.append(text)
+        if self.display:
+            self.display.say(text)
+
+    # Checkpoint: base settings + ledger + tensors ---------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "data": self.problem.dataset.fingerprint,
+            "settings": {k: v for k, v in asdict(self.settings).items() if k not in ("time_limit", "device")},
+            "recipe": asdict(self.recipe),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        assert self.folder is not None
+        state = self.state
+        about = {
+            **self._identity(),
+            "ledger": ledger_to_json(self.controller.ledger),
+            "state": {k: getattr(state, k) for k in ("round", "step", "train_loss", "stop", "halvings")},
+            "phase": asdict(self.phase),
+            "memory": self.controller.memory,
+            "report": to_json(self._report(())),
+            "seconds": self.elapsed,
+        }
+        path = self.folder / CHECKPOINT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, {**_model_tensors(state.model), **_optimizer_tensors(state)}, about)
+        self.saved = time.perf_counter()
+
+    def load(self) -> None:
+        """Go on from the checkpoint in the folder."""
+        assert self.folder is not None
+        tensors, about = load_tensors(self.folder / CHECKPOINT)
+        for key, value in self._identity().items():
+            if about.get(key) != value:
+                raise RunError(
+                    f"the checkpoint in {self.folder} belongs to another run (its {key}: {about.get(key)}, now: {value}); "
+                    "resume with the same data and options, or choose another --out"
+                )
+        state = self.state
+        ledger = ledger_from_json(about["ledger"])
+        replay(ledger, state.model, self.problem.example[:2], optimizers=[state.optimizer])
+        with torch.no_grad():
+            for name, tensor in _model_tensors(state.model).items():
+                tensor.copy_(tensors[name])
+        _fill_optimizer(state, tensors)
+        for key, value in about["state"].items():
+            setattr(state, key, value)
+        self.phase = _Phase(**about["phase"])
+        self.controller.resume(ledger, about["memory"])
+        report = from_json(Report, about["report"])
+        self.history = _History(list(report.rounds), list(report.changes), list(report.notes))
+        self.before = about["seconds"]
+        self._say_only(f"resumed after round {state.round} ({self.before:.0f} s)")
+
+    def _say_only(self, text: str) -> None:
+        if self.display:
+            self.display.say(text)
+
+    def _report(self, table: tuple[Row, ...]) -> Report:
+        dataset = self.problem.dataset
+        return Report(
+            dataset.name, dataset.name, dataset.task, self.problem.metric, self.settings.seed, tuple(self.history.rounds),
+            tuple(self.history.changes), table, tuple(self.history.notes), environment(self.settings.device),
+        )  # fmt: skip
+
+    def result(self) -> Fitted:
+        """Freeze, score and report."""
+        seconds, problem = self.elapsed, self.problem
+        plain, certificate = freeze(self.state.model, problem.example)
+        assert isinstance(plain, nn.Sequential)
+        row = Row("found by morphogen", problem.test_score(plain), count_parameters(plain), seconds)
+        if problem.regression:
+            _to_unit(plain, problem.mean, problem.scale)
+        return Fitted(
+            self.state.model, plain, certificate, self._report((row,)), tuple(self.controller.ledger), self.recipe,
+            self.settings, seconds,
+        )  # fmt: skip
+
+
+def scratch(fitted: Fitted, dataset: Dataset) -> Row:
+    """The honest control: the shape that was found, trained from new weights for as many steps by the same recipe.
+
+    Its depths start where they ended, so that all blocks take part from the first step.
+    """
+    problem = Problem(dataset, fitted.recipe, fitted.settings.seed, fitted.settings.device)
+    torch.manual_seed(fitted.settings.seed + 1)
+    began = time.perf_counter()
+    model = problem.build().to(problem.device)
+    replay(fitted.ledger, model, problem.example[:2])
+    for ours, theirs in zip(_depths(model), _depths(fitted.model), strict=True):
+        ours.w.data.copy_(theirs.w.data)
+    for module in model.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    steps = fitted.report.rounds[-1].step
+    grown = next((r.step for r in fitted.report.rounds if r.phase == "settle"), steps)
+    grow, settle = _Phase(), _Phase(grown, max(1, steps - grown))
+    train(
+        State(model, optimizer_for(model, fitted.recipe), fitted.settings.seed), problem.batches, problem.objective,
+        lambda step: (grow if step < grown else settle).rate(step, fitted.recipe),
+        steps=fitted.recipe.steps, rounds=steps // fitted.recipe.steps,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    plain, _ = freeze(model, problem.example)
+    return Row("same shape from scratch", problem.test_score(plain), count_parameters(plain), seconds)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a figure depends on beside the code."""
+    cpu = platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "hardware": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, device {device}",
+    }
+
+
+def _split(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows held out): a tenth, at least 200 where that is at most a quarter, stratified where possible."""
+    n = len(dataset.x_train)
+    if n < 2:
+        raise DataError(f"{n} sample in the training part; give at least 2")
+    held = min(max(1, n // 10, min(200, n // 4)), _HELD_OUT)
+    rows, y = np.arange(n), dataset.y_train
+    stratify = None
+    if dataset.task == "classification":
+        _, counts = np.unique(y, return_counts=True)
+        stratify = y if counts.min() >= 2 and held >= len(counts) and n - held >= len(counts) else None
+    inside, out = train_test_split(rows, test_size=held, random_state=seed % 2**32, stratify=stratify)
+    return inside, out
+
+
+def _policy(settings: Settings, recipe: Recipe) -> Policy:
+    if settings.policy not in POLICIES:
+        raise RunError(f"--policy {settings.policy!r}: unknown; choose one of {', '.join(POLICIES)}")
+    policy: Callable[..., Policy] = POLICIES[settings.policy]
+    return policy(price=recipe.price)
+
+
+def _depths(model: nn.Module) -> list[LearnedDepth]:
+    return [m for m in model.modules() if isinstance(m, LearnedDepth)]
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _named(state: State) -> dict[str, nn.Parameter]:
+    return dict(state.model.named_parameters())
+
+
+def _optimizer_tensors(state: State) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in _named(state).items()
+        for key, value in state.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _fill_optimizer(state: State, tensors: dict[str, Tensor]) -> None:
+    state.optimizer.state.clear()
+    for name, parameter in _named(state).items():
+        start = f"optimizer.{name}."
+        found = {key.removeprefix(start): value.clone() for key, value in tensors.items() if key.startswith(start)}
+        if found:
+            state.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
+
+
+@torch.no_grad()
+def _to_unit(plain: nn.Sequential, mean: float, scale: float) -> None:
+    """Fold the target's standardisation into the last layer."""
+    last = plain[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight *= scale
+    last.bias.mul_(scale).add_(mean)

@@ -1,0 +1,45 @@
+"""One file that holds tensors and a JSON text: safetensors, written atomically, with a checksum."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from morphogen.errors import RunError
+from morphogen.record import write_atomic
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
+    """Write tensors and anything JSON can hold; a crash leaves the old file or the new one."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"about": json.dumps(about), "sha256": _digest(whole)}
+    write_atomic(path, save(whole, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """What `save_tensors` wrote. Raises `RunError` where the file is missing, cut or altered."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        about = json.loads(metadata["about"])
+    except FileNotFoundError as error:
+        raise RunError(f"no checkpoint at {path}; start the run without --resume") from error
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise RunError(f"checkpoint {path} is corrupt ({error}); delete it and start again without --resume") from error
+    if metadata.get("sha256") != _digest(tensors):
+        raise RunError(f"checkpoint {path} is corrupt (checksum); delete it and start again without --resume")
+    return tensors, about
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(-1).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""Trace a model once, for every reader: `trace(model, example) -> Graph`.
+
+The tracer is `torch.export` (non-strict), so what it returns are ATen operations on named values, independent of how the
+module was written. Parameters and buffers appear as values that carry their qualified name in the model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+from morphogen.errors import Unsupported
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An argument that is another node's value, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of the graph.
+
+    op: "input", "tensor" (a parameter or buffer), "output", or an ATen overload such as "aten.linear.default".
+    args: its arguments in order; a value is a `Ref`, everything else a plain Python constant.
+    shape: sizes of the value; () for scalars and for the output.
+    target: the tensor's qualified name where op is "tensor", else "".
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of one traced forward pass, in order of execution."""
+
+    nodes: tuple[Node, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{n.name}: {n.op} {list(n.shape)} {n.target}".rstrip() for n in self.nodes)
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
+    """The graph of `model` in evaluation mode on `example` (one tensor, or the tuple of positional arguments).
+
+    Sizes of the batch are those of the example; use a batch of at least 2, since PyTorch treats sizes 0 and 1 specially.
+    The model is left as it was. Raises `Unsupported` where `torch.export` cannot follow the forward pass.
+    """
+    args = example if isinstance(example, tuple) else (example,)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        exported = torch.export.export(model, args, strict=False)
+    except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unsupported(
+            f"trace: torch.export cannot follow {type(model).__name__}.forward ({first}); "
+            "remove data-dependent control flow, or trace the part that has none"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    held = {
+        spec.arg.name: spec.target
+        for spec in exported.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    }
+    return Graph(tuple(_node(n, held) for n in exported.graph.nodes))
+
+
+def _node(node: torch.fx.Node, held: dict[str, str | None]) -> Node:
+    value = node.meta.get("val")
+    shape = tuple(int(s) for s in value.shape) if isinstance(value, Tensor) else ()
+    args = tuple(_plain(a) for a in node.args)
+    kwargs = {k: _plain(v) for k, v in node.kwargs.items()}
+    if node.op == "placeholder":
+        target = held.get(node.name)
+        return Node(node.name, "tensor" if target else "input", (), {}, shape, target or "")
+    op = "output" if node.op == "output" else str(node.target)
+    return Node(node.name, op, args, kwargs, shape)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.fx.Node):
+        return Ref(value.name)
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value

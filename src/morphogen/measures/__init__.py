@@ -1,0 +1,5 @@
+"""JUDGE: one function a number, (model, data) -> value."""
+
+from morphogen.measures.importance import unit_importance
+
+__all__ = ["unit_importance"]

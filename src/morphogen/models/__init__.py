@@ -1,0 +1,7 @@
+"""Networks to start from; each is a function that returns ordinary modules."""
+
+from morphogen.models.convnet import convnet
+from morphogen.models.mlp import mlp
+from morphogen.models.shape import shape_of
+
+__all__ = ["convnet", "mlp", "shape_of"]

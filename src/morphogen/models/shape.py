@@ -1,0 +1,33 @@
+"""The shape a person sees: one bar a layer that computes."""
+
+from torch import nn
+
+from morphogen.layers.depth import LearnedDepth
+from morphogen.record import Layer
+
+
+def shape_of(model: nn.Module) -> tuple[Layer, ...]:
+    """Linear and convolution layers in order with their output sizes; of a learned depth, the active blocks only.
+
+    The last one is the output. Blocks are named after the layer before their stage: "conv1", "conv1.1", "conv1.2".
+    """
+    layers: list[Layer] = []
+    _collect(model, "", layers)
+    return (*layers[:-1], Layer(layers[-1].name, "output", layers[-1].units)) if layers else ()
+
+
+def _collect(module: nn.Module, name: str, layers: list[Layer]) -> None:
+    match module:
+        case nn.Linear():
+            layers.append(Layer(name, "linear", module.weight.shape[0]))
+        case nn.modules.conv._ConvNd():
+            layers.append(Layer(name, "conv", module.weight.shape[0]))
+        case LearnedDepth():
+            stem = layers[-1].name if layers else name
+            for number, block in enumerate(list(module.blocks)[: module.active], start=1):
+                inner: list[Layer] = []
+                _collect(block, "", inner)
+                layers.extend(Layer(f"{stem}.{number}", layer.kind, layer.units) for layer in inner)
+        case _:
+            for child, submodule in module.named_children():
+                _collect(submodule, f"{name}.{child}" if name else child, layers)

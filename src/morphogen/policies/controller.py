@@ -1,0 +1,114 @@
+"""The hook that lets a policy, and the learned depths, change a model in training."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morphogen.errors import PlanError
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import Width, find, widths
+from morphogen.layers.depth import LearnedDepth
+from morphogen.measures.importance import unit_importance
+from morphogen.policies.budget import within
+from morphogen.policies.look import Look, Memory, Policy, Proposal
+from morphogen.record import Change
+from morphogen.resize.apply import apply_, count_parameters
+from morphogen.resize.edit import AddBlock, DropBlock, Edit
+from morphogen.resize.plan import live_size, plan, tensors_of
+
+
+class Controller:
+    """Asks the policy after each round, clips its answer to the budget, carries it out and keeps the ledger.
+
+    losses: model -> validation loss of each example, shape (n,). example: a batch to trace the model with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        policy: Policy,
+        losses: Callable[[nn.Module], Tensor],
+        example: Tensor | tuple[Any, ...],
+        budget: int | None = None,
+    ) -> None:
+        self.model, self.optimizers, self.policy = model, tuple(optimizers), policy
+        self.losses, self.example, self.budget = losses, example, budget
+        self.memory: Memory = policy.start()
+        self.ledger: list[Edit] = []
+        self.done = False
+        self._widths: dict[str, Width] | None = None
+
+    def resume(self, ledger: Sequence[Edit], memory: Memory) -> None:
+        """Go on as the controller that kept this ledger and memory; the model has been brought there already."""
+        self.ledger, self.memory, self._widths = list(ledger), memory, None
+
+    @property
+    def widths(self) -> dict[str, Width]:
+        """The model's widths; traced again only after a block came or went."""
+        if self._widths is None:
+            self._widths = widths(trace(self.model, self.example))
+        return self._widths
+
+    def sizes(self) -> dict[str, int]:
+        """Free widths and their live sizes."""
+        tensors = tensors_of(self.model)
+        return {w.name: live_size(w, tensors) for w in self.widths.values() if not w.pinned}
+
+    def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
+        """One look: decide, change the model and every optimizer, and say what changed."""
+        losses = self.losses(self.model)
+        look = Look(round, self.sizes(), count_parameters(self.model), losses, self._attempt, self._importance)
+        proposals, self.memory, self.done = self.policy.decide(look, self.memory, draw)
+        if not self.done:
+            proposals = [*proposals, *self._depths()]
+        return [self._apply(p, round, epoch, draw) for p in within(proposals, self.budget, self._count)]
+
+    def _depths(self) -> list[Proposal]:
+        proposals = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, LearnedDepth) and (wanted := module.wanted()) != len(module.blocks):
+                edit = AddBlock(name) if wanted > len(module.blocks) else DropBlock(name)
+                proposals.append(Proposal(edit, f"learned depth w = {module.depth:.2f}"))
+        return proposals
+
+    def _apply(self, proposal: Proposal, round: int, epoch: float, draw: torch.Generator) -> Change:
+        edit, module = proposal.edit, None
+        before = count_parameters(self.model)
+        if isinstance(edit, (AddBlock, DropBlock)):
+            module = self.model.get_submodule(edit.module)
+            assert isinstance(module, LearnedDepth)
+            sizes = (len(module.blocks), len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1))
+            where = edit.module
+        applied = apply_(self.model, plan(self.model, self.widths, [edit]), optimizers=self.optimizers, generator=draw)
+        if module is not None:
+            self._widths = None
+        else:
+            ((where, sizes),) = applied.receipt.sizes.items()
+        self.ledger.append(edit)
+        return Change(round, epoch, where, *sizes, proposal.reason, (before, count_parameters(self.model)))
+
+    def _attempt(self, edits: Sequence[Edit]) -> tuple[Tensor, int]:
+        # no optimizer takes part: no step happens before the undo
+        applied = apply_(self.model, plan(self.model, self.widths, edits))
+        try:
+            return self.losses(self.model), applied.receipt.parameters[1]
+        finally:
+            applied.undo()
+
+    def _importance(self, width: str) -> Tensor:
+        return unit_importance(self.model, find(self.widths, width))
+
+    def _count(self, edits: list[Edit]) -> int:
+        """Parameters after some edits, found by making them and taking them back."""
+        try:
+            applied = apply_(self.model, plan(self.model, self.widths, edits), generator=torch.Generator())
+        except PlanError:
+            return 2**62
+        applied.undo()
+        return applied.receipt.parameters[1]
+
+

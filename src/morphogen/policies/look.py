@@ -1,0 +1,50 @@
+"""What a policy sees at the end of a round, and what it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from morphogen.resize.edit import Edit
+
+Memory = dict[str, Any]
+"""A policy's state: JSON-ready, so that a checkpoint holds it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a model in training.
+
+    sizes: the widths that may change, name -> units. losses: validation loss of each example, shape (n,). attempt: losses
+    and parameter count as they would be after some edits; the model is untouched afterwards. importance: strength of every
+    unit of a width, shape (units,).
+    """
+
+    round: int
+    sizes: dict[str, int]
+    parameters: int
+    losses: Tensor
+    attempt: Callable[[Sequence[Edit]], tuple[Tensor, int]]
+    importance: Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An edit and why."""
+
+    edit: Edit
+    reason: str
+
+
+class Policy(Protocol):
+    """Constant settings with two functions."""
+
+    def start(self) -> Memory:
+        """The memory before the first look."""
+        ...
+
+    def decide(self, look: Look, memory: Memory, draw: torch.Generator) -> tuple[list[Proposal], Memory, bool]:
+        """What to change now, the new memory, and whether the structure is finished."""
+        ...

@@ -1,0 +1,52 @@
+"""The training recipe: constants by kind of data, and how they scale with the number of rows."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about training that is not structure. Nothing here was chosen on test data.
+
+    batch: examples a step. rate: learning rate of AdamW while the structure changes, after a warm-up of `warm_up` steps;
+    then it falls to zero over the settle phase. decay: weight decay of matrices and kernels. depth_scale: learning rate of
+    the depths as a multiple. depth_price: penalty depth_price * w^2 of every learned depth. steps: optimizer steps a
+    round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
+    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the labels.
+    shift: images move by up to so many pixels.
+    """
+
+    batch: int
+    rate: float
+    decay: float
+    steps: int
+    settle: float
+    epochs: int
+    width: int
+    rounds: int = 60
+    dropout: float = 0.0
+    smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    warm_up: int = 50
+    depth_scale: float = 2.0
+    depth_price: float = 1e-3
+    price: float = 0.1
+
+
+def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe:
+    """The recipe for `rows` training rows of images or of a table."""
+    if images:
+        batch = _between(32, rows // 40, 128)
+        return Recipe(
+            batch=batch, rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
+            epochs=_between(6, 36_000 // rows, 40), width=4, shift=1, flip=flip,
+        )  # fmt: skip
+    batch = _between(16, rows // 64, 256)
+    return Recipe(
+        batch=min(batch, rows), rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
+        epochs=_between(8, 30_000 // max(rows, 1), 40), width=4,
+    )  # fmt: skip
+
+
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))

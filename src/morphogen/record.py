@@ -1,0 +1,161 @@
+"""Results as values: frozen dataclasses that become JSON and come back equal.
+
+Nothing here imports torch, so a report can be read where no model can be run.
+"""
+
+import json
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one resize did.
+
+    `sizes` maps each changed width to (before, after); `parameters` counts the model's parameters before and after;
+    `change` is the largest absolute difference of the output on the probe batch (None where none was given).
+    """
+
+    edits: tuple[str, ...]
+    sizes: dict[str, tuple[int, int]]
+    parameters: tuple[int, int]
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a transform promises about the function it returned.
+
+    kind: "exact" (an identity in real arithmetic) or "measured" (seen on probes only). max_error: the largest absolute
+    output difference on the probes. box: the input box (low, high) it holds on, None for every input. proved: True only
+    where the identity follows from algebra or bounds, never from probes.
+    """
+
+    kind: str
+    max_error: float
+    box: tuple[float, float] | None
+    proved: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published or promised figure beside what was measured. `met` is None until it was run."""
+
+    name: str
+    target: float
+    measured: float | None = None
+    met: bool | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One bar of the drawn shape: `kind` is "conv", "linear" or "output"; `units` its channels or features."""
+
+    name: str
+    kind: str
+    units: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """The state after one round of training (a fixed number of steps between two looks at the validation part)."""
+
+    round: int
+    epoch: float
+    step: int
+    seconds: float
+    phase: str  # "grow" while the structure changes, "settle" while the learning rate falls to zero
+    train_loss: float
+    valid_loss: float
+    valid_score: float
+    parameters: int
+    shape: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the structure (or a refused one) and why: "hidden.1 12 -> 16: validation loss -0.013"."""
+
+    round: int
+    epoch: float
+    where: str
+    before: int
+    after: int
+    reason: str
+    parameters: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.before} -> {self.after}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table. `score` is on the test part; None where there is none."""
+
+    name: str
+    score: float | None
+    parameters: int | None
+    seconds: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report shows of one `fit`. It holds numbers and text only; rendering it never runs a model."""
+
+    name: str
+    data: str
+    task: str  # "classification" or "regression"
+    metric: str  # "accuracy" (higher is better, a fraction) or "RMSE" (lower is better, in the target's unit)
+    seed: int
+    rounds: tuple[Round, ...] = ()
+    changes: tuple[Change, ...] = ()
+    table: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def to_json(value: Any) -> str:
+    """One of the dataclasses above as JSON text."""
+    return json.dumps(asdict(value), indent=1, allow_nan=True)
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """The inverse of `to_json`."""
+    return typing.cast(T, _revive(kind, json.loads(text)))
+
+
+def _revive(kind: Any, value: Any) -> Any:
+    """`value` as JSON gave it, turned back into the annotated type `kind`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {f.name for f in fields(kind)}
+        return kind(**{k: _revive(hints[k], v) for k, v in value.items() if k in known})
+    if origin is tuple:
+        inner = (args[0],) * len(value) if args[-1] is Ellipsis else args
+        return tuple(_revive(k, v) for k, v in zip(inner, value, strict=True))
+    if origin is dict:
+        return {k: _revive(args[1], v) for k, v in value.items()}
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _revive(next(a for a in args if a is not type(None)), value)
+    return value
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

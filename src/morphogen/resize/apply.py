@@ -1,0 +1,264 @@
+"""Carry out a plan, all or nothing: `apply_(model, plan, optimizers) -> Applied`.
+
+A parameter keeps its identity (`p.data` is replaced, see `_setter`), so every optimizer, scheduler, hook and user reference that held it
+holds the live one, and every optimizer's state is cut by the same rows. Its version counter is raised, so that a backward
+through a graph from before the resize fails loudly.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morphogen.errors import PlanError
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import Width, widths
+from morphogen.layers.depth import LearnedDepth
+from morphogen.record import Receipt
+from morphogen.resize.edit import Edit
+from morphogen.resize.optim import cut, take
+from morphogen.resize.plan import NEW, Plan, Row, plan, tensors_of
+from morphogen.resize.start import STARTS, Start
+
+# The sizes that modules keep beside their tensors, read back from the tensors after a resize.
+_SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
+    nn.Linear: lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]},
+    nn.modules.conv._ConvNd: lambda m: {
+        "out_channels": m.weight.shape[0],
+        "in_channels": m.weight.shape[1] * m.groups,
+    },
+    nn.modules.batchnorm._BatchNorm: lambda m: (
+        {} if m.running_mean is None and m.weight is None else {"num_features": len(_first(m.weight, m.running_mean))}
+    ),
+    nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
+    nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
+    nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
+}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A carried-out resize: the `receipt` says what happened, `undo()` takes it back, bit for bit, weights and state."""
+
+    receipt: Receipt
+    _back: list[Callable[[], None]]
+
+    def undo(self) -> None:
+        """Restore weights, buffers, gradients and optimizer state of just before. Newest resize first; once only."""
+        if not self._back:
+            raise PlanError("undo: this resize was already undone")
+        _run_back(self._back)
+
+
+def resize(
+    model: nn.Module,
+    edits: Iterable[Edit],
+    *,
+    example: Tensor | tuple[Any, ...],
+    optimizers: Sequence[Optimizer] = (),
+    generator: torch.Generator | None = None,
+) -> Applied:
+    """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
+    return apply_(
+        model,
+        plan(model, widths(trace(model, example)), edits),
+        optimizers=optimizers,
+        example=example,
+        generator=generator,
+    )
+
+
+def apply_(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    optimizers: Sequence[Optimizer] = (),
+    example: Tensor | tuple[Any, ...] | None = None,
+    generator: torch.Generator | None = None,
+    starts: Mapping[str, Start] = STARTS,
+) -> Applied:
+    """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
+
+    example: where given, the model runs on it before and after (evaluation mode, no gradient): the receipt then states the
+    largest output change, and a model that no longer runs is rolled back. generator: draws the values of new units.
+    """
+    before, parameters = _probe(model, example), count_parameters(model)
+    values, states = _computed(model, plan, optimizers, generator, starts)
+    back: list[Callable[[], None]] = []
+    try:
+        _commit(values, states, back)
+        for name, delta in plan.blocks:
+            depth = model.get_submodule(name)
+            assert isinstance(depth, LearnedDepth)
+            _change_blocks(depth, delta, optimizers, generator, back)
+        _refresh_sizes(model, back)
+        after = _probe(model, example)
+    except Exception as error:
+        _run_back(back)
+        raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
+    change = None if before is None or after is None else _difference(before, after)
+    receipt = Receipt(tuple(map(str, plan.edits)), dict(plan.sizes), (parameters, count_parameters(model)), change)
+    return Applied(receipt, back)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters; a shared one counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _computed(
+    model: nn.Module,
+    plan: Plan,
+    optimizers: Sequence[Optimizer],
+    generator: torch.Generator | None,
+    starts: Mapping[str, Start],
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
+    """New values of every touched tensor and new optimizer states; nothing is written yet."""
+    values, states = [], []
+    for tensor, rows in _by_tensor(model, plan.rows):
+        value = tensor.detach()
+        for row in rows:
+            new = torch.tensor([j for j, i in enumerate(row.index) if i == NEW], dtype=torch.long, device=value.device)
+            value = take(value, row.dim, row.index)
+            if len(new):
+                value.index_copy_(row.dim, new, starts[row.role](value, row.dim, new, generator))
+        values.append((tensor, value))
+        for optimizer in optimizers:
+            if tensor in optimizer.state:
+                state, shape = optimizer.state[tensor], list(tensor.shape)
+                for row in rows:
+                    state = cut(state, torch.Size(shape), row.dim, row.index, row.tensor)
+                    shape[row.dim] = len(row.index)
+                states.append((optimizer, tensor, state))
+    return values, states
+
+
+def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list[Row]]]:
+    """Rows grouped by the tensor they change; a tensor tied under two names must be changed alike by both."""
+    tensors = tensors_of(model)
+    grouped: dict[int, tuple[Tensor, dict[int, Row]]] = {}
+    for row in rows:
+        tensor = tensors[row.tensor]
+        _, by_dim = grouped.setdefault(id(tensor), (tensor, {}))
+        other = by_dim.setdefault(row.dim, row)
+        if other.index != row.index:
+            raise PlanError(f"{row} and {other} are one tensor, but the edits change them differently")
+    return [(tensor, list(by_dim.values())) for tensor, by_dim in grouped.values()]
+
+
+def _commit(
+    values: Iterable[tuple[Tensor, Tensor]],
+    states: Iterable[tuple[Optimizer, Tensor, dict[str, Any]]],
+    back: list[Callable[[], None]],
+) -> None:
+    for tensor, value in values:
+        back.append(_setter(tensor, tensor.data, tensor.grad))
+        _setter(tensor, value, None)()
+    for optimizer, tensor, state in states:
+        back.append(lambda o=optimizer, t=tensor, s=optimizer.state[tensor]: o.state.__setitem__(t, s))  # type: ignore[misc]
+        optimizer.state[tensor] = state
+
+
+def _setter(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], None]:
+    def put() -> None:
+        tensor.grad = None  # before the data: a gradient of another shape may not stand beside it
+        # Assigning another type makes autograd forget the tensor's gradient accumulator. It remembers the old shape and
+        # lives as long as any older graph, such as that of the `loss` which a training loop still holds.
+        other = torch.float32 if data.dtype == torch.float16 else torch.float16
+        tensor.data = torch.empty(0, dtype=other, device=data.device)
+        tensor.data = data
+        tensor.grad = grad
+        if tensor.is_floating_point():
+            with torch.no_grad():
+                tensor.mul_(1)  # raises the version: a backward through an older graph now fails instead of being wrong
+
+    return put
+
+
+def _change_blocks(
+    depth: LearnedDepth,
+    delta: int,
+    optimizers: Sequence[Optimizer],
+    generator: torch.Generator | None,
+    back: list[Callable[[], None]],
+) -> None:
+    blocks, last = depth.blocks, depth.blocks[-1]
+    if delta < 0:
+        for parameter in last.parameters():
+            for optimizer in optimizers:
+                _release(optimizer, parameter, back)
+        back.append(lambda: blocks.append(last) and None)  # type: ignore[func-returns-value]
+        del blocks[-1]
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        block = depth.new_block()
+    blocks.append(block)
+    back.append(lambda: blocks.__delitem__(-1))
+    for model_for, parameter in zip(last.parameters(), block.parameters(), strict=True):
+        for optimizer in optimizers:
+            _enrol(optimizer, model_for, parameter, back)
+
+
+def _release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+    """The optimizer forgets a parameter."""
+    for group in optimizer.param_groups:
+        for position, held in enumerate(group["params"]):
+            if held is parameter:
+                back.append(lambda g=group, i=position: g["params"].insert(i, parameter))  # type: ignore[misc]
+                del group["params"][position]
+                break
+    if parameter in optimizer.state:
+        back.append(lambda s=optimizer.state[parameter]: optimizer.state.__setitem__(parameter, s))  # type: ignore[misc]
+        del optimizer.state[parameter]
+
+
+def _enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+    """The optimizer trains `parameter` in the group that holds `like`."""
+    for group in optimizer.param_groups:
+        if any(held is like for held in group["params"]):
+            group["params"].append(parameter)
+            back.append(lambda: _release(optimizer, parameter, []))
+
+
+def _refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
+    for module in model.modules():
+        for kind, sizes in _SIZES.items():
+            if isinstance(module, kind):
+                for attribute, value in sizes(module).items():
+                    if (old := getattr(module, attribute)) != value:
+                        back.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
+                        setattr(module, attribute, value)
+
+
+def _first(*tensors: Tensor | None) -> Tensor:
+    return next(t for t in tensors if t is not None)
+
+
+def _probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
+    if example is None:
+        return None
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _difference(before: Any, after: Any) -> float:
+    pairs = zip(torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(after), strict=True)
+    return max(
+        (float((a - b).abs().max()) for a, b in pairs if isinstance(a, Tensor) and a.numel() and a.shape == b.shape),
+        default=0.0,
+    )
+
+
+def _run_back(back: list[Callable[[], None]]) -> None:
+    while back:
+        back.pop()()

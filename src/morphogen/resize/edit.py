@@ -1,0 +1,71 @@
+"""Edits are values: what should change, by name; nothing about how."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from morphogen.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Grow:
+    """`units` new entries at the end of the width that `width` names."""
+
+    width: str
+    units: int
+
+    def __str__(self) -> str:
+        return f"grow {self.width} by {self.units}"
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Entries `drop` (indices) of a width leave; the others keep their order."""
+
+    width: str
+    drop: tuple[int, ...]
+
+    def __init__(self, width: str, drop: Iterable[int]) -> None:
+        object.__setattr__(self, "width", width)
+        object.__setattr__(self, "drop", tuple(sorted({int(d) for d in drop})))
+
+    def __str__(self) -> str:
+        return f"shrink {self.width} by {len(self.drop)}"
+
+
+@dataclass(frozen=True)
+class AddBlock:
+    """One more block at the end of the `LearnedDepth` called `module`."""
+
+    module: str
+
+    def __str__(self) -> str:
+        return f"add a block to {self.module}"
+
+
+@dataclass(frozen=True)
+class DropBlock:
+    """The last block of the `LearnedDepth` called `module` leaves."""
+
+    module: str
+
+    def __str__(self) -> str:
+        return f"drop the last block of {self.module}"
+
+
+Edit = Grow | Shrink | AddBlock | DropBlock
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Grow, Shrink, AddBlock, DropBlock)}
+
+
+def edit_to_dict(edit: Edit) -> dict[str, Any]:
+    """A JSON-ready dictionary; `edit_from_dict` is its inverse."""
+    return {"edit": type(edit).__name__, **asdict(edit)}
+
+
+def edit_from_dict(value: dict[str, Any]) -> Edit:
+    """The edit that `edit_to_dict` wrote. Raises `PlanError` on an unknown kind."""
+    fields = dict(value)
+    kind = fields.pop("edit", None)
+    if kind not in _KINDS:
+        raise PlanError(f"ledger: unknown edit {kind!r}; known are {', '.join(_KINDS)}")
+    return _KINDS[kind](**fields)  # type: ignore[no-any-return]

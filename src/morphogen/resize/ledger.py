@@ -1,0 +1,43 @@
+"""The list of all edits a model went through; replayed on a fresh base model it gives the same structure."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import widths
+from morphogen.resize.apply import apply_
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, edit_from_dict, edit_to_dict
+from morphogen.resize.plan import plan
+
+Ledger = tuple[Edit, ...]
+
+
+def replay(
+    ledger: Iterable[Edit],
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    optimizers: Sequence[Optimizer] = (),
+) -> nn.Module:
+    """Change `model` in place as the ledger says and return it. Structure only: fill the tensors afterwards.
+
+    optimizers: hold the parameters in the same order as they did when the ledger was written.
+    """
+    found = widths(trace(model, example))
+    for edit in ledger:
+        apply_(model, plan(model, found, [edit]), optimizers=optimizers)
+        if isinstance(edit, (AddBlock, DropBlock)):
+            found = widths(trace(model, example))
+    return model
+
+
+def ledger_to_json(ledger: Sequence[Edit]) -> list[dict[str, Any]]:
+    """JSON-ready list; `ledger_from_json` is its inverse."""
+    return [edit_to_dict(edit) for edit in ledger]
+
+
+def ledger_from_json(value: Iterable[dict[str, Any]]) -> Ledger:
+    """The ledger that `ledger_to_json` wrote."""
+    return tuple(edit_from_dict(v) for v in value)

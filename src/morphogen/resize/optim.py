@@ -1,0 +1,61 @@
+"""Cut an optimizer's state by the same index map as its parameter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morphogen.errors import Unsupported
+from morphogen.resize.plan import NEW
+
+# State that is a scale (it divides, or is the step itself): a new entry takes the mean of the kept ones, since zero would
+# make its first steps many times the learning rate (Adam) or none (Rprop). Everything else, the momenta, starts at zero.
+SCALES = frozenset("exp_avg_sq max_exp_avg_sq exp_inf square_avg acc_delta sum step_size row_var col_var variance".split())
+
+# Adafactor's factors keep one dimension at size 1 whatever the parameter's size there is.
+FACTORED = {"row_var": -1, "col_var": -2}
+
+
+def take(tensor: Tensor, dim: int, index: Sequence[int], fill: float | Tensor = 0.0) -> Tensor:
+    """A new tensor whose entry j along `dim` is entry index[j] of `tensor`, or `fill` where index[j] is `NEW`.
+
+    Fill: a number, or a tensor that broadcasts over the new slices.
+    """
+    positions = torch.as_tensor(index, dtype=torch.long, device=tensor.device)
+    new = positions == NEW
+    out = tensor.index_select(dim, positions.clamp(min=0))
+    if bool(new.any()):
+        slices: list[Any] = [slice(None)] * tensor.dim()
+        slices[dim] = new
+        out[tuple(slices)] = fill
+    return out
+
+
+def cut(state: dict[str, Any], shape: torch.Size, dim: int, index: Sequence[int], name: str) -> dict[str, Any]:
+    """`state[p]` of an optimizer after dimension `dim` of p, which had `shape`, was changed by `index`.
+
+    A tensor is cut along `dim` where its size there equals the parameter's; size 1 stays; numbers stay. Anything else
+    raises `Unsupported` naming the parameter and the entry. Holds for every optimizer of `torch.optim`.
+    """
+    return {key: _cut_one(key, value, shape, dim, index, name) for key, value in state.items()}
+
+
+def _cut_one(key: str, value: Any, shape: torch.Size, dim: int, index: Sequence[int], name: str) -> Any:
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        if isinstance(value, (list, tuple, dict)) and value:
+            raise Unsupported(f"optimizer state '{key}' of '{name}' is a {type(value).__name__}: no rule to resize it")
+        return value.clone() if isinstance(value, Tensor) else value
+    if value.dim() != len(shape) or value.shape[dim] not in (1, shape[dim]):
+        raise Unsupported(
+            f"optimizer state '{key}' of '{name}' has shape {tuple(value.shape)} beside a parameter of shape {tuple(shape)}: "
+            "no rule to resize it; rebuild the optimizer after the resize"
+        )
+    factored = key in FACTORED and dim == FACTORED[key] % value.dim()
+    if factored or (value.shape[dim] == 1 and shape[dim] != 1):
+        return value.clone()
+    kept = [i for i in index if i != NEW]
+    fill: float | Tensor = 0.0
+    if key in SCALES and kept:
+        fill = take(value, dim, kept).mean(dim, keepdim=True)
+    return take(value, dim, index, fill)

@@ -1,0 +1,152 @@
+"""Resolve and check edits before anything changes: `plan(model, widths, edits) -> Plan`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from morphogen.errors import PlanError, Unsupported
+from morphogen.graph.widths import Slot, Width, find
+from morphogen.layers.depth import LearnedDepth
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
+
+NEW = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one tensor dimension changes: entry j of the result is entry `index[j]` of the tensor, or new (`NEW`)."""
+
+    tensor: str
+    dim: int
+    role: str
+    index: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `apply_` will do. Printing it gives one line a width, or a block.
+
+    rows: in an order such that a new row's columns into old units are made after the row. blocks: (module, +1 or -1).
+    """
+
+    edits: tuple[Edit, ...]
+    rows: tuple[Row, ...]
+    blocks: tuple[tuple[str, int], ...]
+    sizes: dict[str, tuple[int, int]]
+    covers: dict[str, tuple[Slot, ...]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name} {before} -> {after}: {' '.join(map(str, self.covers[name]))}"
+            for name, (before, after) in self.sizes.items()
+        ]
+        lines += [f"{module}.blocks {'+' if delta > 0 else '-'}1" for module, delta in self.blocks]
+        return "\n".join(lines) or "nothing to do"
+
+
+def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -> Plan:
+    """Check `edits` against the model and turn them into index maps. Nothing is changed.
+
+    `widths` may have been found before earlier resizes: sizes are read from the live tensors, only the ties are taken from
+    it. Edits of one width are carried out in the given order. Raises `PlanError` naming the width, the value and the remedy.
+    """
+    edits = tuple(edits)
+    tensors = tensors_of(model)
+    maps: dict[str, list[int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    blocks: list[tuple[str, int]] = []
+    for edit in edits:
+        match edit:
+            case Grow() | Shrink():
+                width = find(widths, edit.width)
+                if width.pinned:
+                    raise PlanError(f"width '{width.name}' cannot change: {width.pinned}")
+                live = live_size(width, tensors)
+                index = maps.setdefault(width.name, list(range(live)))
+                maps[width.name] = _edited(width.name, index, edit)
+                sizes[width.name] = (live, len(maps[width.name]))
+            case AddBlock() | DropBlock():
+                blocks.append((edit.module, _checked_block(model, edit, blocks)))
+    covers = {name: find(widths, name).slots for name in maps}
+    slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
+    # rows before columns: a new unit is drawn as the layer's others are, then its effect on old units is set to zero
+    ordered = sorted(slots, key=lambda slot: slot.role == "in")
+    rows = tuple(Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors)) for s in ordered)
+    return Plan(edits, rows, tuple(blocks), sizes, covers)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by qualified name, tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def live_size(width: Width, tensors: Mapping[str, Tensor]) -> int:
+    """The size a width has now, read from a tensor dimension that it fills alone."""
+    for slot in width.slots:
+        if len(slot.spans) == 1 and slot.tensor in tensors:
+            return tensors[slot.tensor].shape[slot.dim] // slot.spans[0].repeat
+    raise PlanError(
+        f"width '{width.name}': none of its tensors is in the model any more; call widths(trace(model, example)) again"
+    )
+
+
+def resized(widths: Mapping[str, Width], plan: Plan) -> dict[str, Width]:
+    """The same widths with the sizes they have after `plan`."""
+    return {
+        name: replace(width, size=plan.sizes[name][1]) if name in plan.sizes else width for name, width in widths.items()
+    }
+
+
+def _edited(name: str, index: list[int], edit: Grow | Shrink) -> list[int]:
+    if isinstance(edit, Grow):
+        if edit.units < 1:
+            raise PlanError(f"width '{name}': Grow by {edit.units}; give at least 1 unit, or Shrink to remove some")
+        return index + [NEW] * edit.units
+    size, outside = len(index), [d for d in edit.drop if not 0 <= d < len(index)]
+    if outside:
+        raise PlanError(f"width '{name}' has {size} units; drop={list(outside)} is out of range (0-{size - 1})")
+    if len(edit.drop) >= size:
+        raise PlanError(f"width '{name}' has {size} units; dropping {len(edit.drop)} leaves none, keep at least 1")
+    gone = set(edit.drop)
+    return [source for position, source in enumerate(index) if position not in gone]
+
+
+def _checked_block(model: nn.Module, edit: AddBlock | DropBlock, earlier: list[tuple[str, int]]) -> int:
+    known = {name: m for name, m in model.named_modules() if isinstance(m, LearnedDepth)}
+    if edit.module not in known:
+        raise PlanError(f"there is no LearnedDepth '{edit.module}'; this model's are: {', '.join(known) or 'none'}")
+    if isinstance(edit, AddBlock):
+        return 1
+    count = len(known[edit.module].blocks) + sum(delta for name, delta in earlier if name == edit.module)
+    if count < 2:
+        raise PlanError(f"'{edit.module}' has {count} block; at least one stays, drop fewer")
+    return -1
+
+
+def _laid_out(
+    slot: Slot, maps: Mapping[str, list[int]], widths: Mapping[str, Width], tensors: Mapping[str, Tensor]
+) -> tuple[int, ...]:
+    """The index map of one dimension: its spans one after the other, each entry as a block."""
+    if slot.tensor not in tensors:
+        raise PlanError(f"tensor '{slot.tensor}' left the model since it was traced; call widths(trace(...)) again")
+    index: list[int] = []
+    start = 0
+    for span in slot.spans:
+        size = live_size(find(widths, span.width), tensors)
+        for source in maps.get(span.width, range(size)):
+            base = start + source * span.repeat
+            index.extend([NEW] * span.repeat if source == NEW else range(base, base + span.repeat))
+        start += size * span.repeat
+    if start != tensors[slot.tensor].shape[slot.dim]:
+        raise Unsupported(
+            f"tensor '{slot.tensor}' has size {tensors[slot.tensor].shape[slot.dim]} in dimension {slot.dim} where its "
+            f"widths give {start}; call widths(trace(model, example)) again"
+        )
+    return tuple(index)

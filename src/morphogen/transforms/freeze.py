@@ -1,0 +1,199 @@
+"""From a network that learned its structure to plain modules: gates, batch norm, dropout and dead units folded away."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from morphogen.errors import NotExact, Unsupported
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import Width, widths
+from morphogen.layers.depth import LearnedDepth
+from morphogen.record import Certificate
+from morphogen.resize.apply import apply_
+from morphogen.resize.edit import Shrink
+from morphogen.resize.plan import live_size, plan, tensors_of
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Module, Certificate]:
+    """A copy of `model` in evaluation mode with the same function and none of morphogen's modules.
+
+    A learned depth becomes its active blocks, each folded into one layer: for an affine f, an identity h + gate * BN(f(x))
+    is one affine map. Batch norm after a linear or convolution layer in a `Sequential` is folded into it, dropout goes, and
+    so do units that are constant or that nothing reads. Sums are formed in float64 and rounded once.
+
+    The certificate states the largest difference on `example`. Raises `Unsupported` for a block that cannot be folded, and
+    `NotExact` where the difference exceeds rounding (1e-5 of the largest output in float32, 1e-10 in float64).
+    Source: Going Deeper, export of the gated form (W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var+eps)).
+    """
+    plain = copy.deepcopy(model).eval().double()
+    plain = _folded(plain)
+    with torch.no_grad():
+        wide = _as(example, torch.float64)
+        dead = _drop_dead(plain, wide)
+        for module in plain.modules():
+            module.requires_grad_(False)
+        kept = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
+        plain = plain.to(kept.dtype).train(False)
+        error, scale = _compare(model, plain, example)
+    for parameter in plain.parameters():
+        parameter.requires_grad_(True)
+    allowed = (1e-10 if kept.dtype == torch.float64 else 1e-5) * max(1.0, scale)
+    if not error <= allowed:
+        raise NotExact(f"freeze: outputs differ by {error:.2e} where rounding allows {allowed:.2e}; please report this model")
+    reason = "batch norm, gates and identities are affine in evaluation mode and were multiplied out"
+    return plain, Certificate("exact", error, None, True, reason + (f"; {dead} dead units dropped" if dead else ""))
+
+
+def fold_block(block: nn.Module, gate: float) -> nn.Module:
+    """One affine layer equal to x + gate * block(x), for a block of one linear or convolution layer and norms after it."""
+    layers = [m for m in _folded(block).modules() if not isinstance(m, nn.Sequential)]
+    if len(layers) != 1 or not isinstance(layers[0], (nn.Linear, *_CONV)):
+        raise Unsupported(
+            f"freeze: a block of {', '.join(type(m).__name__ for m in layers)} is not one affine layer and cannot be folded "
+            "with its gate; use blocks of Linear or Conv with BatchNorm and Dropout"
+        )
+    layer = layers[0]
+    weight = gate * layer.weight
+    if isinstance(layer, nn.Linear):
+        weight += torch.eye(len(weight)).to(weight)
+    else:
+        _require_same_size(layer)
+        weight += nn.init.dirac_(torch.empty_like(weight), layer.groups)
+    layer.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(gate * layer.bias)
+    return layer
+
+
+@torch.no_grad()
+def _folded(module: nn.Module) -> nn.Module:
+    """`module` with learned depths unrolled, norms folded and dropout gone, recursively; Sequentials inside are flattened."""
+    if isinstance(module, LearnedDepth):
+        return _unrolled(module)
+    for name, child in list(module.named_children()):
+        setattr(module, name, _folded(child))
+    return _fused(module) if type(module) is nn.Sequential else module
+
+
+def _unrolled(depth: LearnedDepth) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    gates = depth.gates().tolist()
+    for i in range(depth.active):
+        layers[f"block{i + 1}"] = fold_block(depth.blocks[i], gates[i])
+        layers[f"relu{i + 1}" if isinstance(depth.h, nn.ReLU) else f"h{i + 1}"] = copy.deepcopy(depth.h)
+    return nn.Sequential(layers or OrderedDict(h=copy.deepcopy(depth.h)))
+
+
+def _fused(module: nn.Sequential) -> nn.Sequential:
+    """Norms into the layer before them; no dropout, no identity, no ReLU of a ReLU; nested Sequentials side by side."""
+    kept: list[tuple[str, nn.Module]] = []
+    for name, layer in _flat(module, ""):
+        last = kept[-1][1] if kept else None
+        if isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)):
+            continue
+        if isinstance(layer, nn.ReLU) and _nonnegative(kept):
+            continue
+        if isinstance(layer, _NORM) and layer.running_mean is not None and isinstance(last, (nn.Linear, *_CONV)):
+            kept[-1] = (kept[-1][0], _fuse(last, layer))
+        else:
+            kept.append((name, layer))
+    return nn.Sequential(OrderedDict(kept))
+
+
+def _fuse(layer: nn.Module, norm: Any) -> nn.Module:
+    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+    return fuse(layer, norm)  # type: ignore[no-any-return]
+
+
+def _nonnegative(kept: list[tuple[str, nn.Module]]) -> bool:
+    """Whether what comes out of the kept layers is a ReLU's output, possibly pooled or flattened."""
+    for _, layer in reversed(kept):
+        if isinstance(layer, nn.ReLU):
+            return True
+        if not isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)):
+            return False
+    return False
+
+
+def _flat(module: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if type(child) is nn.Sequential:
+            yield from _flat(child, f"{prefix}{name}_")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _require_same_size(layer: Any) -> None:
+    same = layer.padding == "same" or all(
+        2 * p == d * (k - 1) for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)
+    )
+    if not same or any(s != 1 for s in layer.stride) or any(k % 2 == 0 for k in layer.kernel_size):
+        raise Unsupported(f"freeze: {layer} changes the map's size, so an identity cannot be added to it")
+
+
+def _drop_dead(model: nn.Module, example: Tensor | tuple[Any, ...]) -> int:
+    """Remove units that nothing reads (all outgoing weights 0) or that nothing feeds and that have no bias. How many."""
+    try:
+        found = widths(trace(model, example))
+    except Unsupported:
+        return 0
+    count = 0
+    for width in found.values():
+        if width.pinned:
+            continue
+        drop = _dead(model, width)
+        size = live_size(width, tensors_of(model))
+        if drop := drop[: size - 1]:
+            apply_(model, plan(model, found, [Shrink(width.name, drop)]))
+            count += len(drop)
+    return count
+
+
+def _dead(model: nn.Module, width: Width) -> list[int]:
+    tensors = tensors_of(model)
+    alone = [s for s in width.slots if len(s.spans) == 1]
+    if len(alone) != len(width.slots) or any(s.role not in ("in", "out", "bias") for s in width.slots):
+        return []
+    size = live_size(width, tensors)
+    reads, makes = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    for slot in alone:
+        entries = tensors[slot.tensor].detach().movedim(slot.dim, 0).reshape(size, -1)
+        used = (entries != 0).any(1).cpu()
+        if slot.role == "in":
+            reads |= used
+        else:
+            makes |= used
+    # a unit without input and bias is 0 before its activation; only activations with f(0) = 0 leave it there
+    zero_stays = all(_keeps_zero(m) for m in model.modules() if not list(m.children()))
+    return [int(i) for i in (~reads | (~makes if zero_stays else False)).nonzero().flatten()]
+
+
+def _keeps_zero(module: nn.Module) -> bool:
+    keeps = (nn.Linear, *_CONV, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.Flatten)
+    return isinstance(module, (*keeps, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d))
+
+
+def _compare(model: nn.Module, plain: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[float, float]:
+    """(largest difference, largest magnitude) of the outputs on the example, both in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    args = example if isinstance(example, tuple) else (example,)
+    try:
+        before, after = model.eval()(*args), plain(*args)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return float((before - after).abs().max()), float(before.abs().max())
+
+
+def _as(example: Tensor | tuple[Any, ...], dtype: torch.dtype) -> Tensor | tuple[Any, ...]:
+    if isinstance(example, tuple):
+        return tuple(_as(e, dtype) for e in example)
+    return example.to(dtype) if isinstance(example, Tensor) and example.is_floating_point() else example
