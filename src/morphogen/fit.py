@@ -38,7 +38,7 @@ from morphogen.transforms.freeze import freeze
 
 CHECKPOINT = "checkpoints/last.safetensors"
 _VERSION = 1
-_LOOKED_AT = 4000  # validation examples of one look; more would cost time and decide nothing
+_LOOKED_AT = 2000  # validation examples of one look; more would cost time and decide nothing
 _HELD_OUT = 6000  # most rows that are ever held out for decisions
 
 
@@ -140,9 +140,7 @@ class Problem:
         self.valid = (x[held], target[held])
         self.looked = tuple(part[:_LOOKED_AT] for part in self.valid)
         self.outputs = 1 if self.regression else max(2, len(dataset.classes))
-        self.batches = Batches(
-            self.x, self.y, min(self.recipe.batch, len(self.x)), seed, self.recipe.shift, self.recipe.flip
-        )
+        self.batches = Batches(self.x, self.y, min(self.recipe.batch, len(self.x)), seed, self.recipe.shift, self.recipe.flip)
 
     def _target(self, y: np.ndarray) -> Tensor:
         if self.regression:

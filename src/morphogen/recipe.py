@@ -39,12 +39,12 @@ def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe
         batch = _between(32, rows // 40, 128)
         return Recipe(
             batch=batch, rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
-            epochs=_between(6, 36_000 // rows, 40), width=4, shift=1, flip=flip,
+            epochs=_between(6, 50_000 // rows, 40), width=8, shift=1, flip=flip,
         )  # fmt: skip
     batch = _between(16, rows // 64, 256)
     return Recipe(
         batch=min(batch, rows), rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
-        epochs=_between(8, 30_000 // max(rows, 1), 40), width=4,
+        epochs=_between(20, 600_000 // max(rows, 1), 40), width=8,
     )  # fmt: skip
 
 

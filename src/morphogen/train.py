@@ -152,8 +152,7 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
     }
     values = [(t, t.detach().clone()) for t in tensors.values()]
     states = [
-        (p, {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()})
-        for p, state in optimizer.state.items()
+        (p, {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}) for p, state in optimizer.state.items()
     ]
 
     @torch.no_grad()

@@ -37,9 +37,7 @@ def load(
     return from_frame(frame, target, test=test_frame, task=task, test_fraction=test_fraction, seed=seed, name=name)
 
 
-def _named(
-    name: str, target: str | None, task: str | None, test: str | None, test_fraction: float, seed: int
-) -> Dataset:
+def _named(name: str, target: str | None, task: str | None, test: str | None, test_fraction: float, seed: int) -> Dataset:
     if target is not None or test is not None:
         raise DataError(f"{name!r} has its own target and test part: leave target and test out")
     dataset = NAMED[name](test_fraction, seed)

@@ -39,9 +39,7 @@ def digits(test_fraction: float, seed: int) -> Dataset:
 
 def grey_images(name: str, openml: str, folder: str, classes: tuple[str, ...], flip: bool, *_: float) -> Dataset:
     """MNIST and its likes: 60,000 + 10,000 grey images of 28x28, in the published split."""
-    files = [
-        f"{folder}/{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-    ]
+    files = [f"{folder}/{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     if paths := find(*files):
         x_train, y_train, x_test, y_test = (read_idx(path) for path in paths)
     else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import NotExact
-from morphogen.record import Certificate
+from morphogen.record import Certificate, write_atomic
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
@@ -52,5 +52,5 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     error, scale = float(np.abs(expected - seen).max()), float(np.abs(expected).max())
     if not error <= 1e-4 * max(1.0, scale):
         raise NotExact(f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was written to {path}")
-    path.write_bytes(data)
+    write_atomic(path, data)
     return Certificate("measured", error, None, False, f"onnxruntime against torch on {len(example)} examples")

@@ -51,8 +51,10 @@ class LearnedDepth(nn.Module):
     @property
     def active(self) -> int:
         """How many blocks run: max(0, ceil(w)), at most those that exist. Reading it syncs with the device."""
-        # an exported or compiled graph has one fixed number of blocks: that of the last eager call
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            # whoever reads the graph must see every block that exists, or a resize would miss those at rest
+            return len(self.blocks)
+        if not torch.compiler.is_compiling():  # a compiled graph has a fixed number: that of the last eager call
             self._active = self._count()
         return self._active
 

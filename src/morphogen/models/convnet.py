@@ -8,7 +8,9 @@ from morphogen.errors import ShapeError
 from morphogen.layers.depth import LearnedDepth
 
 
-def convnet(shape: tuple[int, int, int], outputs: int, width: int = 8, dropout: float = 0.0, max_blocks: int = 4) -> nn.Sequential:
+def convnet(
+    shape: tuple[int, int, int], outputs: int, width: int = 8, dropout: float = 0.0, max_blocks: int = 4
+) -> nn.Sequential:
     """Stages until the map is at most 4x4, then one linear layer.
 
     shape: (channels, height, width) of an image. outputs: size of the result. width: channels of every stage at the start.
@@ -23,8 +25,9 @@ def convnet(shape: tuple[int, int, int], outputs: int, width: int = 8, dropout: 
         stage += 1
         layers[f"conv{stage}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         layers[f"norm{stage}"] = nn.BatchNorm2d(width)
-        layers[f"relu{stage}"] = nn.ReLU()
+        # the same function as pooling after the ReLU, on a quarter of the values
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        layers[f"relu{stage}"] = nn.ReLU()
         height, breadth, channels = height // 2, breadth // 2, width
         layers[f"depth{stage}"] = LearnedDepth(lambda _, c=channels: _block(c), max_blocks=max_blocks)  # type: ignore[misc]
     layers["flatten"] = nn.Flatten()

@@ -110,5 +110,3 @@ class Controller:
             return 2**62
         applied.undo()
         return applied.receipt.parameters[1]
-
-

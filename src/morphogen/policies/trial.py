@@ -12,51 +12,61 @@ from morphogen.resize.edit import Edit, Grow, Shrink
 
 @dataclass(frozen=True)
 class Trial:
-    """Each open width grows by a share of itself; one round later the new units are judged by leaving them out.
+    """Each open width grows by a share of itself; `probation` looks later the new units are judged by leaving them out.
 
     They stay if the validation loss without them is higher by a larger fraction than their price, price * log(parameters
-    with / without); the width then grows again. Otherwise they leave, and the width rests. A resting width is asked the
-    opposite question: can its weakest units go? All comparisons are paired, on the same validation examples and weights.
-    Finished when the penalised loss has not fallen for `patience` looks, or when every width rests.
+    with / without); the width then grows again. Otherwise they leave, and the width rests for `rest` looks. A resting width
+    is asked the opposite question: can its weakest units go? All comparisons are paired, on the same validation examples
+    and weights. Finished when the penalised loss has not fallen for `patience` looks, or when every width failed `strikes`
+    trials.
 
     Source: Growing_neural_network, the stochastic step (propose, compare loss + penalty x weights, keep or undo).
     Differs: proposals are judged after a round of training instead of before any, on validation data, in chunks, with a
     penalty that is a fraction; weakest units are proposed for removal instead of random ones.
     """
 
-    price: float = 0.02
-    rate: float = 0.4
+    price: float = 0.1
+    rate: float = 0.5
     least: int = 2
-    rest: int = 4
-    patience: int = 3
+    probation: int = 3
+    rest: int = 2
+    strikes: int = 2
+    patience: int = 5
     gain: float = 0.002
 
     def start(self) -> Memory:
-        return {"added": {}, "resting": {}}
+        return {"added": {}, "resting": {}, "failed": {}}
 
     def decide(self, look: Look, memory: Memory, draw: torch.Generator) -> tuple[list[Proposal], Memory, bool]:
-        added, resting = dict(memory["added"]), dict(memory["resting"])
-        new: Memory = {**memory, "added": {}, "resting": resting}
+        added, resting, failed = memory["added"], dict(memory["resting"]), dict(memory["failed"])
+        new: Memory = {**memory, "added": {}, "resting": resting, "failed": failed}
         loss = float(look.losses.mean())
         proposals: list[Proposal] = []
         for width, size in look.sizes.items():
-            if width in added:
-                units = min(added[width], size - 1)
+            before, since = added.get(width, (size, 0))
+            units = size - before
+            if width in added and not units:
+                failed[width] = self.strikes  # the budget has no room for it
+            elif units and look.round - since < self.probation:
+                new["added"][width] = (before, since)
+            elif units:
                 edit = Shrink(width, range(size - units, size))
                 rise, worth = self._worth(look, edit)
                 if worth < 0:
                     resting[width] = look.round + self.rest
+                    failed[width] = failed.get(width, 0) + 1
                     proposals.append(Proposal(edit, f"the last {units} did not pay: validation loss {rise:+.4f} without them"))
                 else:
                     proposals.append(self._grow(width, size, f"validation loss {-rise:+.4f} by the last {units}"))
-                    new["added"][width] = _units(proposals[-1].edit)
-            elif resting.get(width, 0) > look.round:
+            elif resting.get(width, 0) > look.round or failed.get(width, 0) >= self.strikes:
                 proposals += self._prune(look, width, size)
             else:
                 proposals.append(self._grow(width, size, f"on trial at validation loss {loss:.4f}"))
-                new["added"][width] = _units(proposals[-1].edit)
+        for proposal in proposals:
+            if isinstance(proposal.edit, Grow):
+                new["added"][proposal.edit.width] = (look.sizes[proposal.edit.width], look.round)
         waited = patience(new, penalised(loss, look.parameters, self.price), self.gain)
-        done = waited >= self.patience or (bool(look.sizes) and all(w in resting for w in look.sizes) and not new["added"])
+        done = waited >= self.patience or all(failed.get(w, 0) >= self.strikes for w in look.sizes)
         if done:
             # nothing new starts once the structure is final; what failed its trial still leaves
             proposals = [p for p in proposals if isinstance(p.edit, Shrink)]
@@ -80,7 +90,3 @@ class Trial:
         before, after = float(look.losses.mean()), float(without.mean())
         ratio = math.log(max(after, 1e-12) / max(before, 1e-12))
         return after - before, ratio - self.price * math.log(look.parameters / parameters)
-
-
-def _units(edit: Edit) -> int:
-    return edit.units if isinstance(edit, Grow) else 0

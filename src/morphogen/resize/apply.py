@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
 from morphogen.graph.trace import trace
-from morphogen.graph.widths import Width, widths
+from morphogen.graph.widths import widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Receipt
 from morphogen.resize.edit import Edit

@@ -99,9 +99,7 @@ def live_size(width: Width, tensors: Mapping[str, Tensor]) -> int:
 
 def resized(widths: Mapping[str, Width], plan: Plan) -> dict[str, Width]:
     """The same widths with the sizes they have after `plan`."""
-    return {
-        name: replace(width, size=plan.sizes[name][1]) if name in plan.sizes else width for name, width in widths.items()
-    }
+    return {name: replace(width, size=plan.sizes[name][1]) if name in plan.sizes else width for name, width in widths.items()}
 
 
 def _edited(name: str, index: list[int], edit: Grow | Shrink) -> list[int]:

@@ -1,0 +1,84 @@
+"""The command: `morphogen fit DATA`."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+# Before torch is imported: its CPU threads then wait without spinning, which other processes on the machine would pay for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+from rich.console import Console
+
+from morphogen.data.load import load
+from morphogen.errors import MorphogenError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class Task(StrEnum):
+    """What the target column asks for."""
+
+    classification = "classification"
+    regression = "regression"
+
+
+@app.callback()
+def root() -> None:
+    """Networks that find their own shape."""
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        str, typer.Argument(help="digits, mnist, fashion-mnist, cifar10, adult, california-housing, or a CSV or Parquet file")
+    ],
+    target: Annotated[str | None, typer.Option(help="column to predict (files)")] = None,
+    task: Annotated[Task | None, typer.Option(help="override what the target column suggests")] = None,
+    test: Annotated[str | None, typer.Option(help="file with the test rows; otherwise a fifth is set aside")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="most parameters")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed")] = 0,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="seconds for the search (the control comes after it)")] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder; default runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the output folder")] = False,
+    device: Annotated[str, typer.Option(help="torch device, such as cpu or cuda")] = "cpu",
+    policy: Annotated[str, typer.Option(help="trial or prune-expand")] = "trial",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="also run scikit-learn's MLP, a grid of 12 and gradient boosting")
+    ] = False,
+    control: Annotated[bool, typer.Option(help="also train the found shape from scratch")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,
+) -> None:
+    """Learn a network of the right shape for DATA and write it, with a report, to a folder."""
+    # imported here so that `morphogen --help` and every fault of the data answer without the seconds that torch takes
+    dataset = load(data, target=target, task=task.value if task else None, test=test, seed=seed)
+    from morphogen import run  # noqa: PLC0415
+
+    run.run(
+        dataset,
+        out=out,
+        resume=resume,
+        baselines=baselines,
+        control=control,
+        quiet=quiet,
+        budget=budget,
+        seed=seed,
+        time_limit=time_limit,
+        device=device,
+        policy=policy,
+    )
+
+
+def main() -> None:
+    """Run the command. An error that was raised on purpose is one line on standard error and exit code 2."""
+    try:
+        app()
+    except MorphogenError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/] ", end="")
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; go on with --resume\n")
+        sys.exit(130)

@@ -1,0 +1,111 @@
+"""What a finished run leaves in its folder."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from morphogen.data.dataset import Dataset
+from morphogen.data.preparation import source as prepare_source
+from morphogen.errors import RunError
+from morphogen.fit import Fitted
+from morphogen.formats.onnx import export_onnx
+from morphogen.formats.source import source
+from morphogen.record import Certificate, Report, write_atomic
+from morphogen.report.html import html
+from morphogen.report.text import format_shape
+from morphogen.resize import ledger_to_json
+
+SCHEMA = 1  # of structure.json
+
+
+def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Certificate:
+    """Write model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html and, for a table,
+    preparation.json. Each file appears whole or not at all. Returns the certificate of the ONNX file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = fitted.plain.cpu()
+    example = torch.as_tensor(dataset.x_train[:64])
+    write_atomic(folder / "model.safetensors", save({k: v.contiguous() for k, v in plain.state_dict().items()}))
+    write_atomic(folder / "model.py", page(plain, dataset, report))
+    if dataset.prepare:
+        write_atomic(folder / "preparation.json", dataset.prepare.to_json())
+    certificate = export_onnx(plain, example, folder / "model.onnx")
+    write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
+    write_atomic(folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1))
+    write_atomic(folder / "report.html", html(report))
+    return certificate
+
+
+def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
+    """The found network as Python source."""
+    shape = "x".join(map(str, dataset.x_train.shape[1:]))
+    if dataset.task == "classification":
+        result = f"one logit for each of {len(dataset.classes)} classes"
+        note = f"Classes, in order of the outputs:\n{', '.join(dataset.classes)}"
+    else:
+        result, note = "the target in its own unit", ""
+    reads = "what `prepare(table)` returns" if dataset.prepare else f"pixels in 0..1, {shape}" if "x" in shape else ""
+    return source(
+        plain,
+        title=f"{format_shape(report.rounds[-1].shape)}: a network for '{dataset.name}', found by training",
+        note=note,
+        prepare=prepare_source(dataset.prepare) if dataset.prepare else "",
+        input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; output {result}.",
+    )
+
+
+def structure(fitted: Fitted, report: Report) -> dict[str, object]:
+    """The shape, and the ledger that leads to it from the first network."""
+    return {
+        "schema": SCHEMA,
+        "shape": [asdict(layer) for layer in report.rounds[-1].shape],
+        "start": [asdict(layer) for layer in report.rounds[0].shape],
+        "base": {"width": fitted.recipe.width, "dropout": fitted.recipe.dropout},
+        "ledger": ledger_to_json(fitted.ledger),
+        "changes": [asdict(change) for change in report.changes],
+    }
+
+
+def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, object]:
+    """The figures of the run. "seconds" are the only ones that differ between two equal runs."""
+    found, last = report.table[0], report.rounds[-1]
+    return {
+        "data": report.data,
+        "task": report.task,
+        "metric": report.metric,
+        "seed": report.seed,
+        "test_score": found.score,
+        "validation_score": last.valid_score,
+        "validation_loss": last.valid_loss,
+        "parameters": found.parameters,
+        "rounds": last.round,
+        "steps": last.step,
+        "seconds": found.seconds,
+        "certificates": {"freeze": asdict(fitted.certificate), "onnx": asdict(onnx)},
+        "table": [asdict(row) for row in report.table],
+        "recipe": asdict(fitted.recipe),
+        "settings": asdict(fitted.settings),
+        "environment": report.environment,
+    }
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds something already, unless its run is resumed. Nothing is written."""
+    if resume:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"--out {folder} already holds another run or other files; add --resume to go on with it, or choose another"
+        )
+
+
+def free_folder(base: Path) -> Path:
+    """`base`, or base-2, base-3, ... : the first that holds nothing."""
+    number, folder = 1, base
+    while folder.exists() and any(folder.iterdir()):
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder

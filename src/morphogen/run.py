@@ -1,0 +1,61 @@
+"""One run of the command: fit, control, baselines, files, with progress shown."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from morphogen.baselines import baselines as sklearn_baselines
+from morphogen.data.dataset import Dataset
+from morphogen.errors import RunError
+from morphogen.export import claim, export, free_folder
+from morphogen.fit import CHECKPOINT, Fitted, Settings, fit, scratch
+from morphogen.record import Report
+from morphogen.report.live import display as make_display
+
+
+def run(
+    dataset: Dataset,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    baselines: bool = False,
+    control: bool = True,
+    quiet: bool = False,
+    **settings: Any,
+) -> tuple[Fitted, Report]:
+    """Fit, compare, write the folder and print the result. settings: those of `Settings`.
+
+    Raises `RunError` before anything is written where the folder holds another run or the device does not exist.
+    """
+    base = Path("runs") / dataset.name
+    folder = out or (base if resume else free_folder(base))
+    claim(folder, resume)
+    _require_device(settings.get("device", "cpu"))
+    with make_display(quiet) as display:
+        for note in dataset.notes:
+            display.say(note)
+        exists = (folder / CHECKPOINT).exists()
+        if resume and not exists:
+            display.say(f"nothing to resume in {folder}: starting from the beginning")
+        fitted = fit(dataset, Settings(**settings), folder=folder, resume=resume and exists, display=display)
+        report = fitted.report
+        if control:
+            display.say("training the same shape from scratch, as a control")
+            report = replace(report, table=(*report.table, scratch(fitted, dataset)))
+        if baselines:
+            for row in sklearn_baselines(dataset, fitted.settings.seed):
+                display.say(f"{row.name}: done in {row.seconds:.1f} s")
+                report = replace(report, table=(*report.table, row))
+        export(fitted, dataset, report, folder)
+        display.finish(report)
+        display.say(f"written to {folder}/: model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html")
+    return fitted, report
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
