@@ -112,5 +112,5 @@ def _with_scaler(network: nn.Sequential, scaler: StandardScaler) -> nn.Sequentia
     first = network[0]
     assert isinstance(first, nn.Linear)
     first.weight /= torch.as_tensor(scaler.scale_)
-    first.bias -= first.weight @ torch.as_tensor(scaler.mean_)
+    first.bias.sub_(first.weight @ torch.as_tensor(scaler.mean_))
     return network

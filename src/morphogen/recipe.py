@@ -12,7 +12,7 @@ class Recipe:
     the depths as a multiple. depth_price: penalty depth_price * w^2 of every learned depth. steps: optimizer steps a
     round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
     rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the labels.
-    shift: images move by up to so many pixels.
+    shift: images move by up to so many pixels. price, multiple: of the policy.
     """
 
     batch: int
@@ -30,7 +30,8 @@ class Recipe:
     warm_up: int = 50
     depth_scale: float = 2.0
     depth_price: float = 1e-3
-    price: float = 0.1
+    price: float = 0.15
+    multiple: int = 4
 
 
 def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe:
@@ -38,8 +39,8 @@ def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe
     if images:
         batch = _between(32, rows // 40, 128)
         return Recipe(
-            batch=batch, rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
-            epochs=_between(6, 50_000 // rows, 40), width=8, shift=1, flip=flip,
+            batch=batch, rate=2e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
+            epochs=_between(5, 50_000 // rows, 40), width=8, shift=1, flip=flip, multiple=8,
         )  # fmt: skip
     batch = _between(16, rows // 64, 256)
     return Recipe(

@@ -139,7 +139,7 @@ def _revive(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {f.name for f in fields(kind)}
-        return kind(**{k: _revive(hints[k], v) for k, v in value.items() if k in known})
+        return typing.cast(Any, kind)(**{k: _revive(hints[k], v) for k, v in value.items() if k in known})
     if origin is tuple:
         inner = (args[0],) * len(value) if args[-1] is Ellipsis else args
         return tuple(_revive(k, v) for k, v in zip(inner, value, strict=True))

@@ -119,7 +119,7 @@ def train(
         restore = snapshot(state.model, state.optimizer)
         torch.manual_seed(generator(state.seed, 3, state.round).initial_seed() % 2**63)
         state.model.train()
-        total = torch.zeros((), device=batches.x.device)
+        total = 0.0
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         for number, (x, y) in enumerate(batches.range(state.step, state.step + steps)):
             lr = rate(state.step + number) * 0.5**state.halvings
@@ -127,18 +127,20 @@ def train(
                 group["lr"] = lr * group.get("scale", 1.0)
             state.optimizer.zero_grad()
             loss = objective(state.model, x, y)
+            if not math.isfinite(value := float(loss.detach())):
+                restore()
+                raise Diverged(f"the loss became {value} in round {state.round}")
+            total += value
             loss.backward()
             if clip:
                 nn.utils.clip_grad_norm_(parameters, clip)
             state.optimizer.step()
-            total += loss.detach()
-        mean = float(total) / steps
-        if not math.isfinite(mean) or not all(bool(p.isfinite().all()) for p in parameters):
+        if not all(bool(p.isfinite().all()) for p in parameters):
             restore()
-            raise Diverged(f"the loss became {mean} in round {state.round}")
+            raise Diverged(f"a weight became NaN or infinite in round {state.round}")
         state.step += steps
         state.round += 1
-        state.train_loss = mean
+        state.train_loss = total / steps
         for hook in hooks:
             hook(state)
     return state

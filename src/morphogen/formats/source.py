@@ -77,11 +77,15 @@ def _line(name: str, module: nn.Module) -> str:
 
 
 def _conv(m: Any) -> str:
-    square = lambda v: v[0] if isinstance(v, tuple) and len(set(v)) == 1 else v  # noqa: E731
-    parts = [str(m.in_channels), str(m.out_channels), str(square(m.kernel_size))]
+    parts = [str(m.in_channels), str(m.out_channels), str(_square(m.kernel_size))]
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    parts += [f"{k}={square(getattr(m, k))!r}" for k, default in defaults.items() if square(getattr(m, k)) != default]
+    parts += [f"{k}={_square(getattr(m, k))!r}" for k, default in defaults.items() if _square(getattr(m, k)) != default]
     return ", ".join(parts + ([] if m.bias is not None else ["bias=False"]))
+
+
+def _square(value: Any) -> Any:
+    """One number where all of a tuple are the same."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
 def _linear(m: nn.Linear) -> str:

@@ -207,18 +207,22 @@ def _constant(node: Node, ties: Ties) -> Layout:
     return (None,) * len(node.shape)
 
 
-_ELEMENTWISE = ["relu", "relu_", "sigmoid", "tanh", "gelu", "silu", "silu_", "elu", "selu", "leaky_relu", "leaky_relu_", "softplus", "hardtanh", "hardswish", "mish", "dropout", "dropout_", "feature_dropout", "clone", "contiguous", "neg", "abs", "exp", "expm1", "sqrt", "alias", "detach", "detach_", "to.dtype", "_to_copy", "clamp", "clamp_min", "hardsigmoid", "log", "square", "sin", "cos"]
+_ELEMENTWISE = (
+    "relu relu_ sigmoid tanh gelu silu silu_ elu selu leaky_relu leaky_relu_ softplus hardtanh hardswish "
+    "hardsigmoid mish dropout dropout_ feature_dropout clone contiguous neg abs exp expm1 log sqrt square sin "
+    "cos clamp clamp_min alias detach detach_ to _to_copy "
+).split()
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _same),
-    **dict.fromkeys(["add", "add_", "sub", "mul", "mul_", "div", "maximum", "minimum", "rsub", "pow"], _broadcast),
-    **dict.fromkeys(["max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"], _pool),
-    **dict.fromkeys(["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"], _pool),
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _conv),
-    **dict.fromkeys(["view", "reshape", "flatten", "_unsafe_view", "squeeze"], _reshape),
-    **dict.fromkeys(["mean", "sum", "amax"], _reduce),
-    **dict.fromkeys(["softmax", "log_softmax", "_softmax"], _softmax),
-    **dict.fromkeys(["arange", "select", "full", "_assert_tensor_metadata"], _constant),
+    **dict.fromkeys("add add_ sub mul mul_ div maximum minimum rsub pow".split(), _broadcast),
+    **dict.fromkeys("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split(), _pool),
+    **dict.fromkeys("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d".split(), _pool),
+    **dict.fromkeys("conv1d conv2d conv3d".split(), _conv),
+    **dict.fromkeys("view reshape flatten _unsafe_view squeeze".split(), _reshape),
+    **dict.fromkeys("mean sum amax".split(), _reduce),
+    **dict.fromkeys("softmax log_softmax _softmax".split(), _softmax),
+    **dict.fromkeys("arange select full _assert_tensor_metadata".split(), _constant),
     "linear": _linear,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,

@@ -97,7 +97,7 @@ class _Solver:
     def walk(self) -> None:
         for node in self.graph.nodes:
             if node.op in ("tensor", "input"):
-                layout = tuple(((self._variable(size), 1),) for size in node.shape)
+                layout: Layout = tuple(((self._variable(size), 1),) for size in node.shape)
                 self.layouts[node.name] = layout
                 if node.op == "input":
                     for spans in layout:

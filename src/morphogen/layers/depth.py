@@ -46,7 +46,9 @@ class LearnedDepth(nn.Module):
         self._active = self._count()
 
     def _count(self) -> int:
-        return max(0, min(math.ceil(float(self.w.detach())), len(self.blocks)))
+        w = float(self.w.detach())
+        # a depth that is NaN reaches the loss like any other weight that is, where it can be caught
+        return max(0, min(math.ceil(w), len(self.blocks))) if math.isfinite(w) else len(self.blocks)
 
     @property
     def active(self) -> int:

@@ -11,7 +11,7 @@ from morphogen.resize.edit import Grow, Shrink
 
 @dataclass(frozen=True)
 class PruneAndExpand:
-    """Units weaker than `threshold` times their width's mean leave; then a random width gains `units`.
+    """Units weaker than `threshold` times their width's mean leave; then a random width gains `multiple`.
 
     Finished when the penalised loss has not fallen for `patience` looks.
     Source: Growing_neural_network, train_dynamic.py at HEAD (prune by outgoing L1, then unconditional expand).
@@ -20,7 +20,7 @@ class PruneAndExpand:
     """
 
     threshold: float = 0.05
-    units: int = 4
+    multiple: int = 4
     price: float = 0.02
     patience: int = 8
     gain: float = 0.002
@@ -40,5 +40,5 @@ class PruneAndExpand:
         waited = patience(memory, penalised(loss, look.parameters, self.price), self.gain)
         if waited < self.patience and look.sizes:
             width = list(look.sizes)[int(torch.randint(len(look.sizes), (1,), generator=draw))]
-            proposals.append(Proposal(Grow(width, self.units), f"expanded at validation loss {loss:.4f}"))
+            proposals.append(Proposal(Grow(width, self.multiple), f"expanded at validation loss {loss:.4f}"))
         return proposals, memory, waited >= self.patience

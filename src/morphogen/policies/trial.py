@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from morphogen.policies.look import Look, Memory, Proposal
-from morphogen.policies.when import patience, penalised
+from morphogen.policies.when import patience
 from morphogen.resize.edit import Edit, Grow, Shrink
 
 
@@ -17,8 +17,10 @@ class Trial:
     They stay if the validation loss without them is higher by a larger fraction than their price, price * log(parameters
     with / without); the width then grows again. Otherwise they leave, and the width rests for `rest` looks. A resting width
     is asked the opposite question: can its weakest units go? All comparisons are paired, on the same validation examples
-    and weights. Finished when the penalised loss has not fallen for `patience` looks, or when every width failed `strikes`
+    and weights. Finished when the validation loss has not fallen for `patience` looks, or when every width failed `strikes`
     trials.
+
+    Sizes change in steps of `multiple`, since kernels are slower in between. rate: the share by which a width grows.
 
     Source: Growing_neural_network, the stochastic step (propose, compare loss + penalty x weights, keep or undo).
     Differs: proposals are judged after a round of training instead of before any, on validation data, in chunks, with a
@@ -27,12 +29,12 @@ class Trial:
 
     price: float = 0.1
     rate: float = 0.5
-    least: int = 2
+    multiple: int = 4
     probation: int = 3
     rest: int = 2
     strikes: int = 2
     patience: int = 5
-    gain: float = 0.002
+    gain: float = 0.01
 
     def start(self) -> Memory:
         return {"added": {}, "resting": {}, "failed": {}}
@@ -65,7 +67,8 @@ class Trial:
         for proposal in proposals:
             if isinstance(proposal.edit, Grow):
                 new["added"][proposal.edit.width] = (look.sizes[proposal.edit.width], look.round)
-        waited = patience(new, penalised(loss, look.parameters, self.price), self.gain)
+        # the price is charged by the trials; charged here too, units on probation would look like a standstill
+        waited = patience(new, math.log(max(loss, 1e-12)), self.gain)
         done = waited >= self.patience or all(failed.get(w, 0) >= self.strikes for w in look.sizes)
         if done:
             # nothing new starts once the structure is final; what failed its trial still leaves
@@ -74,11 +77,12 @@ class Trial:
         return proposals, new, done
 
     def _grow(self, width: str, size: int, reason: str) -> Proposal:
-        return Proposal(Grow(width, max(self.least, round(self.rate * size))), reason)
+        steps = max(1, round(self.rate * size / self.multiple))
+        return Proposal(Grow(width, steps * self.multiple), reason)
 
     def _prune(self, look: Look, width: str, size: int) -> list[Proposal]:
-        units = max(1, size // 16)
-        if size - units < self.least:
+        units = self.multiple
+        if size <= units:
             return []
         edit = Shrink(width, look.importance(width).argsort()[:units].tolist())
         rise, worth = self._worth(look, edit)

@@ -2,70 +2,105 @@
 
 import json
 import math
-from dataclasses import asdict
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
-from string import Template
 from typing import Any
 
-from morphogen.record import Report
-from morphogen.report.text import HEADER, format_row, format_score, headline
+from morphogen.record import Change, Report, Round
+from morphogen.report.text import format_loss, format_row, format_score, format_seconds, header, headline, origin
 
-_SHOWN = 400  # rounds in the slider; more are thinned, the last one stays
+_SHOWN = 500  # positions of the slider
 
 
 def html(report: Report) -> str:
-    """The page: result, shape over time with a slider, curves, changes with their reasons, the final table."""
-    page = Template(files("morphogen.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return page.substitute(
-        title=escape(f"{report.name} – morphogen"),
-        name=escape(report.name),
-        headline=escape(headline(report)),
-        data=_embedded(_data(report)),
-        head="".join(f"<th>{escape(name)}</th>" for name in HEADER),
-        table="".join(_cells(format_row(report.metric, row), "found" if i == 0 else "") for i, row in enumerate(report.table)),
-        changes="".join(
-            _cells((f"{c.epoch:.1f}", c.where, f"{c.before} → {c.after}", c.reason, f"{c.parameters[0]:,} → {c.parameters[1]:,}"))
-            for c in report.changes
+    """The page: result, shape over time with a slider, curves, final table, every change and its reason."""
+    parts = {
+        "css": _resource("page.css"),
+        "js": _resource("page.js"),
+        "title": escape(f"{report.name} – morphogen"),
+        "name": escape(report.name),
+        "headline": escape(re.sub(r" (?=[\d%–])", "\u00a0", headline(report))),  # lines break after a dash only
+        "origin": escape(origin(report)),
+        "metric": escape(report.metric),
+        "data": embedded(_data(report)),
+        "head": "".join(f'<th scope="col">{escape(name)}</th>' for name in header(report.metric)),
+        "rows": "".join(_tr(format_row(report.metric, row), "found" if i == 0 else "") for i, row in enumerate(report.table)),
+        "changes": "".join(map(_change, report.changes)),
+        "count": str(len(report.changes)),
+        "notes": "".join(f"<li>{escape(note)}</li>" for note in report.notes),
+        "environment": "".join(
+            f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in _environment(report).items()
         ),
-        count=len(report.changes),
-        notes="".join(f"<li>{escape(note)}</li>" for note in report.notes),
-        environment="".join(
-            f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in {"seed": str(report.seed), **report.environment}.items()
-        ),
-    )
+    }
+    # one pass, so that a {{name}} inside the data stays what it is
+    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _resource("page.html"))
+
+
+def embedded(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def _data(report: Report) -> dict[str, Any]:
-    rounds = report.rounds
-    if len(rounds) > _SHOWN:
-        step = len(rounds) / _SHOWN
-        rounds = tuple(rounds[min(len(rounds) - 1, round((i + 1) * step) - 1)] for i in range(_SHOWN))
+    """What the script draws. Most rounds share their shape with the one before, so shapes are kept apart."""
+    rounds = _thinned(report.rounds)
+    shapes = list(dict.fromkeys(r.shape for r in rounds))
+    index = {shape: i for i, shape in enumerate(shapes)}
     return {
-        "metric": report.metric,
+        "shapes": [[[layer.name, layer.kind, layer.units] for layer in shape] for shape in shapes],
         "rounds": [
-            {**asdict(r), "shape": [asdict(layer) for layer in r.shape], "score": format_score(report.metric, r.valid_score)}
+            {
+                "round": r.round,
+                "epoch": r.epoch,
+                "settle": r.phase == "settle",
+                "phase": {"grow": "growing", "settle": "settling"}.get(r.phase, r.phase),
+                "train": _finite(r.train_loss),
+                "valid": _finite(r.valid_loss),
+                "loss": format_loss(r.valid_loss),
+                "score": format_score(report.metric, r.valid_score),
+                "time": format_seconds(r.seconds),
+                "parameters": r.parameters,
+                "shape": index[r.shape],
+            }
             for r in rounds
         ],
-        "changes": [c.epoch for c in report.changes],
+        "changes": [[c.round, c.epoch, c.where, c.before, c.after, c.reason] for c in report.changes],
     }
 
 
-def _cells(cells: tuple[str, ...], kind: str = "") -> str:
-    return f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+def _thinned(rounds: Sequence[Round]) -> Sequence[Round]:
+    """At most `_SHOWN` rounds, evenly spread, with the first and the last."""
+    if len(rounds) <= _SHOWN:
+        return rounds
+    return [rounds[i * (len(rounds) - 1) // (_SHOWN - 1)] for i in range(_SHOWN)]
 
 
-def _embedded(value: Any) -> str:
-    """JSON that is safe inside a script element; NaN and infinity, which JSON lacks, become null."""
-    text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
+def _environment(report: Report) -> dict[str, str]:
+    return {"data": report.data, "task": report.task, "seed": str(report.seed), **report.environment}
+
+
+def _change(c: Change) -> str:
+    kind = "grew" if c.after > c.before else "shrank" if c.after < c.before else "same"
+    before, after = c.parameters
+    cells = (f"{c.epoch:.1f}", c.where, f"{c.before} → {c.after}", c.reason, f"{before:,} → {after:,}")
+    button = f'<button type="button" data-round="{c.round}" aria-label="show round {c.round}">{c.round}</button>'
+    return f'<tr class="{kind}" data-round="{c.round}"><td>{button}</td>{_cells(cells)}</tr>'
+
+
+def _tr(cells: Iterable[str], kind: str) -> str:
+    return f'<tr class="{kind}">{_cells(cells)}</tr>'
+
+
+def _cells(cells: Iterable[str]) -> str:
+    return "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+
+
+def _resource(name: str) -> str:
+    return files("morphogen.report").joinpath(name).read_text(encoding="utf-8")

@@ -2,67 +2,119 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from morphogen.record import Layer, Report, Row
 
-HEADER = ("network", "test score", "parameters", "seconds", "note")
+NONE = "–"
+_LONG = 10  # layers; a sentence that names more of them is not read
 
 
 def format_score(metric: str, value: float | None) -> str:
     """Accuracy as a percentage, everything else as a number; a dash where there is none."""
-    if value is None or math.isnan(value):
-        return "–"
+    if value is None or not math.isfinite(value):
+        return NONE
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
-def format_shape(layers: Iterable[Layer]) -> str:
+def format_loss(value: float) -> str:
+    """Four digits that matter; a dash for NaN and infinity."""
+    return f"{value:.4g}" if math.isfinite(value) else NONE
+
+
+def format_shape(layers: Sequence[Layer]) -> str:
     """ "conv 12 – conv 24 – linear 10"."""
     return " – ".join(f"{'linear' if layer.kind == 'output' else layer.kind} {layer.units}" for layer in layers)
 
 
+def format_seconds(seconds: float | None) -> str:
+    """ "4.2 s", "14 s", "2 min 10 s", "3 h 5 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    whole = round(seconds)
+    if whole < 120:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def header(metric: str) -> tuple[str, ...]:
+    """The column names of the final table."""
+    return ("network", f"test {metric}", "parameters", "seconds", "note")
+
+
 def format_row(metric: str, row: Row) -> tuple[str, ...]:
-    """The cells of one line of the final table, in the order of HEADER."""
-    parameters = "–" if row.parameters is None else f"{row.parameters:,}"
-    seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
+    """The cells of one line of the final table, in the order of `header`."""
+    parameters = NONE if row.parameters is None else f"{row.parameters:,}"
+    seconds = NONE if row.seconds is None else f"{row.seconds:.1f}"
     return (row.name, format_score(metric, row.score), parameters, seconds, row.note)
 
 
 def headline(report: Report) -> str:
-    """The result in one sentence."""
-    if not (report.rounds and report.table):
+    """The result in one sentence. Without a test part the validation score stands in, and is called so."""
+    if not report.rounds:
         return f"No network was found for {report.data} yet."
-    row = report.table[0]
-    name, score, parameters, seconds, _ = format_row(report.metric, row)
-    reached = f"{report.metric} {score} with " if row.score is not None else ""
-    return f"{format_shape(report.rounds[-1].shape)}: {reached}{parameters} parameters, found in {seconds} s"
+    last, row = report.rounds[-1], report.table[0] if report.table else Row("", None, None, None)
+    score, part = (last.valid_score, "validation ") if row.score is None else (row.score, "")
+    value = format_score(report.metric, score)
+    reached = f"{value} {part}{report.metric}" if report.metric == "accuracy" else f"{part}{report.metric} {value}"
+    parameters = last.parameters if row.parameters is None else row.parameters
+    seconds = format_seconds(last.seconds if row.seconds is None else row.seconds)
+    return f"Found {_brief(last.shape)}: {reached} with {_count(parameters, 'parameter')} in {seconds}"
+
+
+def origin(report: Report) -> str:
+    """Where the search came from, in one sentence."""
+    if not report.rounds:
+        return ""
+    first, changes, rounds = report.rounds[0], _count(len(report.changes), "change"), _count(len(report.rounds), "round")
+    return f"Grown from {_brief(first.shape)} with {_count(first.parameters, 'parameter')} by {changes} in {rounds}."
 
 
 def markdown(report: Report) -> str:
-    """Headline, table, changes and notes."""
-    cells = [HEADER, ("---",) * len(HEADER), *(format_row(report.metric, row) for row in report.table)]
-    lines = [f"# {report.name}", "", headline(report), "", *("| " + " | ".join(map(_bar, row)) + " |" for row in cells)]
+    """The result, the final table, every change and the notes."""
+    names = header(report.metric)
+    table = [names, ("---", "--:", "--:", "--:", "---"), *(map(_md, format_row(report.metric, row)) for row in report.table)]
+    lines = [f"# {_md(report.name)}", "", _md(headline(report)), ""]
+    if report.rounds:
+        lines += [_md(origin(report)), "", f"**Shape:** {_md(format_shape(report.rounds[-1].shape))}", ""]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table]
     if report.changes:
-        lines += ["", "## Changes", "", *(f"- epoch {c.epoch:.1f}: {c}" for c in report.changes)]
+        lines += ["", "## Changes", "", *(f"- epoch {c.epoch:.1f}: {_md(str(c))}" for c in report.changes)]
     if report.notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in report.notes)]
-    return "\n".join(lines) + "\n"
+        lines += ["", "## Notes", "", *(f"- {_md(note)}" for note in report.notes)]
+    about = [f"{key} {value}" for key, value in {"seed": report.seed, **report.environment}.items()]
+    return "\n".join([*lines, "", f"*{_md(', '.join(about))}*", ""])
 
 
 def latex(report: Report) -> str:
     """The final table, for the booktabs package."""
-    rows = [" & ".join(map(_tex, cells)) + r" \\" for cells in (format_row(report.metric, row) for row in report.table)]
-    return "\n".join(_table("lrrrl", " & ".join(HEADER) + r" \\", rows)) + "\n"
+    rows = [list(map(_tex, cells)) for cells in (header(report.metric), *(format_row(report.metric, r) for r in report.table))]
+    head, *body = (" & ".join(cells) + r" \\" for cells in rows)
+    lines = [r"\begin{tabular}{lrrrl}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
 
 
-def _table(columns: str, head: str, rows: Sequence[str]) -> list[str]:
-    return [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+def _brief(layers: Sequence[Layer]) -> str:
+    if len(layers) <= _LONG:
+        return format_shape(layers)
+    return f"{format_shape(layers[:3])} – … – {format_shape(layers[-2:])} ({len(layers)} layers)"
 
 
-def _bar(cell: str) -> str:
-    return cell.replace("|", r"\|").replace("\n", " ")
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _tex(cell: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-    return re.sub(r"[\\~^–&%$#_{}]", lambda m: special.get(m[0], "\\" + m[0]), cell)
+def _md(text: str) -> str:
+    return re.sub(r"([\\|<*`\[])", r"\\\1", " ".join(text.split()))
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "→": r"$\to$", "×": r"$\times$", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"[\\~^<>|–−→×…&%$#_{}]", lambda m: _TEX.get(m[0], "\\" + m[0]), " ".join(text.split()))

@@ -1,8 +1,8 @@
 """Carry out a plan, all or nothing: `apply_(model, plan, optimizers) -> Applied`.
 
-A parameter keeps its identity (`p.data` is replaced, see `_setter`), so every optimizer, scheduler, hook and user reference that held it
-holds the live one, and every optimizer's state is cut by the same rows. Its version counter is raised, so that a backward
-through a graph from before the resize fails loudly.
+A parameter keeps its identity (`p.data` is replaced, see `_setter`), so every optimizer, scheduler, hook and user reference
+that held it holds the live one, and every optimizer's state is cut by the same rows. Its version counter is raised, so that
+a backward through a graph from before the resize fails loudly.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,11 +45,17 @@ class Applied:
 
     receipt: Receipt
     _back: list[Callable[[], None]]
+    _after: list[tuple[Tensor, int]]
 
     def undo(self) -> None:
-        """Restore weights, buffers, gradients and optimizer state of just before. Newest resize first; once only."""
+        """Restore weights, buffers, gradients and optimizer state of just before. Newest resize first; once only.
+
+        Raises `PlanError` where the model was trained or written to since: old and new weights would be mixed.
+        """
         if not self._back:
             raise PlanError("undo: this resize was already undone")
+        if any(_writes(tensor) != count for tensor, count in self._after):
+            raise PlanError("undo: the model was changed since this resize; undo at once, later resizes first, or Shrink")
         _run_back(self._back)
 
 
@@ -101,7 +107,7 @@ def apply_(
         raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
     change = None if before is None or after is None else _difference(before, after)
     receipt = Receipt(tuple(map(str, plan.edits)), dict(plan.sizes), (parameters, count_parameters(model)), change)
-    return Applied(receipt, back)
+    return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -125,15 +131,25 @@ def _computed(
             value = take(value, row.dim, row.index)
             if len(new):
                 value.index_copy_(row.dim, new, starts[row.role](value, row.dim, new, generator))
-        values.append((tensor, value))
+        values.append((tensor, _laid_out_as(tensor, value)))
         for optimizer in optimizers:
             if tensor in optimizer.state:
                 state, shape = optimizer.state[tensor], list(tensor.shape)
                 for row in rows:
                     state = cut(state, torch.Size(shape), row.dim, row.index, row.tensor)
                     shape[row.dim] = len(row.index)
+                kept = optimizer.state[tensor]
+                state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
                 states.append((optimizer, tensor, state))
     return values, states
+
+
+def _laid_out_as(old: Tensor, new: Tensor) -> Tensor:
+    """`new` in the memory format of `old`: a network in channels_last stays so."""
+    last = torch.channels_last
+    if old.dim() == 4 and old.is_contiguous(memory_format=last) and not old.is_contiguous():
+        return new.contiguous(memory_format=last)
+    return new
 
 
 def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list[Row]]]:
@@ -174,8 +190,17 @@ def _setter(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], N
         if tensor.is_floating_point():
             with torch.no_grad():
                 tensor.mul_(1)  # raises the version: a backward through an older graph now fails instead of being wrong
+            setattr(tensor, _RESIZES, getattr(tensor, _RESIZES, 0) + 1)
 
     return put
+
+
+_RESIZES = "_morphogen_resizes"
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written to in place by anyone but a resize or its undo."""
+    return tensor._version - (getattr(tensor, _RESIZES, 0) if tensor.is_floating_point() else 0)
 
 
 def _change_blocks(
@@ -190,7 +215,7 @@ def _change_blocks(
         for parameter in last.parameters():
             for optimizer in optimizers:
                 _release(optimizer, parameter, back)
-        back.append(lambda: blocks.append(last) and None)  # type: ignore[func-returns-value]
+        back.append(lambda: blocks.insert(len(blocks), last))
         del blocks[-1]
         return
     with torch.random.fork_rng(devices=[]):

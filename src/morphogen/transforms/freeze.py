@@ -31,7 +31,7 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
 
     The certificate states the largest difference on `example`. Raises `Unsupported` for a block that cannot be folded, and
     `NotExact` where the difference exceeds rounding (1e-5 of the largest output in float32, 1e-10 in float64).
-    Source: Going Deeper, export of the gated form (W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var+eps)).
+    Source: Going Deeper, the gated form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var + eps).
     """
     plain = copy.deepcopy(model).eval().double()
     plain = _folded(plain)

@@ -1,0 +1,168 @@
+"""The main job on small data: resumed equals uninterrupted, budget, time, faults."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from morphogen import DataError, MorphogenError, RunError
+from morphogen.data.dataset import Dataset, from_arrays
+from morphogen.data.load import load
+from morphogen.fit import CHECKPOINT, Problem, Settings, fit, scratch
+from morphogen.policies import POLICIES
+from morphogen.recipe import Recipe
+from morphogen.record import Report
+from morphogen.resize import count_parameters
+from morphogen.train import predict
+
+
+def table(regression: bool = False, rows: int = 300) -> Dataset:
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(rows, 6)).astype(np.float32)
+    y = x[:, 0] * x[:, 1] + np.sin(2 * x[:, 2])
+    y = (10 * y + 50).astype(np.float32) if regression else (y > 0).astype(np.int64) + (y > 1)
+    cut = rows * 4 // 5
+    return from_arrays(x[:cut], y[:cut], x[cut:], y[cut:], task="regression" if regression else None, name="toy")
+
+
+QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, settle=0.5, epochs=4, width=4, rounds=8)
+
+
+def equal(a: Report, b: Report) -> bool:
+    """Everything but the seconds, which no two runs share."""
+    strip = lambda r: replace(  # noqa: E731
+        r, notes=(), environment={}, rounds=tuple(replace(x, seconds=0, train_loss=repr(x.train_loss)) for x in r.rounds),
+        table=tuple(replace(x, seconds=None) for x in r.table),
+    )  # fmt: skip
+    return strip(a) == strip(b)
+
+
+class Killed(Exception):
+    pass
+
+
+class Killer:
+    """A display that raises after some rounds, as a crash would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def round(self, r, time_left) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    def change(self, c) -> None: ...
+    def say(self, text) -> None: ...
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
+    settings = Settings(seed=3, policy=policy)
+    whole = fit(table(), settings, recipe=QUICK)
+    assert whole.ledger, "the test needs a run whose structure changes"
+    for after in (1, 4, 9):
+        folder = tmp_path / f"{after}"
+        with pytest.raises(Killed):
+            fit(table(), settings, recipe=QUICK, folder=folder, display=Killer(after))
+        resumed = fit(table(), settings, recipe=QUICK, folder=folder, resume=(folder / CHECKPOINT).exists())
+        assert equal(resumed.report, whole.report)
+        assert resumed.ledger == whole.ledger
+        for a, b in zip(resumed.plain.parameters(), whole.plain.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_images_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
+    data, recipe = load("digits"), replace(QUICK, shift=1, epochs=1, rounds=4, steps=10, multiple=8, width=8)
+    whole = fit(data, Settings(), recipe=recipe)
+    with pytest.raises(Killed):
+        fit(data, Settings(), recipe=recipe, folder=tmp_path, display=Killer(3))
+    assert equal(fit(data, Settings(), recipe=recipe, folder=tmp_path, resume=True).report, whole.report)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
+    a, b, c = (fit(table(), Settings(seed=s), recipe=QUICK) for s in (1, 1, 2))
+    assert equal(a.report, b.report)
+    assert not equal(a.report, c.report)
+
+
+def test_it_learns_grows_and_reports() -> None:
+    data = table(rows=1500)
+    fitted = fit(data, recipe=replace(QUICK, rounds=25, epochs=25, width=8, price=0.05))
+    found, rounds = fitted.report.table[0], fitted.report.rounds
+    assert found.score > 0.7
+    assert rounds[0].round == 0
+    assert {r.phase for r in rounds} == {"grow", "settle"}
+    assert fitted.report.changes
+    assert found.parameters == count_parameters(fitted.plain)
+    assert fitted.certificate.kind == "exact"
+    control = scratch(fitted, data)
+    assert control.parameters == pytest.approx(found.parameters, rel=0.5)
+    assert control.score > 0.6
+
+
+def test_regression_leaves_in_the_targets_own_unit() -> None:
+    data = table(regression=True)
+    fitted = fit(data, recipe=replace(QUICK, epochs=30))
+    out = predict(fitted.plain, torch.as_tensor(data.x_test))[:, 0].numpy()
+    rmse = float(np.sqrt(np.mean((out - data.y_test) ** 2)))
+    assert rmse == pytest.approx(fitted.report.table[0].score, rel=1e-4)
+    assert rmse < 0.8 * data.y_test.std()
+    assert fitted.report.metric == "RMSE"
+
+
+def test_the_budget_is_kept() -> None:
+    fitted = fit(table(), Settings(budget=150), recipe=replace(QUICK, rounds=20))
+    assert all(r.parameters <= 150 for r in fitted.report.rounds)
+    with pytest.raises(RunError, match=r"--budget 5: the smallest network for this data has \d+ parameters"):
+        fit(table(), Settings(budget=5), recipe=QUICK)
+
+
+def test_the_time_limit_is_kept() -> None:
+    long = replace(QUICK, epochs=100_000, rounds=10_000)
+    fitted = fit(table(), Settings(time_limit=3), recipe=long)
+    assert fitted.seconds < 10  # generous: it must end, not be punctual
+    assert fitted.report.rounds[-1].phase == "settle"
+
+
+def test_nan_is_caught_said_and_overcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, calls = Problem.objective, []
+
+    def sometimes(self, model, x, y):
+        calls.append(1)
+        return objective(self, model, x, y) * (float("nan") if len(calls) == 50 else 1)
+
+    monkeypatch.setattr(Problem, "objective", sometimes)
+    fitted = fit(table(), recipe=QUICK)
+    note = fitted.report.notes[-1]
+    assert "the loss became nan in round 2: the last good state is back, the learning rate is halved" in note
+    assert all(torch.isfinite(p).all() for p in fitted.plain.parameters())
+
+
+def test_a_loss_that_stays_nan_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Problem, "objective", lambda self, model, x, y: model(x).sum() * float("nan"))
+    with pytest.raises(MorphogenError, match="it stays so at 1/256 of the learning rate: check the data"):
+        fit(table(), recipe=QUICK)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    fit(table(), Settings(seed=1), recipe=QUICK, folder=tmp_path)
+    with pytest.raises(RunError, match="belongs to another run .its settings"):
+        fit(table(), Settings(seed=2), recipe=QUICK, folder=tmp_path, resume=True)
+    with pytest.raises(RunError, match="belongs to another run .its data"):
+        fit(table(rows=250), Settings(seed=1), recipe=QUICK, folder=tmp_path, resume=True)
+
+
+def test_one_row_is_refused() -> None:
+    one = Dataset("one", "regression", np.ones((1, 2), "f"), np.ones(1, "f"), np.ones((0, 2), "f"), np.ones(0, "f"), ())
+    with pytest.raises(DataError, match="1 sample in the training part"):
+        fit(one)
+
+
+def test_an_unknown_policy_lists_the_known() -> None:
+    with pytest.raises(RunError, match="choose one of trial, prune-expand"):
+        fit(table(), Settings(policy="guess"), recipe=QUICK)

@@ -1,0 +1,85 @@
+"""What the graph says about widths, against networks whose answer is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from morphogen import PlanError, Unsupported, trace, widths
+from morphogen.graph import Span, find
+from problems import PROBLEMS, Embedded, Residual, problem
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_free_widths_are_those_known_by_hand(name: str) -> None:
+    model, x = problem(name)
+    found = widths(trace(model, x))
+    assert {w.name: w.size for w in found.values() if not w.pinned} == PROBLEMS[name][2]
+    assert all(w.pinned for w in found.values() if w.name not in PROBLEMS[name][2])
+
+
+def test_spans_say_where_each_unit_is() -> None:
+    found = widths(trace(Residual(), torch.randn(2, 2, 4, 4)))
+    slots = {str(s): s for w in found.values() for s in w.slots}
+    assert slots["third.weight[1]"].spans == (Span("first", 1), Span("side", 1), Span("first", 1))
+    assert slots["hidden.weight[1]"].spans == (Span("third", 4),)
+    assert find(found, "second").name == "first"  # a residual add ties both
+
+
+def test_input_and_output_are_pinned_with_the_reason() -> None:
+    found = widths(trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)))
+    assert found["2"].pinned == "the model's output"
+    assert found["read by 0.weight"].pinned == "the model's input"
+
+
+def test_layer_norm_embedding_and_slopes() -> None:
+    found = widths(trace(Embedded(), torch.randint(11, (3, 4))))
+    assert {w.name: w.size for w in found.values() if not w.pinned} == {"table": 8, "hidden": 6}
+
+
+def test_a_fixed_size_pins_what_is_added_to_it() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x) + torch.arange(6.0))
+
+    assert "fixed size" in widths(trace(Shifted(), torch.randn(2, 4)))["a"].pinned
+
+
+def test_an_unknown_operation_is_refused_by_node_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.cumsum(self.a(x), 1)
+
+    with pytest.raises(Unsupported, match=r"'aten.cumsum.default' at node 'cumsum'"):
+        widths(trace(Odd(), torch.randn(2, 4)))
+
+
+def test_a_forward_pass_that_cannot_be_followed_is_refused() -> None:
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(Unsupported, match=r"torch\.export cannot follow Branch\.forward"):
+        trace(Branch(), torch.randn(2, 4))
+
+
+def test_an_unknown_width_lists_the_known_ones() -> None:
+    model, x = problem("chain")
+    with pytest.raises(PlanError, match=r"no width 'fc9'; this model's free widths are: 0, 2"):
+        find(widths(trace(model, x)), "fc9")
+
+
+def test_tracing_leaves_the_mode_alone() -> None:
+    model, x = problem("chain")
+    model.train()
+    model[3].eval()
+    trace(model, x)
+    assert model.training
+    assert not model[3].training

@@ -1,0 +1,313 @@
+"""Function kept, undo is the identity, the optimizer holds exactly the live parameters."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, apply_, plan, replay, resize, trace, widths
+from morphogen.resize import apply as apply_module
+from morphogen.resize import ledger_from_json, ledger_to_json, resized
+from problems import PROBLEMS, problem
+
+OPTIMIZERS = {
+    "Adadelta": {},
+    "Adafactor": {},
+    "Adagrad": {},
+    "Adam": {"amsgrad": True},
+    "AdamW": {"amsgrad": True},
+    "Adamax": {},
+    "ASGD": {},
+    "NAdam": {},
+    "RAdam": {},
+    "RMSprop": {"centered": True, "momentum": 0.9},
+    "Rprop": {},
+    "SGD": {"momentum": 0.9},
+    "Muon": {},
+}
+# LBFGS keeps flat vectors of all parameters, SparseAdam takes sparse gradients only, Optimizer is the base.
+EXCUSED = {"LBFGS", "SparseAdam", "Optimizer"}
+
+
+def test_every_optimizer_of_torch_has_a_case() -> None:
+    known = {
+        name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    assert known - EXCUSED <= set(OPTIMIZERS), "add a case to OPTIMIZERS"
+
+
+def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.dim() == 2 or name != "Muon"]
+    return getattr(torch.optim, name)(parameters, lr=1e-2, **OPTIMIZERS[name])
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, times: int = 2) -> torch.Tensor:
+    for _ in range(times):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+    return loss  # kept alive by the caller, as training loops do
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = {p: n for n, p in model.named_parameters()}
+    state = {
+        f"{names[p]}.{k}": v.clone() if isinstance(v, torch.Tensor) else torch.tensor(v)
+        for p, s in optimizer.state.items()
+        for k, v in s.items()
+        if v is not None
+    }
+    grads = {f"{n}.grad": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {**{n: t.clone() for n, t in model.state_dict().items()}, **state, **grads}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def holds_the_live_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    held = [p for g in optimizer.param_groups for p in g["params"]]
+    live = {id(p) for p in model.parameters()}
+    fits = all(
+        v.dim() == 0 or all(a in (1, b) for a, b in zip(v.shape, p.shape, strict=True))
+        for p, s in optimizer.state.items()
+        for v in s.values()
+        if isinstance(v, torch.Tensor)
+    )
+    return {id(p) for p in held} == live and len(held) == len(live) and {id(p) for p in optimizer.state} <= live and fits
+
+
+@pytest.mark.parametrize(("name", "optimizer"), itertools.product(("residual", "convnet"), OPTIMIZERS))
+def test_grow_and_undo_under_every_optimizer(name: str, optimizer: str) -> None:
+    model, x = problem(name)
+    opt = optimizer_of(optimizer, model)
+    loss = step(model, opt, x)
+    before, output = everything(model, opt), model.eval()(x)
+    applied = resize(model, [Grow(w, 3) for w in PROBLEMS[name][2]], example=x, optimizers=[opt])
+    assert applied.receipt.change <= 1e-9  # zero outgoing weights keep the function
+    torch.testing.assert_close(model.eval()(x), output, rtol=0, atol=1e-9)
+    if optimizer != "Muon":
+        assert holds_the_live_parameters(model, opt)
+    applied.undo()
+    assert same(everything(model, opt), before)
+    assert loss.isfinite()
+    resize(model, [Grow(w, 3) for w in PROBLEMS[name][2]], example=x, optimizers=[opt])
+    model.train()
+    assert step(model, opt, x).isfinite()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_shrinking_what_was_grown_is_the_identity(name: str) -> None:
+    model, x = problem(name)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    step(model, opt, x)
+    opt.zero_grad()
+    before = everything(model, opt)
+    for width, size in PROBLEMS[name][2].items():
+        resize(model, [Grow(width, 2)], example=x, optimizers=[opt])
+        resize(model, [Shrink(width, [size, size + 1])], example=x, optimizers=[opt])
+    assert same(everything(model, opt), before)
+
+
+def test_kept_units_take_the_step_they_would_have_taken() -> None:
+    model, x = problem("chain")
+    twin = copy.deepcopy(model)
+    first, second = (torch.optim.Adam(m.parameters(), lr=1e-2) for m in (model, twin))
+    for m, o in ((model, first), (twin, second)):
+        step(m, o, x, 5)
+    resize(model, [Grow("0", 4)], example=x, optimizers=[first])
+    for m, o in ((model, first), (twin, second)):
+        step(m, o, x, 1)
+    torch.testing.assert_close(model[0].weight[:8], twin[0].weight, rtol=0, atol=1e-12)
+
+
+def test_new_slots_take_no_oversized_first_steps() -> None:
+    # with zero second moments beside an old step count, Adam would move them by up to 6.6 learning rates
+    model, x = problem("chain")
+    opt = torch.optim.Adam(model.parameters(), lr=1e-3)
+    step(model, opt, x, 200)
+    resize(model, [Grow("0", 4)], example=x, optimizers=[opt])
+    for _ in range(20):
+        before = model[2].weight.detach().clone()
+        step(model, opt, x, 1)
+        assert float((model[2].weight.detach() - before)[:, 8:].abs().max()) < 2.0e-3
+
+
+def test_a_backward_through_an_older_graph_fails_loudly() -> None:
+    model, x = problem("chain")
+    loss = model(x).sum()
+    resize(model, [Grow("0", 2)], example=x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_hooks_and_references_stay_on_the_live_parameter() -> None:
+    model, x = problem("chain")
+    weight, seen = model[0].weight, []
+    weight.register_hook(lambda g: seen.append(tuple(g.shape)))
+    loss = model(x).sum()
+    loss.backward()
+    resize(model, [Grow("0", 2)], example=x)
+    model(x).sum().backward()
+    assert weight is model[0].weight
+    assert seen == [(8, 4), (10, 4)]
+    assert (model[0].out_features, model[2].in_features) == (10, 10)
+
+
+def test_learned_blocks_join_and_leave_with_their_state() -> None:
+    model, x = problem("mlp")
+    opt = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=1e-2, momentum=0.9)
+    step(model, opt, x)
+    before = everything(model, opt)
+    added = resize(model, [AddBlock("depth")], example=x, optimizers=[opt])
+    assert holds_the_live_parameters(model, opt)
+    assert added.receipt.change == 0  # its gate is closed
+    added.undo()
+    assert same(everything(model, opt), before)
+    resize(model, [AddBlock("depth")], example=x, optimizers=[opt])
+    model.depth.w.data.fill_(1.7)
+    step(model, opt, x)
+    before = everything(model, opt)
+    dropped = resize(model, [DropBlock("depth")], example=x, optimizers=[opt])
+    assert holds_the_live_parameters(model, opt)
+    dropped.undo()
+    assert same(everything(model, opt), before)
+
+
+def test_a_block_at_rest_is_resized_too() -> None:
+    model, x = problem("mlp")
+    resize(model, [AddBlock("depth")], example=x)
+    assert model.depth.active == 1
+    resize(model, [Grow("hidden", 3)], example=x)
+    model.depth.w.data.fill_(2.0)
+    assert model(x).shape == (6, 2)
+
+
+def test_ledger_replay_gives_the_same_structure() -> None:
+    model, x = problem("convnet")
+    ledger = (Grow("conv1", 3), AddBlock("depth1"), Shrink("conv1", [0, 5]), AddBlock("depth1"), DropBlock("depth1"))
+    fresh, _ = problem("convnet")
+    for edit in ledger:
+        resize(model, [edit], example=x)
+    replay(ledger_from_json(ledger_to_json(ledger)), fresh, x)
+    assert {n: t.shape for n, t in fresh.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+
+
+def test_a_plan_prints_as_one_line_a_width() -> None:
+    model, x = problem("chain")
+    text = str(plan(model, widths(trace(model, x)), [Grow("2", 2)]))
+    assert text == ("2 6 -> 8: 2.weight[0] 2.bias[0] 3.weight[0] 3.bias[0] 3.running_mean[0] 3.running_var[0] 5.weight[1]")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Shrink("0", [3, 70]), r"width '0' has 8 units; drop=\[70\] is out of range \(0-7\)"),
+        (Shrink("0", range(8)), r"width '0' has 8 units; dropping 8 leaves none, keep at least 1"),
+        (Grow("0", 0), r"width '0': Grow by 0; give at least 1 unit"),
+        (Grow("5", 1), r"width '5' cannot change: the model's output"),
+        (AddBlock("deep"), r"there is no LearnedDepth 'deep'; this model's are: none"),
+    ],
+)
+def test_impossible_edits_change_nothing(edit, message: str) -> None:
+    model, x = problem("chain")
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(PlanError, match=message):
+        resize(model, [edit], example=x)
+    assert same(before, model.state_dict())
+
+
+def test_a_fault_after_any_tensor_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = problem("residual")
+    opt = torch.optim.Adam(model.parameters())
+    step(model, opt, x)
+    before = everything(model, opt)
+    change = plan(model, widths(trace(model, x)), [Grow("first", 2), Shrink("third", [1])])
+    setter, faults = apply_module._setter, 0
+    for fail_at in range(1, 100):
+        made = 0
+
+        def failing(tensor, data, grad):
+            nonlocal made
+            put = setter(tensor, data, grad)
+            if grad is not None or data.shape == tensor.shape:  # the way back never fails
+                return put
+            made += 1
+            number = made
+
+            def maybe() -> None:
+                if number == fail_at:
+                    raise RuntimeError("injected")
+                put()
+
+            return maybe
+
+        monkeypatch.setattr(apply_module, "_setter", failing)
+        try:
+            apply_(model, change, optimizers=[opt]).undo()
+        except PlanError as error:
+            assert "injected" in str(error)  # noqa: PT017
+            faults += 1
+        assert same(everything(model, opt), before)
+        if made < fail_at:
+            break
+    assert faults >= 10
+
+
+def test_undo_twice_is_refused() -> None:
+    model, x = problem("chain")
+    applied = resize(model, [Grow("0", 1)], example=x)
+    applied.undo()
+    with pytest.raises(PlanError, match="already undone"):
+        applied.undo()
+
+
+def test_undo_after_training_is_refused() -> None:
+    model, x = problem("chain")
+    opt = torch.optim.SGD(model.parameters(), lr=1e-2)
+    applied = resize(model, [Grow("0", 1)], example=x, optimizers=[opt])
+    step(model, opt, x, 1)
+    with pytest.raises(PlanError, match="changed since this resize"):
+        applied.undo()
+
+
+def test_resizes_are_undone_newest_first() -> None:
+    model, x = problem("chain")
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    first = resize(model, [Grow("0", 1)], example=x)
+    second = resize(model, [Grow("2", 1)], example=x)
+    second.undo()
+    first.undo()
+    assert same(before, model.state_dict())
+
+
+def test_tied_weights_are_cut_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+            self.d = nn.Linear(5, 5)
+            self.d.weight = self.b.weight
+
+        def forward(self, x):
+            return self.c(self.d(self.b(self.a(x)).relu()).relu())
+
+    model, x = Tied(), torch.randn(4, 3)
+    names = {w.name for w in widths(trace(model, x)).values() if not w.pinned}
+    resize(model, [Grow(next(iter(names)), 2)], example=x)
+    assert model.d.weight is model.b.weight
+    assert model(x).shape == (4, 2)
+
+
+def test_widths_found_once_serve_many_resizes() -> None:
+    model, x = problem("residual")
+    found = widths(trace(model, x))
+    for units in range(1, 4):
+        change = plan(model, found, [Grow("first", units), Grow("side", units)])
+        apply_(model, change, example=x)
+        found = resized(found, change)
+    assert found["first"].size == 6 + 1 + 2 + 3 == model.first.out_channels
