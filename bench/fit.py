@@ -49,7 +49,9 @@ def main() -> None:
             stored[data]["runs"].append(run(data, seed))
             path.write_text(json.dumps(stored, indent=1) + "\n")
             (RESULTS / "fit.md").write_text(table(stored))
-            print(data, seed, [(r["name"], r["score"], r["parameters"], r["seconds"]) for r in stored[data]["runs"][-1]["table"]])
+            print(
+                data, seed, [(r["name"], r["score"], r["parameters"], r["seconds"]) for r in stored[data]["runs"][-1]["table"]]
+            )
 
 
 def run(data: str, seed: int) -> dict[str, Any]:
@@ -62,7 +64,11 @@ def run(data: str, seed: int) -> dict[str, Any]:
         subprocess.run(command, check=True)
         metrics = json.loads(Path(folder, "run", "metrics.json").read_text())
     kept = ("seed", "test_score", "validation_score", "parameters", "seconds", "rounds", "steps", "table", "recipe")
-    return {**{k: metrics[k] for k in kept}, "command": " ".join(arguments[:-2]), "process_seconds": time.perf_counter() - began}
+    return {
+        **{k: metrics[k] for k in kept},
+        "command": " ".join(arguments[:-2]),
+        "process_seconds": time.perf_counter() - began,
+    }
 
 
 def environment() -> dict[str, str]:
@@ -122,11 +128,23 @@ def table(stored: dict[str, Any]) -> str:
         for row in run["table"][2:]
     ]
     if others:
-        lines += ["", "Scikit-learn on the same split (seed 0):", "", "| data | model | score | parameters | seconds |", "|---|---|---|---|---|", *others]
+        lines += [
+            "",
+            "Scikit-learn on the same split (seed 0):",
+            "",
+            "| data | model | score | parameters | seconds |",
+            "|---|---|---|---|---|",
+            *others,
+        ]
     seen = {tuple(sorted(value["environment"].items())) for value in stored.values()}
     lines += ["", *("; ".join(f"{k} {v}" for k, v in environment) for environment in sorted(seen))]
-    lines += ["", "Accuracy in percent, RMSE for california-housing; mean ± standard deviation over seeds. 'Met' asks for the score,"]
-    lines += ["the parameters of every seed, the seconds, at most 0.3 points behind the same shape from scratch, and at most twice its time."]
+    lines += [
+        "",
+        "Accuracy in percent, RMSE for california-housing; mean ± standard deviation over seeds. 'Met' asks for the score,",
+    ]
+    lines += [
+        "the parameters of every seed, the seconds, at most 0.3 points behind the same shape from scratch, and at most twice its time."
+    ]
     return "\n".join(lines) + "\n"
 
 

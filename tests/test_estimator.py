@@ -41,8 +41,9 @@ def test_to_torch_takes_the_columns_as_given() -> None:
     network = model.to_torch()
     assert all(type(m).__module__.startswith("torch.nn") for m in network.modules())
     with torch.no_grad():
-        seen = network.double()(torch.as_tensor(x))[:, 0].numpy()
-    np.testing.assert_allclose(seen, model.predict(x), rtol=1e-3)
+        seen = network(torch.as_tensor(x, dtype=torch.float32))[:, 0].numpy()
+    np.testing.assert_allclose(seen, model.predict(x), rtol=1e-2)
+    assert not network.training
 
 
 def test_the_same_seed_gives_the_same_predictions() -> None:

@@ -1,6 +1,7 @@
 """`fit` behind the interface of scikit-learn."""
 
 import copy
+from collections import OrderedDict
 from typing import Any, Self
 
 import numpy as np
@@ -50,7 +51,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         return self
 
     def to_torch(self) -> nn.Sequential:
-        """The found network as plain float32 modules that take the columns as they were given to `fit`.
+        """The found network as plain float32 modules, in evaluation mode, that take the columns as given to `fit`.
 
         Output: logits (batch, classes), or the target (batch, 1).
         """
@@ -69,7 +70,7 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
 
     budget: most parameters. time_limit: seconds. policy: "trial" or "prune-expand". device: a torch device.
     random_state: an int for reproducible results. After `fit`: `history_` (one `Round` a round), `changes_`, `structure_`
-    (the layers), `classes_`. Columns are standardised inside, and that is folded into the network of `to_torch()`.
+    (the layers), `classes_`. Columns are standardised inside, also in the network of `to_torch()`.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -106,11 +107,12 @@ class MorphogenRegressor(RegressorMixin, _Morphogen):  # type: ignore[misc]
         return np.asarray(self._output(X)[:, 0])
 
 
-@torch.no_grad()
 def _with_scaler(network: nn.Sequential, scaler: StandardScaler) -> nn.Sequential:
-    """The standardisation of the columns folded into the first layer."""
-    first = network[0]
-    assert isinstance(first, nn.Linear)
-    first.weight /= torch.as_tensor(scaler.scale_)
-    first.bias.sub_(first.weight @ torch.as_tensor(scaler.mean_))
-    return network
+    """The network behind the standardisation of the columns, as a batch norm that never learns.
+
+    Folded into the first layer it would subtract two large numbers wherever a column's mean is far above its spread.
+    """
+    first = nn.BatchNorm1d(len(scaler.mean_), eps=0.0, affine=False, dtype=torch.float64)
+    first.running_mean = torch.as_tensor(scaler.mean_)
+    first.running_var = torch.as_tensor(scaler.scale_) ** 2
+    return nn.Sequential(OrderedDict(standardise=first, **dict(network.named_children()))).eval()

@@ -45,7 +45,7 @@ def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe
     batch = _between(16, rows // 64, 256)
     return Recipe(
         batch=min(batch, rows), rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
-        epochs=_between(20, 600_000 // max(rows, 1), 40), width=8,
+        epochs=_between(20, 600_000 // max(rows, 1), 40), width=8, dropout=0.1, price=0.03,
     )  # fmt: skip
 
 

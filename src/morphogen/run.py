@@ -33,7 +33,8 @@ def run(
     folder = out or (base if resume else free_folder(base))
     claim(folder, resume)
     _require_device(settings.get("device", "cpu"))
-    with make_display(quiet) as display:
+    metric = "RMSE" if dataset.task == "regression" else "accuracy"
+    with make_display(quiet, metric=metric) as display:
         for note in dataset.notes:
             display.say(note)
         exists = (folder / CHECKPOINT).exists()

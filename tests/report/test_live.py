@@ -101,7 +101,12 @@ def test_many_layers_fit_the_height(report: Report) -> None:
 def test_an_error_ends_the_panel(report: Report) -> None:
     _, console = terminal(80)
     shown = Panel(console)
-    with pytest.raises(RuntimeError), shown:
-        shown.round(report.rounds[0], None)
-        raise RuntimeError
+
+    def fail() -> None:
+        with shown:
+            shown.round(report.rounds[0], None)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not shown.live.is_started

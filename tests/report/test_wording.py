@@ -13,8 +13,8 @@ from morphogen.report.text import format_seconds, headline
 @pytest.mark.parametrize(
     ("metric", "value", "text"),
     [
-        ("accuracy", 1.0, "100.00 %"), ("accuracy", 0.9792, "97.92 %"), ("RMSE", 12.34567, "12.35"), ("RMSE", 0.00012, "0.00012"),
-        ("RMSE", None, "–"), ("accuracy", math.nan, "–"), ("RMSE", math.inf, "–"),
+        ("accuracy", 1.0, "100.00 %"), ("accuracy", 0.9792, "97.92 %"), ("RMSE", 12.34567, "12.35"),
+        ("RMSE", 0.00012, "0.00012"), ("RMSE", None, "–"), ("accuracy", math.nan, "–"), ("RMSE", math.inf, "–"),
     ],
 )  # fmt: skip
 def test_scores(metric: str, value: float | None, text: str) -> None:

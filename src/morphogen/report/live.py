@@ -177,8 +177,8 @@ def _grid(figures: Sequence[tuple[str, str]], columns: int, shown: Display) -> T
     """Names and figures in places that stay where they are as the figures change."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(columns):
-        grid.add_column(style="dim", no_wrap=True)
-        grid.add_column(style="bold", no_wrap=True, min_width=10)
+        grid.add_column(style="dim", no_wrap=True, overflow="crop")
+        grid.add_column(style="bold", no_wrap=True, overflow="crop", min_width=10)
     for start in range(0, len(figures), columns):
         grid.add_row(*(shown.text(cell) for figure in figures[start : start + columns] for cell in figure))
     return grid
@@ -237,7 +237,7 @@ def _summary(report: Report, shown: Display) -> RenderableType:
         parts += [_bars(report.rounds[-1].shape, console, min(console.width, 80) - 2, 24), Text("")]
     if report.table:
         parts.append(_table(report, shown))
-    parts += [shown.text(f"note: {note}", "dim") for note in report.notes]
+    parts += [Text(""), *(shown.text(f"note: {note}", "dim") for note in report.notes)] if report.notes else []
     return Group(*parts)
 
 
@@ -248,7 +248,9 @@ def _table(report: Report, shown: Display) -> Table:
     for name in header(report.metric)[:last]:
         words = name in ("network", "note")
         least = min(24, max(len(row.name) for row in report.table)) if name == "network" else None
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not words, min_width=least)
+        table.add_column(
+            name, justify="left" if words else "right", overflow="fold" if words else "crop", no_wrap=not words, min_width=least
+        )
     for number, row in enumerate(report.table):
         table.add_row(*map(shown.text, format_row(report.metric, row)[:last]), style="bold green" if number == 0 else "")
     return table

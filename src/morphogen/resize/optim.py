@@ -11,9 +11,7 @@ from morphogen.resize.plan import NEW
 
 # State that is a scale (it divides, or is the step itself): a new entry takes the mean of the kept ones, since zero would
 # make its first steps many times the learning rate (Adam) or none (Rprop). Everything else, the momenta, starts at zero.
-SCALES = frozenset(
-    "exp_avg_sq max_exp_avg_sq exp_inf square_avg acc_delta sum step_size row_var col_var variance".split()
-)
+SCALES = frozenset("exp_avg_sq max_exp_avg_sq exp_inf square_avg acc_delta sum step_size row_var col_var variance".split())
 
 # Adafactor's factors keep one dimension at size 1 whatever the parameter's size there is.
 FACTORED = {"row_var": -1, "col_var": -2}
