@@ -35,7 +35,7 @@ def test_classifier_in_a_pipeline_and_cross_validation() -> None:
 
 def test_to_torch_takes_the_columns_as_given() -> None:
     x, y = load_diabetes(return_X_y=True)
-    x = x * [1, 100, 1e4, 1, 1, 1, 1, 1, 1, 1e-3] + 50
+    x = x * [1, 100, 1e4, 1, 1, 1, 1, 1, 1, 10] + 5
     model = MorphogenRegressor(random_state=0).fit(x, y)
     assert model.score(x, y) > 0.3
     network = model.to_torch()

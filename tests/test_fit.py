@@ -132,9 +132,9 @@ def test_the_time_limit_is_kept() -> None:
 def test_nan_is_caught_said_and_overcome(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, calls = Problem.objective, []
 
-    def sometimes(self, model, x, y):
+    def sometimes(self, model, x, y, smoothing=0.0):
         calls.append(1)
-        return objective(self, model, x, y) * (float("nan") if len(calls) == 50 else 1)
+        return objective(self, model, x, y, smoothing) * (float("nan") if len(calls) == 50 else 1)
 
     monkeypatch.setattr(Problem, "objective", sometimes)
     fitted = fit(table(), recipe=QUICK)
@@ -144,7 +144,7 @@ def test_nan_is_caught_said_and_overcome(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_loss_that_stays_nan_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "objective", lambda self, model, x, y: model(x).sum() * float("nan"))
+    monkeypatch.setattr(Problem, "objective", lambda self, model, x, y, smoothing: model(x).sum() * float("nan"))
     with pytest.raises(MorphogenError, match="it stays so at 1/256 of the learning rate: check the data"):
         fit(table(), recipe=QUICK)
 

@@ -116,6 +116,10 @@ class _Phase:
             return recipe.rate * warm
         return recipe.rate * warm * max(0.0, 1 - (step - self.settle_start) / self.settle_steps)
 
+    def smoothing(self, recipe: Recipe) -> float:
+        """Of the labels: only once no more trials are judged by the loss."""
+        return 0.0 if self.settle_start is None else recipe.smoothing
+
 
 @dataclass
 class _History:
@@ -167,10 +171,10 @@ class Problem:
             return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
         return mlp(self.x.shape[1], self.outputs, width, dropout)
 
-    def objective(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Task loss of a batch plus the price of the depths."""
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Task loss of a batch, with smoothed labels where asked, plus the price of the depths."""
         out = model(x)
-        loss = F.mse_loss(out[:, 0], y) if self.regression else F.cross_entropy(out, y, label_smoothing=self.recipe.smoothing)
+        loss = F.mse_loss(out[:, 0], y) if self.regression else F.cross_entropy(out, y, label_smoothing=smoothing)
         for module in model.modules():
             if isinstance(module, LearnedDepth):
                 loss = loss + self.recipe.depth_price * module.w.square()
@@ -247,8 +251,9 @@ class _Search:
         while not self.state.stop:
             try:
                 train(
-                    self.state, self.problem.batches, self.problem.objective, lambda s: self.phase.rate(s, self.recipe),
-                    steps=self.recipe.steps, hooks=[self._after_round],
+                    self.state, self.problem.batches,
+                    lambda m, x, y: self.problem.objective(m, x, y, self.phase.smoothing(self.recipe)),
+                    lambda step: self.phase.rate(step, self.recipe), steps=self.recipe.steps, hooks=[self._after_round],
                 )  # fmt: skip
             except Diverged as error:
                 self.state.halvings += 1
@@ -402,14 +407,14 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
     for module in model.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-    steps = fitted.report.rounds[-1].step
-    grown = next((r.step for r in fitted.report.rounds if r.phase == "settle"), steps)
-    grow, settle = _Phase(), _Phase(grown, max(1, steps - grown))
-    train(
-        State(model, optimizer_for(model, fitted.recipe), fitted.settings.seed), problem.batches, problem.objective,
-        lambda step: (grow if step < grown else settle).rate(step, fitted.recipe),
-        steps=fitted.recipe.steps, rounds=steps // fitted.recipe.steps,
-    )  # fmt: skip
+    last, recipe = fitted.report.rounds[-1], fitted.recipe
+    grown = next((r.step for r in fitted.report.rounds if r.phase == "settle"), last.step)
+    state = State(model, optimizer_for(model, recipe), fitted.settings.seed)
+    for phase, until in ((_Phase(), grown), (_Phase(grown, max(1, last.step - grown)), last.step)):
+        train(
+            state, problem.batches, lambda m, x, y, p=phase: problem.objective(m, x, y, p.smoothing(recipe)),  # type: ignore[misc]
+            lambda step, p=phase: p.rate(step, recipe), steps=recipe.steps, rounds=until // recipe.steps,  # type: ignore[misc]
+        )  # fmt: skip
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, problem.example)
     return Row("same shape from scratch", problem.test_score(plain), count_parameters(plain), seconds)

@@ -11,7 +11,7 @@ class Recipe:
     then it falls to zero over the settle phase. decay: weight decay of matrices and kernels. depth_scale: learning rate of
     the depths as a multiple. depth_price: penalty depth_price * w^2 of every learned depth. steps: optimizer steps a
     round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
-    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the labels.
+    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the labels in the settle phase.
     shift: images move by up to so many pixels. price, multiple: of the policy.
     """
 
@@ -39,13 +39,14 @@ def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe
     if images:
         batch = _between(32, rows // 40, 128)
         return Recipe(
-            batch=batch, rate=2e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
+            batch=batch, rate=4e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
             epochs=_between(5, 50_000 // rows, 40), width=8, shift=1, flip=flip, multiple=8,
+            smoothing=0.1,
         )  # fmt: skip
     batch = _between(16, rows // 64, 256)
     return Recipe(
-        batch=min(batch, rows), rate=3e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
-        epochs=_between(20, 600_000 // max(rows, 1), 40), width=8, dropout=0.1, price=0.03,
+        batch=min(batch, rows), rate=5e-3, decay=0.1, steps=_between(20, rows // batch, 100), settle=1.0,
+        epochs=_between(15, 300_000 // max(rows, 1), 40), width=8, dropout=0.1, price=0.03,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def from_frame(
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str = "table",
-    bins: int = 16,
+    bins: int = 32,
 ) -> Dataset:
     """Prepare all columns but `target`, which is predicted; the constants are fitted on the training rows alone.
 
