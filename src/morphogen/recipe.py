@@ -11,7 +11,8 @@ class Recipe:
     then it falls to zero over the settle phase. decay: weight decay of matrices and kernels. depth_scale: learning rate of
     the depths as a multiple. depth_price: penalty depth_price * w^2 of every learned depth. steps: optimizer steps a
     round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
-    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the labels in the settle phase.
+    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the
+    labels in the settle phase.
     shift: images move by up to so many pixels. price, multiple: of the policy.
     """
 

@@ -71,7 +71,9 @@ def test_adult(shared: Path) -> None:
     assert data.classes == ("<=50K", ">50K")
     assert data.y_train.mean() == pytest.approx(0.2408, abs=1e-4)
     assert data.prepare is not None
-    assert {"capital-gain[13550..99999]", "sex=Male", "workclass=(missing)"} <= set(data.prepare.names)
+    assert {"sex=Male", "workclass=(missing)"} <= set(data.prepare.names)
+    # 92 % are zeros; the tail has bins all the same
+    assert sum(name.startswith("capital-gain[") for name in data.prepare.names) >= 8
     assert np.isfinite(data.x_train).all()
 
 
