@@ -35,7 +35,7 @@ def baselines(dataset: Dataset, seed: int) -> Iterator[Row]:
             return float(np.sqrt(np.mean((predicted * scale + mean - dataset.y_test) ** 2)))
         return float(np.mean(predicted == dataset.y_test))
 
-    mlp = (MLPRegressor if regression else MLPClassifier)(random_state=seed % 2**32, early_stopping=len(x) > 1000)
+    mlp = (MLPRegressor if regression else MLPClassifier)(random_state=seed % 2**32, early_stopping=len(x) > 10_000)
     grid = GridSearchCV(mlp, GRID, cv=3)
     boosting = (HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier)(random_state=seed % 2**32)
     for name, model in (("MLP(100)", mlp), ("gradient boosting", boosting), ("best of 12 MLPs", grid)):

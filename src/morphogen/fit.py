@@ -12,7 +12,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ from morphogen.train import Batches, Diverged, State, generator, predict, train
 from morphogen.transforms.freeze import freeze
 
 CHECKPOINT = "checkpoints/last.safetensors"
+_WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
 _VERSION = 1
 _LOOKED_AT = 2000  # validation examples of one look; more would cost time and decide nothing
@@ -93,10 +95,11 @@ def fit(
     cut one of them. Raises `DataError` where there are too few rows and `RunError` for a checkpoint of another run.
     """
     search = _Search(dataset, settings or Settings(), recipe, folder, display)
-    if resume:
-        search.load()
-    search.run()
-    return search.result()
+    with _threads(search.problem):
+        if resume:
+            search.load()
+        search.run()
+        return search.result()
 
 
 @dataclass
@@ -398,6 +401,11 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
     Its depths start where they ended, so that all blocks take part from the first step.
     """
     problem = Problem(dataset, fitted.recipe, fitted.settings.seed, fitted.settings.device)
+    with _threads(problem):
+        return _scratch(fitted, problem)
+
+
+def _scratch(fitted: Fitted, problem: Problem) -> Row:
     torch.manual_seed(fitted.settings.seed + 1)
     began = time.perf_counter()
     model = problem.build().to(problem.device)
@@ -418,6 +426,19 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, problem.example)
     return Row("same shape from scratch", problem.test_score(plain), count_parameters(plain), seconds)
+
+
+@contextmanager
+def _threads(problem: Problem) -> Iterator[None]:
+    """One thread where a batch is small. Two would be no faster, waiting for each other at every operation, and many times
+    slower once another process wants a core; and the result would depend on how many there are."""
+    before = torch.get_num_threads()
+    if problem.batches.size * problem.x[0].numel() < _WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment(device: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ def idx(array: np.ndarray) -> bytes:
 
 def test_idx(tmp_path: Path) -> None:
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    (tmp_path / "i.gz").write_bytes(gzip.compress(idx(images)))
+    (tmp_path / "i.gz").write_bytes(gzip.compress(idx(images), mtime=0))
     np.testing.assert_array_equal(read_idx(tmp_path / "i.gz"), images)
 
 
@@ -28,9 +28,9 @@ def test_idx(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"no gzip", "the file may be damaged; fetch it again"),
-        (gzip.compress(b"no idx"), "is no IDX file of unsigned bytes"),
+        (gzip.compress(b"no idx", mtime=0), "is no IDX file of unsigned bytes"),
         (gzip.compress(idx(np.zeros((2, 3), np.uint8))[:-1]), r"has 5 values where its header says \(2, 3\)"),
-        (gzip.compress(b"\0\0\x08\x03\0\0\0\x01"), "has 0 values where its header says"),
+        (gzip.compress(b"\0\0\x08\x03\0\0\0\x01", mtime=0), "has 0 values where its header says"),
     ],
 )
 def test_damaged_idx(tmp_path: Path, content: bytes, message: str) -> None:
