@@ -63,6 +63,18 @@ def test_policies_stop_once_nothing_improves(name: str) -> None:
     pytest.fail("never finished")
 
 
+def test_a_solved_problem_does_not_grow_for_ever() -> None:
+    policy, memory, size, loss = Trial(), Trial().start(), 8, 0.1
+    for round in range(60):
+        loss *= 0.5  # falls for ever, and by ever so little
+        proposals, memory, done = policy.decide(look(round, size, 10 * loss, loss), memory, generator(round))
+        size += sum(p.edit.units if isinstance(p.edit, Grow) else -len(p.edit.drop) for p in proposals)
+        if done:
+            assert size < 200
+            return
+    pytest.fail("never finished")
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_keep_the_budget_and_optimizers_follow(name: str) -> None:
     model, x = problem("convnet", torch.float32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from morphogen.policies.look import Look, Memory, Proposal
-from morphogen.policies.when import patience
+from morphogen.policies.when import log_loss, patience
 from morphogen.resize.edit import Edit, Grow, Shrink
 
 
@@ -68,7 +68,7 @@ class Trial:
             if isinstance(proposal.edit, Grow):
                 new["added"][proposal.edit.width] = (look.sizes[proposal.edit.width], look.round)
         # the price is charged by the trials; charged here too, units on probation would look like a standstill
-        waited = patience(new, math.log(max(loss, 1e-12)), self.gain)
+        waited = patience(new, log_loss(loss), self.gain)
         done = waited >= self.patience or all(failed.get(w, 0) >= self.strikes for w in look.sizes)
         if done:
             # nothing new starts once the structure is final; what failed its trial still leaves
@@ -92,5 +92,4 @@ class Trial:
         """(rise of the mean validation loss by a removal, its worth: log loss ratio less the price of the parameters)."""
         without, parameters = look.attempt([removal])
         before, after = float(look.losses.mean()), float(without.mean())
-        ratio = math.log(max(after, 1e-12) / max(before, 1e-12))
-        return after - before, ratio - self.price * math.log(look.parameters / parameters)
+        return after - before, log_loss(after) - log_loss(before) - self.price * math.log(look.parameters / parameters)

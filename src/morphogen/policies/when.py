@@ -4,13 +4,20 @@ import math
 
 from morphogen.policies.look import Memory
 
+FLOOR = 1e-3  # nats, or variances of the target: what lies below is as good as nothing, however large its ratios are
+
+
+def log_loss(loss: float) -> float:
+    """log(loss + FLOOR). Without the floor a problem that is solved looks as if it improved for ever, and grows for ever."""
+    return math.log(max(loss, 0.0) + FLOOR)
+
 
 def penalised(loss: float, parameters: int, price: float) -> float:
     """log(loss) + price * log(parameters): a change pays if it lowers the loss by a larger fraction than it costs.
 
     With price 0.02, twice the parameters must lower the loss by 1.4 %. Free of units, so one price serves every data set.
     """
-    return math.log(max(loss, 1e-12)) + price * math.log(max(parameters, 1))
+    return log_loss(loss) + price * math.log(max(parameters, 1))
 
 
 def patience(memory: Memory, value: float, least: float) -> int:
