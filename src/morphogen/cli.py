@@ -14,6 +14,7 @@ from rich.console import Console
 
 from morphogen.data.load import load
 from morphogen.errors import MorphogenError
+from morphogen.run import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -52,11 +53,8 @@ def fit(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,
 ) -> None:
     """Learn a network of the right shape for DATA and write it, with a report, to a folder."""
-    # imported here so that `morphogen --help` and every fault of the data answer without the seconds that torch takes
     dataset = load(data, target=target, task=task.value if task else None, test=test, seed=seed)
-    from morphogen import run  # noqa: PLC0415
-
-    run.run(
+    run(
         dataset,
         out=out,
         resume=resume,

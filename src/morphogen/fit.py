@@ -28,7 +28,7 @@ from torch.optim import AdamW, Optimizer
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError, MorphogenError, RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
-from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.depth import LearnedDepth, reinitialised
 from morphogen.models import convnet, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.recipe import Recipe, recipe_for
@@ -138,15 +138,15 @@ class Problem:
         self.dataset, self.regression = dataset, dataset.task == "regression"
         self.images = dataset.x_train.ndim == 4
         inside, held = _split(dataset, seed)
-        self.recipe = recipe or recipe_for(self.images, len(inside), dataset.task, dataset.flip)
+        self.recipe = recipe or recipe_for(self.images, len(inside), dataset.flip)
         y = dataset.y_train.astype(np.float64)
         self.mean, self.scale = (float(y.mean()), float(y.std()) or 1.0) if self.regression else (0.0, 1.0)
         self.device = torch.device(device)
         x = torch.as_tensor(dataset.x_train, device=self.device)
         target = self._target(dataset.y_train)
         self.x, self.y = x[inside], target[inside]
-        self.valid = (x[held], target[held])
-        self.looked = tuple(part[:_LOOKED_AT] for part in self.valid)
+        looked = held[:_LOOKED_AT]
+        self.looked = (x[looked], target[looked])
         self.outputs = 1 if self.regression else max(2, len(dataset.classes))
         self.batches = Batches(self.x, self.y, min(self.recipe.batch, len(self.x)), seed, self.recipe.shift, self.recipe.flip)
 
@@ -154,10 +154,6 @@ class Problem:
         if self.regression:
             return torch.as_tensor((y - self.mean) / self.scale, dtype=torch.float32, device=self.device)
         return torch.as_tensor(y, dtype=torch.long, device=self.device)
-
-    @property
-    def metric(self) -> str:
-        return "RMSE" if self.regression else "accuracy"
 
     @property
     def example(self) -> Tensor:
@@ -178,9 +174,8 @@ class Problem:
         """Task loss of a batch, with smoothed labels where asked, plus the price of the depths."""
         out = model(x)
         loss = F.mse_loss(out[:, 0], y) if self.regression else F.cross_entropy(out, y, label_smoothing=smoothing)
-        for module in model.modules():
-            if isinstance(module, LearnedDepth):
-                loss = loss + self.recipe.depth_price * module.w.square()
+        for depth in _depths(model):
+            loss = loss + self.recipe.depth_price * depth.w.square()
         return loss
 
     def losses(self, model: nn.Module) -> Tensor:
@@ -211,7 +206,7 @@ class Problem:
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> Optimizer:
     """AdamW in three groups: matrices and kernels (decayed), vectors, and learned depths (their own rate)."""
-    depths = [m.w for m in model.modules() if isinstance(m, LearnedDepth)]
+    depths = [depth.w for depth in _depths(model)]
     others = [p for p in model.parameters() if not any(p is w for w in depths)]
     groups = [
         {"params": [p for p in others if p.dim() > 1], "weight_decay": recipe.decay},
@@ -377,7 +372,7 @@ class _Search:
     def _report(self, table: tuple[Row, ...]) -> Report:
         dataset = self.problem.dataset
         return Report(
-            dataset.name, dataset.name, dataset.task, self.problem.metric, self.settings.seed, tuple(self.history.rounds),
+            dataset.name, dataset.name, dataset.task, dataset.metric, self.settings.seed, tuple(self.history.rounds),
             tuple(self.history.changes), table, tuple(self.history.notes), environment(self.settings.device),
         )  # fmt: skip
 
@@ -412,9 +407,7 @@ def _scratch(fitted: Fitted, problem: Problem) -> Row:
     replay(fitted.ledger, model, problem.example[:2])
     for ours, theirs in zip(_depths(model), _depths(fitted.model), strict=True):
         ours.w.data.copy_(theirs.w.data)
-    for module in model.modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
+    reinitialised(model)
     last, recipe = fitted.report.rounds[-1], fitted.recipe
     grown = next((r.step for r in fitted.report.rounds if r.phase == "settle"), last.step)
     state = State(model, optimizer_for(model, recipe), fitted.settings.seed)

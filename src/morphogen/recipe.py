@@ -12,8 +12,7 @@ class Recipe:
     the depths as a multiple. depth_price: penalty depth_price * w^2 of every learned depth. steps: optimizer steps a
     round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
     rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the
-    labels in the settle phase.
-    shift: images move by up to so many pixels. price, multiple: of the policy.
+    labels in the settle phase. shift: images move by up to so many pixels. price, multiple: of the policy.
     """
 
     batch: int
@@ -35,7 +34,7 @@ class Recipe:
     multiple: int = 4
 
 
-def recipe_for(images: bool, rows: int, task: str, flip: bool = False) -> Recipe:
+def recipe_for(images: bool, rows: int, flip: bool = False) -> Recipe:
     """The recipe for `rows` training rows of images or of a table."""
     if images:
         batch = _between(32, rows // 40, 128)

@@ -33,8 +33,7 @@ def run(
     folder = out or (base if resume else free_folder(base))
     claim(folder, resume)
     _require_device(settings.get("device", "cpu"))
-    metric = "RMSE" if dataset.task == "regression" else "accuracy"
-    with make_display(quiet, metric=metric) as display:
+    with make_display(quiet, metric=dataset.metric) as display:
         for note in dataset.notes:
             display.say(note)
         exists = (folder / CHECKPOINT).exists()

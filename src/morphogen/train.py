@@ -6,7 +6,7 @@ that is stopped and resumed at a round's end does what it would have done.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import MorphogenError
+from morphogen.resize.plan import tensors_of
 
 
 class Diverged(MorphogenError):
@@ -91,7 +92,6 @@ class State:
     train_loss: float = math.nan
     stop: bool = False
     halvings: int = 0  # how often the learning rate was halved after a NaN
-    notes: list[str] = field(default_factory=list)
 
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -148,11 +148,7 @@ def train(
 
 def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
     """A function that puts every tensor of model and optimizer back to what it is now, if the structure is still the same."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    values = [(t, t.detach().clone()) for t in tensors.values()]
+    values = [(t, t.detach().clone()) for t in tensors_of(model).values()]
     states = [
         (p, {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}) for p, state in optimizer.state.items()
     ]

@@ -34,6 +34,11 @@ class Dataset:
     prepare: Preparation | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def metric(self) -> str:
+        """What a score is: "accuracy" (a fraction) or "RMSE" (in the target's unit)."""
+        return "RMSE" if self.task == "regression" else "accuracy"
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any value, shape or class name, so that a resumed run can tell."""

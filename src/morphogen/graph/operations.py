@@ -47,9 +47,8 @@ def _conv(node: Node, ties: Ties) -> Layout:
         ties.tie(x[1], weight[1], node.name)
         ties.role(node.args[1], 1, "in")
     else:
-        ties.pin(x[1], f"grouped convolution at '{node.name}'")
-        ties.pin(weight[0], f"grouped convolution at '{node.name}'")
-        ties.pin(weight[1], f"grouped convolution at '{node.name}'")
+        for spans in (x[1], weight[0], weight[1]):
+            ties.pin(spans, f"grouped convolution at '{node.name}'")
     ties.role(node.args[1], 0, "out")
     _bias(node, 2, weight[0], ties)
     return (x[0], weight[0], *(None for _ in x[2:]))
@@ -237,8 +236,7 @@ RULES: dict[str, Rule] = {
 
 def rule_of(node: Node) -> Rule:
     """The rule for a node's operation; overloads (`add.Tensor`, `add.Scalar`) share one."""
-    full = node.op.removeprefix("aten.")
-    rule = RULES.get(full.rsplit(".", 1)[0]) or RULES.get(full.split(".", 1)[0]) or RULES.get(full)
+    rule = RULES.get(node.op.removeprefix("aten.").partition(".")[0])
     if rule is None:
         raise Unsupported(
             f"'{node.op}' at node '{node.name}': no rule says how it treats widths; "

@@ -4,6 +4,8 @@ The tracer is `torch.export` (non-strict), so what it returns are ATen operation
 module was written. Parameters and buffers appear as values that carry their qualified name in the model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,25 +58,33 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
     The model is left as it was. Raises `Unsupported` where `torch.export` cannot follow the forward pass.
     """
     args = example if isinstance(example, tuple) else (example,)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        exported = torch.export.export(model, args, strict=False)
+        with evaluating(model):
+            exported = torch.export.export(model, args, strict=False)
     except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unsupported(
             f"trace: torch.export cannot follow {type(model).__name__}.forward ({first}); "
             "remove data-dependent control flow, or trace the part that has none"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     held = {
         spec.arg.name: spec.target
         for spec in exported.graph_signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     }
     return Graph(tuple(_node(n, held) for n in exported.graph.nodes))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _node(node: torch.fx.Node, held: dict[str, str | None]) -> Node:

@@ -20,6 +20,14 @@ def gate(w: Tensor, count: int) -> Tensor:
     return -torch.expm1(-torch.relu(w - torch.arange(count, dtype=w.dtype, device=w.device)))
 
 
+def reinitialised(module: nn.Module) -> nn.Module:
+    """`module` itself with fresh parameters, at the sizes it has now, wherever a part of it knows how to reset itself."""
+    for part in module.modules():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+    return module
+
+
 class LearnedDepth(nn.Module):
     """g <- h(g + gate_i(w) * block_i(g)) for i = 0, 1, ..., w: as many blocks as the real number `w` asks for.
 
@@ -81,11 +89,7 @@ class LearnedDepth(nn.Module):
 
     def new_block(self) -> nn.Module:
         """A freshly initialised block, at the width that the blocks have now."""
-        block = copy.deepcopy(self.blocks[-1])
-        for module in block.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-        return block
+        return reinitialised(copy.deepcopy(self.blocks[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.active

@@ -6,9 +6,6 @@ from torch import Tensor, nn
 from morphogen.graph.widths import Slot, Width
 from morphogen.resize.plan import live_size, tensors_of
 
-# A unit's strength is what enters it (rows, or the norm's scale where one follows) times what leaves it (columns).
-_LEAVES = "in"
-
 
 def unit_importance(model: nn.Module, width: Width) -> Tensor:
     """Strength of every unit of `width`, shape (size,): norm of outgoing weights x norm of incoming ones (or norm scale).
@@ -18,17 +15,18 @@ def unit_importance(model: nn.Module, width: Width) -> Tensor:
     """
     tensors = tensors_of(model)
     size = live_size(width, tensors)
+    # what enters a unit: its rows, or the norm's scale where one follows; what leaves it: the columns that read it
     scaled = any(slot.role == "scale" for slot in width.slots)
     enters, leaves = torch.zeros(size), torch.zeros(size)
     for slot in width.slots:
-        if slot.role == _LEAVES:
-            leaves += _squares(model, tensors[slot.tensor], slot, width, tensors)
+        if slot.role == "in":
+            leaves += _squares(tensors[slot.tensor], slot, width, tensors)
         elif slot.role == ("scale" if scaled else "out"):
-            enters += _squares(model, tensors[slot.tensor], slot, width, tensors)
+            enters += _squares(tensors[slot.tensor], slot, width, tensors)
     return (enters * leaves).sqrt()
 
 
-def _squares(model: nn.Module, tensor: Tensor, slot: Slot, width: Width, tensors: dict[str, Tensor]) -> Tensor:
+def _squares(tensor: Tensor, slot: Slot, width: Width, tensors: dict[str, Tensor]) -> Tensor:
     """Sum of squares of each unit's entries along the slot's dimension; of other widths' spans nothing is taken."""
     flat = tensor.detach().movedim(slot.dim, 0).flatten(1) if tensor.dim() > 1 else tensor.detach()[:, None]
     per_entry = flat.square().sum(1).float().cpu()

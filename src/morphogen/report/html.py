@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from morphogen.record import Change, Report, Round
-from morphogen.report.text import format_loss, format_row, format_score, format_seconds, header, headline, origin
+from morphogen.report.text import PHASES, format_loss, format_row, format_score, format_seconds, header, headline, origin
 
 _SHOWN = 500  # positions of the slider
 
@@ -56,7 +56,7 @@ def _data(report: Report) -> dict[str, Any]:
                 "round": r.round,
                 "epoch": r.epoch,
                 "settle": r.phase == "settle",
-                "phase": {"grow": "growing", "settle": "settling"}.get(r.phase, r.phase),
+                "phase": PHASES.get(r.phase, r.phase),
                 "train": _finite(r.train_loss),
                 "valid": _finite(r.valid_loss),
                 "loss": format_loss(r.valid_loss),

@@ -15,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from morphogen.record import Change, Layer, Report, Round
-from morphogen.report.text import format_loss, format_row, format_score, format_seconds, header, headline, origin
+from morphogen.report.text import PHASES, format_loss, format_row, format_score, format_seconds, header, headline, origin
 
 _ASCII = str.maketrans({"–": "-", "−": "-", "→": "->", "…": "...", "·": "-", "×": "x", "’": "'"})
 _STYLES = {"conv": "cyan", "linear": "blue", "output": "magenta"}
-_PHASES = {"grow": "growing", "settle": "settling"}
 _RECENT = 4  # rounds for which a bar shows what it gained or lost
 
 
@@ -77,7 +76,7 @@ class Lines(Display):
             self.due, self.phase = r.seconds + max(3.0, 0.05 * r.seconds), r.phase
             left = "" if time_left is None else f"about {format_seconds(time_left)} left"
             figures = ", ".join(f"{name} {value}" for name, value in _figures(r, self.metric))
-            parts = (f"epoch {r.epoch:.1f}", _PHASES.get(r.phase, r.phase), figures, format_seconds(r.seconds), left)
+            parts = (f"epoch {r.epoch:.1f}", PHASES.get(r.phase, r.phase), figures, format_seconds(r.seconds), left)
             self._line(", ".join(filter(None, parts)))
 
     def change(self, c: Change) -> None:
@@ -142,7 +141,7 @@ class Panel(Display):
             parts += [Text(""), Text.assemble(("validation loss ", "dim"), (_sparkline(self.losses, room - 16), "red"))]
         return Box(
             Group(*parts),
-            title=self.text(f"{_PHASES.get(r.phase, r.phase)} · epoch {r.epoch:.1f}", "bold"),
+            title=self.text(f"{PHASES.get(r.phase, r.phase)} · epoch {r.epoch:.1f}", "bold"),
             title_align="left",
             subtitle=self.text(f"{format_seconds(r.seconds)}{left}", "default"),
             subtitle_align="right",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from morphogen.record import Layer, Report, Row
 
 NONE = "–"
+PHASES = {"grow": "growing", "settle": "settling"}
 _LONG = 10  # layers; a sentence that names more of them is not read
 
 

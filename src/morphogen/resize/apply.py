@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
-from morphogen.graph.trace import trace
+from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Receipt
@@ -266,14 +266,8 @@ def _first(*tensors: Tensor | None) -> Tensor:
 def _probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
     if example is None:
         return None
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(*(example if isinstance(example, tuple) else (example,)))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        return model(*(example if isinstance(example, tuple) else (example,)))
 
 
 def _difference(before: Any, after: Any) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from morphogen.errors import NotExact, Unsupported
-from morphogen.graph.trace import trace
+from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Certificate
@@ -38,8 +38,6 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     with torch.no_grad():
         wide = _as(example, torch.float64)
         dead = _drop_dead(plain, wide)
-        for module in plain.modules():
-            module.requires_grad_(False)
         kept = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
         plain = plain.to(kept.dtype).train(False)
         error, scale = _compare(model, plain, example)
@@ -183,13 +181,9 @@ def _keeps_zero(module: nn.Module) -> bool:
 
 def _compare(model: nn.Module, plain: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[float, float]:
     """(largest difference, largest magnitude) of the outputs on the example, both in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
     args = example if isinstance(example, tuple) else (example,)
-    try:
-        before, after = model.eval()(*args), plain(*args)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        before, after = model(*args), plain(*args)
     return float((before - after).abs().max()), float(before.abs().max())
 
 
