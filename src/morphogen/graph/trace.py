@@ -4,6 +4,7 @@ The tracer is `torch.export` (non-strict), so what it returns are ATen operation
 module was written. Parameters and buffers appear as values that carry their qualified name in the model.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,9 +44,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes of one traced forward pass, in order of execution."""
+    """The nodes of one traced forward pass, in order of execution.
+
+    same: groups of (tensor, dim) that a module keeps as one attribute, so that they are one size whatever the operations say.
+    """
 
     nodes: tuple[Node, ...]
+    same: tuple[tuple[tuple[str, int], ...], ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(f"{n.name}: {n.op} {list(n.shape)} {n.target}".rstrip() for n in self.nodes)
@@ -59,7 +64,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
     """
     args = example if isinstance(example, tuple) else (example,)
     try:
-        with evaluating(model):
+        with evaluating(model), warnings.catch_warnings():
+            # recurrent modules refresh their list of weights while they are traced, which is none of a user's business
+            warnings.filterwarnings("ignore", message="The tensor attribute")
             exported = torch.export.export(model, args, strict=False)
     except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -72,7 +79,22 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
         for spec in exported.graph_signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     }
-    return Graph(tuple(_node(n, held) for n in exported.graph.nodes))
+    # a tied tensor goes by the name it has first
+    known: dict[int, str] = {}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    alias = {name: known.setdefault(id(tensor), name) for name, tensor in named}
+    held = {placeholder: alias.get(target or "", target) for placeholder, target in held.items()}
+    return Graph(tuple(_node(n, held) for n in exported.graph.nodes), tuple(_same(model)))
+
+
+def _same(model: nn.Module) -> Iterator[tuple[tuple[str, int], ...]]:
+    for name, module in model.named_modules():
+        dot = f"{name}." if name else ""
+        if isinstance(module, nn.MultiheadAttention):
+            reads = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
+            yield ((f"{dot}out_proj.weight", 0), (f"{dot}out_proj.weight", 1), (f"{dot}{reads}", 1))
+        elif isinstance(module, nn.RNNBase):
+            yield tuple((f"{dot}{n}", 1) for n, _ in module.named_parameters() if n.startswith("weight_hh"))
 
 
 @contextmanager

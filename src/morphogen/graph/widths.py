@@ -9,12 +9,13 @@ pass of spans gives both at once, exactly, needs no symbolic trace (0.05 s again
 that the symbolic trace specialises on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 from morphogen.errors import PlanError
-from morphogen.graph.operations import Layout, Spans, rule_of
+from morphogen.graph.operations import Layout, Result, Spans, is_view, rule_of
 from morphogen.graph.trace import Graph, Ref
 
 
@@ -30,7 +31,9 @@ class Span:
 class Slot:
     """One tensor dimension that a width covers.
 
-    role: "out" (rows that make features), "in" (columns that read them), "bias", "scale", "slope", "mean", "variance".
+    role: "out" (rows that make features), "in" (columns that read them; "in a group" where a grouped convolution's kernel
+    shows one group's), "own" (a kernel a channel), "value" (a token or a table), "bias", "scale", "slope", "mean",
+    "variance". A weight that is used both ways, as a tied embedding, has role "in".
     spans: the whole dimension, so also the parts that belong to other widths.
     """
 
@@ -47,8 +50,9 @@ class Slot:
 class Width:
     """One size that several tensor dimensions share.
 
-    name: the module that makes it. modules: all modules that make it (a residual add ties several). pinned: why it cannot
-    change ("" where it can).
+    name: the module that makes it, numbered where a module makes several. size: in units. step: entries a unit has at least
+    in every dimension: 4 under four attention heads or GroupNorm(4), since each head or group gets one. modules: all that
+    make it (a residual add ties several). pinned: why it cannot change ("" where it can).
     """
 
     name: str
@@ -56,10 +60,12 @@ class Width:
     slots: tuple[Slot, ...]
     modules: tuple[str, ...]
     pinned: str = ""
+    step: int = 1
 
     def __str__(self) -> str:
         state = f"pinned: {self.pinned}" if self.pinned else " ".join(map(str, self.slots))
-        return f"{self.name} ({self.size}): {state}"
+        size = f"{self.size} x {self.step}" if self.step > 1 else str(self.size)
+        return f"{self.name} ({size}): {state}"
 
 
 def widths(graph: Graph) -> dict[str, Width]:
@@ -74,9 +80,11 @@ def widths(graph: Graph) -> dict[str, Width]:
 
 def find(widths: Mapping[str, Width], name: str) -> Width:
     """The width that is called `name`, or that the module `name` makes. Raises `PlanError` with the known names."""
-    for width in widths.values():
-        if name == width.name or name in width.modules:
-            return width
+    if name in widths:
+        return widths[name]
+    made = [width for width in widths.values() if name in width.modules]
+    if made:
+        return min(made, key=lambda width: bool(width.pinned))
     known = ", ".join(w.name for w in widths.values() if not w.pinned) or "none"
     raise PlanError(f"there is no width '{name}'; this model's free widths are: {known}")
 
@@ -87,12 +95,14 @@ class _Solver:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.shapes = {n.name: n.shape for n in graph.nodes}
-        self.layouts: dict[str, Layout] = {}
+        self.layouts: dict[str, Result] = {}
         self.sizes: list[int] = []
         self.bound: dict[int, Spans] = {}  # variable -> what it stands for
         self.pins: dict[int, str] = {}
-        self.roles: dict[tuple[str, int], str] = {}  # (placeholder, dim) -> role, in order of use
+        self.origin: dict[int, tuple[str, int]] = {}  # a tensor dimension's own variable -> (placeholder, dim)
+        self.roles: dict[tuple[str, int], list[str]] = {}  # (placeholder, dim) -> roles, in order of use
         self.tensors = {n.name: n.target for n in graph.nodes if n.op == "tensor"}
+        self.views = set(self.tensors)  # values that are tensors, perhaps transposed or reshaped
 
     def walk(self) -> None:
         for node in self.graph.nodes:
@@ -104,48 +114,133 @@ class _Solver:
                         self.pin(spans, "the model's input")
                     # the leading dimension is the batch: no width
                     self.layouts[node.name] = (None, *layout[1:]) if layout else layout
+                else:
+                    self.origin |= {spans[0][0]: (node.name, d) for d, spans in enumerate(layout) if spans}
             elif node.op == "output":
                 for ref in _refs(node.args):
                     for spans in self.layout(ref):
                         self.pin(spans, "the model's output")
             else:
+                if node.args and isinstance(node.args[0], Ref) and node.args[0].name in self.views and is_view(node):
+                    self.views.add(node.name)
                 self.layouts[node.name] = rule_of(node)(node, self)
+        for same in self.graph.same:
+            placeholders = {target: name for name, target in self.tensors.items()}
+            dims = [self.layout(Ref(placeholders[t]))[d] for t, d in same if t in placeholders]
+            for other in dims[1:]:
+                self.tie(dims[0], other, "one attribute of its module")
 
     # What rules may do ---------------------------------------------------------------------------------------------
 
     def layout(self, ref: Any) -> Layout:
-        return self.layouts[ref.name] if isinstance(ref, Ref) else ()
+        found = self.layouts[ref.name] if isinstance(ref, Ref) else ()
+        return () if isinstance(found, list) else found
+
+    def outputs(self, ref: Any) -> list[Layout]:
+        found = self.layouts[ref.name]
+        return found if isinstance(found, list) else [found]
 
     def shape(self, ref: Any) -> tuple[int, ...]:
         return self.shapes[ref.name]
 
     def role(self, ref: Any, dim: int, role: str) -> None:
-        if ref.name in self.tensors:
-            self.roles.setdefault((ref.name, dim), role)
+        if isinstance(ref, Ref) and ref.name in self.views:
+            for variable, _ in self.layout(ref)[dim] or ():
+                if variable in self.origin:
+                    self.roles.setdefault(self.origin[variable], []).append(role)
+
+    def divide(self, spans: Spans | None, sizes: Sequence[int], why: str) -> list[Spans | None]:
+        """Consecutive parts of a dimension."""
+        if spans is None:
+            return [None] * len(sizes)
+        parts: list[Spans] = [((self._variable(size), 1),) for size in sizes]
+        self.tie(spans, tuple(span for part in parts for span in part), why)
+        return list(parts)
+
+    def copies(self, spans: Spans | None, count: int, why: str) -> Spans | None:
+        """`count` copies of `spans`; with -count, the one that `spans` is so many copies of."""
+        if spans is None or count > 0:
+            return None if spans is None else spans * count
+        one = self._fraction(spans, -count, why)
+        if one is not None:
+            self.tie(spans, one * -count, why)
+        return one
+
+    def blocks(self, spans: Spans | None, block: int, why: str) -> Spans | None:
+        """`spans`, after saying that each of its units fills a block of so many entries."""
+        one = None if spans is None else self._fraction(spans, block, why)
+        if spans is None or one is None:
+            return None
+        filled = tuple((v, r * block) for v, r in one)
+        self.tie(spans, filled, why)
+        return filled
+
+    def _fraction(self, spans: Spans, parts: int, why: str) -> Spans | None:
+        size, left = divmod(sum(map(self._extent, self._resolve(spans))), parts)
+        if left:
+            self.pin(spans, f"not a multiple of {parts} at '{why}'")
+            return None
+        return ((self._variable(size), 1),)
+
+    def repeats(self, spans: Spans) -> tuple[int, ...]:
+        return tuple(repeat for _, repeat in self._resolve(spans))
+
+    def divide_repeat(self, spans: Spans, by: int) -> Spans:
+        return tuple((variable, repeat // by) for variable, repeat in self._resolve(spans))
 
     def pin(self, spans: Spans | None, why: str) -> None:
         for variable, _ in self._resolve(spans or ()):
             self.pins.setdefault(variable, why)
 
+    def pinned(self, spans: Spans | None) -> bool:
+        return any(variable in self.pins for variable, _ in self._resolve(spans or ()))
+
     def tie(self, a: Spans | None, b: Spans | None, why: str) -> None:
+        """Both are one dimension. They are walked side by side; a variable that spans a border is cut in two there."""
         if a is None or b is None:
             self.pin(a or b, f"tied to a fixed size at '{why}'")
             return
-        a, b = self._resolve(a), self._resolve(b)
-        if a == b:
-            return
-        for one, other in ((b, a), (a, b)):
-            if len(one) == 1 and one[0][1] == 1 and all(v != one[0][0] for v, _ in other):
-                self._bind(one[0][0], other)
+        left, right = list(self._resolve(a)), list(self._resolve(b))
+        while left != right:
+            if not left or not right:
+                raise AssertionError(f"sizes differ at '{why}'")
+            if left[0] == right[0]:
+                del left[0], right[0]
+                continue
+            if not (self._level(left[0], right[0]) or self._cut(left[0], right[0]) or self._cut(right[0], left[0])):
+                for spans in (a, b):
+                    self.pin(spans, f"joined with a size that is laid out otherwise at '{why}'")
                 return
-        if [self._extent(s) for s in a] == [self._extent(s) for s in b] and all(
-            ra == rb for (_, ra), (_, rb) in zip(a, b, strict=True)
-        ):
-            for (va, _), (vb, _) in zip(a, b, strict=True):
-                self.tie(((va, 1),), ((vb, 1),), why)
-            return
-        for spans in (a, b):
-            self.pin(spans, f"joined with a size that is laid out otherwise at '{why}'")
+            left, right = list(self._resolve(tuple(left))), list(self._resolve(tuple(right)))
+
+    def _level(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
+        """Make two spans of one extent the same; False where they are not, or cannot be."""
+        (a, ra), (b, rb) = one, other
+        if a == b or self._extent(one) != self._extent(other):
+            return False
+        block = lcm(ra, rb)
+        if self._extent(one) % block:
+            return False
+        if block == ra:
+            self._bind(b, ((a, ra // rb),))
+        elif block == rb:
+            self._bind(a, ((b, rb // ra),))
+        else:
+            shared = self._variable(self._extent(one) // block)
+            self._bind(a, ((shared, block // ra),))
+            self._bind(b, ((shared, block // rb),))
+        return True
+
+    def _cut(self, longer: tuple[int, int], shorter: tuple[int, int]) -> bool:
+        """Cut the longer span's variable in two where the shorter ends."""
+        (variable, repeat), end = longer, self._extent(shorter)
+        if self._extent(longer) <= end or end % repeat:
+            return False
+        if variable == shorter[0]:
+            return False
+        size = end // repeat
+        self._bind(variable, ((self._variable(size), 1), (self._variable(self.sizes[variable] - size), 1)))
+        return True
 
     # Variables -----------------------------------------------------------------------------------------------------
 
@@ -174,9 +269,16 @@ class _Solver:
 
     def widths(self) -> dict[str, Width]:
         uses = [
-            (self.tensors[name], dim, role, self._resolve(self.layouts[name][dim] or ()))
-            for (name, dim), role in self.roles.items()
+            (self.tensors[name], dim, "in" if "in" in roles else roles[0], self._resolve(self.layout(Ref(name))[dim] or ()))
+            for (name, dim), roles in self.roles.items()
         ]
+        known = {variable for *_, spans in uses for variable, _ in spans}
+        for name, tensor in self.tensors.items():
+            for dim, own in enumerate(self.layout(Ref(name))):
+                spans = self._resolve(own or ())
+                if (name, dim) not in self.roles and any(variable in known for variable, _ in spans):
+                    uses.append((tensor, dim, "value", spans))
+        makes = {(self.tensors[name], dim) for (name, dim), roles in self.roles.items() if "out" in roles}
         members: dict[int, list[int]] = {}
         for number, (_, _, _, spans) in enumerate(uses):
             for variable, _ in spans:
@@ -185,21 +287,37 @@ class _Solver:
                     members[variable].append(number)
         names: dict[int, tuple[str, ...]] = {}
         for variable, numbers in members.items():
-            makers = [uses[n][0] for n in numbers if uses[n][2] == "out"]
+            makers = [uses[n][0] for n in numbers if uses[n][:2] in makes]
             names[variable] = tuple(dict.fromkeys(t.rpartition(".")[0] or t for t in makers)) or (
                 f"read by {uses[numbers[0]][0]}",
             )
+        numbered = _numbered(names, self.pins)
         result: dict[str, Width] = {}
         for variable, numbers in members.items():
             slots = tuple(
-                Slot(tensor, dim, role, tuple(Span(names[v][0], r) for v, r in spans))
+                Slot(tensor, dim, role, tuple(Span(numbered[v], r) for v, r in spans))
                 for tensor, dim, role, spans in (uses[n] for n in numbers)
             )
-            made = any(s.role == "out" for s in slots)
+            made = any((s.tensor, s.dim) in makes for s in slots)
             pinned = self.pins.get(variable, "" if made else "not made by a layer of this model")
-            name = names[variable][0]
-            result[name] = Width(name, self.sizes[variable], slots, names[variable], pinned)
+            name = numbered[variable]
+            entries = [sum(p.repeat for p in s.spans if p.width == name) for s in slots if s.role != "in a group"]
+            step = min(entries, default=1)
+            result[name] = Width(name, self.sizes[variable], slots, names[variable], pinned, step)
         return result
+
+
+def _numbered(names: dict[int, tuple[str, ...]], pins: Mapping[int, str]) -> dict[int, str]:
+    """One name for each variable: its first maker's. Where that makes several, those that can change are numbered, unless
+    it is one; then the pinned ones."""
+    makers: dict[str, list[int]] = {}
+    for variable in sorted(names, key=lambda v: v in pins):
+        makers.setdefault(names[variable][0], []).append(variable)
+    result: dict[int, str] = {}
+    for maker, variables in makers.items():
+        alone = sum(v not in pins for v in variables) == 1 or len(variables) == 1
+        result |= {v: maker if alone and not number else f"{maker}[{number}]" for number, v in enumerate(variables)}
+    return result
 
 
 def _refs(value: Any) -> Iterator[Ref]:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
 from morphogen.graph.trace import trace
-from morphogen.graph.widths import Width, find, widths
+from morphogen.graph.widths import Width, widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.measures.importance import unit_importance
 from morphogen.policies.budget import within
@@ -56,7 +56,7 @@ class Controller:
     def sizes(self) -> dict[str, int]:
         """Free widths and their live sizes."""
         tensors = tensors_of(self.model)
-        return {w.name: live_size(w, tensors) for w in self.widths.values() if not w.pinned}
+        return {w.name: live_size(self.widths, w.name, tensors) for w in self.widths.values() if not w.pinned}
 
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         """One look: decide, change the model and every optimizer, and say what changed."""
@@ -100,7 +100,7 @@ class Controller:
             applied.undo()
 
     def _importance(self, width: str) -> Tensor:
-        return unit_importance(self.model, find(self.widths, width))
+        return unit_importance(self.model, self.widths, width)
 
     def _count(self, edits: list[Edit]) -> int:
         """Parameters after some edits, found by making them and taking them back."""

@@ -26,13 +26,15 @@ from morphogen.resize.start import STARTS, Start
 # The sizes that modules keep beside their tensors, read back from the tensors after a resize.
 _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.Linear: lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]},
-    nn.modules.conv._ConvNd: lambda m: {
-        "out_channels": m.weight.shape[0],
-        "in_channels": m.weight.shape[1] * m.groups,
-    },
-    nn.modules.batchnorm._BatchNorm: lambda m: (
+    nn.modules.conv._ConvNd: lambda m: _convolution(m),
+    # batch and instance norms
+    nn.modules.batchnorm._NormBase: lambda m: (
         {} if m.running_mean is None and m.weight is None else {"num_features": len(_first(m.weight, m.running_mean))}
     ),
+    nn.GroupNorm: lambda m: {} if m.weight is None else {"num_channels": len(m.weight)},
+    nn.RMSNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
+    nn.RNNBase: lambda m: {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_hh_l0.shape[1]},
+    nn.MultiheadAttention: lambda m: _attention(m),
     nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
     nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
     nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
@@ -257,6 +259,22 @@ def _refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
                     if (old := getattr(module, attribute)) != value:
                         back.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
                         setattr(module, attribute, value)
+
+
+def _convolution(m: Any) -> dict[str, Any]:
+    weight, transposed = m.weight.shape, isinstance(m, nn.modules.conv._ConvTransposeNd)
+    if m.groups > 1 and m.groups == m.in_channels and weight[1] == 1 and not transposed:
+        groups = weight[0] // (m.out_channels // m.in_channels)  # depthwise: a group a channel
+        return {"out_channels": weight[0], "in_channels": groups, "groups": groups}
+    if transposed:
+        return {"in_channels": weight[0], "out_channels": weight[1] * m.groups}
+    return {"out_channels": weight[0], "in_channels": weight[1] * m.groups}
+
+
+def _attention(m: nn.MultiheadAttention) -> dict[str, Any]:
+    size = m.out_proj.weight.shape[0]
+    key, value = (m.k_proj_weight, m.v_proj_weight) if m.in_proj_weight is None else (m.in_proj_weight,) * 2
+    return {"embed_dim": size, "head_dim": size // m.num_heads, "kdim": key.shape[1], "vdim": value.shape[1]}
 
 
 def _first(*tensors: Tensor | None) -> Tensor:

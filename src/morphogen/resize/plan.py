@@ -65,7 +65,7 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
                 width = find(widths, edit.width)
                 if width.pinned:
                     raise PlanError(f"width '{width.name}' cannot change: {width.pinned}")
-                live = live_size(width, tensors)
+                live = live_size(widths, width.name, tensors)
                 index = maps.setdefault(width.name, list(range(live)))
                 maps[width.name] = _edited(width.name, index, edit)
                 sizes[width.name] = (live, len(maps[width.name]))
@@ -74,7 +74,7 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
     covers = {name: find(widths, name).slots for name in maps}
     slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old units is set to zero
-    ordered = sorted(slots, key=lambda slot: slot.role == "in")
+    ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
     rows = tuple(Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors)) for s in ordered)
     return Plan(edits, rows, tuple(blocks), sizes, covers)
 
@@ -87,14 +87,27 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def live_size(width: Width, tensors: Mapping[str, Tensor]) -> int:
-    """The size a width has now, read from a tensor dimension that it fills alone."""
+def live_size(widths: Mapping[str, Width], name: str, tensors: Mapping[str, Tensor]) -> int:
+    """The size that width `name` has now, in units: read from a tensor dimension that it fills, alone or beside widths that
+    fill one alone."""
+    width = find(widths, name)
+    for slot in sorted(width.slots, key=lambda s: len({span.width for span in s.spans})):
+        if slot.tensor not in tensors:
+            continue
+        others = {span.width for span in slot.spans} - {width.name}
+        sizes = {other: _alone(find(widths, other), tensors) for other in others}
+        if None not in sizes.values():
+            rest = sum((sizes[span.width] or 0) * span.repeat for span in slot.spans if span.width in others)
+            own = sum(span.repeat for span in slot.spans if span.width == width.name)
+            return (tensors[slot.tensor].shape[slot.dim] - rest) // own
+    raise PlanError(f"width '{width.name}': none of its tensors shows its size; call widths(trace(model, example)) again")
+
+
+def _alone(width: Width, tensors: Mapping[str, Tensor]) -> int | None:
     for slot in width.slots:
-        if len(slot.spans) == 1 and slot.tensor in tensors:
-            return tensors[slot.tensor].shape[slot.dim] // slot.spans[0].repeat
-    raise PlanError(
-        f"width '{width.name}': none of its tensors is in the model any more; call widths(trace(model, example)) again"
-    )
+        if slot.tensor in tensors and all(span.width == width.name for span in slot.spans):
+            return tensors[slot.tensor].shape[slot.dim] // sum(span.repeat for span in slot.spans)
+    return None
 
 
 def resized(widths: Mapping[str, Width], plan: Plan) -> dict[str, Width]:
@@ -137,7 +150,7 @@ def _laid_out(
     index: list[int] = []
     start = 0
     for span in slot.spans:
-        size = live_size(find(widths, span.width), tensors)
+        size = live_size(widths, span.width, tensors)
         for source in maps.get(span.width, range(size)):
             base = start + source * span.repeat
             index.extend([NEW] * span.repeat if source == NEW else range(base, base + span.repeat))

@@ -34,7 +34,10 @@ def constant(value: float) -> Start:
 
 STARTS: dict[str, Start] = {
     "out": he,
+    "own": he,
     "in": constant(0.0),
+    "in a group": constant(0.0),
+    "value": constant(0.0),
     "bias": constant(0.0),
     "scale": constant(1.0),
     "slope": constant(0.25),

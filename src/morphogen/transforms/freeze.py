@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -147,20 +147,20 @@ def _drop_dead(model: nn.Module, example: Tensor | tuple[Any, ...]) -> int:
     for width in found.values():
         if width.pinned:
             continue
-        drop = _dead(model, width)
-        size = live_size(width, tensors_of(model))
+        drop = _dead(model, found, width)
+        size = live_size(found, width.name, tensors_of(model))
         if drop := drop[: size - 1]:
             apply_(model, plan(model, found, [Shrink(width.name, drop)]))
             count += len(drop)
     return count
 
 
-def _dead(model: nn.Module, width: Width) -> list[int]:
+def _dead(model: nn.Module, found: Mapping[str, Width], width: Width) -> list[int]:
     tensors = tensors_of(model)
     alone = [s for s in width.slots if len(s.spans) == 1]
     if len(alone) != len(width.slots) or any(s.role not in ("in", "out", "bias") for s in width.slots):
         return []
-    size = live_size(width, tensors)
+    size = live_size(found, width.name, tensors)
     reads, makes = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
     for slot in alone:
         entries = tensors[slot.tensor].detach().movedim(slot.dim, 0).reshape(size, -1)

@@ -1,0 +1,92 @@
+"""The contract of the resize engine, for every kind of layer and for whole architectures of the field."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from architectures import ARCHITECTURES
+from morphogen import Grow, Shrink, Width, apply_, plan, resize, trace, widths
+from supported import CASES
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """A case's network in evaluation mode and float64, with nothing at its initial special values."""
+    torch.manual_seed(0)
+    case = CASES[name]
+    model = case.build().double().eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.1, 0.9)
+    return model, torch.randn(case.shape, dtype=torch.float64)
+
+
+def free(model: nn.Module, x: Tensor) -> dict[str, Width]:
+    return {w.name: w for w in widths(trace(model, x)).values() if not w.pinned}
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_widths_are_those_known_by_hand(name: str) -> None:
+    assert {w.name: (w.size, w.step) for w in free(*build(name)).values()} == CASES[name].free
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_growth_keeps_the_function_or_says_what_it_changed(name: str) -> None:
+    model, x = build(name)
+    for width in free(model, x):
+        before = tensors(model)
+        applied = resize(model, [Grow(width, 2)], example=x)
+        assert applied.receipt.change is not None
+        assert (applied.receipt.change <= 1e-9) == (CASES[name].kept or width.startswith("v"))
+        applied.undo()
+        assert same(before, tensors(model))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_grown_trains_and_shrinks_back_to_the_same(name: str) -> None:
+    model, x = build(name)
+    before, expected = tensors(model), model(x)
+    edits = [Grow(width.name, 2) for width in free(model, x).values()]
+    back = [Shrink(width.name, range(width.size, width.size + 2)) for width in free(model, x).values()]
+    resize(model, edits, example=x)
+    optimizer = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
+    model(x).square().mean().backward()
+    optimizer.step()
+    resize(model, back, example=x)
+    assert same(before, tensors(model))
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_grow_by_a_quarter_and_shrink_back(name: str) -> None:
+    torch.manual_seed(0)
+    make, example = ARCHITECTURES[name]
+    model, x = make().eval(), example()
+    found = widths(trace(model, x))
+    open_widths = [w for w in found.values() if not w.pinned]
+    assert open_widths
+    # every tensor that could have a width is in one, free or pinned; tables of positions are looked up by index only
+    covered = {slot.tensor for w in found.values() for slot in w.slots}
+    assert {name for name, _ in model.named_parameters()} <= covered | {"cls"}
+    before, expected = tensors(model), model(x)
+    quarter = {w.name: (w.size, max(1, w.size // 4)) for w in open_widths}
+    grown = apply_(model, plan(model, found, [Grow(n, more) for n, (_, more) in quarter.items()]), example=x)
+    assert grown.receipt.parameters[1] > 1.3 * grown.receipt.parameters[0]
+    apply_(model, plan(model, found, [Shrink(n, range(s, s + more)) for n, (s, more) in quarter.items()]), example=x)
+    assert same(before, tensors(model))
+    assert torch.equal(model(x), expected)
+
+
+def test_queries_and_keys_do_not_touch_values() -> None:
+    model, x = build("head views")
+    text = str(plan(model, widths(trace(model, x)), [Grow("q", 1)]))
+    assert text == "q 4 -> 5: q.weight[0] q.bias[0] k.weight[0] k.bias[0]"
