@@ -34,6 +34,7 @@ from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.recipe import Recipe, recipe_for
 from morphogen.record import Certificate, Change, Report, Round, Row, from_json, to_json
 from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
+from morphogen.resize.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
 from morphogen.train import Batches, Diverged, State, generator, predict, train
 from morphogen.transforms.freeze import freeze
 
@@ -336,7 +337,7 @@ class _Search:
         }
         path = self.folder / CHECKPOINT
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, {**_model_tensors(state.model), **_optimizer_tensors(state)}, about)
+        save_tensors(path, {**model_tensors(state.model), **optimizer_tensors(state.model, state.optimizer)}, about)
         self.saved = time.perf_counter()
 
     def load(self) -> None:
@@ -353,9 +354,9 @@ class _Search:
         ledger = ledger_from_json(about["ledger"])
         replay(ledger, state.model, self.problem.example[:2], optimizers=[state.optimizer])
         with torch.no_grad():
-            for name, tensor in _model_tensors(state.model).items():
+            for name, tensor in model_tensors(state.model).items():
                 tensor.copy_(tensors[name])
-        _fill_optimizer(state, tensors)
+        fill_optimizer(state.model, state.optimizer, tensors)
         for key, value in about["state"].items():
             setattr(state, key, value)
         self.phase = _Phase(**about["phase"])
@@ -469,38 +470,6 @@ def _policy(settings: Settings, recipe: Recipe) -> Policy:
 
 def _depths(model: nn.Module) -> list[LearnedDepth]:
     return [m for m in model.modules() if isinstance(m, LearnedDepth)]
-
-
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-
-
-def _named(state: State) -> dict[str, nn.Parameter]:
-    return dict(state.model.named_parameters())
-
-
-def _optimizer_tensors(state: State) -> dict[str, Tensor]:
-    return {
-        f"optimizer.{name}.{key}": value
-        for name, parameter in _named(state).items()
-        for key, value in state.optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _fill_optimizer(state: State, tensors: dict[str, Tensor]) -> None:
-    state.optimizer.state.clear()
-    for name, parameter in _named(state).items():
-        start = f"optimizer.{name}."
-        found = {key.removeprefix(start): value.clone() for key, value in tensors.items() if key.startswith(start)}
-        if found:
-            state.optimizer.state[parameter] = {k: _laid_out_as(parameter, v) for k, v in found.items()}
-
-
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` with the memory layout of its parameter, which the file does not keep."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """EDIT: change widths and depths of a live model, its optimizers included."""
 
 from morphogen.resize.apply import Applied, apply_, count_parameters, resize
+from morphogen.resize.checkpoint import load, load_ledger, save
+from morphogen.resize.doctor import doctor
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
 from morphogen.resize.ledger import Ledger, ledger_from_json, ledger_to_json, replay
 from morphogen.resize.plan import Plan, Row, plan, resized
 
 __all__ = [
     "AddBlock", "Applied", "DropBlock", "Edit", "Grow", "Ledger", "Plan", "Row", "Shrink", "apply_", "count_parameters",
-    "ledger_from_json", "ledger_to_json", "plan", "replay", "resize", "resized",
+    "doctor", "ledger_from_json", "ledger_to_json", "load", "load_ledger", "plan", "replay", "resize", "resized", "save",
 ]  # fmt: skip

@@ -7,11 +7,14 @@ a backward through a graph from before the resize fails loudly.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from morphogen.errors import PlanError
 from morphogen.graph.trace import evaluating, trace
@@ -67,6 +70,8 @@ def resize(
     *,
     example: Tensor | tuple[Any, ...],
     optimizers: Sequence[Optimizer] = (),
+    schedulers: Sequence[LRScheduler] = (),
+    ema: Sequence[nn.Module] = (),
     generator: torch.Generator | None = None,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
@@ -74,6 +79,8 @@ def resize(
         model,
         plan(model, widths(trace(model, example)), edits),
         optimizers=optimizers,
+        schedulers=schedulers,
+        ema=ema,
         example=example,
         generator=generator,
     )
@@ -84,6 +91,8 @@ def apply_(
     plan: Plan,
     *,
     optimizers: Sequence[Optimizer] = (),
+    schedulers: Sequence[LRScheduler] = (),
+    ema: Sequence[nn.Module] = (),
     example: Tensor | tuple[Any, ...] | None = None,
     generator: torch.Generator | None = None,
     starts: Mapping[str, Start] = STARTS,
@@ -92,7 +101,13 @@ def apply_(
 
     example: where given, the model runs on it before and after (evaluation mode, no gradient): the receipt then states the
     largest output change, and a model that no longer runs is rolled back. generator: draws the values of new units.
+    schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
+    ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
     """
+    for scheduler in schedulers:
+        if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
+            raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
+    drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = _probe(model, example), count_parameters(model)
     values, states = _computed(model, plan, optimizers, generator, starts)
     back: list[Callable[[], None]] = []
@@ -102,8 +117,14 @@ def apply_(
             depth = model.get_submodule(name)
             assert isinstance(depth, LearnedDepth)
             _change_blocks(depth, delta, optimizers, generator, back)
-        _refresh_sizes(model, back)
+        refresh_sizes(model, back)
         after = _probe(model, example)
+        for copied in ema:
+            # the same draws give its new units the same values
+            if drawn is not None:
+                generator.set_state(drawn) if generator else torch.set_rng_state(drawn)
+            inner = copied.module if isinstance(copied, AveragedModel) else copied
+            back.append(partial(_run_back, apply_(inner, plan, generator=generator, starts=starts)._back))
     except Exception as error:
         _run_back(back)
         raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
@@ -251,14 +272,23 @@ def _enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Cal
             back.append(lambda: _release(optimizer, parameter, []))
 
 
-def _refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
+def kept_sizes(module: nn.Module) -> dict[str, Any]:
+    """The sizes that a module keeps as attributes, as its tensors say they should be."""
+    return {k: v for kind, sizes in _SIZES.items() if isinstance(module, kind) for k, v in sizes(module).items()}
+
+
+def refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
+    """Set them; what takes it back is appended to `back`."""
     for module in model.modules():
-        for kind, sizes in _SIZES.items():
-            if isinstance(module, kind):
-                for attribute, value in sizes(module).items():
-                    if (old := getattr(module, attribute)) != value:
-                        back.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
-                        setattr(module, attribute, value)
+        for attribute, value in kept_sizes(module).items():
+            if (old := getattr(module, attribute)) != value:
+                back.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
+                setattr(module, attribute, value)
+
+
+def put(tensor: Tensor, value: Tensor) -> None:
+    """Give a parameter or buffer other data, of any shape, in its own memory format; every holder holds the live one."""
+    _setter(tensor, _laid_out_as(tensor, value), None)()
 
 
 def _convolution(m: Any) -> dict[str, Any]:
