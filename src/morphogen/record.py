@@ -19,13 +19,15 @@ class Receipt:
     """What one resize did.
 
     `sizes` maps each changed width to (before, after); `parameters` counts the model's parameters before and after;
-    `change` is the largest absolute difference of the output on the probe batch (None where none was given).
+    `change` is the largest absolute difference of the output on the probe batch (None where none was given). `keeps`: whether
+    the function is kept by construction, which was then verified on the probe batch.
     """
 
     edits: tuple[str, ...]
     sizes: dict[str, tuple[int, int]]
     parameters: tuple[int, int]
     change: float | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)

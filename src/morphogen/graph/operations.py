@@ -26,6 +26,8 @@ class Ties(Protocol):
     def tie(self, a: Spans | None, b: Spans | None, why: str) -> None: ...
     def role(self, ref: Any, dim: int, role: str) -> None: ...
     def pin(self, spans: Spans | None, why: str) -> None: ...
+    def felt(self, spans: Spans | None, why: str) -> None: ...
+    def weight(self, ref: Any) -> bool: ...
     def pinned(self, spans: Spans | None) -> bool: ...
     def layout(self, ref: Any) -> Layout: ...
     def outputs(self, ref: Any) -> list[Layout]: ...
@@ -100,6 +102,7 @@ def _group_norm(node: Node, ties: Ties) -> Layout:
     x, groups = ties.layout(node.args[0]), node.args[1]
     if groups > 1:
         ties.copies(x[1], -groups, node.name)
+    ties.felt(x[1], f"normalised over its groups at '{node.name}'")
     _affine(node, node.args[2:4], x[1], ties)
     return x
 
@@ -119,6 +122,7 @@ def _layer_norm(node: Node, ties: Ties) -> Layout:
         for spans in x[-len(node.args[1]) :]:
             ties.pin(spans, f"normalised over several dimensions at '{node.name}'")
         return x
+    ties.felt(x[-1], f"normalised over at '{node.name}'")
     _affine(node, node.args[2:4], x[-1], ties)
     return x
 
@@ -373,6 +377,8 @@ def _matmul(node: Node, ties: Ties) -> Layout:
     inner = -2 if len(right) > 1 else -1
     if left[-1] is not None or right[inner] is not None:
         ties.tie(left[-1], right[inner], node.name)
+    if not (ties.weight(a) or ties.weight(b)):
+        ties.felt(left[-1], f"two features are multiplied and summed over at '{node.name}'")
     ties.role(a, len(left) - 1, "in")
     ties.role(b, len(right) + inner, "in")
     if len(left) > 1:
@@ -408,12 +414,17 @@ def _einsum(node: Node, ties: Ties) -> Layout:
                 ties.tie(seen[letter], spans, node.name)
             seen[letter] = seen.get(letter) or spans
             ties.role(ref, d, "out" if letter in output else "in")
+    if not any(ties.weight(ref) for ref in node.args[1]):
+        for letter, spans in seen.items():
+            if letter not in output:
+                ties.felt(spans, f"two features are multiplied and summed over at '{node.name}'")
     return tuple(seen[letter] for letter in output)
 
 
 def _attention(node: Node, ties: Ties) -> Layout:
     query, key, value = (ties.layout(a) for a in node.args[:3])
     ties.tie(query[-1], key[-1], node.name)
+    ties.felt(query[-1], f"queries meet keys, divided by the root of their width, at '{node.name}'")
     return (*query[:-1], value[-1])
 
 
@@ -421,6 +432,7 @@ def _rms_norm(node: Node, ties: Ties) -> Layout:
     x = ties.layout(node.args[0])
     for spans in x[-len(node.args[1]) : -1]:
         ties.pin(spans, f"normalised over several dimensions at '{node.name}'")
+    ties.felt(x[-1], f"normalised over at '{node.name}'")
     _affine(node, node.args[2:3], x[-1], ties)
     return x
 

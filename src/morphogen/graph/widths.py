@@ -52,7 +52,8 @@ class Width:
 
     name: the module that makes it, numbered where a module makes several. size: in units. step: entries a unit has at least
     in every dimension: 4 under four attention heads or GroupNorm(4), since each head or group gets one. modules: all that
-    make it (a residual add ties several). pinned: why it cannot change ("" where it can).
+    make it (a residual add ties several). pinned: why it cannot change ("" where it can). felt: why new units change the
+    function although nothing reads them yet, "" where growing keeps it exactly.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Width:
     modules: tuple[str, ...]
     pinned: str = ""
     step: int = 1
+    felt: str = ""
 
     def __str__(self) -> str:
         state = f"pinned: {self.pinned}" if self.pinned else " ".join(map(str, self.slots))
@@ -99,6 +101,7 @@ class _Solver:
         self.sizes: list[int] = []
         self.bound: dict[int, Spans] = {}  # variable -> what it stands for
         self.pins: dict[int, str] = {}
+        self.feels: list[tuple[Spans, str]] = []
         self.origin: dict[int, tuple[str, int]] = {}  # a tensor dimension's own variable -> (placeholder, dim)
         self.roles: dict[tuple[str, int], list[str]] = {}  # (placeholder, dim) -> roles, in order of use
         self.tensors = {n.name: n.target for n in graph.nodes if n.op == "tensor"}
@@ -191,6 +194,14 @@ class _Solver:
     def pin(self, spans: Spans | None, why: str) -> None:
         for variable, _ in self._resolve(spans or ()):
             self.pins.setdefault(variable, why)
+
+    def felt(self, spans: Spans | None, why: str) -> None:
+        """New units of this width are noticed before anything reads them."""
+        self.feels.append((spans or (), why))
+
+    def weight(self, ref: Any) -> bool:
+        """Whether a value is a tensor of the model, perhaps in another shape."""
+        return ref.name in self.views
 
     def pinned(self, spans: Spans | None) -> bool:
         return any(variable in self.pins for variable, _ in self._resolve(spans or ()))
@@ -292,6 +303,7 @@ class _Solver:
                 f"read by {uses[numbers[0]][0]}",
             )
         numbered = _numbered(names, self.pins)
+        felt = {variable: why for spans, why in reversed(self.feels) for variable, _ in self._resolve(spans)}
         result: dict[str, Width] = {}
         for variable, numbers in members.items():
             slots = tuple(
@@ -303,7 +315,7 @@ class _Solver:
             name = numbered[variable]
             entries = [sum(p.repeat for p in s.spans if p.width == name) for s in slots if s.role != "in a group"]
             step = min(entries, default=1)
-            result[name] = Width(name, self.sizes[variable], slots, names[variable], pinned, step)
+            result[name] = Width(name, self.sizes[variable], slots, names[variable], pinned, step, felt.get(variable, ""))
         return result
 
 

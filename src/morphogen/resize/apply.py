@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
 
-from morphogen.errors import PlanError
+from morphogen.errors import NotExact, PlanError
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
 from morphogen.layers.depth import LearnedDepth
@@ -100,7 +101,8 @@ def apply_(
     """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
 
     example: where given, the model runs on it before and after (evaluation mode, no gradient): the receipt then states the
-    largest output change, and a model that no longer runs is rolled back. generator: draws the values of new units.
+    largest output change, and a model that no longer runs, or (`NotExact`) does not keep the function although the plan is one
+    that keeps it, is rolled back. generator: draws the values of new units.
     schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
     """
@@ -119,17 +121,22 @@ def apply_(
             _change_blocks(depth, delta, optimizers, generator, back)
         refresh_sizes(model, back)
         after = _probe(model, example)
+        keeps = plan.keeps and starts is STARTS
+        change = _change(before, after, plan if keeps else None)
         for copied in ema:
             # the same draws give its new units the same values
             if drawn is not None:
                 generator.set_state(drawn) if generator else torch.set_rng_state(drawn)
             inner = copied.module if isinstance(copied, AveragedModel) else copied
             back.append(partial(_run_back, apply_(inner, plan, generator=generator, starts=starts)._back))
+    except NotExact:
+        _run_back(back)
+        raise
     except Exception as error:
         _run_back(back)
         raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
-    change = None if before is None or after is None else _difference(before, after)
-    receipt = Receipt(tuple(map(str, plan.edits)), dict(plan.sizes), (parameters, count_parameters(model)), change)
+    edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
+    receipt = Receipt(edits, dict(plan.sizes), counts, change, keeps)
     return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
 
 
@@ -314,16 +321,31 @@ def _first(*tensors: Tensor | None) -> Tensor:
 def _probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
     if example is None:
         return None
-    with evaluating(model), torch.no_grad():
+    # a model that draws random numbers draws the same ones before and after
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         return model(*(example if isinstance(example, tuple) else (example,)))
 
 
-def _difference(before: Any, after: Any) -> float:
-    pairs = zip(torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(after), strict=True)
-    return max(
-        (float((a - b).abs().max()) for a, b in pairs if isinstance(a, Tensor) and a.numel() and a.shape == b.shape),
-        default=0.0,
-    )
+_ROUNDING = 1e4  # units of rounding at the largest output: sums in another order, through many layers
+
+
+def _change(before: Any, after: Any, keeping: Plan | None) -> float | None:
+    """Largest difference of the outputs. Raises `NotExact` where `keeping` promised that there is none but rounding."""
+    if before is None:
+        return None
+    largest = 0.0
+    for a, b in zip(tree_leaves(before), tree_leaves(after), strict=True):
+        if not isinstance(a, Tensor) or not a.is_floating_point() or not a.numel() or a.shape != b.shape:
+            continue
+        change = float((a - b).abs().max())
+        largest = max(largest, change)
+        if keeping and change > (allowed := _ROUNDING * torch.finfo(a.dtype).eps * max(1.0, float(a.abs().max()))):
+            raise NotExact(
+                f"growing should keep the function, but the output moved by {change:.2g} (allowed {allowed:.2g}); nothing was "
+                f"changed. Some operation feels units that nothing reads. Plan: {keeping}"
+            )
+    return largest
 
 
 def _run_back(back: list[Callable[[], None]]) -> None:

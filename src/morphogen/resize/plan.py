@@ -30,6 +30,8 @@ class Row:
 class Plan:
     """Everything `apply_` will do. Printing it gives one line a width, or a block.
 
+    keeps: whether the function stays exactly as it is, by construction: only growth of widths that nothing feels (see
+    `Width.felt`), and new blocks behind closed gates.
     rows: in an order such that a new row's columns into old units are made after the row. blocks: (module, +1 or -1).
     """
 
@@ -38,6 +40,7 @@ class Plan:
     blocks: tuple[tuple[str, int], ...]
     sizes: dict[str, tuple[int, int]]
     covers: dict[str, tuple[Slot, ...]]
+    keeps: bool
 
     def __str__(self) -> str:
         lines = [
@@ -76,7 +79,18 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old units is set to zero
     ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
     rows = tuple(Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors)) for s in ordered)
-    return Plan(edits, rows, tuple(blocks), sizes, covers)
+    keeps = all(_keeps(model, widths, edit) for edit in edits)
+    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps)
+
+
+def _keeps(model: nn.Module, widths: Mapping[str, Width], edit: Edit) -> bool:
+    match edit:
+        case Grow():
+            return not find(widths, edit.width).felt
+        case AddBlock():
+            depth = model.get_submodule(edit.module)
+            return isinstance(depth, LearnedDepth) and depth.depth <= len(depth.blocks)
+    return False
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
