@@ -119,6 +119,7 @@ def apply_(
             depth = model.get_submodule(name)
             assert isinstance(depth, LearnedDepth)
             _change_blocks(depth, delta, optimizers, generator, back)
+        _regroup(model, plan, back)
         refresh_sizes(model, back)
         after = _probe(model, example)
         keeps = plan.keeps and starts is STARTS
@@ -284,6 +285,15 @@ def kept_sizes(module: nn.Module) -> dict[str, Any]:
     return {k: v for kind, sizes in _SIZES.items() if isinstance(module, kind) for k, v in sizes(module).items()}
 
 
+def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The sizes that all modules keep, and the groups of convolutions, by module."""
+    found = {name: kept_sizes(module) for name, module in model.named_modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            found[name]["groups"] = module.groups
+    return {name: sizes for name, sizes in found.items() if sizes}
+
+
 def refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
     """Set them; what takes it back is appended to `back`."""
     for module in model.modules():
@@ -299,13 +309,19 @@ def put(tensor: Tensor, value: Tensor) -> None:
 
 
 def _convolution(m: Any) -> dict[str, Any]:
-    weight, transposed = m.weight.shape, isinstance(m, nn.modules.conv._ConvTransposeNd)
-    if m.groups > 1 and m.groups == m.in_channels and weight[1] == 1 and not transposed:
-        groups = weight[0] // (m.out_channels // m.in_channels)  # depthwise: a group a channel
-        return {"out_channels": weight[0], "in_channels": groups, "groups": groups}
-    if transposed:
-        return {"in_channels": weight[0], "out_channels": weight[1] * m.groups}
-    return {"out_channels": weight[0], "in_channels": weight[1] * m.groups}
+    makes, reads = m.weight.shape[:2]
+    if isinstance(m, nn.modules.conv._ConvTransposeNd):
+        return {"in_channels": makes, "out_channels": reads * m.groups}
+    return {"out_channels": makes, "in_channels": reads * m.groups}
+
+
+def _regroup(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> None:
+    """A depthwise convolution has a group for every channel."""
+    for row in plan.rows:
+        module = model.get_submodule(row.tensor.rpartition(".")[0])
+        if row.role == "own" and isinstance(module, nn.modules.conv._ConvNd):
+            back.append(partial(setattr, module, "groups", module.groups))
+            module.groups = len(row.index) * module.groups // module.out_channels
 
 
 def _attention(m: nn.MultiheadAttention) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     model, optimizer = load("run/ckpt", build)      # build() makes the network that everything started from
 
 Loading needs no tracing and none of the code that grew the network: every tensor of the base model takes the shape that the
-file has, learned depths get their blocks, and sizes that modules keep beside their tensors are read back from these.
+file has, learned depths get their blocks, and the sizes that modules keep beside their tensors are set.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.depth import LearnedDepth
-from morphogen.resize.apply import put, refresh_sizes
+from morphogen.resize.apply import attributes, put
 from morphogen.resize.edit import Edit, edit_from_dict, edit_to_dict
 
 _VERSION = 1
@@ -34,6 +34,7 @@ def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None,
         "version": _VERSION,
         "ledger": [edit_to_dict(edit) for edit in ledger],
         "blocks": {name: len(m.blocks) for name, m in model.named_modules() if isinstance(m, LearnedDepth)},
+        "attributes": attributes(model),
     }
     tensors = model_tensors(model)
     if optimizer is not None:
@@ -63,7 +64,9 @@ def load(path: str | Path, build: Callable[[], nn.Module | tuple[nn.Module, Opti
         raise RunError(f"checkpoint {path} has an optimizer's state; let build() return (model, optimizer)")
     _build_blocks(model, about["blocks"])
     _fill_model(model, tensors, path)
-    refresh_sizes(model, [])
+    for name, sizes in about["attributes"].items():
+        for attribute, value in sizes.items():
+            setattr(model.get_submodule(name), attribute, tuple(value) if isinstance(value, list) else value)
     if "groups" not in about:
         return model, None
     assert optimizer is not None
