@@ -125,16 +125,32 @@ def test_kept_units_take_the_step_they_would_have_taken() -> None:
     torch.testing.assert_close(model[0].weight[:8], twin[0].weight, rtol=0, atol=1e-12)
 
 
-def test_new_slots_take_no_oversized_first_steps() -> None:
-    # with zero second moments beside an old step count, Adam would move them by up to 6.6 learning rates
-    model, x = problem("chain")
-    opt = torch.optim.Adam(model.parameters(), lr=1e-3)
-    step(model, opt, x, 200)
-    resize(model, [Grow("0", 4)], example=x, optimizers=[opt])
+@pytest.mark.parametrize(("fresh", "low", "high"), [("scaled", 0.0, 1.2), ("zero", 3.0, 10.0)])
+def test_how_fresh_state_starts_is_a_choice(fresh: str, low: float, high: float) -> None:
+    torch.manual_seed(0)
+    model, lr = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 2)), 1e-3
+    optimizer, x = torch.optim.Adam(model.parameters(), lr=lr), torch.randn(64, 10)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (model(x) - x[:, :2]).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(300):
+        step()
+    resize(model, [Grow("0", 8)], optimizers=[optimizer], example=x, fresh=fresh)
+    largest = 0.0
     for _ in range(20):
         before = model[2].weight.detach().clone()
-        step(model, opt, x, 1)
-        assert float((model[2].weight.detach() - before)[:, 8:].abs().max()) < 2.0e-3
+        step()
+        largest = max(largest, float((model[2].weight.detach() - before)[:, 8:].abs().max()) / lr)
+    assert low <= largest <= high
+
+
+def test_an_unknown_fresh_start_is_refused() -> None:
+    model, x = problem("chain")
+    with pytest.raises(PlanError, match="fresh='naive': unknown; choose one of scaled, zero"):
+        resize(model, [Grow("0", 8)], example=x, fresh="naive")
 
 
 def test_a_backward_through_an_older_graph_fails_loudly() -> None:

@@ -1,11 +1,13 @@
 """The contract of the resize engine, for every kind of layer and for whole architectures of the field."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import support_matrix
 from architectures import ARCHITECTURES
 from morphogen import Grow, NotExact, Shrink, Width, apply_, plan, resize, trace, widths
 from supported import CASES
@@ -112,3 +114,8 @@ def test_a_promise_that_does_not_hold_is_taken_back() -> None:
     with pytest.raises(NotExact, match="growing should keep the function, but the output moved by"):
         resize(model, [Grow("a", 2)], example=x)
     assert same(before, tensors(model))
+
+
+def test_the_support_matrix_is_current() -> None:
+    page = Path(__file__).parents[1] / "docs" / "support.md"
+    assert page.read_text(encoding="utf-8") == support_matrix.page(), "run: python tests/support_matrix.py > docs/support.md"

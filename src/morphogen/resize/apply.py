@@ -23,7 +23,7 @@ from morphogen.graph.widths import widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Receipt
 from morphogen.resize.edit import Edit
-from morphogen.resize.optim import cut, take
+from morphogen.resize.optim import FRESH, Fresh, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, plan, tensors_of
 from morphogen.resize.start import STARTS, Start
 
@@ -74,6 +74,7 @@ def resize(
     schedulers: Sequence[LRScheduler] = (),
     ema: Sequence[nn.Module] = (),
     generator: torch.Generator | None = None,
+    fresh: str = "scaled",
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
     return apply_(
@@ -84,6 +85,7 @@ def resize(
         ema=ema,
         example=example,
         generator=generator,
+        fresh=fresh,
     )
 
 
@@ -97,6 +99,7 @@ def apply_(
     example: Tensor | tuple[Any, ...] | None = None,
     generator: torch.Generator | None = None,
     starts: Mapping[str, Start] = STARTS,
+    fresh: str = "scaled",
 ) -> Applied:
     """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
 
@@ -105,13 +108,16 @@ def apply_(
     that keeps it, is rolled back. generator: draws the values of new units.
     schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
+    starts: how the values of new units start, by role. fresh: how their optimizer state starts, a name of `optim.FRESH`.
     """
+    if fresh not in FRESH:
+        raise PlanError(f"fresh={fresh!r}: unknown; choose one of {', '.join(FRESH)}")
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = _probe(model, example), count_parameters(model)
-    values, states = _computed(model, plan, optimizers, generator, starts)
+    values, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh])
     back: list[Callable[[], None]] = []
     try:
         _commit(values, states, back)
@@ -152,6 +158,7 @@ def _computed(
     optimizers: Sequence[Optimizer],
     generator: torch.Generator | None,
     starts: Mapping[str, Start],
+    fresh: Fresh,
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
     """New values of every touched tensor and new optimizer states; nothing is written yet."""
     values, states = [], []
@@ -167,7 +174,7 @@ def _computed(
             if tensor in optimizer.state:
                 state, shape = optimizer.state[tensor], list(tensor.shape)
                 for row in rows:
-                    state = cut(state, torch.Size(shape), row.dim, row.index, row.tensor)
+                    state = cut(state, torch.Size(shape), row.dim, row.index, row.tensor, fresh)
                     shape[row.dim] = len(row.index)
                 kept = optimizer.state[tensor]
                 state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
