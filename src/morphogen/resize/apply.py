@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
-from morphogen.errors import NotExact, PlanError
+from morphogen.errors import NotExact, PlanError, Unsupported
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
 from morphogen.layers.depth import LearnedDepth
@@ -77,6 +77,7 @@ def resize(
     fresh: str = "scaled",
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
+    _refuse_sharded(model)
     return apply_(
         model,
         plan(model, widths(trace(model, example)), edits),
@@ -110,6 +111,7 @@ def apply_(
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
     starts: how the values of new units start, by role. fresh: how their optimizer state starts, a name of `optim.FRESH`.
     """
+    _refuse_sharded(model)
     if fresh not in FRESH:
         raise PlanError(f"fresh={fresh!r}: unknown; choose one of {', '.join(FRESH)}")
     for scheduler in schedulers:
@@ -145,6 +147,15 @@ def apply_(
     edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
     receipt = Receipt(edits, dict(plan.sizes), counts, change, keeps)
     return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if type(parameter.data).__name__ == "DTensor":
+            raise Unsupported(
+                f"'{name}' is sharded over processes (a DTensor, as under FSDP2): its shape cannot change there; gather the "
+                "full state, resize the plain model, and call fully_shard again"
+            )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,0 +1,19 @@
+"""A compiled model that goes on compiled when its widths change: `compiled(model)`."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    """`torch.compile(model, dynamic=True, **options)`, set up so that resizes cost at most one recompilation in all.
+
+    By default dynamo treats every parameter's shape as fixed: a growing network is compiled anew at each step, and after
+    eight times runs uncompiled for ever, with one line in a log. Call it instead of `torch.compile`, go on resizing the model
+    itself, and call the result. Sets two switches of `torch._dynamo.config` for the process: both say that sizes of
+    parameters and modules may change. New blocks of a learned depth are new code, hence compiled once each.
+    """
+    torch._dynamo.config.force_parameter_static_shapes = False
+    torch._dynamo.config.force_nn_module_property_static_shapes = False
+    return torch.compile(model, dynamic=True, **options)

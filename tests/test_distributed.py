@@ -1,0 +1,87 @@
+"""Two processes on one machine: their replicas stay bit-equal through resizes."""
+
+import datetime
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import morphogen as mg
+from morphogen import Grow, PlanError, Shrink, Unsupported
+from morphogen.resize import resize_distributed
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [*model.state_dict().values(), *(v for p in model.parameters() for v in optimizer.state[p].values())]
+
+
+def worker(rank: int, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    ddp = DistributedDataParallel(build())
+    optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
+    draw = torch.Generator().manual_seed(rank)  # each rank has its own data
+    example = torch.randn(3, 4, generator=torch.Generator().manual_seed(9))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        ddp(torch.randn(8, 4, generator=draw)).square().mean().backward()
+        optimizer.step()
+
+    for number in range(10):
+        step()
+        edit = Shrink("0", [number % 3]) if number % 3 == 2 else Grow("0" if number % 2 else "3", 2)
+        ddp, _ = resize_distributed(ddp, [edit], seed=number + 10 * rank, example=example, optimizers=[optimizer])
+        step()
+    assert mg.doctor(ddp.module, optimizer) == []
+    before = [t.clone() for t in everything(ddp.module, optimizer)]
+    with pytest.raises(PlanError, match="ranks ask for different edits"):
+        resize_distributed(ddp, [Grow("0", 1 + rank)], example=example, optimizers=[optimizer])
+    with pytest.raises(PlanError, match="nothing was changed on any rank; rank 1 says"):
+        resize_distributed(ddp, [Grow("0", 1)], example=example if rank == 0 else torch.randn(3, 5), optimizers=[optimizer])
+    # running means come from each rank's own data; parameters and optimizer state must not differ
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True))
+    torch.save(
+        [p.detach() for p in ddp.parameters()] + [v for s in optimizer.state.values() for v in s.values()], f"{folder}/{rank}"
+    )
+    sharded = fully_shard(build(), mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(Unsupported, match="sharded over processes .* call fully_shard again"):
+        mg.resize(sharded, [Grow("0", 1)], example=example)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo")
+def test_two_ranks_stay_bit_equal(tmp_path: Path) -> None:
+    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert len(first) == len(second)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_twenty_resizes_of_a_compiled_model_cost_at_most_one_recompilation() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model, x, counter = build(), torch.randn(5, 4), CompileCounter()
+    run, optimizer = mg.compiled(model, backend=counter), torch.optim.Adam(model.parameters())
+    for number in range(20):
+        optimizer.zero_grad()
+        run(x).sum().backward()
+        optimizer.step()
+        mg.resize(model, [Grow("0" if number % 2 else "3", 1 + number % 3)], optimizers=[optimizer], example=x)
+    torch.testing.assert_close(run(x), model(x))
+    assert counter.frame_count <= 2
