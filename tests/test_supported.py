@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import support_matrix
 from architectures import ARCHITECTURES
-from morphogen import Grow, NotExact, Shrink, Width, apply_, plan, resize, trace, widths
+from morphogen import Grow, NotExact, PlanError, Shrink, Width, apply_, plan, resize, trace, widths
 from supported import CASES
 
 
@@ -119,3 +119,31 @@ def test_a_promise_that_does_not_hold_is_taken_back() -> None:
 def test_the_support_matrix_is_current() -> None:
     page = Path(__file__).parents[1] / "docs" / "support.md"
     assert page.read_text(encoding="utf-8") == support_matrix.page(), "run: python tests/support_matrix.py > docs/support.md"
+
+
+def test_sizes_written_into_the_forward_pass_are_found_before_anything_changes() -> None:
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.runs: list[str] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs.append(x.device.type)
+            return self.b(self.a(x).view(-1, 2, 4).flatten(1))
+
+    model, x = Literal(), torch.randn(3, 3)
+    found = widths(trace(model, x))
+    model.runs.clear()
+    with pytest.raises(PlanError, match="the resized model would not run .* nothing was changed"):
+        apply_(model, plan(model, found, [Grow("a", 1)]), example=x)
+    assert model.runs == []  # only shapes were tried, on a copy
+
+
+def test_the_proof_draws_no_random_numbers() -> None:
+    first, second = (build("conv2d")[0] for _ in range(2))
+    x = build("conv2d")[1]
+    for model, example in ((first, x), (second, None)):
+        change = plan(model, widths(trace(model, x)), [Grow("0", 2)])
+        apply_(model, change, example=example, generator=torch.Generator().manual_seed(4))
+    assert same(tensors(first), tensors(second))

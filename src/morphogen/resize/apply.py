@@ -25,6 +25,7 @@ from morphogen.record import Receipt
 from morphogen.resize.edit import Edit
 from morphogen.resize.optim import FRESH, Fresh, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, plan, tensors_of
+from morphogen.resize.shapes import shapes_of, stops
 from morphogen.resize.start import STARTS, Start
 
 # The sizes that modules keep beside their tensors, read back from the tensors after a resize.
@@ -117,6 +118,8 @@ def apply_(
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
+    if example is not None:
+        _prove(model, plan, example)
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = _probe(model, example), count_parameters(model)
     values, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh])
@@ -147,6 +150,16 @@ def apply_(
     edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
     receipt = Receipt(edits, dict(plan.sizes), counts, change, keeps)
     return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
+
+
+def _prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
+    """The plan on shapes alone, before anything real changes. A model that shapes alone cannot run (a value is read in its
+    forward pass) is left to the run on the example."""
+    bare = shapes_of(model)
+    if stops(bare, example) is None:
+        apply_(bare, plan, generator=torch.Generator())
+        if error := stops(bare, example):
+            raise PlanError(f"the resized model would not run ({error}); nothing was changed. Plan: {plan}") from error
 
 
 def _refuse_sharded(model: nn.Module) -> None:

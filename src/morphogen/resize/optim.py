@@ -33,14 +33,16 @@ def take(tensor: Tensor, dim: int, index: Sequence[int], fill: float | Tensor = 
 
     Fill: a number, or a tensor that broadcasts over the new slices.
     """
-    positions = torch.as_tensor(index, dtype=torch.long, device=tensor.device)
-    new = positions == NEW
-    out = tensor.index_select(dim, positions.clamp(min=0))
-    if bool(new.any()):
-        slices: list[Any] = [slice(None)] * tensor.dim()
-        slices[dim] = new
-        out[tuple(slices)] = fill
+    out = tensor.index_select(dim, _positions([max(i, 0) for i in index], tensor))
+    if new := [j for j, i in enumerate(index) if i == NEW]:
+        shape = [*out.shape[:dim], len(new), *out.shape[dim + 1 :]]
+        filled = fill.expand(shape) if isinstance(fill, Tensor) else out.new_full(shape, fill)
+        out.index_copy_(dim, _positions(new, tensor), filled)
     return out
+
+
+def _positions(index: Sequence[int], beside: Tensor) -> Tensor:
+    return torch.tensor(index, dtype=torch.long, device=beside.device)
 
 
 def cut(
