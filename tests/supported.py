@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ CASES: dict[str, Case] = {
     "RMS norm": Case(between(nn.RMSNorm(4), nn.Linear(3, 4), nn.Linear(4, 2)), (3, 3), {"0": (4, 1)}, ("0",)),
     "group norm": Case(
         between(nn.GroupNorm(2, 8), nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1)), (3, 2, 4, 4), {"0": (4, 2)}, ("0",)
+    ),
+    "weight norm": Case(
+        lambda: nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Tanh(), weight_norm(nn.Linear(4, 2))), (5, 3), {"0": (4, 1)}
     ),
     "PReLU": Case(between(nn.PReLU(4), nn.Linear(3, 4), nn.Linear(4, 2)), (3, 3), {"0": (4, 1)}),
     "multi-head attention": Case(

@@ -271,6 +271,16 @@ def _softmax(node: Node, ties: Ties) -> Layout:
     return layout
 
 
+def _weight_norm(node: Node, ties: Ties) -> Layout:
+    """g * v / |v|: the weight that is used has v's shape; roles found for it are v's."""
+    layout, dim = ties.layout(node.args[0]), node.args[2] if len(node.args) > 2 else 0
+    size = ties.layout(node.args[1])
+    if size and ties.shape(node.args[1])[dim] > 1:
+        ties.tie(size[dim], layout[dim], node.name)
+        ties.role(node.args[1], dim, "scale")
+    return layout
+
+
 def _embedding(node: Node, ties: Ties) -> Layout:
     rows, features = ties.layout(node.args[0])
     ties.pin(rows, f"looked up by index at '{node.name}'")
@@ -536,6 +546,7 @@ RULES: dict[str, Rule] = {
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
+    "_weight_norm": _weight_norm,
     "prelu": _prelu,
     "glu": _glu,
     "cat": _cat,
@@ -561,7 +572,8 @@ RULES: dict[str, Rule] = {
 
 
 _VIEWS = set(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose t numpy_T expand alias detach to _to_copy".split()
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose t numpy_T expand alias detach to _to_copy "
+    "_weight_norm".split()
 )
 
 

@@ -299,9 +299,7 @@ class _Solver:
         names: dict[int, tuple[str, ...]] = {}
         for variable, numbers in members.items():
             makers = [uses[n][0] for n in numbers if uses[n][:2] in makes]
-            names[variable] = tuple(dict.fromkeys(t.rpartition(".")[0] or t for t in makers)) or (
-                f"read by {uses[numbers[0]][0]}",
-            )
+            names[variable] = tuple(dict.fromkeys(_maker(t) for t in makers)) or (f"read by {uses[numbers[0]][0]}",)
         numbered = _numbered(names, self.pins)
         felt = {variable: why for spans, why in reversed(self.feels) for variable, _ in self._resolve(spans)}
         result: dict[str, Width] = {}
@@ -317,6 +315,12 @@ class _Solver:
             step = min(entries, default=1)
             result[name] = Width(name, self.sizes[variable], slots, names[variable], pinned, step, felt.get(variable, ""))
         return result
+
+
+def _maker(tensor: str) -> str:
+    """The module that holds a tensor; the tensor itself where the model does."""
+    module, parametrized, _ = tensor.partition(".parametrizations.")
+    return module if parametrized else tensor.rpartition(".")[0] or tensor
 
 
 def _numbered(names: dict[int, tuple[str, ...]], pins: Mapping[int, str]) -> dict[int, str]:

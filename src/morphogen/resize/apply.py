@@ -155,7 +155,10 @@ def apply_(
 def _prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
     """The plan on shapes alone, before anything real changes. A model that shapes alone cannot run (a value is read in its
     forward pass) is left to the run on the example."""
-    bare = shapes_of(model)
+    try:
+        bare = shapes_of(model)
+    except Exception:
+        return  # what cannot be copied is left to the run on the example as well
     if stops(bare, example) is None:
         apply_(bare, plan, generator=torch.Generator())
         if error := stops(bare, example):
