@@ -52,7 +52,7 @@ def test_a_run_leaves_its_files_and_says_the_result(finished: Path) -> None:
     assert metrics["test_score"] > 0.6
     assert [row["name"] for row in metrics["table"]] == ["found by morphogen", "same shape from scratch"]
     structure = json.loads((run / "structure.json").read_text())
-    assert structure["schema"] == 1
+    assert structure["schema"] == 2
     assert structure["shape"][-1]["units"] == 2
     for part in ("found ", "linear", "parameters", "same shape from scratch", "written to runs/shop/"):
         assert part in printed

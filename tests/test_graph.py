@@ -83,3 +83,10 @@ def test_tracing_leaves_the_mode_alone() -> None:
     trace(model, x)
     assert model.training
     assert not model[3].training
+
+
+@pytest.mark.parametrize("parametrization", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal])
+def test_weights_that_are_computed_as_a_whole_are_refused_by_node(parametrization) -> None:
+    model = nn.Sequential(parametrization(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(Unsupported, match=r"'aten\.\w+\.?\w*' at node '\w+': no rule says how it treats widths"):
+        widths(trace(model, torch.randn(3, 4)))

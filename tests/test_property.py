@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import morphogen as mg
-from morphogen import Grow, Shrink
+from morphogen import Grow, Shrink, Split
 from morphogen.resize.plan import live_size
 from random_nets import RandomNet
 
@@ -48,8 +48,11 @@ def check(seed: int) -> tuple[int, int, float]:
     for _ in range(MOVES):
         width = draw.choice([w for w in found.values() if not w.pinned])
         size = live_size(found, width.name, dict(model.named_parameters()))
-        if size > 2 and draw.random() < 0.5:
+        kind = draw.random()
+        if size > 2 and kind < 0.5:
             edit = Shrink(width.name, draw.sample(range(size), draw.randint(1, size - 1)))
+        elif kind > 0.75 and not width.felt:
+            edit = Split(width.name, [draw.randrange(size) for _ in range(draw.randint(1, 2))])
         else:
             edit = Grow(width.name, draw.randint(1, 3))
         before = everything(model, optimizer)

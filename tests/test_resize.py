@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, apply_, plan, replay, resize, trace, widths
+from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, Split, apply_, plan, replay, resize, trace, widths
 from morphogen.resize import apply as apply_module
 from morphogen.resize import ledger_from_json, ledger_to_json, resized
 from problems import PROBLEMS, problem
@@ -123,6 +123,36 @@ def test_kept_units_take_the_step_they_would_have_taken() -> None:
     for m, o in ((model, first), (twin, second)):
         step(m, o, x, 1)
     torch.testing.assert_close(model[0].weight[:8], twin[0].weight, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_twins_keep_the_function_and_part_in_training(optimizer: str) -> None:
+    model, x = problem("chain")
+    opt = optimizer_of(optimizer, model)
+    step(model, opt, x)
+    before = everything(model, opt)
+    applied = resize(model, [Split("0", [2, 5, 5])], example=x, optimizers=[opt])
+    assert applied.receipt.sizes == {"0": (8, 11)}
+    assert applied.receipt.keeps
+    assert torch.equal(model[0].weight[8], model[0].weight[2])
+    assert not torch.equal(model[2].weight[:, 8], model[2].weight[:, 2])
+    applied.undo()
+    assert same(everything(model, opt), before)
+    resize(model, [Split("0", [2, 5, 5])], example=x, optimizers=[opt])
+    model.train()
+    step(model, opt, x)
+    if optimizer != "Rprop":  # steps by signs, which twins mostly share
+        assert not torch.equal(model[0].weight[8:], model[0].weight[[2, 5, 5]])
+
+
+def test_units_that_nothing_reads_leave_without_loss_and_it_is_said() -> None:
+    model, x = problem("residual")
+    with torch.no_grad():
+        model.output.weight[:, [1, 4]] = 0
+    assert resize(model, [Shrink("hidden", [1])], example=x).receipt.keeps
+    other = resize(model, [Shrink("hidden", [0])], example=x).receipt
+    assert not other.keeps
+    assert other.change > 1e-3
 
 
 @pytest.mark.parametrize(("fresh", "low", "high"), [("scaled", 0.0, 1.2), ("zero", 3.0, 10.0)])

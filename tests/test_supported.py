@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import support_matrix
 from architectures import ARCHITECTURES
-from morphogen import Grow, NotExact, PlanError, Shrink, Width, apply_, plan, resize, trace, widths
+from morphogen import Grow, NotExact, PlanError, Shrink, Split, Width, apply_, plan, resize, trace, widths
 from supported import CASES
 
 
@@ -50,6 +50,23 @@ def test_growth_keeps_the_function_or_says_why_not(name: str) -> None:
         applied = resize(model, [Grow(width.name, 2)], example=x)
         assert applied.receipt.change is not None
         assert applied.receipt.keeps == (applied.receipt.change <= 1e-9) == (not width.felt)
+        applied.undo()
+        assert same(before, tensors(model))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twins_keep_the_function_or_are_refused(name: str) -> None:
+    model, x = build(name)
+    for width in free(model, x).values():
+        before, expected = tensors(model), model(x)
+        try:
+            applied = resize(model, [Split(width.name, [0, 1, 1])], example=x)
+        except PlanError as error:
+            assert "twins would change the function here" in str(error)  # noqa: PT017
+            assert width.felt or any(slot.role == "in and more" for slot in width.slots)
+            continue
+        assert applied.receipt.keeps
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-9)
         applied.undo()
         assert same(before, tensors(model))
 
@@ -111,7 +128,7 @@ def test_a_promise_that_does_not_hold_is_taken_back() -> None:
 
     model, x = Felt(), torch.randn(3, 3)
     before = tensors(model)
-    with pytest.raises(NotExact, match="growing should keep the function, but the output moved by"):
+    with pytest.raises(NotExact, match="this plan should keep the function, but the output moved by"):
         resize(model, [Grow("a", 2)], example=x)
     assert same(before, tensors(model))
 

@@ -18,14 +18,17 @@ from morphogen.resize import (
     DropBlock,
     Grow,
     Shrink,
+    Split,
     apply_,
     compiled,
+    diff,
     doctor,
     load,
     plan,
     replay,
     resize,
     save,
+    structure,
 )
 from morphogen.transforms import freeze
 
@@ -33,6 +36,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "MorphogenError",
-    "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Unsupported", "Width", "apply_",
-    "compiled", "doctor", "freeze", "load", "plan", "replay", "resize", "save", "trace", "widths",
+    "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width", "apply_",
+    "compiled", "diff", "doctor", "freeze", "load", "plan", "replay", "resize", "save", "structure", "trace", "widths",
 ]  # fmt: skip

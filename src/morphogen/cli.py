@@ -14,6 +14,7 @@ from rich.console import Console
 
 from morphogen.data.load import load
 from morphogen.errors import MorphogenError
+from morphogen.resize import diff as difference
 from morphogen.run import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -67,6 +68,15 @@ def fit(
         device=device,
         policy=policy,
     )
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="a structure.json, or a checkpoint that morphogen.save wrote")],
+    after: Annotated[Path, typer.Argument(help="another")],
+) -> None:
+    """Print what changed between two structures, a line a module."""
+    typer.echo(difference(before, after) or "no difference")
 
 
 def main() -> None:

@@ -17,9 +17,7 @@ from morphogen.formats.source import source
 from morphogen.record import Certificate, Report, write_atomic
 from morphogen.report.html import html
 from morphogen.report.text import format_shape
-from morphogen.resize import ledger_to_json
-
-SCHEMA = 1  # of structure.json
+from morphogen.resize.structure import structure as network
 
 
 def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Certificate:
@@ -58,13 +56,12 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
 
 
 def structure(fitted: Fitted, report: Report) -> dict[str, object]:
-    """The shape, and the ledger that leads to it from the first network."""
+    """The exported network and the ledger that led to it (see `morphogen.resize.structure`), its bars, and every reason."""
     return {
-        "schema": SCHEMA,
+        **network(fitted.plain, fitted.ledger),
         "shape": [asdict(layer) for layer in report.rounds[-1].shape],
         "start": [asdict(layer) for layer in report.rounds[0].shape],
         "base": {"width": fitted.recipe.width, "dropout": fitted.recipe.dropout},
-        "ledger": ledger_to_json(fitted.ledger),
         "changes": [asdict(change) for change in report.changes],
     }
 

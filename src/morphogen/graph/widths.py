@@ -33,7 +33,8 @@ class Slot:
 
     role: "out" (rows that make features), "in" (columns that read them; "in a group" where a grouped convolution's kernel
     shows one group's), "own" (a kernel a channel), "value" (a token or a table), "bias", "scale", "slope", "mean",
-    "variance". A weight that is used both ways, as a tied embedding, has role "in".
+    "variance"; "in and more" where columns also make features, as in a tied embedding, or weigh on each other, as under
+    weight norm.
     spans: the whole dimension, so also the parts that belong to other widths.
     """
 
@@ -102,6 +103,7 @@ class _Solver:
         self.bound: dict[int, Spans] = {}  # variable -> what it stands for
         self.pins: dict[int, str] = {}
         self.feels: list[tuple[Spans, str]] = []
+        self.tangled: set[str] = set()  # weights whose columns act on each other
         self.origin: dict[int, tuple[str, int]] = {}  # a tensor dimension's own variable -> (placeholder, dim)
         self.roles: dict[tuple[str, int], list[str]] = {}  # (placeholder, dim) -> roles, in order of use
         self.tensors = {n.name: n.target for n in graph.nodes if n.op == "tensor"}
@@ -199,6 +201,10 @@ class _Solver:
         """New units of this width are noticed before anything reads them."""
         self.feels.append((spans or (), why))
 
+    def entangled(self, ref: Any) -> None:
+        """The columns of this weight act on each other before they act on an input."""
+        self.tangled.add(ref.name)
+
     def weight(self, ref: Any) -> bool:
         """Whether a value is a tensor of the model, perhaps in another shape."""
         return ref.name in self.views
@@ -276,11 +282,16 @@ class _Solver:
                 result.append((variable, repeat))
         return tuple(result)
 
+    def _role(self, tensor: str, roles: Sequence[str]) -> str:
+        if "in" not in roles:
+            return roles[0]
+        return "in and more" if len(set(roles)) > 1 or tensor in self.tangled else "in"
+
     # Result --------------------------------------------------------------------------------------------------------
 
     def widths(self) -> dict[str, Width]:
         uses = [
-            (self.tensors[name], dim, "in" if "in" in roles else roles[0], self._resolve(self.layout(Ref(name))[dim] or ()))
+            (self.tensors[name], dim, self._role(name, roles), self._resolve(self.layout(Ref(name))[dim] or ()))
             for (name, dim), roles in self.roles.items()
         ]
         known = {variable for *_, spans in uses for variable, _ in spans}

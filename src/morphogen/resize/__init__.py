@@ -5,12 +5,13 @@ from morphogen.resize.checkpoint import load, load_ledger, save
 from morphogen.resize.compiled import compiled
 from morphogen.resize.distributed import resize_distributed
 from morphogen.resize.doctor import doctor
-from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.resize.ledger import Ledger, ledger_from_json, ledger_to_json, replay
 from morphogen.resize.plan import Plan, Row, plan, resized
+from morphogen.resize.structure import diff, read_structure, structure
 
 __all__ = [
-    "AddBlock", "Applied", "DropBlock", "Edit", "Grow", "Ledger", "Plan", "Row", "Shrink", "apply_", "compiled",
-    "count_parameters", "doctor", "ledger_from_json", "ledger_to_json", "load", "load_ledger", "plan", "replay", "resize",
-    "resize_distributed", "resized", "save",
+    "AddBlock", "Applied", "DropBlock", "Edit", "Grow", "Ledger", "Plan", "Row", "Shrink", "Split", "apply_",
+    "compiled", "count_parameters", "diff", "doctor", "ledger_from_json", "ledger_to_json", "load", "load_ledger",
+    "plan", "read_structure", "replay", "resize", "resize_distributed", "resized", "save", "structure",
 ]  # fmt: skip

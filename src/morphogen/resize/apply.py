@@ -26,7 +26,7 @@ from morphogen.resize.edit import Edit
 from morphogen.resize.optim import FRESH, Fresh, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, plan, tensors_of
 from morphogen.resize.shapes import shapes_of, stops
-from morphogen.resize.start import STARTS, Start
+from morphogen.resize.start import STARTS, Start, share_out
 
 # The sizes that modules keep beside their tensors, read back from the tensors after a resize.
 _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
@@ -194,6 +194,8 @@ def _computed(
         for row in rows:
             new = torch.tensor([j for j, i in enumerate(row.index) if i == NEW], dtype=torch.long, device=value.device)
             value = take(value, row.dim, row.index)
+            if row.role.startswith("in"):
+                share_out(value, row.dim, row.index, generator)
             if len(new):
                 value.index_copy_(row.dim, new, starts[row.role](value, row.dim, new, generator))
         values.append((tensor, _laid_out_as(tensor, value)))
@@ -392,8 +394,8 @@ def _change(before: Any, after: Any, keeping: Plan | None) -> float | None:
         largest = max(largest, change)
         if keeping and change > (allowed := _ROUNDING * torch.finfo(a.dtype).eps * max(1.0, float(a.abs().max()))):
             raise NotExact(
-                f"growing should keep the function, but the output moved by {change:.2g} (allowed {allowed:.2g}); nothing was "
-                f"changed. Some operation feels units that nothing reads. Plan: {keeping}"
+                f"this plan should keep the function, but the output moved by {change:.2g} (allowed {allowed:.2g}); nothing "
+                f"was changed. Some operation feels units in a way that the trace does not show. Plan: {keeping}"
             )
     return largest
 

@@ -19,9 +19,10 @@ from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.depth import LearnedDepth
 from morphogen.resize.apply import attributes, put
-from morphogen.resize.edit import Edit, edit_from_dict, edit_to_dict
+from morphogen.resize.edit import Edit, edit_from_dict
+from morphogen.resize.structure import structure
 
-_VERSION = 1
+_VERSION = 2
 
 
 def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None, ledger: Iterable[Edit] = ()) -> Path:
@@ -32,7 +33,7 @@ def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None,
     names = {id(p): name for name, p in model.named_parameters()}
     about: dict[str, Any] = {
         "version": _VERSION,
-        "ledger": [edit_to_dict(edit) for edit in ledger],
+        "structure": structure(model, ledger),
         "blocks": {name: len(m.blocks) for name, m in model.named_modules() if isinstance(m, LearnedDepth)},
         "attributes": attributes(model),
     }
@@ -81,7 +82,7 @@ def load(path: str | Path, build: Callable[[], nn.Module | tuple[nn.Module, Opti
 def load_ledger(path: str | Path) -> tuple[Edit, ...]:
     """The edits that a checkpoint's network went through."""
     _, about = load_tensors(_file(path))
-    return tuple(edit_from_dict(edit) for edit in about["ledger"])
+    return tuple(edit_from_dict(edit) for edit in about["structure"]["ledger"])
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

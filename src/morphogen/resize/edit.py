@@ -34,6 +34,24 @@ class Shrink:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Units `of` (indices, one twice for two twins) of a width get a twin each, at its end; the function stays as it is.
+
+    A twin computes what its unit does, and their outgoing weights are shared out between them (Net2Net, duplicate and halve).
+    """
+
+    width: str
+    of: tuple[int, ...]
+
+    def __init__(self, width: str, of: Iterable[int]) -> None:
+        object.__setattr__(self, "width", width)
+        object.__setattr__(self, "of", tuple(int(unit) for unit in of))
+
+    def __str__(self) -> str:
+        return f"split {len(self.of)} of {self.width}"
+
+
+@dataclass(frozen=True)
 class AddBlock:
     """One more block at the end of the `LearnedDepth` called `module`."""
 
@@ -53,8 +71,8 @@ class DropBlock:
         return f"drop the last block of {self.module}"
 
 
-Edit = Grow | Shrink | AddBlock | DropBlock
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Grow, Shrink, AddBlock, DropBlock)}
+Edit = Grow | Shrink | Split | AddBlock | DropBlock
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Grow, Shrink, Split, AddBlock, DropBlock)}
 
 
 def edit_to_dict(edit: Edit) -> dict[str, Any]:

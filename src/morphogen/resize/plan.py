@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from morphogen.errors import PlanError, Unsupported
 from morphogen.graph.widths import Slot, Width, find
 from morphogen.layers.depth import LearnedDepth
-from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 
 NEW = -1
 
@@ -30,8 +31,8 @@ class Row:
 class Plan:
     """Everything `apply_` will do. Printing it gives one line a width, or a block.
 
-    keeps: whether the function stays exactly as it is, by construction: only growth of widths that nothing feels (see
-    `Width.felt`), and new blocks behind closed gates.
+    keeps: whether the function stays exactly as it is, by construction: growth of widths that nothing feels (see
+    `Width.felt`), removal of units whose outgoing weights are all zero, splits, and new blocks behind closed gates.
     rows: in an order such that a new row's columns into old units are made after the row. blocks: (module, +1 or -1).
     """
 
@@ -64,13 +65,13 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
     blocks: list[tuple[str, int]] = []
     for edit in edits:
         match edit:
-            case Grow() | Shrink():
+            case Grow() | Shrink() | Split():
                 width = find(widths, edit.width)
                 if width.pinned:
                     raise PlanError(f"width '{width.name}' cannot change: {width.pinned}")
                 live = live_size(widths, width.name, tensors)
                 index = maps.setdefault(width.name, list(range(live)))
-                maps[width.name] = _edited(width.name, index, edit)
+                maps[width.name] = _edited(width, index, edit)
                 sizes[width.name] = (live, len(maps[width.name]))
             case AddBlock() | DropBlock():
                 blocks.append((edit.module, _checked_block(model, edit, blocks)))
@@ -79,18 +80,35 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old units is set to zero
     ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
     rows = tuple(Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors)) for s in ordered)
-    keeps = all(_keeps(model, widths, edit) for edit in edits)
+    keeps = all(_keeps(model, widths, edit, rows, tensors) for edit in edits)
     return Plan(edits, rows, tuple(blocks), sizes, covers, keeps)
 
 
-def _keeps(model: nn.Module, widths: Mapping[str, Width], edit: Edit) -> bool:
+def _keeps(
+    model: nn.Module, widths: Mapping[str, Width], edit: Edit, rows: Iterable[Row], tensors: Mapping[str, Tensor]
+) -> bool:
     match edit:
-        case Grow():
+        case Grow() | Split():
             return not find(widths, edit.width).felt
+        case Shrink():
+            width = find(widths, edit.width)
+            return not width.felt and all(_unread(tensors[row.tensor], row) for row in rows if _of(width, row))
         case AddBlock():
             depth = model.get_submodule(edit.module)
             return isinstance(depth, LearnedDepth) and depth.depth <= len(depth.blocks)
     return False
+
+
+def _of(width: Width, row: Row) -> bool:
+    """Whether `row` is of columns that read the width."""
+    return row.role.startswith("in") and any((slot.tensor, slot.dim) == (row.tensor, row.dim) for slot in width.slots)
+
+
+def _unread(tensor: Tensor, row: Row) -> bool:
+    """Whether all columns that leave are zero."""
+    leave = sorted(set(range(tensor.shape[row.dim])).difference(row.index))
+    gone = tensor.detach().index_select(row.dim, torch.tensor(leave, dtype=torch.long, device=tensor.device))
+    return not leave or (not tensor.is_meta and not bool(gone.any()))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -129,14 +147,20 @@ def resized(widths: Mapping[str, Width], plan: Plan) -> dict[str, Width]:
     return {name: replace(width, size=plan.sizes[name][1]) if name in plan.sizes else width for name, width in widths.items()}
 
 
-def _edited(name: str, index: list[int], edit: Grow | Shrink) -> list[int]:
+def _edited(width: Width, index: list[int], edit: Grow | Shrink | Split) -> list[int]:
+    name, size = width.name, len(index)
     if isinstance(edit, Grow):
         if edit.units < 1:
             raise PlanError(f"width '{name}': Grow by {edit.units}; give at least 1 unit, or Shrink to remove some")
         return index + [NEW] * edit.units
-    size, outside = len(index), [d for d in edit.drop if not 0 <= d < len(index)]
-    if outside:
-        raise PlanError(f"width '{name}' has {size} units; drop={list(outside)} is out of range (0-{size - 1})")
+    field, units = ("of", edit.of) if isinstance(edit, Split) else ("drop", edit.drop)
+    if outside := [unit for unit in units if not 0 <= unit < size]:
+        raise PlanError(f"width '{name}' has {size} units; {field}={outside} is out of range (0-{size - 1})")
+    if isinstance(edit, Split):
+        entangled = [f"{slot} has columns that do more than read it" for slot in width.slots if slot.role == "in and more"]
+        if why := width.felt or next(iter(entangled), ""):
+            raise PlanError(f"width '{name}': twins would change the function here ({why}); Grow it instead")
+        return index + [index[unit] for unit in edit.of]
     if len(edit.drop) >= size:
         raise PlanError(f"width '{name}' has {size} units; dropping {len(edit.drop)} leaves none, keep at least 1")
     gone = set(edit.drop)

@@ -1,13 +1,16 @@
 """How new entries of a tensor start, by what the dimension is for.
 
-The default is function-preserving wherever the new units meet only sums: their outgoing weights are zero.
+The default is function-preserving wherever the new units meet only sums: their outgoing weights are zero; or, where they are
+twins of old ones, the outgoing weights are shared out between them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from morphogen.resize.plan import NEW
 
 Start = Callable[[Tensor, int, Tensor, torch.Generator | None], Tensor]
 """(the tensor with its new entries, their dimension, their positions, generator) -> values of the new slices."""
@@ -37,6 +40,7 @@ STARTS: dict[str, Start] = {
     "own": he,
     "in": constant(0.0),
     "in a group": constant(0.0),
+    "in and more": constant(0.0),
     "value": constant(0.0),
     "bias": constant(0.0),
     "scale": constant(1.0),
@@ -44,3 +48,27 @@ STARTS: dict[str, Start] = {
     "mean": constant(0.0),
     "variance": constant(1.0),
 }
+
+
+_SPREAD = 0.25
+
+
+def share_out(tensor: Tensor, dim: int, index: Sequence[int], generator: torch.Generator | None) -> None:
+    """Columns `dim` that `index` took several times become shares of one, in place: what twins give together is what the unit
+    gave alone.
+
+    Of c equal columns w, all but the first take w/c (1 + 0.25 n) with n normal for each weight; the first takes what is left.
+    Source: Chen, Goodfellow & Shlens 2016 (Net2Net), eq. 6. Differs: unequal shares. Twins with equal outgoing weights get
+    equal gradients and stay equal for ever; the paper adds noise instead, which changes the function.
+    """
+    places: dict[int, list[int]] = {}
+    for place, source in enumerate(index):
+        if source != NEW:
+            places.setdefault(source, []).append(place)
+    for first, *others in (same for same in places.values() if len(same) > 1):
+        rest = tensor.select(dim, first)
+        share = rest / (1 + len(others))
+        for other in others:
+            drawn = torch.randn(share.shape, generator=generator, dtype=torch.float64).to(share)
+            tensor.select(dim, other).copy_(share * (1 + _SPREAD * drawn))
+            rest.sub_(tensor.select(dim, other))
