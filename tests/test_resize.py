@@ -2,11 +2,14 @@
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import morphogen as mg
+from architectures import ARCHITECTURES
 from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, Split, apply_, plan, replay, resize, trace, widths
 from morphogen.resize import apply as apply_module
 from morphogen.resize import ledger_from_json, ledger_to_json, resized
@@ -224,6 +227,58 @@ def test_learned_blocks_join_and_leave_with_their_state() -> None:
     assert same(everything(model, opt), before)
 
 
+@pytest.mark.parametrize(("name", "stack"), [("resnet18", "layer2"), ("gpt", "h"), ("vit", "blocks"), ("convnext", "blocks")])
+def test_a_block_of_an_ordinary_stack_joins_as_the_identity(name: str, stack: str) -> None:
+    torch.manual_seed(0)
+    make, example = ARCHITECTURES[name]
+    model, x = make(), example()
+    opt = torch.optim.AdamW(model.parameters())
+    before, structure = everything(model, opt), mg.structure(model)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    added = resize(model, [AddBlock(stack)], example=x, optimizers=[opt], ema=[average])
+    assert added.receipt.change == 0
+    assert added.receipt.keeps
+    assert holds_the_live_parameters(model, opt)
+    assert {n: p.shape for n, p in average.module.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    model.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    opt.zero_grad()
+    resize(model, [DropBlock(stack)], example=x, optimizers=[opt])
+    assert mg.diff(structure, model) == ""
+    assert holds_the_live_parameters(model, opt)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.num_batches_tracked.zero_()
+    assert all(torch.equal(t, before[n]) for n, t in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "stack", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "", "do not add to what they are given"),
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "", "ends with ReLU, which has no parameters"),
+    ],
+)
+def test_a_stack_whose_blocks_could_not_be_the_identity_is_refused(model: nn.Module, stack: str, message: str) -> None:
+    before = mg.structure(model)
+    with pytest.raises(PlanError, match=message):
+        resize(model, [AddBlock(stack)], example=torch.randn(2, 3))
+    assert mg.diff(before, model) == ""
+
+
+def test_blocks_of_an_ordinary_stack_are_saved_and_replayed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, example = ARCHITECTURES["convnext"]
+    model, x = make().eval(), example()
+    ledger = (AddBlock("blocks"), Grow("blocks.2.pwconv1", 3))
+    for edit in ledger:
+        resize(model, [edit], example=x)
+    path = mg.save(tmp_path / "ckpt", model, ledger=ledger)
+    loaded, _ = mg.load(path, make)
+    assert torch.equal(loaded.eval()(x), model(x))
+    assert mg.diff(replay(ledger, make(), x), model) == ""
+
+
 def test_a_block_at_rest_is_resized_too() -> None:
     model, x = problem("mlp")
     resize(model, [AddBlock("depth")], example=x)
@@ -256,7 +311,7 @@ def test_a_plan_prints_as_one_line_a_width() -> None:
         (Shrink("0", range(8)), r"width '0' has 8 units; dropping 8 leaves none, keep at least 1"),
         (Grow("0", 0), r"width '0': Grow by 0; give at least 1 unit"),
         (Grow("5", 1), r"width '5' cannot change: the model's output"),
-        (AddBlock("deep"), r"there is no LearnedDepth 'deep'; this model's are: none"),
+        (AddBlock("deep"), r"there is no stack of blocks 'deep'; this model's are: none"),
     ],
 )
 def test_impossible_edits_change_nothing(edit, message: str) -> None:

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from morphogen.errors import NotExact, PlanError, Unsupported
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
-from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Receipt
+from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
 from morphogen.resize.optim import FRESH, Fresh, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, plan, tensors_of
@@ -127,9 +127,7 @@ def apply_(
     try:
         _commit(values, states, back)
         for name, delta in plan.blocks:
-            depth = model.get_submodule(name)
-            assert isinstance(depth, LearnedDepth)
-            _change_blocks(depth, delta, optimizers, generator, back)
+            change_blocks(model, name, delta, optimizers, generator, example, back)
         _regroup(model, plan, back)
         refresh_sizes(model, back)
         after = _probe(model, example)
@@ -140,7 +138,8 @@ def apply_(
             if drawn is not None:
                 generator.set_state(drawn) if generator else torch.set_rng_state(drawn)
             inner = copied.module if isinstance(copied, AveragedModel) else copied
-            back.append(partial(_run_back, apply_(inner, plan, generator=generator, starts=starts)._back))
+            seen = example if any(is_plain(model, name) for name, _ in plan.blocks) else None
+            back.append(partial(_run_back, apply_(inner, plan, generator=generator, starts=starts, example=seen)._back))
     except NotExact:
         _run_back(back)
         raise
@@ -268,52 +267,6 @@ _RESIZES = "_morphogen_resizes"
 def _writes(tensor: Tensor) -> int:
     """How often a tensor was written to in place by anyone but a resize or its undo."""
     return tensor._version - (getattr(tensor, _RESIZES, 0) if tensor.is_floating_point() else 0)
-
-
-def _change_blocks(
-    depth: LearnedDepth,
-    delta: int,
-    optimizers: Sequence[Optimizer],
-    generator: torch.Generator | None,
-    back: list[Callable[[], None]],
-) -> None:
-    blocks, last = depth.blocks, depth.blocks[-1]
-    if delta < 0:
-        for parameter in last.parameters():
-            for optimizer in optimizers:
-                _release(optimizer, parameter, back)
-        back.append(lambda: blocks.insert(len(blocks), last))
-        del blocks[-1]
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        block = depth.new_block()
-    blocks.append(block)
-    back.append(lambda: blocks.__delitem__(-1))
-    for model_for, parameter in zip(last.parameters(), block.parameters(), strict=True):
-        for optimizer in optimizers:
-            _enrol(optimizer, model_for, parameter, back)
-
-
-def _release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:
-    """The optimizer forgets a parameter."""
-    for group in optimizer.param_groups:
-        for position, held in enumerate(group["params"]):
-            if held is parameter:
-                back.append(lambda g=group, i=position: g["params"].insert(i, parameter))  # type: ignore[misc]
-                del group["params"][position]
-                break
-    if parameter in optimizer.state:
-        back.append(lambda s=optimizer.state[parameter]: optimizer.state.__setitem__(parameter, s))  # type: ignore[misc]
-        del optimizer.state[parameter]
-
-
-def _enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
-    """The optimizer trains `parameter` in the group that holds `like`."""
-    for group in optimizer.param_groups:
-        if any(held is like for held in group["params"]):
-            group["params"].append(parameter)
-            back.append(lambda: _release(optimizer, parameter, []))
 
 
 def kept_sizes(module: nn.Module) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
-from morphogen.layers.depth import LearnedDepth
 from morphogen.resize.apply import attributes, put
+from morphogen.resize.blocks import new_block, stacks
 from morphogen.resize.edit import Edit, edit_from_dict
 from morphogen.resize.structure import structure
 
@@ -34,7 +34,7 @@ def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None,
     about: dict[str, Any] = {
         "version": _VERSION,
         "structure": structure(model, ledger),
-        "blocks": {name: len(m.blocks) for name, m in model.named_modules() if isinstance(m, LearnedDepth)},
+        "blocks": {name: len(stack) for name, stack in stacks(model).items()},
         "attributes": attributes(model),
     }
     tensors = model_tensors(model)
@@ -145,11 +145,12 @@ def _fill_groups(
 
 def _build_blocks(model: nn.Module, blocks: Mapping[str, int]) -> None:
     for name, count in blocks.items():
-        depth = model.get_submodule(name)
-        assert isinstance(depth, LearnedDepth)
-        while len(depth.blocks) < count:
-            depth.blocks.append(depth.new_block())
-        del depth.blocks[count:]
+        stack = stacks(model).get(name)
+        if stack is None:
+            continue  # another model, as its tensors will show
+        while len(stack) < count:
+            stack.append(new_block(model, name))
+        del stack[count:]
 
 
 def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -53,7 +53,11 @@ class Split:
 
 @dataclass(frozen=True)
 class AddBlock:
-    """One more block at the end of the `LearnedDepth` called `module`."""
+    """One more block at the end of `module`: a `LearnedDepth`, or an `nn.Sequential` or `nn.ModuleList` of residual blocks.
+
+    The function stays as it is: the gate is closed, or the last layer of each of its branches is zero, so that it is the
+    identity. A block of a plain stack is a copy of the last one, as freshly initialised as its parts know how to.
+    """
 
     module: str
 
@@ -63,7 +67,7 @@ class AddBlock:
 
 @dataclass(frozen=True)
 class DropBlock:
-    """The last block of the `LearnedDepth` called `module` leaves."""
+    """The last block of such a `module` leaves."""
 
     module: str
 

@@ -27,8 +27,9 @@ def replay(
     """
     found = widths(trace(model, example))
     for edit in ledger:
-        apply_(model, plan(model, found, [edit]), optimizers=optimizers)
-        if isinstance(edit, (AddBlock, DropBlock)):
+        blocks = isinstance(edit, (AddBlock, DropBlock))
+        apply_(model, plan(model, found, [edit]), optimizers=optimizers, example=example if blocks else None)
+        if blocks:
             found = widths(trace(model, example))
     return model
 

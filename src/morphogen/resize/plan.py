@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from morphogen.errors import PlanError, Unsupported
 from morphogen.graph.widths import Slot, Width, find
 from morphogen.layers.depth import LearnedDepth
+from morphogen.resize.blocks import stacks
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 
 NEW = -1
@@ -48,7 +49,7 @@ class Plan:
             f"{name} {before} -> {after}: {' '.join(map(str, self.covers[name]))}"
             for name, (before, after) in self.sizes.items()
         ]
-        lines += [f"{module}.blocks {'+' if delta > 0 else '-'}1" for module, delta in self.blocks]
+        lines += [f"{module} {'+' if delta > 0 else '-'}1 block" for module, delta in self.blocks]
         return "\n".join(lines) or "nothing to do"
 
 
@@ -95,7 +96,7 @@ def _keeps(
             return not width.felt and all(_unread(tensors[row.tensor], row) for row in rows if _of(width, row))
         case AddBlock():
             depth = model.get_submodule(edit.module)
-            return isinstance(depth, LearnedDepth) and depth.depth <= len(depth.blocks)
+            return not isinstance(depth, LearnedDepth) or depth.depth <= len(depth.blocks)
     return False
 
 
@@ -168,12 +169,15 @@ def _edited(width: Width, index: list[int], edit: Grow | Shrink | Split) -> list
 
 
 def _checked_block(model: nn.Module, edit: AddBlock | DropBlock, earlier: list[tuple[str, int]]) -> int:
-    known = {name: m for name, m in model.named_modules() if isinstance(m, LearnedDepth)}
+    known = stacks(model)
     if edit.module not in known:
-        raise PlanError(f"there is no LearnedDepth '{edit.module}'; this model's are: {', '.join(known) or 'none'}")
+        raise PlanError(f"there is no stack of blocks '{edit.module}'; this model's are: {', '.join(known) or 'none'}")
     if isinstance(edit, AddBlock):
+        if not any(True for _ in known[edit.module][-1].parameters()):
+            kind = type(known[edit.module][-1]).__name__
+            raise PlanError(f"'{edit.module}' ends with {kind}, which has no parameters; AddBlock repeats the last block")
         return 1
-    count = len(known[edit.module].blocks) + sum(delta for name, delta in earlier if name == edit.module)
+    count = len(known[edit.module]) + sum(delta for name, delta in earlier if name == edit.module)
     if count < 2:
         raise PlanError(f"'{edit.module}' has {count} block; at least one stays, drop fewer")
     return -1

@@ -1,0 +1,119 @@
+"""Blocks join and leave at the end of a stack: of a `LearnedDepth`, or of the `nn.Sequential` or `nn.ModuleList` of a model.
+
+A new block leaves the function as it is. In a `LearnedDepth` its gate is closed. In a plain stack it is a fresh copy of the
+last block, and the last layer of each of its residual branches starts at zero: x + f(x) = x.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morphogen.errors import PlanError
+from morphogen.graph.residual import closing
+from morphogen.graph.trace import trace
+from morphogen.layers.depth import LearnedDepth, reinitialised
+
+Stack = nn.Sequential | nn.ModuleList
+
+
+def stacks(model: nn.Module) -> dict[str, Stack]:
+    """What blocks can join and leave, by the name that `AddBlock` and `DropBlock` take."""
+    found: dict[str, Stack] = {}
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LearnedDepth):
+            found[name] = module.blocks
+            inside.add(module.blocks)
+        elif isinstance(module, Stack) and module not in inside:
+            found[name] = module
+    return found
+
+
+def is_plain(model: nn.Module, name: str) -> bool:
+    """Whether a stack is the model's own, without gates."""
+    return not isinstance(model.get_submodule(name), LearnedDepth)
+
+
+def new_block(model: nn.Module, name: str) -> nn.Module:
+    """A fresh block for the end of the stack, at the width that its blocks have now."""
+    module = model.get_submodule(name)
+    return module.new_block() if isinstance(module, LearnedDepth) else reinitialised(copy.deepcopy(stacks(model)[name][-1]))
+
+
+def change_blocks(
+    model: nn.Module,
+    name: str,
+    delta: int,
+    optimizers: Sequence[Optimizer],
+    generator: torch.Generator | None,
+    example: Tensor | tuple[Any, ...] | None,
+    back: list[Callable[[], None]],
+) -> None:
+    """One more block at the end of a stack, or one fewer; what takes it back is appended to `back`."""
+    blocks = stacks(model)[name]
+    last = blocks[-1]
+    if delta < 0:
+        for parameter in last.parameters():
+            for optimizer in optimizers:
+                _release(optimizer, parameter, back)
+        back.append(partial(_put_last, blocks, last))
+        del blocks[-1]
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        block = new_block(model, name)
+    blocks.append(block)
+    back.append(lambda: blocks.__delitem__(-1))
+    if is_plain(model, name):
+        _close(model, name, block, example)
+    for model_for, parameter in zip(last.parameters(), block.parameters(), strict=True):
+        for optimizer in optimizers:
+            _enrol(optimizer, model_for, parameter, back)
+
+
+def _put_last(blocks: Stack, block: nn.Module) -> None:
+    blocks.append(block)
+
+
+def _close(model: nn.Module, name: str, block: nn.Module, example: Tensor | tuple[Any, ...] | None) -> None:
+    """Set to zero what makes the new block the identity."""
+    if any(p.is_meta for p in block.parameters()):
+        return  # a proof on shapes alone
+    if example is None:
+        raise PlanError(f"AddBlock('{name}'): give example=..., to find what the new block adds to its input")
+    tensors = dict(model.named_parameters())
+    found = closing(trace(model, example), f"{name}.{len(stacks(model)[name]) - 1}".removeprefix("."))
+    if not found:
+        raise PlanError(
+            f"AddBlock('{name}'): its blocks do not add to what they are given (x + f(x)), or the forward pass does not run "
+            "the new one, so it could not keep the function; put a LearnedDepth there"
+        )
+    with torch.no_grad():
+        for tensor in found:
+            tensors[tensor].zero_()
+
+
+def _release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+    """The optimizer forgets a parameter."""
+    for group in optimizer.param_groups:
+        for position, held in enumerate(group["params"]):
+            if held is parameter:
+                back.append(lambda g=group, i=position: g["params"].insert(i, parameter))  # type: ignore[misc]
+                del group["params"][position]
+                break
+    if parameter in optimizer.state:
+        back.append(lambda s=optimizer.state[parameter]: optimizer.state.__setitem__(parameter, s))  # type: ignore[misc]
+        del optimizer.state[parameter]
+
+
+def _enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+    """The optimizer trains `parameter` in the group that holds `like`."""
+    for group in optimizer.param_groups:
+        if any(held is like for held in group["params"]):
+            group["params"].append(parameter)
+            back.append(lambda: _release(optimizer, parameter, []))
