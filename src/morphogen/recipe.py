@@ -40,7 +40,7 @@ def recipe_for(images: bool, rows: int, flip: bool = False) -> Recipe:
         batch = _between(32, rows // 40, 128)
         return Recipe(
             batch=batch, rate=4e-3, decay=0.01, steps=_between(20, rows // batch, 100), settle=1.0,
-            epochs=_between(5, 50_000 // rows, 40), width=8, shift=1, flip=flip, multiple=8,
+            epochs=_between(8, 50_000 // rows, 40), width=8, shift=1, flip=flip, multiple=8,
             smoothing=0.1,
         )  # fmt: skip
     batch = _between(16, rows // 64, 256)
