@@ -23,6 +23,7 @@ from morphogen.resize import (
     compiled,
     diff,
     doctor,
+    follow,
     load,
     plan,
     replay,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "MorphogenError",
-    "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width", "apply_",
-    "compiled", "diff", "doctor", "freeze", "load", "plan", "replay", "resize", "save", "structure", "trace", "widths",
+    "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width",
+    "apply_", "compiled", "diff", "doctor", "follow", "freeze", "load", "plan", "replay", "resize", "save", "structure",
+    "trace", "widths",
 ]  # fmt: skip

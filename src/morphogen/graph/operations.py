@@ -255,20 +255,26 @@ def _matrix_transpose(node: Node, ties: Ties) -> Layout:
     return ties.layout(node.args[0])[::-1]
 
 
-def _reduce(node: Node, ties: Ties) -> Layout:
+def _reduce(node: Node, ties: Ties, first: int = 1) -> Layout:
+    """mean(x, dims, keepdim) and its like. A norm written by hand reduces over features as nn.LayerNorm does."""
     layout = ties.layout(node.args[0])
-    given = node.args[1] if len(node.args) > 1 else None
+    given = node.args[first] if len(node.args) > first else None
     dims = tuple(range(len(layout))) if given is None else given if isinstance(given, tuple) else (given,)
-    gone = {d % len(layout) for d in dims}
-    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    gone = {d % len(layout) for d in dims or range(len(layout))}
+    keep = node.args[first + 1] if len(node.args) > first + 1 else node.kwargs.get("keepdim", False)
     for d in gone:
-        ties.pin(layout[d], f"reduced over at '{node.name}'")
+        ties.felt(layout[d], f"reduced over at '{node.name}'")
     return tuple(None if d in gone else s for d, s in enumerate(layout) if keep or d not in gone)
+
+
+def _norm_of(node: Node, ties: Ties) -> Layout:
+    """norm(x, order, dims, keepdim)."""
+    return _reduce(node, ties, first=2)
 
 
 def _softmax(node: Node, ties: Ties) -> Layout:
     layout = ties.layout(node.args[0])
-    ties.pin(layout[node.args[1]], f"normalised over at '{node.name}'")
+    ties.felt(layout[node.args[1]], f"normalised over at '{node.name}'")
     return layout
 
 
@@ -513,24 +519,51 @@ def _constant(node: Node, ties: Ties) -> Layout:
     return (None,) * len(node.shape)
 
 
+def _fresh(node: Node, ties: Ties) -> Layout:
+    """Made for its size and type only."""
+    return (None,) * len(node.shape)
+
+
+def _moved(node: Node, ties: Ties) -> Layout:
+    """roll and flip: entries change places within some dimensions."""
+    layout, dims = ties.layout(node.args[0]), node.args[-1]
+    for dim in dims:
+        ties.pin(layout[dim], f"entries change places at '{node.name}'")
+    return layout
+
+
+def _index(node: Node, ties: Ties) -> Layout:
+    """x[:, table]: entries of some dimensions are looked up; the result has the table's dimensions in place of theirs."""
+    layout, tables = ties.layout(node.args[0]), node.args[1]
+    at = [d for d, table in enumerate(tables) if table is not None]
+    if at != list(range(at[0], at[-1] + 1)):
+        return _constant(Node(node.name, node.op, node.args[:1], {}, node.shape), ties)
+    for d in at:
+        ties.pin(layout[d], f"looked up by index at '{node.name}'")
+    looked_up = len(node.shape) - (len(layout) - len(at))
+    return (*layout[: at[0]], *[None] * looked_up, *layout[at[-1] + 1 :])
+
+
 _ELEMENTWISE = """
     relu relu_ relu6 sigmoid tanh gelu silu silu_ elu celu selu leaky_relu leaky_relu_ softplus softsign logsigmoid hardtanh
     hardtanh_ hardswish hardswish_ hardsigmoid mish dropout dropout_ alpha_dropout feature_dropout clone contiguous neg abs
     exp expm1 log log1p sqrt rsqrt reciprocal square sin cos tan sign floor round erf clamp clamp_ clamp_min clamp_max
-    logical_not bitwise_not type_as float alias detach detach_ to _to_copy
+    logical_not bitwise_not type_as float alias detach detach_ to _to_copy zero_ fill_ fill relu6_
+    lift_fresh_copy masked_fill_
 """.split()
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _same),
-    **dict.fromkeys("add add_ sub sub_ mul mul_ div div_ maximum minimum rsub pow where masked_fill lerp".split(), _broadcast),
-    **dict.fromkeys("eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or addcmul".split(), _broadcast),
+    **dict.fromkeys("add add_ sub sub_ mul mul_ div div_ maximum minimum rsub pow where lerp copy_".split(), _broadcast),
+    **dict.fromkeys("eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or addcmul masked_fill".split(), _broadcast),
     **dict.fromkeys("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split(), _pool),
     **dict.fromkeys("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split(), _pool),
     **dict.fromkeys("upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d".split(), _pool),
     **dict.fromkeys("conv1d conv2d conv3d".split(), _conv),
     **dict.fromkeys("conv_transpose1d conv_transpose2d conv_transpose3d".split(), _conv_transpose),
     **dict.fromkeys("view reshape flatten unflatten _unsafe_view squeeze".split(), _reshape),
-    **dict.fromkeys("mean sum amax amin var std linalg_vector_norm norm".split(), _reduce),
+    **dict.fromkeys("mean sum amax amin var std logsumexp".split(), _reduce),
+    **dict.fromkeys("linalg_vector_norm norm".split(), _norm_of),
     **dict.fromkeys("softmax log_softmax _softmax".split(), _softmax),
     **dict.fromkeys("matmul mm bmm mv".split(), _matmul),
     **dict.fromkeys("addmm baddbmm".split(), _added_matmul),
@@ -538,10 +571,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("pad constant_pad_nd".split(), _pad),
     **dict.fromkeys("rnn_tanh rnn_relu".split(), _rnn),
     **dict.fromkeys(
-        "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu index gather repeat roll flip "
+        "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu gather repeat "
         "index_select one_hot _assert_tensor_metadata sym_size".split(),
         _constant,
     ),
+    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), _fresh),
+    **dict.fromkeys("transpose swapaxes swapdims".split(), _transpose),
+    "roll": _moved,
+    "flip": _moved,
+    "index": _index,
     "linear": _linear,
     "batch_norm": _running_norm,
     "instance_norm": _running_norm,
@@ -559,7 +597,6 @@ RULES: dict[str, Rule] = {
     "unbind": _unbind,
     "getitem": _item,
     "permute": _permute,
-    "transpose": _transpose,
     "t": _matrix_transpose,
     "numpy_T": _matrix_transpose,
     "expand": _expand,
@@ -574,8 +611,8 @@ RULES: dict[str, Rule] = {
 
 
 _VIEWS = set(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose t numpy_T expand alias detach to _to_copy "
-    "_weight_norm".split()
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims t numpy_T expand alias detach "
+    "to _to_copy _weight_norm".split()
 )
 
 

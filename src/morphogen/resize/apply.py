@@ -23,8 +23,9 @@ from morphogen.graph.widths import widths
 from morphogen.record import Receipt
 from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
+from morphogen.resize.follow import followed, undeclared
 from morphogen.resize.optim import FRESH, Fresh, cut, take
-from morphogen.resize.plan import NEW, Plan, Row, plan, tensors_of
+from morphogen.resize.plan import NEW, Plan, Row, changes, plan, tensors_of
 from morphogen.resize.shapes import shapes_of, stops
 from morphogen.resize.start import STARTS, Start, share_out
 
@@ -129,6 +130,7 @@ def apply_(
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
         _regroup(model, plan, back)
+        _set_attributes(model, plan, back)
         refresh_sizes(model, back)
         after = _probe(model, example)
         keeps = plan.keeps and starts is STARTS
@@ -161,7 +163,8 @@ def _prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> N
     if stops(bare, example) is None:
         apply_(bare, plan, generator=torch.Generator())
         if error := stops(bare, example):
-            raise PlanError(f"the resized model would not run ({error}); nothing was changed. Plan: {plan}") from error
+            hint = undeclared(model, changes(plan.rows, plan.sizes, plan.covers, tensors_of(model)))
+            raise PlanError(f"the resized model would not run ({error}); nothing was changed.{hint} Plan: {plan}") from error
 
 
 def _refuse_sharded(model: nn.Module) -> None:
@@ -280,6 +283,8 @@ def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             found[name]["groups"] = module.groups
+    for name, attribute, value in followed(model):
+        found[name][attribute] = value
     return {name: sizes for name, sizes in found.items() if sizes}
 
 
@@ -311,6 +316,13 @@ def _regroup(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> No
         if row.role == "own" and isinstance(module, nn.modules.conv._ConvNd):
             back.append(partial(setattr, module, "groups", module.groups))
             module.groups = len(row.index) * module.groups // module.out_channels
+
+
+def _set_attributes(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> None:
+    for name, attribute, value in plan.attributes:
+        module = model.get_submodule(name)
+        back.append(partial(setattr, module, attribute, getattr(module, attribute)))
+        setattr(module, attribute, value)
 
 
 def _attention(m: nn.MultiheadAttention) -> dict[str, Any]:

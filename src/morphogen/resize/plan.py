@@ -11,6 +11,7 @@ from morphogen.graph.widths import Slot, Width, find
 from morphogen.layers.depth import LearnedDepth
 from morphogen.resize.blocks import stacks
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
+from morphogen.resize.follow import moved
 
 NEW = -1
 
@@ -34,6 +35,7 @@ class Plan:
 
     keeps: whether the function stays exactly as it is, by construction: growth of widths that nothing feels (see
     `Width.felt`), removal of units whose outgoing weights are all zero, splits, and new blocks behind closed gates.
+    attributes: (module, attribute, value) that follow, see `morphogen.follow`.
     rows: in an order such that a new row's columns into old units are made after the row. blocks: (module, +1 or -1).
     """
 
@@ -43,6 +45,7 @@ class Plan:
     sizes: dict[str, tuple[int, int]]
     covers: dict[str, tuple[Slot, ...]]
     keeps: bool
+    attributes: tuple[tuple[str, str, int], ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -50,6 +53,7 @@ class Plan:
             for name, (before, after) in self.sizes.items()
         ]
         lines += [f"{module} {'+' if delta > 0 else '-'}1 block" for module, delta in self.blocks]
+        lines += [f"{module}.{attribute} = {value}".removeprefix(".") for module, attribute, value in self.attributes]
         return "\n".join(lines) or "nothing to do"
 
 
@@ -82,7 +86,24 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
     ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
     rows = tuple(Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors)) for s in ordered)
     keeps = all(_keeps(model, widths, edit, rows, tensors) for edit in edits)
-    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps)
+    attributes = moved(model, changes(rows, sizes, covers, tensors))
+    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps, attributes)
+
+
+def changes(
+    rows: Iterable[Row],
+    sizes: Mapping[str, tuple[int, int]],
+    covers: Mapping[str, Iterable[Slot]],
+    tensors: Mapping[str, Tensor],
+) -> dict[str, list[tuple[int, int]]]:
+    """For each tensor, the sizes (before, after) that change: of its dimensions, and of the widths in them."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for row in rows:
+        found.setdefault(row.tensor, []).append((tensors[row.tensor].shape[row.dim], len(row.index)))
+    for name, slots in covers.items():
+        for slot in slots:
+            found[slot.tensor].append(sizes[name])
+    return found
 
 
 def _keeps(

@@ -145,7 +145,7 @@ def _drop_dead(model: nn.Module, example: Tensor | tuple[Any, ...]) -> int:
         return 0
     count = 0
     for width in found.values():
-        if width.pinned:
+        if width.pinned or width.felt:
             continue
         drop = _dead(model, found, width)
         size = live_size(found, width.name, tensors_of(model))
