@@ -1,7 +1,7 @@
-"""What a resize costs: one width of ResNet-50 under Adam, beside one training step, and beside Torch-Pruning (shrink).
+"""What a resize costs: one width of ResNet-50 under Adam, beside one training step, and beside Torch-Pruning (shrink) and gromo (grow).
 
     python bench/resize.py                   # writes bench/results/resize.{json,md}
-    pip install torch-pruning==1.6.1         # optional: its row appears where it is installed
+    pip install torch-pruning==1.6.1 gromo==0.1.0      # optional: their rows appear where they are installed
 
 Times are medians of several runs in one process; the ratio to the training step is what matters.
 """
@@ -66,7 +66,7 @@ def main() -> None:
     rows["grow in one call, traced anew"] = seconds(
         lambda: mg.resize(model, [mg.Grow(WIDTH, UNITS)], optimizers=[optimizer], example=example)
     )
-    rows |= torch_pruning(model, example)
+    rows |= torch_pruning(model, example) | gromo()
     unit = rows["one training step, batch 32, 224 x 224"]
     result = {"seconds": rows, "environment": environment()}
     (RESULTS / "resize.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -91,6 +91,22 @@ def torch_pruning(model: torch.nn.Module, example: torch.Tensor) -> dict[str, fl
         graph.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=list(range(UNITS))).prune()
 
     return {"Torch-Pruning: graph, once": traced, f"Torch-Pruning: shrink {WIDTH} by {UNITS}, no optimizer": seconds(prune)}
+
+
+def gromo() -> dict[str, float]:
+    """The same growth between two convolutions of the same shapes, which must be gromo's own; {} where it is not installed."""
+    if importlib.util.find_spec("gromo") is None:
+        return {}
+    make = importlib.import_module("gromo.modules.conv2d_growing_module").Conv2dGrowingModule
+    first = make(512, 256, 1, use_bias=False, device=torch.device("cpu"))
+    last = make(256, 256, 3, stride=2, padding=1, use_bias=False, previous_module=first, device=torch.device("cpu"))
+
+    def grow() -> None:
+        last.create_layer_extensions(UNITS, input_extension_init="zeros")
+        last.apply_change(scaling_factor=1.0, extension_size=UNITS)
+        last.delete_update(include_previous=True)
+
+    return {f"gromo: grow two layers of its own by {UNITS}, no norm, no optimizer": seconds(grow)}
 
 
 if __name__ == "__main__":
