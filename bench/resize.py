@@ -1,4 +1,4 @@
-"""What a resize costs: one width of ResNet-50 under Adam, beside one training step, and beside Torch-Pruning (shrink) and gromo (grow).
+"""What a resize costs: one width of ResNet-50 under Adam, beside one training step, Torch-Pruning (shrink) and gromo (grow).
 
     python bench/resize.py                   # writes bench/results/resize.{json,md}
     pip install torch-pruning==1.6.1 gromo==0.1.0      # optional: their rows appear where they are installed
