@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import morphogen as mg
+
 
 class BasicBlock(nn.Module):
     def __init__(self, channels: int, planes: int, stride: int) -> None:
@@ -251,3 +253,17 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] =
     "convnext": (ConvNeXt, lambda: torch.randn(2, 3, 32, 32)),
 }
 """name -> (build, example)."""
+
+
+def grows_by_a_quarter_and_shrinks_back(model: nn.Module, x: Tensor) -> dict[str, mg.Width]:
+    """All free widths at once; what was grown and taken away again is the identity, bit for bit. The widths that were found."""
+    found = mg.widths(mg.trace(model, x))
+    before, expected = {name: t.clone() for name, t in model.state_dict().items()}, model(x)
+    quarter = {w.name: (w.size, max(1, w.size // 4)) for w in found.values() if not w.pinned}
+    grown = mg.apply_(model, mg.plan(model, found, [mg.Grow(n, more) for n, (_, more) in quarter.items()]), example=x)
+    assert grown.receipt.parameters[1] > 1.2 * grown.receipt.parameters[0]
+    edits = [mg.Shrink(n, range(size, size + more)) for n, (size, more) in quarter.items()]
+    mg.apply_(model, mg.plan(model, found, edits), example=x)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert torch.equal(model(x), expected)
+    return found

@@ -26,7 +26,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # copied, since kernels take other paths, with other last bits, on memory that is not aligned as torch aligns its own
+            # copied: on memory that is not aligned as torch aligns its own, kernels take other paths, with other last bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["about"])
     except FileNotFoundError as error:
