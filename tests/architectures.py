@@ -242,6 +242,67 @@ class ConvNeXt(nn.Module):
         return self.head(self.norm(self.last(self.down(self.blocks(self.stem(x)))).mean((-2, -1))))
 
 
+class RMSNorm(nn.Module):
+    """As decoders write it, not nn.RMSNorm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class LlamaBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, groups: int, hidden: int) -> None:
+        super().__init__()
+        self.heads, self.groups = heads, groups
+        self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
+        self.q, self.o = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.k, self.v = (nn.Linear(dim, dim // heads * groups, bias=False) for _ in range(2))
+        self.gate, self.up = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def rotated(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        angles = torch.arange(x.shape[2])[:, None] / 10_000 ** (torch.arange(half) / half)
+        cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+        return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """Grouped queries: every key and value serves several heads."""
+        b, groups, n, d = x.shape
+        return x[:, :, None].expand(b, groups, self.heads // groups, n, d).reshape(b, self.heads, n, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        h = self.norm1(x)
+        q, k, v = (
+            layer(h).view(b, n, count, -1).transpose(1, 2)
+            for layer, count in ((self.q, self.heads), (self.k, self.groups), (self.v, self.groups))
+        )
+        h = F.scaled_dot_product_attention(self.rotated(q), self.repeated(self.rotated(k)), self.repeated(v), is_causal=True)
+        x = x + self.o(h.transpose(1, 2).reshape(b, n, -1))
+        h = self.norm2(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Llama(nn.Module):
+    """Touvron et al. 2023, small: RMS norm, rotated positions, grouped queries, a gated hidden layer, no biases."""
+
+    def __init__(self, dim: int = 64, heads: int = 4, groups: int = 2, depth: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, dim)
+        self.layers = nn.ModuleList(LlamaBlock(dim, heads, groups, 172) for _ in range(depth))
+        self.norm, self.head = RMSNorm(dim), nn.Linear(dim, 50, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "resnet18": (lambda: ResNet(BasicBlock, (2, 2, 2, 2), 1), lambda: torch.randn(2, 3, 32, 32)),
     "resnet50": (lambda: ResNet(Bottleneck, (3, 4, 6, 3), 4), lambda: torch.randn(2, 3, 32, 32)),
@@ -250,6 +311,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] =
     "unet": (UNet, lambda: torch.randn(2, 1, 8, 8)),
     "vit": (ViT, lambda: torch.randn(2, 3, 32, 32)),
     "gpt": (GPT, lambda: torch.randint(50, (2, 7))),
+    "llama": (Llama, lambda: torch.randint(50, (2, 7))),
     "convnext": (ConvNeXt, lambda: torch.randn(2, 3, 32, 32)),
 }
 """name -> (build, example)."""
