@@ -282,7 +282,7 @@ def test_blocks_of_an_ordinary_stack_are_saved_and_replayed(tmp_path: Path) -> N
 def test_a_block_at_rest_is_resized_too() -> None:
     model, x = problem("mlp")
     resize(model, [AddBlock("depth")], example=x)
-    assert model.depth.active == 1
+    assert model.depth.active_blocks == 1
     resize(model, [Grow("hidden", 3)], example=x)
     model.depth.w.data.fill_(2.0)
     assert model(x).shape == (6, 2)

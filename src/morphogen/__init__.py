@@ -19,6 +19,7 @@ from morphogen.resize import (
     Grow,
     Shrink,
     Split,
+    adapt,
     apply_,
     compiled,
     diff,
@@ -38,6 +39,6 @@ __version__ = "0.1.0"
 __all__ = [
     "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "MorphogenError",
     "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width",
-    "apply_", "compiled", "diff", "doctor", "follow", "freeze", "load", "plan", "replay", "resize", "save", "structure",
-    "trace", "widths",
+    "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "load", "plan", "replay", "resize", "save",
+    "structure", "trace", "widths",
 ]  # fmt: skip

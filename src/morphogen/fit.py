@@ -29,6 +29,7 @@ from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError, MorphogenError, RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.depth import LearnedDepth, reinitialised
+from morphogen.layers.penalty import quadratic
 from morphogen.models import convnet, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.recipe import Recipe, recipe_for
@@ -176,7 +177,7 @@ class Problem:
         out = model(x)
         loss = F.mse_loss(out[:, 0], y) if self.regression else F.cross_entropy(out, y, label_smoothing=smoothing)
         for depth in _depths(model):
-            loss = loss + self.recipe.depth_price * depth.w.square()
+            loss = loss + quadratic(depth, self.recipe.depth_price)
         return loss
 
     def losses(self, model: nn.Module) -> Tensor:

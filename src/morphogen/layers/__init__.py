@@ -1,5 +1,6 @@
 """LEARN: modules whose structure is part of the forward pass."""
 
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.penalty import penalty
 
-__all__ = ["LearnedDepth"]
+__all__ = ["LearnedDepth", "penalty"]

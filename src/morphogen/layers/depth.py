@@ -3,21 +3,23 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
+from morphogen.layers.gate import Gate, exponential
+from morphogen.layers.merge import Merge, residual
 
 
-def gate(w: Tensor, count: int) -> Tensor:
-    """Gates of blocks 0 .. count-1 at depth `w` (a scalar): relu(1 - exp(i - w)), shape (count,).
+def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
+    """Gates of blocks 0 .. count-1 at depth `w` (a scalar), shape (count,): relu(1 - exp(i - w)) unless another is given.
 
-    Written as -expm1(-relu(w - i)): the same value, finite gradients for every i, exact for tiny w - i, and a zero
-    gradient at the kink i = w, where `w` starts. At least float32, since exp overflows in half precision beyond i - w = 11.
+    At least float32, since exp overflows in half precision beyond i - w = 11.
     """
     w = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
-    return -torch.expm1(-torch.relu(w - torch.arange(count, dtype=w.dtype, device=w.device)))
+    return shape(w - torch.arange(count, dtype=w.dtype, device=w.device))
 
 
 def reinitialised(module: nn.Module) -> nn.Module:
@@ -29,37 +31,59 @@ def reinitialised(module: nn.Module) -> nn.Module:
 
 
 class LearnedDepth(nn.Module):
-    """g <- h(g + gate_i(w) * block_i(g)) for i = 0, 1, ..., w: as many blocks as the real number `w` asks for.
+    """g <- h(merge(g, block_i(g), gate_i(w))) for i = 0, 1, ..., w: as many blocks as the real number `w` asks for.
 
     Source: "Going Deeper: Infinite Deep Neural Networks", the general form g_{i+1} = h(g_i + delta_w(i) f_i(g_i)).
     Differs: only active blocks (i < w) exist and run; h is applied once where there is none, so the function is continuous
-    as w crosses 0. Blocks join and leave through `morphogen.resize` (`AddBlock`, `DropBlock`), never by themselves, so
+    as w crosses 0. Blocks join and leave through `morphogen.resize` (`AddBlock`, `DropBlock`, `adapt`), never by themselves, so
     that no optimizer is left behind; `wanted()` says when.
 
-    block: `block(i)` builds sub-layer i, a module of equal input and output shape. h: the idempotent post-step.
-    w: initial depth. max_blocks: the most that `wanted()` asks for, or None.
-    Input and output: any shape that the blocks keep. At w <= 0 no task gradient reaches w (absorbing).
+    block: `block(i)` builds sub-layer i, a module of equal input and output shape; kinds may differ by i. h: the post-step,
+    h(h(g)) = h(g). w: initial depth. max_blocks: the most that `wanted()` asks for, or None.
+    merge: how a block joins, see `layers.merge`. gate: its gate by distance, see `layers.gate`; a module's parameters are
+    trained. penalty: layer -> scalar, summed over a model by `layers.penalty.penalty`.
+    floor: the least depth. At w <= 0 no task gradient reaches w in the original (it is absorbing); below a floor > 0 the depth
+    is the floor, and the gradient still reaches w. ahead: in training the first closed block runs too, with a gate of 0 that
+    has the slope of an open one: the value stays, the gradient of w says whether that block would help, and its batch norm
+    sees data. quiet: a new block starts with its last weight at 0, so that it changes nothing however far w has gone past it.
+
+    Input and output: any shape that the blocks keep.
     """
 
     def __init__(
-        self, block: Callable[[int], nn.Module], h: nn.Module | None = None, w: float = 1.0, max_blocks: int | None = None
+        self,
+        block: Callable[[int], nn.Module],
+        h: nn.Module | None = None,
+        w: float = 1.0,
+        max_blocks: int | None = None,
+        *,
+        merge: Merge = residual,
+        gate: Gate = exponential,
+        penalty: "Callable[[LearnedDepth], Tensor] | None" = None,
+        floor: float | None = None,
+        ahead: bool = False,
+        quiet: bool = False,
     ) -> None:
         super().__init__()
         if not math.isfinite(w):
             raise ShapeError(f"LearnedDepth: w={w}; give a finite number, such as 1.0")
+        if floor is not None and not floor > 0:
+            raise ShapeError(f"LearnedDepth: floor={floor}; give a positive number such as 0.1, or None for none")
         self.h = nn.ReLU() if h is None else h
         self.w = nn.Parameter(torch.tensor(float(w)))
-        self.max_blocks = max_blocks
-        self.blocks = nn.ModuleList(block(i) for i in range(max(1, math.ceil(w))))
+        self.max_blocks, self.merge, self.gate, self.penalty = max_blocks, merge, gate, penalty
+        self.floor, self.ahead, self.quiet = floor, ahead, quiet
+        self._build: Callable[[int], nn.Module] | None = block
+        self.blocks = nn.ModuleList(block(i) for i in range(max(1, math.ceil(self.depth)) + ahead))
         self._active = self._count()
 
     def _count(self) -> int:
-        w = float(self.w.detach())
+        w = self.depth
         # a depth that is NaN reaches the loss like any other weight that is, where it can be caught
         return max(0, min(math.ceil(w), len(self.blocks))) if math.isfinite(w) else len(self.blocks)
 
     @property
-    def active(self) -> int:
+    def active_blocks(self) -> int:
         """How many blocks run: max(0, ceil(w)), at most those that exist. Reading it syncs with the device."""
         if torch.compiler.is_exporting():
             # whoever reads the graph must see every block that exists, or a resize would miss those at rest
@@ -70,35 +94,68 @@ class LearnedDepth(nn.Module):
 
     @property
     def depth(self) -> float:
-        """The learned depth w."""
-        return float(self.w.detach())
+        """The learned depth w, at least the floor."""
+        w = float(self.w.detach())
+        return w if self.floor is None else max(w, self.floor)
 
     def gates(self) -> Tensor:
         """Gate values of the existing blocks, shape (blocks,)."""
-        return gate(self.w, len(self.blocks))
+        lift = 0.0 if self.floor is None else torch.relu(self.floor - self.w).detach()
+        return gate(self.w + lift, len(self.blocks), self.gate)
 
     def wanted(self, margin: float = 0.25) -> int:
         """How many blocks should exist: one more once w exceeds them, one fewer once w is `margin` below the last.
 
-        The margin is a hysteresis: w hovering at an integer does not flip the structure. At least one block stays.
+        The margin is a hysteresis: w hovering at an integer does not flip the structure. At least one block stays; with
+        `ahead` there is one more than that.
         """
-        w, built = self.depth, len(self.blocks)
+        w, built = self.depth, len(self.blocks) - self.ahead
         if w > built and (self.max_blocks is None or built < self.max_blocks):
-            return built + 1
-        return built - 1 if built > 1 and w < built - 1 - margin else built
+            return built + 1 + self.ahead
+        return built + self.ahead - (built > 1 and w < built - 1 - margin)
 
     def new_block(self) -> nn.Module:
-        """A freshly initialised block, at the width that the blocks have now."""
-        return reinitialised(copy.deepcopy(self.blocks[-1]))
+        """A freshly initialised block for the next place, at the width that the blocks have now."""
+        block = reinitialised(copy.deepcopy(self._like_the_next()))
+        if self.quiet:
+            nn.init.zeros_([p for name, p in block.named_parameters() if name.rpartition(".")[2] == "weight"][-1])
+        return block
+
+    def _like_the_next(self) -> nn.Module:
+        """The last block of the kind that comes next; where no block is, the one that `block(i)` builds."""
+        if self._build is None:
+            return self.blocks[-1]
+        with torch.random.fork_rng(devices=[]):
+            built = self._build(len(self.blocks))
+        alike = [block for block in self.blocks if _kind(block) == _kind(built)]
+        return alike[-1] if alike else built.to(self.w)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = self.active
-        if active == 0:
-            return self.h(x)  # type: ignore[no-any-return]
+        active = self.active_blocks
         gates = self.gates().to(x.dtype)
         for i in range(active):
-            x = self.h(x + gates[i] * self.blocks[i](x))
+            x = self.h(self.merge(x, self.blocks[i](x), gates[i]))
+        if active == 0:
+            x = self.h(x)
+        if self.ahead and self.training and active < len(self.blocks):
+            with torch.no_grad():  # a closed block's own weights get no gradient, not even zeros
+                closed = self.blocks[active](x)
+            x = self.merge(x, closed, (self.w - self.w.detach()).to(x.dtype))  # a gate of 0 with slope 1
         return x
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LearnedDepth":
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__dict__.update({k: v if k == "_build" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `block` is often a lambda, which cannot be pickled; a copy of the last block stands in for it
+        return {**vars(self), "_build": None}
+
     def extra_repr(self) -> str:
-        return f"w={self.depth:.3f}, active={self.active}"
+        return f"w={self.depth:.3f}, active={self.active_blocks}"
+
+
+def _kind(block: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in block.named_modules()]

@@ -24,7 +24,7 @@ def _collect(module: nn.Module, name: str, layers: list[Layer]) -> None:
             layers.append(Layer(name, "conv", module.weight.shape[0]))
         case LearnedDepth():
             stem = layers[-1].name if layers else name
-            for number, block in enumerate(list(module.blocks)[: module.active], start=1):
+            for number, block in enumerate(list(module.blocks)[: module.active_blocks], start=1):
                 inner: list[Layer] = []
                 _collect(block, "", inner)
                 layers.extend(Layer(f"{stem}.{number}", layer.kind, layer.units) for layer in inner)

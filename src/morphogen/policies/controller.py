@@ -15,6 +15,7 @@ from morphogen.measures.importance import unit_importance
 from morphogen.policies.budget import within
 from morphogen.policies.look import Look, Memory, Policy, Proposal
 from morphogen.record import Change
+from morphogen.resize.adapt import asked
 from morphogen.resize.apply import apply_, count_parameters
 from morphogen.resize.edit import AddBlock, DropBlock, Edit
 from morphogen.resize.plan import live_size, plan, tensors_of
@@ -68,12 +69,7 @@ class Controller:
         return [self._apply(p, round, epoch, draw) for p in within(proposals, self.budget, self._count)]
 
     def _depths(self) -> list[Proposal]:
-        proposals = []
-        for name, module in self.model.named_modules():
-            if isinstance(module, LearnedDepth) and (wanted := module.wanted()) != len(module.blocks):
-                edit = AddBlock(name) if wanted > len(module.blocks) else DropBlock(name)
-                proposals.append(Proposal(edit, f"learned depth w = {module.depth:.2f}"))
-        return proposals
+        return [Proposal(edit, f"learned depth w = {module.depth:.2f}") for edit, module in asked(self.model)]
 
     def _apply(self, proposal: Proposal, round: int, epoch: float, draw: torch.Generator) -> Change:
         edit, module = proposal.edit, None

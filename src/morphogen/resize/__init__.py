@@ -1,5 +1,6 @@
 """EDIT: change widths and depths of a live model, its optimizers included."""
 
+from morphogen.resize.adapt import adapt
 from morphogen.resize.apply import Applied, apply_, count_parameters, resize
 from morphogen.resize.checkpoint import load, load_ledger, save
 from morphogen.resize.compiled import compiled
@@ -12,7 +13,7 @@ from morphogen.resize.plan import Plan, Row, plan, resized
 from morphogen.resize.structure import diff, read_structure, structure
 
 __all__ = [
-    "AddBlock", "Applied", "DropBlock", "Edit", "Grow", "Ledger", "Plan", "Row", "Shrink", "Split", "apply_",
+    "AddBlock", "Applied", "DropBlock", "Edit", "Grow", "Ledger", "Plan", "Row", "Shrink", "Split", "adapt", "apply_",
     "compiled", "count_parameters", "diff", "doctor", "follow", "ledger_from_json", "ledger_to_json", "load", "load_ledger",
     "plan", "read_structure", "replay", "resize", "resize_distributed", "resized", "save", "structure",
 ]  # fmt: skip

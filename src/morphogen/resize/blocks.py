@@ -5,7 +5,7 @@ last block, and the last layer of each of its residual branches starts at zero: 
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,9 +71,23 @@ def change_blocks(
     back.append(lambda: blocks.__delitem__(-1))
     if is_plain(model, name):
         _close(model, name, block, example)
-    for model_for, parameter in zip(last.parameters(), block.parameters(), strict=True):
+    for like, new in _pairs(blocks, block):
         for optimizer in optimizers:
-            _enrol(optimizer, model_for, parameter, back)
+            _enrol(optimizer, like, new, back)
+
+
+def _pairs(blocks: Stack, block: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """(an older parameter, one of the new block that is to be trained like it): of the last block of the same make, or else
+    any of as many dimensions."""
+    names = [name for name, _ in block.named_parameters()]
+    older = list(blocks)[:-1]
+    for other in reversed(older):
+        if [name for name, _ in other.named_parameters()] == names:
+            yield from zip(other.parameters(), block.parameters(), strict=True)
+            return
+    known = [p for other in older for p in other.parameters()]
+    for new in block.parameters():
+        yield next((p for p in reversed(known) if p.dim() == new.dim()), known[-1]), new
 
 
 def _put_last(blocks: Stack, block: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from morphogen.errors import NotExact, Unsupported
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.merge import Merge, convex, residual
 from morphogen.record import Certificate
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Shrink
@@ -50,8 +51,12 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     return plain, Certificate("exact", error, None, True, reason + (f"; {dead} dead units dropped" if dead else ""))
 
 
-def fold_block(block: nn.Module, gate: float) -> nn.Module:
-    """One affine layer equal to x + gate * block(x), for a block of one linear or convolution layer and norms after it."""
+# What stays of a block's input beside gate * block(x), for the merges that are affine.
+_KEPT: dict[Merge, Callable[[float], float]] = {residual: lambda gate: 1.0, convex: lambda gate: 1.0 - gate}
+
+
+def fold_block(block: nn.Module, gate: float, kept: float = 1.0) -> nn.Module:
+    """One affine layer equal to kept * x + gate * block(x), for a block of one linear or convolution layer and norms after."""
     layers = [m for m in _folded(block).modules() if not isinstance(m, nn.Sequential)]
     if len(layers) != 1 or not isinstance(layers[0], (nn.Linear, *_CONV)):
         raise Unsupported(
@@ -61,10 +66,10 @@ def fold_block(block: nn.Module, gate: float) -> nn.Module:
     layer = layers[0]
     weight = gate * layer.weight
     if isinstance(layer, nn.Linear):
-        weight += torch.eye(len(weight)).to(weight)
+        weight += kept * torch.eye(len(weight)).to(weight)
     else:
         _require_same_size(layer)
-        weight += nn.init.dirac_(torch.empty_like(weight), layer.groups)
+        weight += kept * nn.init.dirac_(torch.empty_like(weight), layer.groups)
     layer.weight = nn.Parameter(weight)
     if layer.bias is not None:
         layer.bias = nn.Parameter(gate * layer.bias)
@@ -83,9 +88,12 @@ def _folded(module: nn.Module) -> nn.Module:
 
 def _unrolled(depth: LearnedDepth) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if depth.merge not in _KEPT:
+        name = getattr(depth.merge, "__name__", depth.merge)
+        raise Unsupported(f"freeze: the merge '{name}' is not affine and cannot be folded; use residual or convex")
     gates = depth.gates().tolist()
-    for i in range(depth.active):
-        layers[f"block{i + 1}"] = fold_block(depth.blocks[i], gates[i])
+    for i in range(depth.active_blocks):
+        layers[f"block{i + 1}"] = fold_block(depth.blocks[i], gates[i], _KEPT[depth.merge](gates[i]))
         layers[f"relu{i + 1}" if isinstance(depth.h, nn.ReLU) else f"h{i + 1}"] = copy.deepcopy(depth.h)
     return nn.Sequential(layers or OrderedDict(h=copy.deepcopy(depth.h)))
 
