@@ -28,8 +28,9 @@ from torch.optim import AdamW, Optimizer
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError, MorphogenError, RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
-from morphogen.layers.depth import LearnedDepth, reinitialised
+from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
+from morphogen.layers.stack import reinitialised
 from morphogen.models import convnet, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.recipe import Recipe, recipe_for

@@ -378,7 +378,8 @@ def _unbind(node: Node, ties: Ties) -> list[Layout]:
 
 def _item(node: Node, ties: Ties) -> Layout:
     position: int = node.args[1]
-    return ties.outputs(node.args[0])[position]
+    found = ties.outputs(node.args[0])
+    return found[position] if position < len(found) and len(found[position]) == len(node.shape) else (None,) * len(node.shape)
 
 
 def _expand(node: Node, ties: Ties) -> Layout:
@@ -621,12 +622,20 @@ def is_view(node: Node) -> bool:
     return node.op.removeprefix("aten.").partition(".")[0] in _VIEWS
 
 
+def has_rule(node: Node) -> bool:
+    """Whether a rule says how the node's operation treats widths."""
+    return _key(node) in RULES
+
+
 def rule_of(node: Node) -> Rule:
     """The rule for a node's operation; overloads (`add.Tensor`, `add.Scalar`) share one."""
-    rule = RULES.get("getitem" if "getitem" in node.op else node.op.removeprefix("aten.").partition(".")[0])
-    if rule is None:
+    if not has_rule(node):
         raise Unsupported(
             f"'{node.op}' at node '{node.name}': no rule says how it treats widths; "
             "add one to morphogen.graph.operations.RULES, or resize the part of the model that does without it"
         )
-    return rule
+    return RULES[_key(node)]
+
+
+def _key(node: Node) -> str:
+    return "getitem" if "getitem" in node.op else node.op.removeprefix("aten.").partition(".")[0]

@@ -15,8 +15,8 @@ from math import lcm
 from typing import Any
 
 from morphogen.errors import PlanError
-from morphogen.graph.operations import Layout, Result, Spans, is_view, rule_of
-from morphogen.graph.trace import Graph, Ref
+from morphogen.graph.operations import Layout, Result, Spans, has_rule, is_view, rule_of
+from morphogen.graph.trace import Graph, Node, Ref
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,21 @@ class _Solver:
             else:
                 if node.args and isinstance(node.args[0], Ref) and node.args[0].name in self.views and is_view(node):
                     self.views.add(node.name)
-                self.layouts[node.name] = rule_of(node)(node, self)
+                self.layouts[node.name] = self._ruled(node)
         for same in self.graph.same:
             placeholders = {target: name for name, target in self.tensors.items()}
             dims = [self.layout(Ref(placeholders[t]))[d] for t, d in same if t in placeholders]
             for other in dims[1:]:
                 self.tie(dims[0], other, "one attribute of its module")
+
+    def _ruled(self, node: Node) -> Result:
+        if has_rule(node):
+            return rule_of(node)(node, self)
+        refs = list(_refs((node.args, tuple(node.kwargs.values()))))
+        if any(spans is not None for ref in refs for layout in self.outputs(ref) for spans in layout):
+            rule_of(node)  # raises
+        # whatever is computed from numbers and tables alone has no width
+        return (None,) * len(node.shape)
 
     # What rules may do ---------------------------------------------------------------------------------------------
 

@@ -2,5 +2,6 @@
 
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import penalty
+from morphogen.layers.posterior import DepthPosterior
 
-__all__ = ["LearnedDepth", "penalty"]
+__all__ = ["DepthPosterior", "LearnedDepth", "penalty"]

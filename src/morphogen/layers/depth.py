@@ -1,9 +1,7 @@
 """A stack of blocks whose depth is one real number that the gradient learns."""
 
-import copy
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from morphogen.errors import ShapeError
 from morphogen.layers.gate import Gate, exponential
 from morphogen.layers.merge import Merge, residual
+from morphogen.layers.stack import BlockStack
 
 
 def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
@@ -22,21 +21,12 @@ def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
     return shape(w - torch.arange(count, dtype=w.dtype, device=w.device))
 
 
-def reinitialised(module: nn.Module) -> nn.Module:
-    """`module` itself with fresh parameters, at the sizes it has now, wherever a part of it knows how to reset itself."""
-    for part in module.modules():
-        if callable(reset := getattr(part, "reset_parameters", None)):
-            reset()
-    return module
-
-
-class LearnedDepth(nn.Module):
+class LearnedDepth(BlockStack):
     """g <- h(merge(g, block_i(g), gate_i(w))) for i = 0, 1, ..., w: as many blocks as the real number `w` asks for.
 
     Source: "Going Deeper: Infinite Deep Neural Networks", the general form g_{i+1} = h(g_i + delta_w(i) f_i(g_i)).
     Differs: only active blocks (i < w) exist and run; h is applied once where there is none, so the function is continuous
-    as w crosses 0. Blocks join and leave through `morphogen.resize` (`AddBlock`, `DropBlock`, `adapt`), never by themselves, so
-    that no optimizer is left behind; `wanted()` says when.
+    as w crosses 0. `wanted()` says when blocks should join and leave, see `BlockStack`.
 
     block: `block(i)` builds sub-layer i, a module of equal input and output shape; kinds may differ by i. h: the post-step,
     h(h(g)) = h(g). w: initial depth. max_blocks: the most that `wanted()` asks for, or None.
@@ -64,17 +54,15 @@ class LearnedDepth(nn.Module):
         ahead: bool = False,
         quiet: bool = False,
     ) -> None:
-        super().__init__()
         if not math.isfinite(w):
             raise ShapeError(f"LearnedDepth: w={w}; give a finite number, such as 1.0")
         if floor is not None and not floor > 0:
             raise ShapeError(f"LearnedDepth: floor={floor}; give a positive number such as 0.1, or None for none")
+        super().__init__(block, max(1, math.ceil(max(w, floor or w))) + ahead, quiet)
         self.h = nn.ReLU() if h is None else h
         self.w = nn.Parameter(torch.tensor(float(w)))
         self.max_blocks, self.merge, self.gate, self.penalty = max_blocks, merge, gate, penalty
-        self.floor, self.ahead, self.quiet = floor, ahead, quiet
-        self._build: Callable[[int], nn.Module] | None = block
-        self.blocks = nn.ModuleList(block(i) for i in range(max(1, math.ceil(self.depth)) + ahead))
+        self.floor, self.ahead = floor, ahead
         self._active = self._count()
 
     def _count(self) -> int:
@@ -114,22 +102,6 @@ class LearnedDepth(nn.Module):
             return built + 1 + self.ahead
         return built + self.ahead - (built > 1 and w < built - 1 - margin)
 
-    def new_block(self) -> nn.Module:
-        """A freshly initialised block for the next place, at the width that the blocks have now."""
-        block = reinitialised(copy.deepcopy(self._like_the_next()))
-        if self.quiet:
-            nn.init.zeros_([p for name, p in block.named_parameters() if name.rpartition(".")[2] == "weight"][-1])
-        return block
-
-    def _like_the_next(self) -> nn.Module:
-        """The last block of the kind that comes next; where no block is, the one that `block(i)` builds."""
-        if self._build is None:
-            return self.blocks[-1]
-        with torch.random.fork_rng(devices=[]):
-            built = self._build(len(self.blocks))
-        alike = [block for block in self.blocks if _kind(block) == _kind(built)]
-        return alike[-1] if alike else built.to(self.w)
-
     def forward(self, x: Tensor) -> Tensor:
         active = self.active_blocks
         gates = self.gates().to(x.dtype)
@@ -143,19 +115,5 @@ class LearnedDepth(nn.Module):
             x = self.merge(x, closed, (self.w - self.w.detach()).to(x.dtype))  # a gate of 0 with slope 1
         return x
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LearnedDepth":
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        result.__dict__.update({k: v if k == "_build" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
-        return result
-
-    def __getstate__(self) -> dict[str, Any]:
-        # `block` is often a lambda, which cannot be pickled; a copy of the last block stands in for it
-        return {**vars(self), "_build": None}
-
     def extra_repr(self) -> str:
         return f"w={self.depth:.3f}, active={self.active_blocks}"
-
-
-def _kind(block: nn.Module) -> list[tuple[str, type]]:
-    return [(name, type(module)) for name, module in block.named_modules()]

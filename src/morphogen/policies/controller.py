@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from morphogen.errors import PlanError
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import Width, widths
-from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.stack import BlockStack
 from morphogen.measures.importance import unit_importance
 from morphogen.policies.budget import within
 from morphogen.policies.look import Look, Memory, Policy, Proposal
@@ -76,7 +76,7 @@ class Controller:
         before = count_parameters(self.model)
         if isinstance(edit, (AddBlock, DropBlock)):
             module = self.model.get_submodule(edit.module)
-            assert isinstance(module, LearnedDepth)
+            assert isinstance(module, BlockStack)
             sizes = (len(module.blocks), len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1))
             where = edit.module
         applied = apply_(self.model, plan(self.model, self.widths, [edit]), optimizers=self.optimizers, generator=draw)

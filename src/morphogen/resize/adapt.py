@@ -6,17 +6,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.stack import BlockStack
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import AddBlock, DropBlock, Edit
 from morphogen.resize.plan import plan
 
 
-def asked(model: nn.Module) -> list[tuple[Edit, LearnedDepth]]:
+def asked(model: nn.Module) -> list[tuple[Edit, BlockStack]]:
     """The edits that the model's learned depths ask for now, outer layers first, at most one a layer."""
-    edits: list[tuple[Edit, LearnedDepth]] = []
+    edits: list[tuple[Edit, BlockStack]] = []
     for name, module in model.named_modules():
-        if isinstance(module, LearnedDepth) and (wanted := module.wanted()) != len(module.blocks):
+        if isinstance(module, BlockStack) and (wanted := module.wanted()) != len(module.blocks):
             edits.append((AddBlock(name) if wanted > len(module.blocks) else DropBlock(name), module))
     return edits
 

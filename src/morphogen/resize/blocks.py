@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from morphogen.errors import PlanError
 from morphogen.graph.residual import closing
 from morphogen.graph.trace import trace
-from morphogen.layers.depth import LearnedDepth, reinitialised
+from morphogen.layers.stack import BlockStack, reinitialised
 
 Stack = nn.Sequential | nn.ModuleList
 
@@ -26,7 +26,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     found: dict[str, Stack] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, LearnedDepth):
+        if isinstance(module, BlockStack):
             found[name] = module.blocks
             inside.add(module.blocks)
         elif isinstance(module, Stack) and module not in inside:
@@ -36,13 +36,13 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
 
 def is_plain(model: nn.Module, name: str) -> bool:
     """Whether a stack is the model's own, without gates."""
-    return not isinstance(model.get_submodule(name), LearnedDepth)
+    return not isinstance(model.get_submodule(name), BlockStack)
 
 
 def new_block(model: nn.Module, name: str) -> nn.Module:
     """A fresh block for the end of the stack, at the width that its blocks have now."""
     module = model.get_submodule(name)
-    return module.new_block() if isinstance(module, LearnedDepth) else reinitialised(copy.deepcopy(stacks(model)[name][-1]))
+    return module.new_block() if isinstance(module, BlockStack) else reinitialised(copy.deepcopy(stacks(model)[name][-1]))
 
 
 def change_blocks(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from morphogen.errors import PlanError, Unsupported
 from morphogen.graph.widths import Slot, Width, find
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.stack import BlockStack
 from morphogen.resize.blocks import stacks
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.resize.follow import moved
@@ -117,7 +118,9 @@ def _keeps(
             return not width.felt and all(_unread(tensors[row.tensor], row) for row in rows if _of(width, row))
         case AddBlock():
             depth = model.get_submodule(edit.module)
-            return not isinstance(depth, LearnedDepth) or depth.depth <= len(depth.blocks)
+            if isinstance(depth, LearnedDepth):
+                return depth.quiet or depth.depth <= len(depth.blocks)
+            return not isinstance(depth, BlockStack)
     return False
 
 

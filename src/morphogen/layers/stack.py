@@ -1,0 +1,70 @@
+"""What layers of learned depth share: a list of blocks of equal input and output shape that can get one more."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def reinitialised(module: nn.Module) -> nn.Module:
+    """`module` itself with fresh parameters, at the sizes it has now, wherever a part of it knows how to reset itself."""
+    for part in module.modules():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+    return module
+
+
+class BlockStack(nn.Module, ABC):
+    """Blocks that are run in order, as many as the layer wants.
+
+    Blocks join and leave through `morphogen.resize` (`AddBlock`, `DropBlock`, `adapt`), never by themselves, so that no
+    optimizer is left behind. block: `block(i)` builds sub-layer i; kinds may differ by i. count: how many there are at first.
+    """
+
+    def __init__(self, block: Callable[[int], nn.Module], count: int, quiet: bool = False) -> None:
+        super().__init__()
+        self._build: Callable[[int], nn.Module] | None = block
+        self.quiet = quiet
+        self.blocks = nn.ModuleList(block(i) for i in range(count))
+
+    @property
+    @abstractmethod
+    def depth(self) -> float:
+        """The learned depth, a real number."""
+
+    @abstractmethod
+    def wanted(self) -> int:
+        """How many blocks should exist."""
+
+    def new_block(self) -> nn.Module:
+        """A freshly initialised block for the next place, at the width that the blocks have now."""
+        block = reinitialised(copy.deepcopy(self._like_the_next()))
+        if self.quiet:
+            nn.init.zeros_([p for name, p in block.named_parameters() if name.rpartition(".")[2] == "weight"][-1])
+        return block
+
+    def _like_the_next(self) -> nn.Module:
+        """The last block of the kind that comes next; where no block is, the one that `block(i)` builds."""
+        if self._build is None:
+            return self.blocks[-1]
+        with torch.random.fork_rng(devices=[]):
+            built = self._build(len(self.blocks))
+        alike = [block for block in self.blocks if _kind(block) == _kind(built)]
+        return alike[-1] if alike else built.to(next(self.blocks.parameters(), torch.empty(0)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BlockStack":
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__dict__.update({k: v if k == "_build" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `block` is often a lambda, which cannot be pickled; a copy of the last block stands in for it
+        return {**vars(self), "_build": None}
+
+
+def _kind(block: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in block.named_modules()]
