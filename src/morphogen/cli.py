@@ -3,6 +3,7 @@
 import os
 import sys
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from morphogen.data.load import load
 from morphogen.errors import MorphogenError
+from morphogen.export import claim, free_folder
 from morphogen.resize import diff as difference
 from morphogen.run import run
 
@@ -68,6 +71,30 @@ def fit(
         device=device,
         policy=policy,
     )
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="the experiment; see --help for the list")],
+    faithful: Annotated[bool, typer.Option("--faithful", help="the original's settings, quirks included")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="a few seconds, to see that it runs")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds")] = 1,
+    out: Annotated[Path | None, typer.Option(help="output folder; default runs/reproduce/NAME")] = None,
+) -> None:
+    """Run a paper's experiment again and put its published figures beside what came out."""
+    experiments = import_module("morphogen.experiments").EXPERIMENTS
+    if name not in experiments:
+        raise MorphogenError(f"reproduce {name!r}: unknown; choose one of {', '.join(experiments)}")
+    folder = free_folder(Path("runs") / "reproduce" / name) if out is None else out
+    claim(folder, resume=False)
+    result = experiments[name](faithful, smoke, seeds)
+    write = import_module("morphogen.report.reproduction")
+    write.write(result, folder)
+    console, table = Console(), Table(*write.HEADER[:-1])
+    for claimed in result.claims:
+        table.add_row(*write.cells(claimed)[:-1], style=None if claimed.met else "yellow")
+    console.print(table)
+    console.print(f"{write.summary(result)}; written to {folder}/")
 
 
 @app.command()

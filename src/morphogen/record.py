@@ -48,13 +48,54 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published or promised figure beside what was measured. `met` is None until it was run."""
+    """A published or promised figure beside what was measured: mean `measured` and standard deviation `spread` over seeds.
+
+    It is met where `low` <= measured <= `high`; None is no bound. source: where the figure, and the tolerance, come from.
+    """
 
     name: str
-    target: float
-    measured: float | None = None
-    met: bool | None = None
+    target: float | None
+    measured: float
+    low: float | None = None
+    high: float | None = None
+    spread: float | None = None
     source: str = ""
+
+    @property
+    def met(self) -> bool:
+        """The verdict. A measurement that is no number meets nothing."""
+        return (
+            (self.low is None or self.measured >= self.low)
+            and (self.high is None or self.measured <= self.high)
+            and (self.measured == self.measured)
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot: `panel` names the plot, `name` the line; x and y have one length."""
+
+    panel: str
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A paper's experiment, run again: the claims, the curves and what a reader must know of the run."""
+
+    name: str
+    title: str
+    source: str
+    mode: str  # "faithful" (the original's settings, quirks included) or "default" (ours)
+    settings: dict[str, str]
+    claims: tuple[Claim, ...]
+    curves: tuple[Curve, ...] = ()
+    axes: dict[str, tuple[str, str]] = field(default_factory=dict)  # panel -> labels of x and y
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

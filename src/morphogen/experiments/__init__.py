@@ -1,0 +1,13 @@
+"""Papers, run again: one file each, with its settings, its published figures and a run that returns claims and curves."""
+
+from collections.abc import Callable
+
+from morphogen.experiments import going_deeper_xor
+from morphogen.record import Reproduction
+
+Run = Callable[[bool, bool, int], Reproduction]
+"""(faithful, smoke, seeds) -> what came out."""
+
+EXPERIMENTS: dict[str, Run] = {
+    "going-deeper-xor": going_deeper_xor.reproduce,
+}

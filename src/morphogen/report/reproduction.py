@@ -1,0 +1,107 @@
+"""A reproduction as files: JSON, Markdown, plots, and one page that needs nothing else."""
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from morphogen.record import Claim, Reproduction, to_json, write_atomic
+
+HEADER = ("claim", "published", "measured", "accepted", "verdict", "source")
+
+
+def write(reproduction: Reproduction, folder: Path) -> None:
+    """result.json, report.md, report.html and a PNG for each panel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {panel: plot(reproduction, panel) for panel in panels(reproduction)}
+    for panel, picture in pictures.items():
+        picture.savefig(folder / f"{panel}.png", dpi=120)
+    write_atomic(folder / "result.json", to_json(reproduction))
+    write_atomic(folder / "report.md", markdown(reproduction))
+    write_atomic(folder / "report.html", html(reproduction, {p: (folder / f"{p}.png").read_bytes() for p in pictures}))
+
+
+def panels(reproduction: Reproduction) -> tuple[str, ...]:
+    """The names of the plots, in order."""
+    return tuple(dict.fromkeys(curve.panel for curve in reproduction.curves))
+
+
+def plot(reproduction: Reproduction, panel: str) -> Figure:
+    """One panel. A published curve, "published NAME", is dashed, in the colour of the curve whose name ends in NAME."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colours: dict[str, Any] = {}
+    for curve in (curve for curve in reproduction.curves if curve.panel == panel):
+        published = curve.name.startswith("published ")
+        alike = [c for name, c in colours.items() if published and name.endswith(curve.name.removeprefix("published "))]
+        style, colour = "--" if published else "-", alike[0] if alike else None
+        (line,) = axes.plot(curve.x, curve.y, style, label=curve.name, linewidth=1.4, color=colour)
+        colours.setdefault(curve.name, line.get_color())
+    x, y = reproduction.axes.get(panel, ("", ""))
+    axes.set(xlabel=x, ylabel=y, title=reproduction.title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def cells(claim: Claim) -> tuple[str, ...]:
+    """A line of the claims table, in the order of `HEADER`."""
+    spread = "" if claim.spread is None else f" \u00b1 {claim.spread:.3g}"
+    low, high = ("" if bound is None else f"{bound:.4g}" for bound in (claim.low, claim.high))
+    accepted = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "\u2013"
+    target = "\u2013" if claim.target is None else f"{claim.target:.4g}"
+    return claim.name, target, f"{claim.measured:.4g}{spread}", accepted, "met" if claim.met else "missed", claim.source
+
+
+def summary(reproduction: Reproduction) -> str:
+    """The verdicts in one sentence."""
+    met = sum(claim.met for claim in reproduction.claims)
+    return f"{met} of {len(reproduction.claims)} claims met, {reproduction.mode} mode, {reproduction.seconds:.0f} s"
+
+
+def markdown(reproduction: Reproduction) -> str:
+    """Title, claims, notes, settings."""
+    lines = [f"# {reproduction.title}", "", f"{reproduction.source}. {summary(reproduction)}.", ""]
+    lines += [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|---|---|"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(claim))} |" for claim in reproduction.claims]
+    lines += ["", *(f"![{panel}]({panel}.png)" for panel in panels(reproduction)), ""]
+    lines += [f"- {note}" for note in reproduction.notes]
+    about = {**reproduction.settings, **reproduction.environment}
+    return "\n".join([*lines, "", f"*{', '.join(f'{key} {value}' for key, value in about.items())}*", ""])
+
+
+def html(reproduction: Reproduction, pictures: dict[str, bytes]) -> str:
+    """The same as one page, the plots inside it."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)
+    rows = "".join(
+        f'<tr class="{"met" if claim.met else "missed"}">{"".join(f"<td>{escape(cell)}</td>" for cell in cells(claim))}</tr>'
+        for claim in reproduction.claims
+    )
+    images = "".join(map(_image, pictures.items()))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in reproduction.notes)
+    about = "".join(map(_entry, {**reproduction.settings, **reproduction.environment}.items()))
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(reproduction.title)}</title><style>{_CSS}</style>
+<h1>{escape(reproduction.title)}</h1><p>{escape(reproduction.source)}. <strong>{escape(summary(reproduction))}.</strong></p>
+<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{images}<ul>{notes}</ul><dl>{about}</dl></html>
+"""
+
+
+def _image(picture: tuple[str, bytes]) -> str:
+    return f'<img alt="{escape(picture[0])}" src="data:image/png;base64,{base64.b64encode(picture[1]).decode()}">'
+
+
+def _entry(item: tuple[str, str]) -> str:
+    return f"<div><dt>{escape(item[0])}</dt><dd>{escape(item[1])}</dd></div>"
+
+
+_CSS = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c1e21;background:#fff}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left}
+tr.met td:nth-child(5){color:#176b34}tr.missed td:nth-child(5){color:#a4262c;font-weight:600}
+img{max-width:100%;margin-top:1.5rem}
+dl{display:flex;flex-wrap:wrap;gap:.4rem 1.4rem;font-size:.85rem;color:#555}dt{font-weight:600}dd{margin:0}
+"""

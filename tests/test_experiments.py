@@ -1,0 +1,96 @@
+"""Reproductions: their models are the layer, their smoke runs end, their pages say the verdicts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from morphogen import LearnedDepth
+from morphogen.cli import app
+from morphogen.experiments import EXPERIMENTS
+from morphogen.experiments.going_deeper_xor import SMOKE, Parities, published
+from morphogen.layers.penalty import gain, quadratic
+from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
+from morphogen.report.reproduction import markdown, plot
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+@pytest.mark.parametrize("w", [0.6, 1.0, 2.7])
+def test_the_batch_of_networks_is_the_layer(faithful: bool, w: float) -> None:
+    torch.manual_seed(0)
+    config = replace(SMOKE, dropout=0.0, faithful=faithful)
+    batch = Parities([3, 8], config).double()
+    batch.w.data[1] = w
+    width = config.width
+    block = lambda i: nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width, momentum=0.01, eps=1e-3))  # noqa: E731
+    deep = LearnedDepth(block, w=w).double()
+    deep.w.data.fill_(w)  # as it was before it was a float32
+    for i, own in enumerate(deep.blocks):
+        own[0].weight.data.copy_(batch.weight[i, 1])
+        own[0].bias.data.copy_(batch.bias[i, 1, :, 0])
+    bits, _ = batch.draw(50)
+    bits = bits.double()
+    out = batch(bits)[1]
+    alone = (torch.relu(bits[1].T @ batch.read[1].T), batch.write[1, 0])
+    expected = deep(alone[0]) @ alone[1]
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    penalty = quadratic(deep, config.price) + gain(deep, config.gain)
+    torch.testing.assert_close(batch.penalty()[1], penalty, rtol=1e-9, atol=0)
+    (out.square().sum() + batch.penalty()[1]).backward()
+    (expected.square().sum() + penalty).backward()
+    torch.testing.assert_close(batch.w.grad[1], deep.w.grad, rtol=1e-9, atol=0)
+    assert batch.w.grad[0] == 0
+    for i, own in enumerate(deep.blocks):
+        torch.testing.assert_close(batch.weight.grad[i, 1], own[0].weight.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_the_label_is_the_parity_of_the_first_bits() -> None:
+    bits, labels = Parities([0, 3], SMOKE).draw(100)
+    assert torch.equal(labels[0], torch.zeros(100))
+    assert torch.equal(labels[1], bits[1, :3].sum(0) % 2)
+
+
+def test_published_depths_are_given_between_their_steps() -> None:
+    assert published(8, 100_000) == 4.406
+    assert published(0, 50) == 1.11
+    assert 4.42 < published(8, 40_000) < 4.48
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_smoke_run_writes_its_page(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["reproduce", name, "--smoke", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "claims met" in result.output
+    read = from_json(Reproduction, (tmp_path / "out" / "result.json").read_text())
+    assert read.name == name
+    assert read.claims
+    assert read.curves
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len({curve.panel for curve in read.curves})
+    assert "http" not in page
+    for claim in read.claims:
+        assert f"| {claim.name} |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_unknown_experiment_is_refused_with_the_list() -> None:
+    result = CliRunner().invoke(app, ["reproduce", "going-up"])
+    assert "unknown; choose one of going-deeper-xor" in str(result.exception)
+
+
+def test_a_verdict_is_a_matter_of_bounds() -> None:
+    assert Claim("a", 1.0, 1.0, low=1.0).met
+    assert not Claim("a", 1.0, 0.9, low=1.0).met
+    assert not Claim("a", 1.0, float("nan"), low=1.0).met
+    assert not Claim("a", 1.0, 3.0, low=1.0, high=2.0).met
+    whole = Reproduction(
+        "n", "T", "S", "faithful", {}, (Claim("a|b", 1.0, 3.0, 1.0, 2.0, 0.5, "p. 3"),),
+        (Curve("depth", "k = 1", (1.0, 2.0), (1.0, 1.5)), Curve("depth", "published 1", (1.0, 2.0), (1.0, 1.4))),
+    )  # fmt: skip
+    assert from_json(Reproduction, to_json(whole)) == whole
+    assert "| a/b | 1 | 3 \u00b1 0.5 | 1 to 2 | missed | p. 3 |" in markdown(whole)
+    lines = plot(whole, "depth").axes[0].lines
+    assert lines[0].get_color() == lines[1].get_color()
+    assert (lines[0].get_linestyle(), lines[1].get_linestyle()) == ("-", "--")
