@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from morphogen.experiments import going_deeper_xor
+from morphogen.experiments import depth_spirals, going_deeper_xor
 from morphogen.record import Reproduction
 
 Run = Callable[[bool, bool, int], Reproduction]
 """(faithful, smoke, seeds) -> what came out."""
 
 EXPERIMENTS: dict[str, Run] = {
+    "depth-spirals": depth_spirals.reproduce,
     "going-deeper-xor": going_deeper_xor.reproduce,
 }
