@@ -60,8 +60,9 @@ def test_published_depths_are_given_between_their_steps() -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_smoke_run_writes_its_page(name: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["reproduce", name, "--smoke", "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize("mode", [[], ["--faithful"]])
+def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["reproduce", name, *mode, "--smoke", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "claims met" in result.output
     read = from_json(Reproduction, (tmp_path / "out" / "result.json").read_text())
@@ -77,7 +78,7 @@ def test_a_smoke_run_writes_its_page(name: str, tmp_path: Path) -> None:
 
 def test_an_unknown_experiment_is_refused_with_the_list() -> None:
     result = CliRunner().invoke(app, ["reproduce", "going-up"])
-    assert "unknown; choose one of depth-spirals, going-deeper-xor" in str(result.exception)
+    assert "unknown; choose one of depth-spirals, going-deeper-mnist, going-deeper-xor" in str(result.exception)
 
 
 def test_a_verdict_is_a_matter_of_bounds() -> None:
