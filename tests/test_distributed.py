@@ -14,8 +14,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import morphogen as mg
-from morphogen import Grow, PlanError, Shrink, Unsupported
+from morphogen import Grow, LearnedDepth, PlanError, Shrink, Unsupported
 from morphogen.resize import resize_distributed
+from morphogen.resize.adapt import asked
 
 
 def build() -> nn.Module:
@@ -25,6 +26,25 @@ def build() -> nn.Module:
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [*model.state_dict().values(), *(v for p in model.parameters() for v in optimizer.state[p].values())]
+
+
+def learned_depth(rank: int, folder: str, draw: torch.Generator) -> None:
+    """Blocks come and go on both ranks at once; closed ones are the unused parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), LearnedDepth(lambda i: nn.Linear(5, 5)))
+    ddp = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
+    for w, blocks in ((1.6, 2), (2.3, 3), (0.9, 2), (0.3, 1)):
+        ddp.module[1].w.data.fill_(w)
+        while edits := [edit for edit, _ in asked(ddp.module)]:
+            ddp, _ = resize_distributed(ddp, edits, example=torch.zeros(2, 4), optimizers=[optimizer])
+        assert len(ddp.module[1].blocks) == blocks
+        for _ in range(2):
+            optimizer.zero_grad()
+            ddp(torch.randn(8, 4, generator=draw)).square().mean().backward()
+            optimizer.step()
+    assert mg.doctor(ddp.module, optimizer) == []
+    torch.save([p.detach() for p in ddp.parameters()], f"{folder}/deep{rank}")
 
 
 def worker(rank: int, folder: str) -> None:
@@ -58,6 +78,7 @@ def worker(rank: int, folder: str) -> None:
     torch.save(
         [p.detach() for p in ddp.parameters()] + [v for s in optimizer.state.values() for v in s.values()], f"{folder}/{rank}"
     )
+    learned_depth(rank, folder, draw)
     sharded = fully_shard(build(), mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(Unsupported, match="sharded over processes .* call fully_shard again"):
         mg.resize(sharded, [Grow("0", 1)], example=example)
@@ -67,9 +88,10 @@ def worker(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo")
 def test_two_ranks_stay_bit_equal(tmp_path: Path) -> None:
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    assert len(first) == len(second)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for name in ("", "deep"):
+        first, second = (torch.load(tmp_path / f"{name}{rank}") for rank in range(2))
+        assert len(first) == len(second)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_twenty_resizes_of_a_compiled_model_cost_at_most_one_recompilation() -> None:
