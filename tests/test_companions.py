@@ -179,3 +179,30 @@ def test_recurrent_weights_stay_where_their_module_looks_for_them() -> None:
     held = [id(w) for w in model[0]._flat_weights]
     mg.trace(model, torch.randn(2, 5, 3))
     assert [id(w) for w in model[0]._flat_weights] == held == [id(p) for p in model.parameters()]
+
+
+def test_several_optimizers_are_cut_at_once_and_frozen_parameters_stay_frozen() -> None:
+    model, x, _ = start("chain")
+    model[0].bias.requires_grad_(False)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2 and p.requires_grad]
+    both = [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)]
+
+    def step_both() -> None:
+        for optimizer in both:
+            optimizer.zero_grad()
+        model(x).square().mean().backward()
+        for optimizer in both:
+            optimizer.step()
+
+    step_both()
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    frozen = model[0].bias.detach().clone()
+    mg.resize(model, [Grow("0", 2), Shrink("2", [1])], optimizers=both, example=x)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    for optimizer in both:
+        for parameter, state in optimizer.state.items():
+            assert all(v.shape == parameter.shape for v in state.values() if isinstance(v, Tensor) and v.dim())
+    step_both()
+    assert torch.equal(model[0].bias[:8], frozen)
+    assert {id(p) for o in both for p in o.state} == {id(p) for p in model.parameters() if p.requires_grad}
