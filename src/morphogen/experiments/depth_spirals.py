@@ -90,7 +90,9 @@ class Fixed(nn.Module):
 
 
 def network(width: int, middle: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), middle, nn.Linear(width, 2))
+    """Frozen random layers around `middle`, as in Going Deeper: trained ones would do the work of one more block."""
+    stem, out = nn.Linear(2, width).requires_grad_(False), nn.Linear(width, 2).requires_grad_(False)
+    return nn.Sequential(stem, nn.ReLU(), middle, out)
 
 
 def rate(step: int, config: Config) -> float:
@@ -133,7 +135,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
     torch.manual_seed(seed)
     layer = LearnedDepth(partial(block, config.width), penalty=partial(quadratic, factor=config.price), floor=0.1, ahead=True)
     model = network(config.width, layer)
-    optimizer = Adam(model.parameters(), lr=config.rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
     steps, path = [], []
     began = time.perf_counter()
     for step in range(config.steps):
@@ -160,7 +162,7 @@ def fixed(found: Data, config: Config, seed: int, depth: int) -> Fit:
     """Train a plain stack of `depth` blocks."""
     torch.manual_seed(seed)
     model = network(config.width, Fixed(config.width, depth))
-    optimizer = Adam(model.parameters(), lr=config.rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
     began = time.perf_counter()
     for step in range(config.steps):
         descend(model, optimizer, config, F.cross_entropy(model(found.train[0]), found.train[1]), step)
@@ -187,9 +189,9 @@ def posterior(found: Data, config: Config, seed: int) -> Fit:
 
     torch.manual_seed(seed)
     layer = DepthPosterior(lambda i: Residual(), lambda: nn.Linear(config.width, 2), max_blocks=20)
-    stem = nn.Sequential(nn.Linear(2, config.width), nn.ReLU())
+    stem = nn.Sequential(nn.Linear(2, config.width).requires_grad_(False), nn.ReLU())
     model = nn.Sequential(stem, layer)
-    optimizer = Adam(model.parameters(), lr=config.rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
     each = partial(F.cross_entropy, reduction="none")
     steps, path = [], []
     began = time.perf_counter()
