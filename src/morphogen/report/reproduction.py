@@ -49,7 +49,7 @@ def plot(reproduction: Reproduction, panel: str) -> Figure:
 def cells(claim: Claim) -> tuple[str, ...]:
     """A line of the claims table, in the order of `HEADER`."""
     spread = "" if claim.spread is None else f" \u00b1 {claim.spread:.3g}"
-    low, high = ("" if bound is None else f"{bound:.4g}" for bound in (claim.low, claim.high))
+    low, high = ("" if bound is None else f"{bound:.3g}" for bound in (claim.low, claim.high))
     accepted = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "\u2013"
     target = "\u2013" if claim.target is None else f"{claim.target:.4g}"
     return claim.name, target, f"{claim.measured:.4g}{spread}", accepted, "met" if claim.met else "missed", claim.source
