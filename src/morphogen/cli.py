@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table
 from morphogen.data.load import load
 from morphogen.errors import MorphogenError
 from morphogen.export import claim, free_folder
+from morphogen.fit import environment
 from morphogen.resize import diff as difference
 from morphogen.run import run
 
@@ -87,7 +89,7 @@ def reproduce(
         raise MorphogenError(f"reproduce {name!r}: unknown; choose one of {', '.join(experiments)}")
     folder = free_folder(Path("runs") / "reproduce" / name) if out is None else out
     claim(folder, resume=False)
-    result = experiments[name](faithful, smoke, seeds)
+    result = replace(experiments[name](faithful, smoke, seeds), environment=environment("cpu"))
     write = import_module("morphogen.report.reproduction")
     write.write(result, folder)
     console, table = Console(), Table(*write.HEADER[:-1])

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from morphogen.experiments.gates import gate_curves
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import penalty, quadratic
 from morphogen.layers.posterior import DepthPosterior
@@ -241,10 +242,16 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             f"collapsed to {fit.note}"
             for fit in variational[:1]
         ]
+    curves += gate_curves(fits[0].steps, fits[0].path)
     rising = min(after - before for before, after in pairwise(depths))
     claims.append(Claim("least rise of depth from one task to the next", None, rising, low=0.05, source="neighbour: it rises"))
+    axes = {
+        "depth": ("step", "w"),
+        "posterior": ("step", "posterior mean depth"),
+        "gates": ("step", f"gate, {config.turns[-1]:g} turns"),
+    }
     return Reproduction(
         "depth-spirals", "Learned depth on two spirals", "Nazaret & Blei 2022 (task and neighbour)", "default",
         {key: str(value) for key, value in vars(config).items()}, tuple(claims), tuple(curves),
-        {"depth": ("step", "w"), "posterior": ("step", "posterior mean depth")}, tuple(notes), time.perf_counter() - began,
+        axes, tuple(notes), time.perf_counter() - began,
     )  # fmt: skip

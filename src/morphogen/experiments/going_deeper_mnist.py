@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adadelta, AdamW, Optimizer
 
 from morphogen.data.load import load
+from morphogen.experiments.gates import gate_curves
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import gain, penalty, quadratic
 from morphogen.record import Claim, Curve, Reproduction
@@ -204,14 +205,20 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             for i, name in enumerate(NAMES)
         ]
     curves.append(Curve("accuracy", "test", epochs, first.accuracy))
+    curves += gate_curves(epochs, [w[1] for w in first.depths])
     notes = [f"seed {i}: {fit.blocks} blocks open at the end, {fit.seconds:.0f} s" for i, fit in enumerate(fits)]
     notes += [
         "only open blocks run, which is exact; the original ran all five, so that closed batch norms saw data",
         "an epoch leaves out the last, incomplete batch",
     ] * faithful
+    axes = {
+        "depth": ("epoch", "w"),
+        "accuracy": ("epoch", "test accuracy"),
+        "gates": ("epoch", f"gate, {NAMES[1]}"),
+    }
     return Reproduction(
         "going-deeper-mnist", "Learned depths on MNIST", "Going Deeper: Infinite Deep Neural Networks, experiment B",
         "faithful" if faithful else "default", {key: str(value) for key, value in vars(config).items()}, claims(config, fits),
-        tuple(curves), {"depth": ("epoch", "w"), "accuracy": ("epoch", "test accuracy")}, tuple(notes),
+        tuple(curves), axes, tuple(notes),
         time.perf_counter() - began,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from morphogen.experiments.gates import gate_curves
 from morphogen.layers.gate import exponential
 from morphogen.record import Claim, Curve, Reproduction
 
@@ -225,6 +226,12 @@ def reproduce(faithful: bool = True, smoke: bool = False, seeds: int = 1) -> Rep
         Curve("depth", f"published {k}", tuple(STEPS[i] for i in known), tuple(RELEASED[i][k] for i in known))
         for k in (0, 2, 5, 8)
     ]
+    curves += gate_curves(first[BITS].steps, first[BITS].w)
+    axes = {
+        "depth": ("step", "w"),
+        "accuracy": ("step", "validation accuracy"),
+        "gates": ("step", f"gate, k = {BITS}"),
+    }
     return Reproduction(
         "going-deeper-xor",
         "Learned depth on the parity of k of 8 bits",
@@ -233,7 +240,7 @@ def reproduce(faithful: bool = True, smoke: bool = False, seeds: int = 1) -> Rep
         {key: str(value) for key, value in vars(config).items()},
         claims(config, traces),
         tuple(curves),
-        {"depth": ("step", "w"), "accuracy": ("step", "validation accuracy")},
+        axes,
         (
             "all networks train side by side as one batch",
             f"{1000 * seconds / config.steps:.1f} ms a step for {len(traces)} networks",
