@@ -1,5 +1,6 @@
 """The main job on small data: resumed equals uninterrupted, budget, time, faults."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from morphogen import DataError, MorphogenError, RunError
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.load import load
-from morphogen.fit import CHECKPOINT, Problem, Settings, fit, scratch
+from morphogen.fit import CHECKPOINT, Problem, Settings, fit, renew, scratch
 from morphogen.policies import POLICIES
 from morphogen.recipe import Recipe
 from morphogen.record import Report
 from morphogen.resize import count_parameters
 from morphogen.train import predict
+from problems import problem
 
 
 def table(regression: bool = False, rows: int = 300) -> Dataset:
@@ -75,12 +77,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, m
             assert torch.equal(a, b)
 
 
-def test_images_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("renewal", "after"), [(0.0, 3), (0.5, 3), (0.5, 6)])
+def test_images_resume_too(renewal: float, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
-    data, recipe = load("digits"), replace(QUICK, shift=1, epochs=1, rounds=4, steps=10, multiple=8, width=8)
+    data, recipe = load("digits"), replace(QUICK, shift=1, epochs=1, rounds=4, steps=10, multiple=8, width=8, renewal=renewal)
     whole = fit(data, Settings(), recipe=recipe)
     with pytest.raises(Killed):
-        fit(data, Settings(), recipe=recipe, folder=tmp_path, display=Killer(3))
+        fit(data, Settings(), recipe=recipe, folder=tmp_path, display=Killer(after))
     assert equal(fit(data, Settings(), recipe=recipe, folder=tmp_path, resume=True).report, whole.report)
 
 
@@ -166,3 +169,23 @@ def test_one_row_is_refused() -> None:
 def test_an_unknown_policy_lists_the_known() -> None:
     with pytest.raises(RunError, match="choose one of trial, prune-expand"):
         fit(table(), Settings(policy="guess"), recipe=QUICK)
+
+
+def test_renewal_mixes_every_weight_but_the_depths_and_depends_on_the_seed_only() -> None:
+    model, _ = problem("convnet")
+    model.depth1.w.data.fill_(1.3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    half, again = copy.deepcopy(model), copy.deepcopy(model)
+    torch.manual_seed(1)
+    renew(half, 0.5, seed=3)
+    torch.manual_seed(2)
+    renew(again, 0.5, seed=3)
+    whole = copy.deepcopy(model)
+    renew(whole, 1.0, seed=3)
+    for name, p in half.named_parameters():
+        assert torch.equal(p, dict(again.named_parameters())[name])
+        fresh = dict(whole.named_parameters())[name]
+        if name.endswith(".w"):
+            assert torch.equal(p, before[name])
+        else:
+            torch.testing.assert_close(p, (before[name] + fresh) / 2)

@@ -12,7 +12,8 @@ class Recipe:
     the depths as a multiple. depth_price: penalty depth_price * w^2 of every learned depth. steps: optimizer steps a
     round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
     rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the
-    labels in the settle phase. shift: images move by up to so many pixels. price, multiple: of the policy.
+    labels in the settle phase. renewal: share of every weight that is fresh when the settle phase begins.
+    shift: images move by up to so many pixels. price, multiple: of the policy.
     """
 
     batch: int
@@ -25,6 +26,7 @@ class Recipe:
     rounds: int = 60
     dropout: float = 0.0
     smoothing: float = 0.0
+    renewal: float = 0.0
     shift: int = 0
     flip: bool = False
     warm_up: int = 50
