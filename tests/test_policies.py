@@ -1,12 +1,15 @@
 """Policies decide on evidence, keep the budget, and come to an end."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
 from morphogen.policies import POLICIES, Controller, Look, Proposal, Trial
 from morphogen.policies.budget import within
-from morphogen.resize import AddBlock, Edit, Grow, Shrink, count_parameters
+from morphogen.policies.cost import weighed
+from morphogen.resize import AddBlock, Edit, Grow, Shrink, count_parameters, resize
 from morphogen.train import generator
 from problems import problem
 
@@ -117,3 +120,16 @@ def test_an_attempt_leaves_no_trace() -> None:
     assert parameters < count_parameters(model)
     assert without.shape == (3,)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_operations_weigh_in_what_is_priced() -> None:
+    model, x = problem("convnet", torch.float32)
+    assert weighed(x, 0.0)(model) == count_parameters(model)
+    half, whole = (weighed(x, share) for share in (0.5, 1.0))
+    assert half(model) == pytest.approx((count_parameters(model) * whole(model)) ** 0.5)
+    conv = copy.deepcopy(model)
+    resize(conv, [Grow("conv1", 4)], example=x)
+    more = count_parameters(conv) / count_parameters(model), whole(conv) / whole(model)
+    assert more[1] > 1.5
+    assert half(conv) / half(model) == pytest.approx((more[0] * more[1]) ** 0.5)
+    assert conv.training

@@ -34,6 +34,7 @@ from morphogen.layers.penalty import quadratic
 from morphogen.layers.stack import reinitialised
 from morphogen.models import convnet, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
+from morphogen.policies.cost import weighed
 from morphogen.recipe import Recipe, recipe_for
 from morphogen.record import Certificate, Change, Report, Round, Row, from_json, to_json
 from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
@@ -254,7 +255,7 @@ class _Search:
         self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
         self.controller = Controller(
             model, [self.state.optimizer], _policy(settings, self.recipe), self.problem.losses, self.problem.example[:2],
-            settings.budget,
+            settings.budget, weighed(self.problem.example[:2], self.recipe.operations),
         )  # fmt: skip
         self.phase, self.history = _Phase(), _History(notes=list(dataset.notes))
         self.before = 0.0  # seconds of earlier sessions of this run

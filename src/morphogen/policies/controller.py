@@ -13,6 +13,7 @@ from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
 from morphogen.measures.importance import unit_importance
 from morphogen.policies.budget import within
+from morphogen.policies.cost import Cost
 from morphogen.policies.look import Look, Memory, Policy, Proposal
 from morphogen.record import Change
 from morphogen.resize.adapt import asked
@@ -24,7 +25,8 @@ from morphogen.resize.plan import live_size, plan, tensors_of
 class Controller:
     """Asks the policy after each round, clips its answer to the budget, carries it out and keeps the ledger.
 
-    losses: model -> validation loss of each example, shape (n,). example: a batch to trace the model with.
+    losses: model -> validation loss of each example, shape (n,). example: a batch to trace the model with. budget: most
+    parameters. cost: what the policy's price is charged on.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Controller:
         losses: Callable[[nn.Module], Tensor],
         example: Tensor | tuple[Any, ...],
         budget: int | None = None,
+        cost: Cost = count_parameters,
     ) -> None:
         self.model, self.optimizers, self.policy = model, tuple(optimizers), policy
-        self.losses, self.example, self.budget = losses, example, budget
+        self.losses, self.example, self.budget, self.cost = losses, example, budget, cost
         self.memory: Memory = policy.start()
         self.ledger: list[Edit] = []
         self.done = False
@@ -62,7 +65,7 @@ class Controller:
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         """One look: decide, change the model and every optimizer, and say what changed."""
         losses = self.losses(self.model)
-        look = Look(round, self.sizes(), count_parameters(self.model), losses, self._attempt, self._importance)
+        look = Look(round, self.sizes(), self.cost(self.model), losses, self._attempt, self._importance)
         proposals, self.memory, self.done = self.policy.decide(look, self.memory, draw)
         if not self.done:
             proposals = [*proposals, *self._depths()]
@@ -87,11 +90,11 @@ class Controller:
         self.ledger.append(edit)
         return Change(round, epoch, where, *sizes, proposal.reason, (before, count_parameters(self.model)))
 
-    def _attempt(self, edits: Sequence[Edit]) -> tuple[Tensor, int]:
+    def _attempt(self, edits: Sequence[Edit]) -> tuple[Tensor, float]:
         # no optimizer takes part: no step happens before the undo
         applied = apply_(self.model, plan(self.model, self.widths, edits))
         try:
-            return self.losses(self.model), applied.receipt.parameters[1]
+            return self.losses(self.model), self.cost(self.model)
         finally:
             applied.undo()
 

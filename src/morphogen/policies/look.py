@@ -17,16 +17,16 @@ Memory = dict[str, Any]
 class Look:
     """One look at a model in training.
 
-    sizes: the widths that may change, name -> units. losses: validation loss of each example, shape (n,). attempt: losses
-    and parameter count as they would be after some edits; the model is untouched afterwards. importance: strength of every
-    unit of a width, shape (units,).
+    sizes: the widths that may change, name -> units. cost: of the model, its parameters unless the controller was given
+    another. losses: validation loss of each example, shape (n,). attempt: losses and cost as they would be after some edits;
+    the model is untouched afterwards. importance: strength of every unit of a width, shape (units,).
     """
 
     round: int
     sizes: dict[str, int]
-    parameters: int
+    cost: float
     losses: Tensor
-    attempt: Callable[[Sequence[Edit]], tuple[Tensor, int]]
+    attempt: Callable[[Sequence[Edit]], tuple[Tensor, float]]
     importance: Callable[[str], Tensor]
 
 

@@ -37,7 +37,7 @@ class PruneAndExpand:
             weak = [int(i) for i in (strength < self.threshold * strength.mean()).nonzero().flatten()]
             if 0 < len(weak) < len(strength):
                 proposals.append(Proposal(Shrink(width, weak), f"{len(weak)} units below {self.threshold:g} of the mean"))
-        waited = patience(memory, penalised(loss, look.parameters, self.price), self.gain)
+        waited = patience(memory, penalised(loss, look.cost, self.price), self.gain)
         if waited < self.patience and look.sizes:
             width = list(look.sizes)[int(torch.randint(len(look.sizes), (1,), generator=draw))]
             proposals.append(Proposal(Grow(width, self.multiple), f"expanded at validation loss {loss:.4f}"))

@@ -14,7 +14,7 @@ from morphogen.resize.edit import Edit, Grow, Shrink
 class Trial:
     """Each open width grows by a share of itself; `probation` looks later the new units are judged by leaving them out.
 
-    They stay if the validation loss without them is higher by a larger fraction than their price, price * log(parameters
+    They stay if the validation loss without them is higher by a larger fraction than their price, price * log(cost
     with / without); the width then grows again. Otherwise they leave, and the width rests for `rest` looks. A resting width
     is asked the opposite question: can its weakest units go? All comparisons are paired, on the same validation examples
     and weights. Finished when the validation loss has not fallen for `patience` looks, or when every width failed `strikes`
@@ -89,7 +89,7 @@ class Trial:
         return [Proposal(edit, f"validation loss {rise:+.4f} without its weakest {units}")] if worth < 0 else []
 
     def _worth(self, look: Look, removal: Edit) -> tuple[float, float]:
-        """(rise of the mean validation loss by a removal, its worth: log loss ratio less the price of the parameters)."""
-        without, parameters = look.attempt([removal])
+        """(rise of the mean validation loss by a removal, its worth: log loss ratio less the price of the cost)."""
+        without, cost = look.attempt([removal])
         before, after = float(look.losses.mean()), float(without.mean())
-        return after - before, log_loss(after) - log_loss(before) - self.price * math.log(look.parameters / parameters)
+        return after - before, log_loss(after) - log_loss(before) - self.price * math.log(look.cost / cost)

@@ -12,12 +12,12 @@ def log_loss(loss: float) -> float:
     return math.log(max(loss, 0.0) + FLOOR)
 
 
-def penalised(loss: float, parameters: int, price: float) -> float:
-    """log(loss) + price * log(parameters): a change pays if it lowers the loss by a larger fraction than it costs.
+def penalised(loss: float, cost: float, price: float) -> float:
+    """log(loss) + price * log(cost): a change pays if it lowers the loss by a larger fraction than it costs.
 
-    With price 0.02, twice the parameters must lower the loss by 1.4 %. Free of units, so one price serves every data set.
+    With price 0.02, twice the cost must lower the loss by 1.4 %. Free of units, so one price serves every data set.
     """
-    return log_loss(loss) + price * math.log(max(parameters, 1))
+    return log_loss(loss) + price * math.log(max(cost, 1))
 
 
 def patience(memory: Memory, value: float, least: float) -> int:
