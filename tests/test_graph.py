@@ -90,3 +90,33 @@ def test_weights_that_are_computed_as_a_whole_are_refused_by_node(parametrizatio
     model = nn.Sequential(parametrization(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
     with pytest.raises(Unsupported, match=r"'aten\.\w+\.?\w*' at node '\w+': no rule says how it treats widths"):
         widths(trace(model, torch.randn(3, 4)))
+
+
+class Shown(nn.Module):
+    def __init__(self, inner) -> None:
+        super().__init__()
+        self.a, self.b, self.inner = nn.Linear(4, 6), nn.Linear(6, 2), inner
+
+    def forward(self, x):
+        return self.b(self.inner(self.a(x)))
+
+
+def test_a_roll_across_everything_pins_and_a_norm_by_hand_is_felt() -> None:
+    x = torch.randn(3, 4)
+    assert find(widths(trace(Shown(lambda h: h.roll(1)), x)), "a").pinned
+    by_hand = lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()  # noqa: E731
+    found = find(widths(trace(Shown(by_hand), x)), "a")
+    assert not found.pinned
+    assert found.felt
+
+
+def test_a_computed_weight_is_felt() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.down, self.up = nn.Linear(4, 6), nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            return nn.functional.linear(self.a(x).relu(), self.up @ self.down)
+
+    assert find(widths(trace(Computed(), torch.randn(3, 4))), "a").felt

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -255,7 +256,7 @@ def test_a_block_of_an_ordinary_stack_joins_as_the_identity(name: str, stack: st
 @pytest.mark.parametrize(
     ("model", "stack", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "", "do not add to what they are given"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "", "do not just add to what they are given"),
         (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "", "ends with ReLU, which has no parameters"),
     ],
 )
@@ -264,6 +265,96 @@ def test_a_stack_whose_blocks_could_not_be_the_identity_is_refused(model: nn.Mod
     with pytest.raises(PlanError, match=message):
         resize(model, [AddBlock(stack)], example=torch.randn(2, 3))
     assert mg.diff(before, model) == ""
+
+
+class Residual(nn.Module):
+    def __init__(self, last=lambda: nn.Linear(6, 4)) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), last()
+
+    def forward(self, x):
+        return x + self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize("names", [("p", "q"), ("1", "2"), ("0", "1")])
+def test_named_children_keep_their_names_through_blocks_undo_and_files(names: tuple[str, str], tmp_path: Path) -> None:
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(OrderedDict((name, Residual()) for name in names))
+
+    model, x = build(), torch.randn(3, 4)
+    before, expected = dict(model._modules), model(x)
+    for edit in (AddBlock(""), DropBlock("")):
+        resize(model, [edit], example=x).undo()
+        assert list(model._modules.items()) == list(before.items())
+    assert torch.equal(model(x), expected)
+    resize(model, [AddBlock("")], example=x)
+    assert torch.equal(model(x), expected)
+    loaded, _ = mg.load(mg.save(tmp_path / "run", model), build)
+    assert list(loaded._modules) == list(model._modules)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_a_weight_normed_branch_is_closed_by_its_size() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model, x = nn.Sequential(*(Residual(lambda: weight_norm(nn.Linear(6, 4))) for _ in range(2))), torch.randn(3, 4)
+    expected = model(x)
+    resize(model, [AddBlock("")], example=x)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_norm_after_the_sum_is_refused() -> None:
+    model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+    whole = nn.TransformerEncoder(model[0], 2, enable_nested_tensor=False)
+    with pytest.raises(mg.MorphogenError):
+        resize(whole, [AddBlock("layers")], example=torch.randn(2, 3, 8))
+
+
+def test_what_a_block_shares_stays_trained_when_it_leaves() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Residual() for _ in range(3))
+            for block in self.blocks:
+                block.a = self.blocks[0].a
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model, x = Shared(), torch.randn(3, 4)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, opt, x)
+    resize(model, [DropBlock("blocks")], example=x, optimizers=[opt])
+    assert holds_the_live_parameters(model, opt)
+
+
+def test_an_output_that_becomes_nan_is_not_kept() -> None:
+    class Log(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            with torch.no_grad():
+                self.a.weight.abs_()
+                self.a.bias.fill_(0.1)
+
+        def forward(self, x):
+            return self.b(torch.log(self.a(x)))
+
+    model, x = Log(), torch.rand(3, 4)
+    expected = model(x)
+    with pytest.raises(mg.NotExact, match="moved by nan"):
+        resize(model, [Grow("a", 8)], example=x, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), expected)
+
+
+def test_a_width_and_a_block_change_in_one_plan() -> None:
+    make, example = ARCHITECTURES["convnext"]
+    model, x = make().eval(), example()
+    resize(model, [Grow("stem", 4), AddBlock("blocks")], example=x)
+    resize(model, [Grow("stem", 4), DropBlock("blocks")], example=x)
+    assert model(x).shape == (2, 10)
 
 
 def test_blocks_of_an_ordinary_stack_are_saved_and_replayed(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ Rule = Callable[[Node, Ties], Result]
 def _linear(node: Node, ties: Ties) -> Layout:
     x, weight = ties.layout(node.args[0]), ties.layout(node.args[1])
     ties.tie(x[-1], weight[1], node.name)
+    if not ties.weight(node.args[1]):
+        ties.felt(x[-1], f"read by a weight that is computed at '{node.name}'")
     ties.role(node.args[1], 1, "in")
     ties.role(node.args[1], 0, "out")
     _bias(node, 2, weight[0], ties)
@@ -261,7 +263,7 @@ def _reduce(node: Node, ties: Ties, first: int = 1) -> Layout:
     given = node.args[first] if len(node.args) > first else None
     dims = tuple(range(len(layout))) if given is None else given if isinstance(given, tuple) else (given,)
     gone = {d % len(layout) for d in dims or range(len(layout))}
-    keep = node.args[first + 1] if len(node.args) > first + 1 else node.kwargs.get("keepdim", False)
+    keep = len(node.shape) == len(layout)
     for d in gone:
         ties.felt(layout[d], f"reduced over at '{node.name}'")
     return tuple(None if d in gone else s for d, s in enumerate(layout) if keep or d not in gone)
@@ -527,7 +529,9 @@ def _fresh(node: Node, ties: Ties) -> Layout:
 
 def _moved(node: Node, ties: Ties) -> Layout:
     """roll and flip: entries change places within some dimensions."""
-    layout, dims = ties.layout(node.args[0]), node.args[-1]
+    layout = ties.layout(node.args[0])
+    # roll(x, shifts) without dimensions moves entries across all of them
+    dims = range(len(layout)) if "roll" in node.op and len(node.args) < 3 else node.args[-1]
     for dim in dims:
         ties.pin(layout[dim], f"entries change places at '{node.name}'")
     return layout

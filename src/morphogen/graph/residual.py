@@ -54,7 +54,8 @@ def _tensor(arg: object, nodes: dict[str, Node]) -> str:
         node = nodes[arg.name]
         if node.op == "tensor":
             return node.target
-        arg = node.args[0] if is_view(node) else None
+        # g * v / |v| is zero where g is, and NaN where v is
+        arg = node.args[1] if _kind(node) == "_weight_norm" else node.args[0] if is_view(node) else None
     return ""
 
 

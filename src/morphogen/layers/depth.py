@@ -68,7 +68,8 @@ class LearnedDepth(BlockStack):
     def _count(self) -> int:
         w = self.depth
         # a depth that is NaN reaches the loss like any other weight that is, where it can be caught
-        return max(0, min(math.ceil(w), len(self.blocks))) if math.isfinite(w) else len(self.blocks)
+        most = len(self.blocks) if self.max_blocks is None else min(len(self.blocks), self.max_blocks)
+        return max(0, min(math.ceil(w), most)) if math.isfinite(w) else most
 
     @property
     def active_blocks(self) -> int:

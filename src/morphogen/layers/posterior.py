@@ -98,7 +98,10 @@ class DepthPosterior(BlockStack):
 
     def wanted(self) -> int:
         """Blocks up to the quantile of q, one more or fewer than there are; one fewer only when two are beyond it."""
-        reach = _reach(float(self.mean.detach()), float(self.log_scale.detach().exp()), self.quantile)
+        mean, scale = float(self.mean.detach()), float(self.log_scale.detach().exp())
+        if not (math.isfinite(mean) and math.isfinite(scale)):
+            return len(self.blocks)
+        reach = _reach(mean, scale, self.quantile)
         reach = reach if self.max_blocks is None else min(reach, self.max_blocks)
         built = len(self.blocks)
         return built + 1 if reach > built else built - 1 if reach < built - 1 else built

@@ -43,7 +43,10 @@ class BlockStack(nn.Module, ABC):
         """A freshly initialised block for the next place, at the width that the blocks have now."""
         block = reinitialised(copy.deepcopy(self._like_the_next()))
         if self.quiet:
-            nn.init.zeros_([p for name, p in block.named_parameters() if name.rpartition(".")[2] == "weight"][-1])
+            last = [name for name, _ in block.named_parameters() if name.rpartition(".")[2] == "weight"][-1:]
+            for name, parameter in block.named_parameters():
+                if last and name in (last[0], f"{last[0].removesuffix('weight')}bias"):
+                    nn.init.zeros_(parameter)
         return block
 
     def _like_the_next(self) -> nn.Module:

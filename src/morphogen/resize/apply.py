@@ -5,6 +5,7 @@ that held it holds the live one, and every optimizer's state is cut by the same 
 a backward through a graph from before the resize fails loudly.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -127,11 +128,12 @@ def apply_(
     back: list[Callable[[], None]] = []
     try:
         _commit(values, states, back)
-        for name, delta in plan.blocks:
-            change_blocks(model, name, delta, optimizers, generator, example, back)
         _regroup(model, plan, back)
         _set_attributes(model, plan, back)
         refresh_sizes(model, back)
+        # after the sizes: to find what a new block adds to its input, the model is run
+        for name, delta in plan.blocks:
+            change_blocks(model, name, delta, optimizers, generator, example, back)
         after = _probe(model, example)
         keeps = plan.keeps and starts is STARTS
         change = _change(before, after, plan if keeps else None)
@@ -355,9 +357,14 @@ def _change(before: Any, after: Any, keeping: Plan | None) -> float | None:
     for a, b in zip(tree_leaves(before), tree_leaves(after), strict=True):
         if not isinstance(a, Tensor) or not a.is_floating_point() or not a.numel() or a.shape != b.shape:
             continue
-        change = float((a - b).abs().max())
-        largest = max(largest, change)
-        if keeping and change > (allowed := _ROUNDING * torch.finfo(a.dtype).eps * max(1.0, float(a.abs().max()))):
+        # equal infinities differ by 0; what became NaN differs by NaN, which no bound allows
+        change = float(torch.where(a == b, 0.0, (a - b).abs()).max())
+        largest = change if math.isnan(change) else max(largest, change)
+        if keeping and not change <= (
+            allowed := _ROUNDING
+            * torch.finfo(a.dtype).eps
+            * max(1.0, float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0)
+        ):
             raise NotExact(
                 f"this plan should keep the function, but the output moved by {change:.2g} (allowed {allowed:.2g}); nothing "
                 f"was changed. Some operation feels units in a way that the trace does not show. Plan: {keeping}"

@@ -5,6 +5,7 @@ last block, and the last layer of each of its residual branches starts at zero: 
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
 from morphogen.graph.residual import closing
-from morphogen.graph.trace import trace
+from morphogen.graph.trace import evaluating, trace
 from morphogen.layers.stack import BlockStack, reinitialised
 
 Stack = nn.Sequential | nn.ModuleList
@@ -56,24 +57,39 @@ def change_blocks(
 ) -> None:
     """One more block at the end of a stack, or one fewer; what takes it back is appended to `back`."""
     blocks = stacks(model)[name]
-    last = blocks[-1]
     if delta < 0:
+        key, last = detach(blocks)
+        back.append(partial(blocks._modules.__setitem__, key, last))
+        live = {id(p) for p in model.parameters()}  # what the block shared with others stays trained
         for parameter in last.parameters():
             for optimizer in optimizers:
-                _release(optimizer, parameter, back)
-        back.append(partial(_put_last, blocks, last))
-        del blocks[-1]
+                if id(parameter) not in live:
+                    _release(optimizer, parameter, back)
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         block = new_block(model, name)
-    blocks.append(block)
-    back.append(lambda: blocks.__delitem__(-1))
+    key = attach(blocks, block)
+    back.append(lambda: blocks._modules.__delitem__(key))
     if is_plain(model, name):
-        _close(model, name, block, example)
+        _close(model, name, key, example)
     for like, new in _pairs(blocks, block):
         for optimizer in optimizers:
             _enrol(optimizer, like, new, back)
+
+
+def attach(blocks: Stack, block: nn.Module) -> str:
+    """Put a block at the end, under the first free number from the stack's length on; other names stay. Returns its name."""
+    key = next(str(number) for number in itertools.count(len(blocks)) if str(number) not in blocks._modules)
+    blocks._modules[key] = block
+    return key
+
+
+def detach(blocks: Stack) -> tuple[str, nn.Module]:
+    """Take the last block away, name and all; other names stay."""
+    key, block = blocks._modules.popitem()
+    assert block is not None
+    return key, block
 
 
 def _pairs(blocks: Stack, block: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,26 +106,44 @@ def _pairs(blocks: Stack, block: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         yield next((p for p in reversed(known) if p.dim() == new.dim()), known[-1]), new
 
 
-def _put_last(blocks: Stack, block: nn.Module) -> None:
-    blocks.append(block)
-
-
-def _close(model: nn.Module, name: str, block: nn.Module, example: Tensor | tuple[Any, ...] | None) -> None:
-    """Set to zero what makes the new block the identity."""
+def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, ...] | None) -> None:
+    """Set to zero what makes the new block the identity, and see that it is."""
+    block = stacks(model)[name]._modules[key]
+    assert block is not None
     if any(p.is_meta for p in block.parameters()):
         return  # a proof on shapes alone
     if example is None:
         raise PlanError(f"AddBlock('{name}'): give example=..., to find what the new block adds to its input")
     tensors = dict(model.named_parameters())
-    found = closing(trace(model, example), f"{name}.{len(stacks(model)[name]) - 1}".removeprefix("."))
-    if not found:
-        raise PlanError(
-            f"AddBlock('{name}'): its blocks do not add to what they are given (x + f(x)), or the forward pass does not run "
-            "the new one, so it could not keep the function; put a LearnedDepth there"
-        )
+    found = [tensor for tensor in closing(trace(model, example), f"{name}.{key}".removeprefix(".")) if tensor in tensors]
     with torch.no_grad():
         for tensor in found:
             tensors[tensor].zero_()
+    if not _is_identity(model, block, example):
+        raise PlanError(
+            f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a norm after the sum is one reason), "
+            "or the forward pass does not run the new one, so it could not keep the function; put a LearnedDepth there"
+        )
+
+
+def _is_identity(model: nn.Module, block: nn.Module, example: Tensor | tuple[Any, ...]) -> bool:
+    """Whether `block`, where `model` runs it on `example`, gives exactly what it gets."""
+    seen: list[bool] = []
+
+    def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen.append(bool(inputs) and isinstance(first, Tensor) and torch.equal(inputs[0], first))
+
+    # the input may be changed in place (out += x), so it is looked at as a copy
+    before = block.register_forward_pre_hook(lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs))
+    after = block.register_forward_hook(look)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        before.remove()
+        after.remove()
+    return bool(seen) and all(seen)
 
 
 def _release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.resize.apply import attributes, put
-from morphogen.resize.blocks import new_block, stacks
+from morphogen.resize.blocks import attach, detach, new_block, stacks
 from morphogen.resize.edit import Edit, edit_from_dict
 from morphogen.resize.structure import structure
 
@@ -149,8 +149,9 @@ def _build_blocks(model: nn.Module, blocks: Mapping[str, int]) -> None:
         if stack is None:
             continue  # another model, as its tensors will show
         while len(stack) < count:
-            stack.append(new_block(model, name))
-        del stack[count:]
+            attach(stack, new_block(model, name))
+        while len(stack) > count:
+            detach(stack)
 
 
 def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from morphogen.errors import PlanError, Unsupported
 from morphogen.graph.widths import Slot, Width, find
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.merge import residual
 from morphogen.layers.stack import BlockStack
-from morphogen.resize.blocks import stacks
+from morphogen.resize.blocks import is_plain, stacks
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.resize.follow import moved
 
@@ -115,11 +116,12 @@ def _keeps(
             return not find(widths, edit.width).felt
         case Shrink():
             width = find(widths, edit.width)
-            return not width.felt and all(_unread(tensors[row.tensor], row) for row in rows if _of(width, row))
+            reading = [row for row in rows if _of(width, row)]
+            return not width.felt and bool(reading) and all(_unread(tensors[row.tensor], row) for row in reading)
         case AddBlock():
             depth = model.get_submodule(edit.module)
             if isinstance(depth, LearnedDepth):
-                return depth.quiet or depth.depth <= len(depth.blocks)
+                return (depth.quiet and depth.merge is residual) or depth.depth <= len(depth.blocks)
             return not isinstance(depth, BlockStack)
     return False
 
@@ -197,7 +199,7 @@ def _checked_block(model: nn.Module, edit: AddBlock | DropBlock, earlier: list[t
     if edit.module not in known:
         raise PlanError(f"there is no stack of blocks '{edit.module}'; this model's are: {', '.join(known) or 'none'}")
     if isinstance(edit, AddBlock):
-        if not any(True for _ in known[edit.module][-1].parameters()):
+        if is_plain(model, edit.module) and not any(True for _ in known[edit.module][-1].parameters()):
             kind = type(known[edit.module][-1]).__name__
             raise PlanError(f"'{edit.module}' ends with {kind}, which has no parameters; AddBlock repeats the last block")
         return 1

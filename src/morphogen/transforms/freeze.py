@@ -172,6 +172,8 @@ def _dead(model: nn.Module, found: Mapping[str, Width], width: Width) -> list[in
     alone = [s for s in width.slots if len(s.spans) == 1]
     if len(alone) != len(width.slots) or any(s.role not in ("in", "out", "bias") for s in width.slots):
         return []
+    if not any(slot.role == "in" for slot in width.slots):
+        return []
     size = live_size(found, width.name, tensors)
     reads, makes = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
     for slot in alone:
