@@ -360,11 +360,8 @@ def _change(before: Any, after: Any, keeping: Plan | None) -> float | None:
         # equal infinities differ by 0; what became NaN differs by NaN, which no bound allows
         change = float(torch.where(a == b, 0.0, (a - b).abs()).max())
         largest = change if math.isnan(change) else max(largest, change)
-        if keeping and not change <= (
-            allowed := _ROUNDING
-            * torch.finfo(a.dtype).eps
-            * max(1.0, float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0)
-        ):
+        scale = max(1.0, float(torch.nan_to_num(a, posinf=0.0, neginf=0.0).abs().max()))
+        if keeping and not change <= (allowed := _ROUNDING * torch.finfo(a.dtype).eps * scale):
             raise NotExact(
                 f"this plan should keep the function, but the output moved by {change:.2g} (allowed {allowed:.2g}); nothing "
                 f"was changed. Some operation feels units in a way that the trace does not show. Plan: {keeping}"
