@@ -22,26 +22,13 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from fit import RESULTS, environment
+from morphogen.experiments.depth_spirals import Fixed
+from morphogen.experiments.depth_spirals import block as dense
 from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
 
 
 def conv(channels: int, _: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-
-
-def dense(units: int, _: int = 0) -> nn.Module:
-    return nn.Sequential(nn.Linear(units, units), nn.BatchNorm1d(units))
-
-
-class Plain(nn.Module):
-    def __init__(self, block: Callable[[int], nn.Module], count: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(block(i) for i in range(count))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = F.relu(x + block(x))
-        return x
 
 
 CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
@@ -55,7 +42,7 @@ def cost(block: Callable[[int], nn.Module], shape: tuple[int, ...]) -> dict[str,
     """Ratios of medians: a training step, and the forward pass after freezing."""
     torch.manual_seed(0)
     x = torch.randn(shape)
-    learned, plain = mg.LearnedDepth(block, w=BLOCKS - 0.1), Plain(block, BLOCKS)
+    learned, plain = mg.LearnedDepth(block, w=BLOCKS - 0.1), Fixed(block, BLOCKS)
     runs = {}
     for name, model in (("learned", learned), ("plain", plain)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)

@@ -8,7 +8,7 @@ width 16): unbounded-depth networks, Nazaret & Blei 2022, as measured for the sp
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -80,9 +80,9 @@ def block(width: int, _: int = 0) -> nn.Module:
 class Fixed(nn.Module):
     """The plain twin: a residual stack of a given depth."""
 
-    def __init__(self, width: int, depth: int) -> None:
+    def __init__(self, block: Callable[[int], nn.Module], depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(block(i) for i in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.blocks:
@@ -162,7 +162,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
 def fixed(found: Data, config: Config, seed: int, depth: int) -> Fit:
     """Train a plain stack of `depth` blocks."""
     torch.manual_seed(seed)
-    model = network(config.width, Fixed(config.width, depth))
+    model = network(config.width, Fixed(partial(block, config.width), depth))
     optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
     began = time.perf_counter()
     for step in range(config.steps):

@@ -623,7 +623,7 @@ _VIEWS = set(
 
 def is_view(node: Node) -> bool:
     """Whether the result is its first argument in another shape."""
-    return node.op.removeprefix("aten.").partition(".")[0] in _VIEWS
+    return node.kind in _VIEWS
 
 
 def has_rule(node: Node) -> bool:
@@ -642,4 +642,4 @@ def rule_of(node: Node) -> Rule:
 
 
 def _key(node: Node) -> str:
-    return "getitem" if "getitem" in node.op else node.op.removeprefix("aten.").partition(".")[0]
+    return "getitem" if "getitem" in node.op else node.kind

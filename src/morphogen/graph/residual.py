@@ -26,7 +26,7 @@ def closing(graph: Graph, module: str) -> tuple[str, ...]:
         above[node.name] = reads[node.name].union(*(above[name] for name in reads[node.name]))
     found: dict[str, None] = {}
     for node in graph.nodes:
-        if _kind(node) not in ("add", "add_") or len(reads[node.name]) != 2:
+        if node.kind not in ("add", "add_") or len(reads[node.name]) != 2:
             continue
         one, other = (ref.name for ref in node.args[:2])
         branch = other if one in above[other] else one if other in above[one] else None
@@ -37,7 +37,7 @@ def closing(graph: Graph, module: str) -> tuple[str, ...]:
 
 def _zeroed_by(node: Node, nodes: dict[str, Node], inside: str) -> tuple[str, ...]:
     """Tensors whose names start with `inside` that make `node` zero when they are zero; () where there are none."""
-    kind = _kind(node)
+    kind = node.kind
     if kind in _AFFINE:
         tensors = [_tensor(arg, nodes) for arg in node.args[_AFFINE[kind]]]
         names = tuple(name for name in tensors if name)
@@ -55,9 +55,5 @@ def _tensor(arg: object, nodes: dict[str, Node]) -> str:
         if node.op == "tensor":
             return node.target
         # g * v / |v| is zero where g is, and NaN where v is
-        arg = node.args[1] if _kind(node) == "_weight_norm" else node.args[0] if is_view(node) else None
+        arg = node.args[1] if node.kind == "_weight_norm" else node.args[0] if is_view(node) else None
     return ""
-
-
-def _kind(node: Node) -> str:
-    return node.op.removeprefix("aten.").partition(".")[0]

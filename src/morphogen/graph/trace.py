@@ -41,6 +41,11 @@ class Node:
     shape: tuple[int, ...]
     target: str = ""
 
+    @property
+    def kind(self) -> str:
+        """The operation without its overload: "linear" for "aten.linear.default"."""
+        return self.op.removeprefix("aten.").partition(".")[0]
+
 
 @dataclass(frozen=True)
 class Graph:

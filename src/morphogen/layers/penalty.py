@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.stack import last_weight
 
 
 def penalty(model: nn.Module) -> Tensor | float:
@@ -50,10 +51,9 @@ def gain(layer: LearnedDepth, factor: float, free: float = 0.0, step: Callable[[
 
 def last_affine(block: nn.Module) -> Tensor:
     """The weight of a block's last part that has one: the gamma of a norm, or the matrix or kernel of a layer."""
-    weights = [p for name, p in block.named_parameters() if name.rpartition(".")[2] == "weight"]
-    if not weights:
+    if not (name := last_weight(block)):
         raise ValueError(f"{type(block).__name__} has no weight to penalise")
-    return weights[-1]
+    return block.get_parameter(name)
 
 
 def parameters(block: nn.Module) -> int:

@@ -17,6 +17,11 @@ def reinitialised(module: nn.Module) -> nn.Module:
     return module
 
 
+def last_weight(block: nn.Module) -> str:
+    """The name of the weight of a block's last part that has one; "" where none has."""
+    return next((name for name, _ in reversed([*block.named_parameters()]) if name.rpartition(".")[2] == "weight"), "")
+
+
 class BlockStack(nn.Module, ABC):
     """Blocks that are run in order, as many as the layer wants.
 
@@ -43,9 +48,9 @@ class BlockStack(nn.Module, ABC):
         """A freshly initialised block for the next place, at the width that the blocks have now."""
         block = reinitialised(copy.deepcopy(self._like_the_next()))
         if self.quiet:
-            last = [name for name, _ in block.named_parameters() if name.rpartition(".")[2] == "weight"][-1:]
+            last = last_weight(block)
             for name, parameter in block.named_parameters():
-                if last and name in (last[0], f"{last[0].removesuffix('weight')}bias"):
+                if last and name in (last, f"{last.removesuffix('weight')}bias"):
                     nn.init.zeros_(parameter)
         return block
 

@@ -40,15 +40,15 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     with torch.no_grad():
         wide = _as(example, torch.float64)
         dead = _drop_dead(plain, wide)
-        reference = copy.deepcopy(model).eval().double()
-        exact, scale = _compare(reference, plain, wide)
-        _require(exact, 1e-10 * max(1.0, scale))
+        reference = _run(copy.deepcopy(model).eval().double(), wide)
+        scale = max(1.0, float(reference.abs().max()))
+        _require(_difference(reference, _run(plain, wide)), 1e-10 * scale)
         kept = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
         plain = plain.to(kept.dtype).train(False)
-        error, _ = _compare(model, plain, example)
+        given = _run(model, example)
+        error = _difference(given, _run(plain, example))
         if kept.dtype != torch.float64:
-            own = _difference(_run(model, example), _run(reference, wide))
-            _require(error, max(1e-5 * max(1.0, scale), 10 * own))
+            _require(error, max(1e-5 * scale, 10 * _difference(given, reference)))
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
     reason = "batch norm, gates and identities are affine in evaluation mode and were multiplied out"
@@ -191,12 +191,6 @@ def _dead(model: nn.Module, found: Mapping[str, Width], width: Width) -> list[in
 def _keeps_zero(module: nn.Module) -> bool:
     keeps = (nn.Linear, *_CONV, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.Flatten)
     return isinstance(module, (*keeps, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d))
-
-
-def _compare(model: nn.Module, plain: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[float, float]:
-    """(largest difference, largest magnitude) of the outputs on the example, both in evaluation mode."""
-    before = _run(model, example)
-    return _difference(before, _run(plain, example)), float(before.abs().max())
 
 
 def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
