@@ -17,6 +17,7 @@ from morphogen.layers.depth import gate
 from morphogen.layers.gate import Sharp, exponential, hard_step, soft_step
 from morphogen.layers.merge import convex, product, residual, root_product
 from morphogen.layers.penalty import flops, gain, priced, quadratic
+from morphogen.models import convnet, depths_of, shape_of
 
 
 def test_gates_are_the_published_values() -> None:
@@ -351,3 +352,14 @@ def test_a_compiled_depth_follows_w_with_one_graph_a_number() -> None:
 def test_the_exponential_gate_is_the_default() -> None:
     assert layer().gate is exponential
     assert layer().merge is residual
+
+
+def test_a_report_names_depths_as_it_names_layers() -> None:
+    model = convnet((1, 16, 16), 3, 4, 0.0)
+    names = [layer.name for layer in shape_of(model)]
+    depths = depths_of(model)
+    assert depths
+    for depth, layer in zip(depths, (m for m in model.modules() if isinstance(m, LearnedDepth)), strict=True):
+        assert depth.name in names
+        assert depth.w == layer.depth
+        assert list(depth.gates) == layer.gates()[: layer.active_blocks].tolist()

@@ -86,6 +86,7 @@ def test_a_verdict_is_a_matter_of_bounds() -> None:
     assert not Claim("a", 1.0, 0.9, low=1.0).met
     assert not Claim("a", 1.0, float("nan"), low=1.0).met
     assert not Claim("a", 1.0, 3.0, low=1.0, high=2.0).met
+    assert [Claim("a", 1.0, 3.0, low=low).verdict for low in (None, 1.0, 4.0)] == ["\u2013", "met", "missed"]
     whole = Reproduction(
         "n", "T", "S", "faithful", {}, (Claim("a|b", 1.0, 3.0, 1.0, 2.0, 0.5, "p. 3"),),
         (Curve("depth", "k = 1", (1.0, 2.0), (1.0, 1.5)), Curve("depth", "published 1", (1.0, 2.0), (1.0, 1.4))),

@@ -94,7 +94,7 @@ def reproduce(
     write.write(result, folder)
     console, table = Console(), Table(*write.HEADER[:-1])
     for claimed in result.claims:
-        table.add_row(*write.cells(claimed)[:-1], style=None if claimed.met else "yellow")
+        table.add_row(*write.cells(claimed)[:-1], style="yellow" if claimed.verdict == "missed" else None)
     console.print(table)
     console.print(f"{write.summary(result)}; written to {folder}/")
 

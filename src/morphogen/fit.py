@@ -32,7 +32,7 @@ from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
 from morphogen.layers.stack import reinitialised
-from morphogen.models import convnet, mlp, shape_of
+from morphogen.models import convnet, depths_of, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.policies.cost import weighed
 from morphogen.recipe import Recipe, recipe_for
@@ -323,6 +323,7 @@ class _Search:
         now = Round(
             state.round, epoch, state.step, self.elapsed, self.phase.name, state.train_loss,
             *problem.look(state.model), count_parameters(state.model), shape_of(state.model),
+            depths_of(state.model),
         )  # fmt: skip
         self.history.rounds.append(now)
         if self.display:

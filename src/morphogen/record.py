@@ -50,7 +50,8 @@ class Certificate:
 class Claim:
     """A published or promised figure beside what was measured: mean `measured` and standard deviation `spread` over seeds.
 
-    It is met where `low` <= measured <= `high`; None is no bound. source: where the figure, and the tolerance, come from.
+    It is met where `low` <= measured <= `high`; None is no bound, and a claim without bounds is shown, not judged. source:
+    where the figure, and the tolerance, come from.
     """
 
     name: str
@@ -69,6 +70,11 @@ class Claim:
             and (self.high is None or self.measured <= self.high)
             and (self.measured == self.measured)
         )
+
+    @property
+    def verdict(self) -> str:
+        """ "met", "missed", or a dash where nothing was promised."""
+        return "\u2013" if self.low is None and self.high is None else "met" if self.met else "missed"
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,15 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """A learned depth: the layer that its blocks follow, the depth w, and the gates of the blocks that take part."""
+
+    name: str
+    w: float
+    gates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Round:
     """The state after one round of training (a fixed number of steps between two looks at the validation part)."""
 
@@ -121,6 +136,7 @@ class Round:
     valid_score: float
     parameters: int
     shape: tuple[Layer, ...]
+    depths: tuple[Depth, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from morphogen.record import Change, Layer, Report, Round, Row
+from morphogen.record import Change, Depth, Layer, Report, Round, Row
 
 # round, where, before, after, reason
 _STEPS = """
@@ -47,6 +47,12 @@ def _parameters(shape: tuple[Layer, ...]) -> int:
     return sum(9 * a.units * b.units + b.units for a, b in zip((Layer("x", "conv", 1), *shape), shape, strict=False))
 
 
+def _depths(number: int) -> tuple[Depth, ...]:
+    w = 1 + 1.2 * math.sin(min(number, 26) / 9)
+    gates = tuple(1 - math.exp(i - w) for i in range(math.ceil(w)))
+    return (Depth("conv1", w, gates), Depth("hidden", 0.6, (1 - math.exp(-0.6),)))
+
+
 def make_report() -> Report:
     sizes = {"conv1": 8, "depth1": 1, "conv2": 8, "hidden": 8}
     steps = [line.split(maxsplit=4) for line in _STEPS.strip().splitlines()]
@@ -61,7 +67,9 @@ def make_report() -> Report:
         wave, phase = 0.03 * math.sin(3 * number) / (1 + number / 8), "grow" if number < 26 else "settle"
         train = 0.07 + 2.2 * math.exp(-number / 4.5) + wave if number else math.nan
         valid, score = 0.09 + 2.1 * math.exp(-number / 4.8) - wave * 0.7, 0.1 + 0.881 * (1 - math.exp(-number / 4))
-        rounds.append(Round(number, epoch, 60 * number, seconds, phase, train, valid, score, before, _shape(sizes)))
+        rounds.append(
+            Round(number, epoch, 60 * number, seconds, phase, train, valid, score, before, _shape(sizes), _depths(number))
+        )
     table = (
         Row("found by morphogen", 0.9792, rounds[-1].parameters, 13.8),
         Row("same shape from scratch", 0.9778, rounds[-1].parameters, 12.9),

@@ -184,6 +184,17 @@ def test_keys_buttons_and_a_click_on_a_curve_move_the_slider(opened: Open, repor
     assert page.find_element("css selector", "#loss line.now").get_attribute("x1") != before
 
 
+def test_learned_depths_and_their_gates_are_drawn(opened: Open, report: Report) -> None:
+    page = opened(report)
+    assert len(page.find_elements("css selector", "#depth path.curve")) == 2
+    assert len(page.find_elements("css selector", "#gates path.curve")) == 4
+    move(page, 0)
+    assert "conv1 w 1.00" in page.find_element("id", "hover").text
+    assert "learned depth of conv1 over epochs, from 1 to 1.3" in page.find_element("id", "depth").get_attribute("aria-label")
+    page = opened(replace(report, rounds=tuple(replace(r, depths=()) for r in report.rounds)))
+    assert not page.find_element("id", "depths").is_displayed()
+
+
 def test_it_plays_to_the_end(opened: Open, report: Report) -> None:
     page = opened(replace(report, rounds=report.rounds[:4]))
     play = page.find_element("id", "play")

@@ -2,6 +2,6 @@
 
 from morphogen.models.convnet import convnet
 from morphogen.models.mlp import mlp
-from morphogen.models.shape import shape_of
+from morphogen.models.shape import depths_of, shape_of
 
-__all__ = ["convnet", "mlp", "shape_of"]
+__all__ = ["convnet", "depths_of", "mlp", "shape_of"]

@@ -64,6 +64,7 @@ def _data(report: Report) -> dict[str, Any]:
                 "time": format_seconds(r.seconds),
                 "parameters": r.parameters,
                 "shape": index[r.shape],
+                "depths": [[depth.name, _finite(depth.w), [_finite(gate) for gate in depth.gates]] for depth in r.depths],
             }
             for r in rounds
         ],

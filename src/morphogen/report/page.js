@@ -93,6 +93,19 @@ function drawReadout(now) {
   slider.setAttribute("aria-valuetext", Object.entries(entries).map(([name, value]) => `${name} ${value}`).join(", "));
 }
 
+// The learned depths: their values beside the others of a round, so that a chart finds them ---------------------------
+const stages = [...new Set(rounds.flatMap(r => r.depths.map(([name]) => name)))], gates = new Map();
+for (const r of rounds)
+  for (const [name, w, open] of r.depths) {
+    r["w " + name] = w;
+    open.forEach((gate, i) => {
+      const key = `gate ${name} ${i}`;
+      r[key] = gate;
+      gates.set(key, { key, name: `gate ${i + 1} of ${name}`, colour: colourOf(name) });
+    });
+  }
+function colourOf(stage) { return "stage" + stages.indexOf(stage) % 5; }
+
 // The curves ---------------------------------------------------------------------------------------------------------
 /** Round numbers between low and high: 1, 2, 5 times a power of ten. */
 function ticks(low, high, wanted, log) {
@@ -117,7 +130,7 @@ function ticks(low, high, wanted, log) {
 function chart(id, height, series, log) {
   const svg = at(id), left = 52, right = 12, top = 22, bottom = height - 26;
   const epochs = rounds.map(r => r.epoch), start = Math.min(...epochs), end = Math.max(...epochs);
-  const fits = v => v !== null && (!log || v > 0), f = log ? Math.log : v => v;
+  const fits = v => v != null && (!log || v > 0), f = log ? Math.log : v => v;
   const values = series.flatMap(s => rounds.map(r => r[s.key])).filter(fits);
   let low = log ? Math.min(...values) : 0, high = Math.max(...values), lines = [], x, y;
   if (!values.length) [low, high] = [log ? 0.1 : 0, 1];
@@ -188,7 +201,7 @@ function chart(id, height, series, log) {
     return rounds.reduce((best, r, i) => Math.abs(x(r.epoch) - place) < Math.abs(x(rounds[best].epoch) - place) ? i : best, 0);
   }
   svg.setAttribute("aria-label", series.map(s => {
-    const own = rounds.map(r => r[s.key]).filter(v => v !== null);
+    const own = rounds.map(r => r[s.key]).filter(v => v != null);
     return own.length ? `${s.name} over epochs, from ${brief(own[0])} to ${brief(own[own.length - 1])}` : `${s.name}: no values`;
   }).join("; "));
   svg.addEventListener("pointermove", event => point(nearest(event)));
@@ -211,6 +224,7 @@ function drawHover(index) {
   say("train", "training loss", brief(r.train));
   say("valid", "validation loss", brief(r.valid));
   say("linear", "parameters", count(r.parameters));
+  for (const [name, w] of r.depths) say(colourOf(name), `${name} w`, w === null ? "–" : w.toFixed(2));
 }
 
 // One state: the round that is shown -----------------------------------------------------------------------------------
@@ -275,6 +289,12 @@ function prepare() {
     chart("loss", 260, [{ key: "train", name: "training loss", colour: "train" }, { key: "valid", name: "validation loss", colour: "valid" }], true),
     chart("size", 170, [{ key: "parameters", name: "parameters", colour: "linear" }], false),
   ];
+  at("depths").hidden = !stages.length;
+  if (stages.length)
+    charts.push(
+      chart("depth", 170, stages.map(name => ({ key: "w " + name, name: `learned depth of ${name}`, colour: colourOf(name) })), false),
+      chart("gates", 170, [...gates.values()], false),
+    );
   const redraw = () => { for (const c of charts) { c.draw(); c.move(1, Number(slider.value)); } };
   redraw();
   let width = at("loss").clientWidth;

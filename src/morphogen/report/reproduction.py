@@ -52,13 +52,14 @@ def cells(claim: Claim) -> tuple[str, ...]:
     low, high = ("" if bound is None else f"{bound:.3g}" for bound in (claim.low, claim.high))
     accepted = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "\u2013"
     target = "\u2013" if claim.target is None else f"{claim.target:.4g}"
-    return claim.name, target, f"{claim.measured:.4g}{spread}", accepted, "met" if claim.met else "missed", claim.source
+    return claim.name, target, f"{claim.measured:.4g}{spread}", accepted, claim.verdict, claim.source
 
 
 def summary(reproduction: Reproduction) -> str:
     """The verdicts in one sentence."""
-    met = sum(claim.met for claim in reproduction.claims)
-    return f"{met} of {len(reproduction.claims)} claims met, {reproduction.mode} mode, {reproduction.seconds:.0f} s"
+    verdicts = [claim.verdict for claim in reproduction.claims]
+    met, judged = verdicts.count("met"), verdicts.count("met") + verdicts.count("missed")
+    return f"{met} of {judged} claims met, {reproduction.mode} mode, {reproduction.seconds:.0f} s"
 
 
 def markdown(reproduction: Reproduction) -> str:
@@ -76,7 +77,7 @@ def html(reproduction: Reproduction, pictures: dict[str, bytes]) -> str:
     """The same as one page, the plots inside it."""
     head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)
     rows = "".join(
-        f'<tr class="{"met" if claim.met else "missed"}">{"".join(f"<td>{escape(cell)}</td>" for cell in cells(claim))}</tr>'
+        f'<tr class="{claim.verdict}">{"".join(f"<td>{escape(cell)}</td>" for cell in cells(claim))}</tr>'
         for claim in reproduction.claims
     )
     images = "".join(map(_image, pictures.items()))
