@@ -363,3 +363,11 @@ def test_a_report_names_depths_as_it_names_layers() -> None:
         assert depth.name in names
         assert depth.w == layer.depth
         assert list(depth.gates) == layer.gates()[: layer.active_blocks].tolist()
+
+
+@pytest.mark.parametrize("w", [math.inf, -math.inf, math.nan])
+def test_a_depth_that_is_no_number_asks_for_nothing(w: float) -> None:
+    deep = LearnedDepth(lambda i: nn.Linear(2, 2), w=1.5)
+    deep.w.data.fill_(w)
+    assert mg.adapt(deep) == []
+    assert len(deep.blocks) == 2

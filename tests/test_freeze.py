@@ -1,10 +1,13 @@
 """Frozen equals trained, in plain modules only."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from morphogen import AddBlock, LearnedDepth, Unsupported, freeze, resize
+from morphogen.layers.posterior import DepthPosterior
 from morphogen.transforms import TRANSFORMS
 from problems import problem
 
@@ -47,6 +50,30 @@ def test_a_constant_unit_with_a_bias_stays() -> None:
         model[0].weight[1], model[0].bias[1] = 0, 0  # sigmoid(0) is 1/2, not 0
     plain, _ = freeze(model, torch.randn(5, 3, dtype=torch.float64))
     assert plain[0].out_features == 4
+
+
+class _Shifted(nn.Module):
+    def __init__(self, shift: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.shift = nn.Linear(3, 4), nn.Linear(4, 2), shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.shift(self.a(x)))
+
+
+@pytest.mark.parametrize(("shift", "left"), [(torch.sigmoid, 4), (lambda x: x + 1, 4), (torch.cos, 4), (torch.tanh, 3)])
+def test_activations_that_are_no_modules_decide_what_is_dead_too(shift: Callable[[Tensor], Tensor], left: int) -> None:
+    model = _Shifted(shift).double()
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = 0, 0
+    plain, _ = freeze(model, torch.randn(5, 3, dtype=torch.float64))
+    assert plain.a.out_features == left
+
+
+def test_a_distribution_over_depth_is_refused() -> None:
+    layer = DepthPosterior(lambda i: nn.Linear(3, 3), lambda: nn.Linear(3, 2))
+    with pytest.raises(Unsupported, match="DepthPosterior has no single depth yet"):
+        freeze(nn.Sequential(layer), torch.randn(4, 3))
 
 
 def test_a_block_that_is_not_affine_is_refused_by_name() -> None:

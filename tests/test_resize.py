@@ -258,6 +258,7 @@ def test_a_block_of_an_ordinary_stack_joins_as_the_identity(name: str, stack: st
     [
         (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "", "do not just add to what they are given"),
         (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "", "ends with ReLU, which has no parameters"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Sequential()), "1", "'1' has no blocks; AddBlock repeats the last one"),
     ],
 )
 def test_a_stack_whose_blocks_could_not_be_the_identity_is_refused(model: nn.Module, stack: str, message: str) -> None:

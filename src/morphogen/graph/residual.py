@@ -4,7 +4,10 @@ from morphogen.graph.operations import is_view
 from morphogen.graph.trace import Graph, Node, Ref
 
 # What these give is zero where their first argument is.
-_KEEP_ZERO = set("relu relu_ leaky_relu gelu silu silu_ mish elu tanh hardswish dropout dropout_ clone mul mul_".split())
+_KEEP_ZERO = {
+    *"relu relu_ leaky_relu leaky_relu_ gelu silu silu_ mish elu elu_ selu tanh hardswish dropout dropout_ clone".split(),
+    *"mul mul_ max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d".split(),
+}
 # What these give is zero where the tensors among these arguments are: weights and biases, not running statistics.
 _AFFINE = {
     **dict.fromkeys("linear conv1d conv2d conv3d batch_norm instance_norm".split(), slice(1, 3)),
@@ -35,6 +38,11 @@ def closing(graph: Graph, module: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def keeps_zero(node: Node) -> bool:
+    """Whether the node's value is zero wherever its first argument is."""
+    return node.kind in _KEEP_ZERO or is_view(node)
+
+
 def _zeroed_by(node: Node, nodes: dict[str, Node], inside: str) -> tuple[str, ...]:
     """Tensors whose names start with `inside` that make `node` zero when they are zero; () where there are none."""
     kind = node.kind
@@ -43,7 +51,7 @@ def _zeroed_by(node: Node, nodes: dict[str, Node], inside: str) -> tuple[str, ..
         names = tuple(name for name in tensors if name)
         if names:
             return names if all(name.startswith(inside) for name in names) else ()
-    if kind in _KEEP_ZERO or is_view(node):
+    if keeps_zero(node):
         return _zeroed_by(nodes[node.args[0].name], nodes, inside)
     return ()
 

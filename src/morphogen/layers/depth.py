@@ -99,6 +99,8 @@ class LearnedDepth(BlockStack):
         `ahead` there is one more than that.
         """
         w, built = self.depth, len(self.blocks) - self.ahead
+        if not math.isfinite(w):
+            return len(self.blocks)
         if w > built and (self.max_blocks is None or built < self.max_blocks):
             return built + 1 + self.ahead
         return built + self.ahead - (built > 1 and w < built - 1 - margin)

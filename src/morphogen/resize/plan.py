@@ -199,6 +199,8 @@ def _checked_block(model: nn.Module, edit: AddBlock | DropBlock, earlier: list[t
     if edit.module not in known:
         raise PlanError(f"there is no stack of blocks '{edit.module}'; this model's are: {', '.join(known) or 'none'}")
     if isinstance(edit, AddBlock):
+        if is_plain(model, edit.module) and not len(known[edit.module]):
+            raise PlanError(f"'{edit.module}' has no blocks; AddBlock repeats the last one, so put a first one there")
         if is_plain(model, edit.module) and not any(True for _ in known[edit.module][-1].parameters()):
             kind = type(known[edit.module][-1]).__name__
             raise PlanError(f"'{edit.module}' ends with {kind}, which has no parameters; AddBlock repeats the last block")

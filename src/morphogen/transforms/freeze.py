@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from morphogen.errors import NotExact, Unsupported
-from morphogen.graph.trace import evaluating, trace
+from morphogen.graph.residual import keeps_zero
+from morphogen.graph.trace import Node, Ref, evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.merge import Merge, convex, residual
+from morphogen.layers.stack import BlockStack
 from morphogen.record import Certificate
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Shrink
 from morphogen.resize.plan import live_size, plan, tensors_of
 
+_READS = {"linear", "conv1d", "conv2d", "conv3d"}
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -85,6 +88,10 @@ def _folded(module: nn.Module) -> nn.Module:
     """`module` with learned depths unrolled, norms folded and dropout gone, recursively; Sequentials inside are flattened."""
     if isinstance(module, LearnedDepth):
         return _unrolled(module)
+    if isinstance(module, BlockStack):
+        raise Unsupported(
+            f"freeze: {type(module).__name__} has no single depth yet; put `fixed(collapse(...).depth)` of it in its place"
+        )
     for name, child in list(module.named_children()):
         setattr(module, name, _folded(child))
     return _fused(module) if type(module) is nn.Sequential else module
@@ -152,14 +159,16 @@ def _require_same_size(layer: Any) -> None:
 def _drop_dead(model: nn.Module, example: Tensor | tuple[Any, ...]) -> int:
     """Remove units that nothing reads (all outgoing weights 0) or that nothing feeds and that have no bias. How many."""
     try:
-        found = widths(trace(model, example))
+        graph = trace(model, example)
+        found = widths(graph)
     except Unsupported:
         return 0
+    zero_stays = all(_zero_stays(node) for node in graph.nodes)
     count = 0
     for width in found.values():
         if width.pinned or width.felt:
             continue
-        drop = _dead(model, found, width)
+        drop = _dead(model, found, width, zero_stays)
         size = live_size(found, width.name, tensors_of(model))
         if drop := drop[: size - 1]:
             apply_(model, plan(model, found, [Shrink(width.name, drop)]))
@@ -167,7 +176,8 @@ def _drop_dead(model: nn.Module, example: Tensor | tuple[Any, ...]) -> int:
     return count
 
 
-def _dead(model: nn.Module, found: Mapping[str, Width], width: Width) -> list[int]:
+def _dead(model: nn.Module, found: Mapping[str, Width], width: Width, zero_stays: bool) -> list[int]:
+    """Units of a width that nothing reads, and, where `zero_stays`, those that are 0 whatever the input."""
     tensors = tensors_of(model)
     alone = [s for s in width.slots if len(s.spans) == 1]
     if len(alone) != len(width.slots) or any(s.role not in ("in", "out", "bias") for s in width.slots):
@@ -183,14 +193,14 @@ def _dead(model: nn.Module, found: Mapping[str, Width], width: Width) -> list[in
             reads |= used
         else:
             makes |= used
-    # a unit without input and bias is 0 before its activation; only activations with f(0) = 0 leave it there
-    zero_stays = all(_keeps_zero(m) for m in model.modules() if not list(m.children()))
     return [int(i) for i in (~reads | (~makes if zero_stays else False)).nonzero().flatten()]
 
 
-def _keeps_zero(module: nn.Module) -> bool:
-    keeps = (nn.Linear, *_CONV, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.Flatten)
-    return isinstance(module, (*keeps, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d))
+def _zero_stays(node: Node) -> bool:
+    """Whether what is 0 (a unit without input and bias) is still 0 after this operation, or is read by it."""
+    if node.kind in ("add", "add_"):
+        return all(isinstance(arg, Ref) for arg in node.args)
+    return node.op in ("input", "tensor", "output") or node.kind in _READS or keeps_zero(node)
 
 
 def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
