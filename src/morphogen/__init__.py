@@ -25,6 +25,7 @@ from morphogen.resize import (
     diff,
     doctor,
     follow,
+    gradmax,
     load,
     plan,
     replay,
@@ -39,6 +40,6 @@ __version__ = "0.1.0"
 __all__ = [
     "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "MorphogenError",
     "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width",
-    "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "load", "plan", "replay", "resize", "save",
+    "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "gradmax", "load", "plan", "replay", "resize", "save",
     "structure", "trace", "widths",
 ]  # fmt: skip

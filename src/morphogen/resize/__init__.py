@@ -8,12 +8,13 @@ from morphogen.resize.distributed import resize_distributed
 from morphogen.resize.doctor import doctor
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.resize.follow import follow
+from morphogen.resize.gradmax import gradmax
 from morphogen.resize.ledger import Ledger, ledger_from_json, ledger_to_json, replay
 from morphogen.resize.plan import Plan, Row, plan, resized
 from morphogen.resize.structure import diff, read_structure, structure
 
 __all__ = [
     "AddBlock", "Applied", "DropBlock", "Edit", "Grow", "Ledger", "Plan", "Row", "Shrink", "Split", "adapt", "apply_",
-    "compiled", "count_parameters", "diff", "doctor", "follow", "ledger_from_json", "ledger_to_json", "load", "load_ledger",
-    "plan", "read_structure", "replay", "resize", "resize_distributed", "resized", "save", "structure",
+    "compiled", "count_parameters", "diff", "doctor", "follow", "gradmax", "ledger_from_json", "ledger_to_json", "load",
+    "load_ledger", "plan", "read_structure", "replay", "resize", "resize_distributed", "resized", "save", "structure",
 ]  # fmt: skip

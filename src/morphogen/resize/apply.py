@@ -6,7 +6,7 @@ a backward through a graph from before the resize fails loudly.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from morphogen.resize.follow import followed, undeclared
 from morphogen.resize.optim import FRESH, Fresh, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, changes, plan, tensors_of
 from morphogen.resize.shapes import shapes_of, stops
-from morphogen.resize.start import STARTS, Start, share_out
+from morphogen.resize.start import STARTS, Starts, keeps_function, share_out
 
 # The sizes that modules keep beside their tensors, read back from the tensors after a resize.
 _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
@@ -77,6 +77,7 @@ def resize(
     schedulers: Sequence[LRScheduler] = (),
     ema: Sequence[nn.Module] = (),
     generator: torch.Generator | None = None,
+    starts: Starts = STARTS,
     fresh: str = "scaled",
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
@@ -89,6 +90,7 @@ def resize(
         ema=ema,
         example=example,
         generator=generator,
+        starts=starts,
         fresh=fresh,
     )
 
@@ -102,7 +104,7 @@ def apply_(
     ema: Sequence[nn.Module] = (),
     example: Tensor | tuple[Any, ...] | None = None,
     generator: torch.Generator | None = None,
-    starts: Mapping[str, Start] = STARTS,
+    starts: Starts = STARTS,
     fresh: str = "scaled",
 ) -> Applied:
     """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
@@ -112,7 +114,8 @@ def apply_(
     that keeps it, is rolled back. generator: draws the values of new units.
     schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
-    starts: how the values of new units start, by role. fresh: how their optimizer state starts, a name of `optim.FRESH`.
+    starts: how the values of new units start, by role, see `resize.start`. fresh: how their optimizer state starts, a name of
+    `optim.FRESH`.
     """
     _refuse_sharded(model)
     if fresh not in FRESH:
@@ -135,7 +138,7 @@ def apply_(
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
         after = _probe(model, example)
-        keeps = plan.keeps and starts is STARTS
+        keeps = plan.keeps and keeps_function(starts)
         change = _change(before, after, plan if keeps else None)
         for copied in ema:
             # the same draws give its new units the same values
@@ -188,7 +191,7 @@ def _computed(
     plan: Plan,
     optimizers: Sequence[Optimizer],
     generator: torch.Generator | None,
-    starts: Mapping[str, Start],
+    starts: Starts,
     fresh: Fresh,
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
     """New values of every touched tensor and new optimizer states; nothing is written yet."""
@@ -201,7 +204,7 @@ def _computed(
             if row.role.startswith("in"):
                 share_out(value, row.dim, row.index, generator)
             if len(new):
-                value.index_copy_(row.dim, new, starts[row.role](value, row.dim, new, generator))
+                value.index_copy_(row.dim, new, starts[row.role](row, value, new, generator))
         values.append((tensor, _laid_out_as(tensor, value)))
         for optimizer in optimizers:
             if tensor in optimizer.state:

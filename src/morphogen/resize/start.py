@@ -5,23 +5,23 @@ twins of old ones, the outgoing weights are shared out between them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from morphogen.resize.plan import NEW
+from morphogen.resize.plan import NEW, Row
 
-Start = Callable[[Tensor, int, Tensor, torch.Generator | None], Tensor]
-"""(the tensor with its new entries, their dimension, their positions, generator) -> values of the new slices."""
+Start = Callable[[Row, Tensor, Tensor, torch.Generator | None], Tensor]
+"""(row of the plan, the tensor with its new entries, their positions in row.dim, generator) -> values of the new slices."""
 
 
-def he(tensor: Tensor, dim: int, new: Tensor, generator: torch.Generator | None) -> Tensor:
+def he(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
     """Normal with standard deviation sqrt(2 / fan_in). Source: He et al. 2015, eq. 10. Drawn on the CPU in float64, so that a
     seed gives the same numbers on every device and in every precision."""
     shape = list(tensor.shape)
-    fan_in = max(1, math.prod(shape[1:]) if dim == 0 else shape[0])
-    shape[dim] = len(new)
+    fan_in = max(1, math.prod(shape[1:]) if row.dim == 0 else shape[0])
+    shape[row.dim] = len(new)
     drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * math.sqrt(2 / fan_in)
     return drawn.to(tensor)
 
@@ -29,11 +29,25 @@ def he(tensor: Tensor, dim: int, new: Tensor, generator: torch.Generator | None)
 def constant(value: float) -> Start:
     """Every new entry is `value`."""
 
-    def start(tensor: Tensor, dim: int, new: Tensor, generator: torch.Generator | None) -> Tensor:
-        return torch.full_like(tensor.index_select(dim, new), value)
+    def start(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
+        return torch.full_like(tensor.index_select(row.dim, new), value)
 
     return start
 
+
+def normal(deviation: float) -> Start:
+    """Normal with mean 0 and that standard deviation, on either side of a unit: the function changes."""
+
+    def start(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
+        shape = list(tensor.shape)
+        shape[row.dim] = len(new)
+        return (deviation * torch.randn(shape, generator=generator, dtype=torch.float64)).to(tensor)
+
+    return start
+
+
+Starts = Mapping[str, Start]
+"""How new entries start, by the role of their dimension."""
 
 STARTS: dict[str, Start] = {
     "out": he,
@@ -48,6 +62,22 @@ STARTS: dict[str, Start] = {
     "mean": constant(0.0),
     "variance": constant(1.0),
 }
+
+
+def given(values: Mapping[str, Tensor], others: Starts = STARTS) -> dict[str, Start]:
+    """`others`, but the new slices of some tensors, by name, are these."""
+
+    def start(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
+        if row.tensor not in values:
+            return others[row.role](row, tensor, new, generator)
+        return values[row.tensor].to(tensor)
+
+    return {**others, "out": start, "own": start}
+
+
+def keeps_function(starts: Starts) -> bool:
+    """Whether what reads new units starts as in `STARTS`, so that they change nothing."""
+    return all(starts[role] is STARTS[role] for role in STARTS if role.startswith("in") or role == "value")
 
 
 _SPREAD = 0.25
