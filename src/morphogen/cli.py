@@ -51,7 +51,7 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="output folder; default runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the output folder")] = False,
     device: Annotated[str, typer.Option(help="torch device, such as cpu or cuda")] = "cpu",
-    policy: Annotated[str, typer.Option(help="trial or prune-expand")] = "trial",
+    policy: Annotated[str, typer.Option(help="trial, prune-expand, gradmax or natural")] = "trial",
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also run scikit-learn's MLP, a grid of 12 and gradient boosting")
     ] = False,

@@ -68,7 +68,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
 class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
-    budget: most parameters. time_limit: seconds. policy: "trial" or "prune-expand". device: a torch device.
+    budget: most parameters. time_limit: seconds. policy: a name of `POLICIES`. device: a torch device.
     random_state: an int for reproducible results. After `fit`: `history_` (one `Round` a round), `changes_`, `structure_`
     (the layers), `classes_`. Columns are standardised inside, also in the network of `to_torch()`.
     """

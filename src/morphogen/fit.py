@@ -47,6 +47,7 @@ _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are fas
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
 _VERSION = 1
 _LOOKED_AT = 2000  # validation examples of one look; more would cost time and decide nothing
+_SEARCHED = 4  # training batches that the weights of new units are searched on
 _HELD_OUT = 6000  # most rows that are ever held out for decisions
 
 
@@ -255,7 +256,7 @@ class _Search:
         self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
         self.controller = Controller(
             model, [self.state.optimizer], _policy(settings, self.recipe), self.problem.losses, self.problem.example[:2],
-            settings.budget, weighed(self.problem.example[:2], self.recipe.operations),
+            settings.budget, weighed(self.problem.example[:2], self.recipe.operations), self._training_loss,
         )  # fmt: skip
         self.phase, self.history = _Phase(), _History(notes=list(dataset.notes))
         self.before = 0.0  # seconds of earlier sessions of this run
@@ -296,6 +297,12 @@ class _Search:
         self._record(epoch)
         if self.folder and (state.stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
             self.save()
+
+    def _training_loss(self, model: nn.Module) -> Tensor:
+        """Of the next few batches."""
+        batches = self.problem.batches.range(self.state.step, self.state.step + _SEARCHED)
+        x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+        return self.problem.objective(model.train(), x, y)
 
     def _late(self, share: float) -> bool:
         limit = self.settings.time_limit

@@ -1,5 +1,6 @@
 """JUDGE: one function a number, (model, data) -> value."""
 
 from morphogen.measures.importance import unit_importance
+from morphogen.measures.natural import natural_norm
 
-__all__ = ["unit_importance"]
+__all__ = ["natural_norm", "unit_importance"]

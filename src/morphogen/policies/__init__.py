@@ -1,10 +1,17 @@
 """DECIDE: when and what to change. A policy is constant settings; its state is a value that is handed back in."""
 
 from morphogen.policies.controller import Controller
+from morphogen.policies.gradmax import GradMax
 from morphogen.policies.look import Look, Policy, Proposal
+from morphogen.policies.natural import Natural
 from morphogen.policies.prune_expand import PruneAndExpand
 from morphogen.policies.trial import Trial
 
-POLICIES: dict[str, type[Policy]] = {"trial": Trial, "prune-expand": PruneAndExpand}
+POLICIES: dict[str, type[Policy]] = {
+    "trial": Trial,
+    "prune-expand": PruneAndExpand,
+    "gradmax": GradMax,
+    "natural": Natural,
+}
 
-__all__ = ["POLICIES", "Controller", "Look", "Policy", "Proposal", "PruneAndExpand", "Trial"]
+__all__ = ["POLICIES", "Controller", "GradMax", "Look", "Natural", "Policy", "Proposal", "PruneAndExpand", "Trial"]

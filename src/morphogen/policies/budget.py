@@ -1,6 +1,7 @@
 """Clip growth to a budget of parameters."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from morphogen.policies.look import Proposal
 from morphogen.resize.edit import AddBlock, Edit, Grow
@@ -21,7 +22,8 @@ def within(proposals: list[Proposal], budget: int | None, count: Callable[[list[
         elif isinstance(proposal.edit, Grow):
             fits = _largest(proposal.edit, budget, lambda e, before=edits: count([*before, e]))  # type: ignore[misc]
             if fits:
-                kept.append(Proposal(Grow(proposal.edit.width, fits), f"{proposal.reason} (cut to the budget)"))
+                reason = f"{proposal.reason} (cut to the budget)"
+                kept.append(replace(proposal, edit=Grow(proposal.edit.width, fits), reason=reason))
     return kept
 
 

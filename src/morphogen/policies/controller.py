@@ -1,6 +1,8 @@
 """The hook that lets a policy, and the learned depths, change a model in training."""
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from morphogen.graph.trace import trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
 from morphogen.measures.importance import unit_importance
+from morphogen.measures.natural import natural_norm
 from morphogen.policies.budget import within
 from morphogen.policies.cost import Cost
 from morphogen.policies.look import Look, Memory, Policy, Proposal
@@ -19,14 +22,20 @@ from morphogen.record import Change
 from morphogen.resize.adapt import asked
 from morphogen.resize.apply import apply_, count_parameters
 from morphogen.resize.edit import AddBlock, DropBlock, Edit
-from morphogen.resize.plan import live_size, plan, tensors_of
+from morphogen.resize.gradmax import gradmax
+from morphogen.resize.plan import Plan, live_size, plan, tensors_of
+from morphogen.resize.start import STARTS, Starts
+
+# How the values of new units may be searched for, on training examples: (model, plan, loss, generator) -> starts.
+SEARCHES: dict[str, Callable[[nn.Module, Plan, Callable[[nn.Module], Tensor], torch.Generator], Starts]] = {"gradmax": gradmax}
 
 
 class Controller:
     """Asks the policy after each round, clips its answer to the budget, carries it out and keeps the ledger.
 
     losses: model -> validation loss of each example, shape (n,). example: a batch to trace the model with. budget: most
-    parameters. cost: what the policy's price is charged on.
+    parameters. cost: what the policy's price is charged on. loss: model -> training loss, a scalar that can be differentiated;
+    some policies need it to choose what new units compute.
     """
 
     def __init__(
@@ -38,9 +47,10 @@ class Controller:
         example: Tensor | tuple[Any, ...],
         budget: int | None = None,
         cost: Cost = count_parameters,
+        loss: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
         self.model, self.optimizers, self.policy = model, tuple(optimizers), policy
-        self.losses, self.example, self.budget, self.cost = losses, example, budget, cost
+        self.losses, self.example, self.budget, self.cost, self._loss = losses, example, budget, cost, loss
         self.memory: Memory = policy.start()
         self.ledger: list[Edit] = []
         self.done = False
@@ -65,7 +75,8 @@ class Controller:
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         """One look: decide, change the model and every optimizer, and say what changed."""
         losses = self.losses(self.model)
-        look = Look(round, self.sizes(), self.cost(self.model), losses, self._attempt, self._importance)
+        expansion = partial(self._expansion, draw=draw, searched={})
+        look = Look(round, self.sizes(), self.cost(self.model), losses, self._attempt, self._importance, expansion)
         proposals, self.memory, self.done = self.policy.decide(look, self.memory, draw)
         if not self.done:
             proposals = [*proposals, *self._depths()]
@@ -82,7 +93,9 @@ class Controller:
             assert isinstance(module, BlockStack)
             sizes = (len(module.blocks), len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1))
             where = edit.module
-        applied = apply_(self.model, plan(self.model, self.widths, [edit]), optimizers=self.optimizers, generator=draw)
+        planned = plan(self.model, self.widths, [edit])
+        starts = SEARCHES[proposal.start](self.model, planned, self.loss, draw) if proposal.start else STARTS
+        applied = apply_(self.model, planned, optimizers=self.optimizers, generator=draw, starts=starts)
         if module is not None:
             self._widths = None
         else:
@@ -97,6 +110,20 @@ class Controller:
             return self.losses(self.model), self.cost(self.model)
         finally:
             applied.undo()
+
+    @property
+    def loss(self) -> Callable[[nn.Module], Tensor]:
+        """The training loss. Raises `PlanError` where the controller was given none."""
+        if self._loss is None:
+            raise PlanError(f"{type(self.policy).__name__} needs Controller(..., loss=...): model -> training loss, a scalar")
+        return self._loss
+
+    def _expansion(self, edit: Edit, draw: torch.Generator, searched: dict[str, float]) -> float:
+        if not searched:
+            searched["now"] = natural_norm(self.model, self.loss)
+        planned, grown = plan(self.model, self.widths, [edit]), copy.deepcopy(self.model)
+        apply_(grown, planned, generator=draw, starts=gradmax(self.model, planned, self.loss, draw, rounds=3))
+        return natural_norm(grown, self.loss) / searched["now"] if searched["now"] else 1.0
 
     def _importance(self, width: str) -> Tensor:
         return unit_importance(self.model, self.widths, width)

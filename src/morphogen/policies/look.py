@@ -19,7 +19,8 @@ class Look:
 
     sizes: the widths that may change, name -> units. cost: of the model, its parameters unless the controller was given
     another. losses: validation loss of each example, shape (n,). attempt: losses and cost as they would be after some edits;
-    the model is untouched afterwards. importance: strength of every unit of a width, shape (units,).
+    the model is untouched afterwards. importance: strength of every unit of a width, shape (units,). expansion: by what factor
+    a growth, started with the largest gradient, would raise the gain of a natural-gradient step.
     """
 
     round: int
@@ -28,14 +29,16 @@ class Look:
     losses: Tensor
     attempt: Callable[[Sequence[Edit]], tuple[Tensor, float]]
     importance: Callable[[str], Tensor]
+    expansion: Callable[[Edit], float] = lambda edit: 1.0
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """An edit and why."""
+    """An edit and why. start: how the values of new units start, a name of `controller.SEARCHES`, or "" for the usual."""
 
     edit: Edit
     reason: str
+    start: str = ""
 
 
 class Policy(Protocol):
