@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from morphogen.experiments import depth_spirals, going_deeper_mnist, going_deeper_xor
+from morphogen.experiments import depth_spirals, going_deeper_mnist, going_deeper_xor, growing_controls
 from morphogen.record import Reproduction
 
 Run = Callable[[bool, bool, int], Reproduction]
@@ -12,4 +12,5 @@ EXPERIMENTS: dict[str, Run] = {
     "depth-spirals": depth_spirals.reproduce,
     "going-deeper-mnist": going_deeper_mnist.reproduce,
     "going-deeper-xor": going_deeper_xor.reproduce,
+    "growing-controls": growing_controls.reproduce,
 }
