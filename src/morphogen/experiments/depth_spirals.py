@@ -136,7 +136,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
     torch.manual_seed(seed)
     layer = LearnedDepth(partial(block, config.width), penalty=partial(quadratic, factor=config.price), floor=0.1, ahead=True)
     model = network(config.width, layer)
-    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate, fused=True)
     steps, path = [], []
     began = time.perf_counter()
     for step in range(config.steps):
@@ -163,7 +163,7 @@ def fixed(found: Data, config: Config, seed: int, depth: int) -> Fit:
     """Train a plain stack of `depth` blocks."""
     torch.manual_seed(seed)
     model = network(config.width, Fixed(partial(block, config.width), depth))
-    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate, fused=True)
     began = time.perf_counter()
     for step in range(config.steps):
         descend(model, optimizer, config, F.cross_entropy(model(found.train[0]), found.train[1]), step)
@@ -192,7 +192,7 @@ def posterior(found: Data, config: Config, seed: int) -> Fit:
     layer = DepthPosterior(lambda i: Residual(), lambda: nn.Linear(config.width, 2), max_blocks=20)
     stem = nn.Sequential(nn.Linear(2, config.width).requires_grad_(False), nn.ReLU())
     model = nn.Sequential(stem, layer)
-    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate, fused=True)
     each = partial(F.cross_entropy, reduction="none")
     steps, path = [], []
     began = time.perf_counter()
