@@ -35,11 +35,11 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "4 convolutions, 32 channels, 16 x 16, batch 64": (partial(conv, 32), (64, 32, 16, 16)),
     "4 dense, 256 units, batch 512": (partial(dense, 256), (512, 256)),
 }
-BLOCKS, TURNS = 4, 60
+BLOCKS, TURNS = 4, 200
 
 
 def cost(block: Callable[[int], nn.Module], shape: tuple[int, ...]) -> dict[str, float]:
-    """Ratios of medians: a training step, and the forward pass after freezing."""
+    """Medians of the ratios in each turn: a training step, and the forward pass after freezing."""
     torch.manual_seed(0)
     x = torch.randn(shape)
     learned, plain = mg.LearnedDepth(block, w=BLOCKS - 0.1), Fixed(block, BLOCKS)
@@ -54,9 +54,9 @@ def cost(block: Callable[[int], nn.Module], shape: tuple[int, ...]) -> dict[str,
         runs = {"frozen": partial(frozen.eval(), x), "chain": partial(chain.eval(), x), "plain": partial(plain.eval(), x)}
         forward = in_turns(runs)
     return {
-        "training step": trained["learned"] / trained["plain"],
-        "frozen / chain": forward["frozen"] / forward["chain"],
-        "frozen / stack": forward["frozen"] / forward["plain"],
+        "training step": ratio(trained, "learned", "plain"),
+        "frozen / chain": ratio(forward, "frozen", "chain"),
+        "frozen / stack": ratio(forward, "frozen", "plain"),
     }
 
 
@@ -66,16 +66,21 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.step()
 
 
-def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each, taken one after the other so that the machine's moods meet all alike."""
+def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each, taken one after the other and back again, so that the machine's moods meet all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(TURNS + 5):
-        for name, run in runs.items():
+        for name in list(runs) if turn % 2 else reversed(runs):
             began = time.perf_counter()
-            run()
+            runs[name]()
             if turn >= 5:
                 times[name].append(time.perf_counter() - began)
-    return {name: median(values) for name, values in times.items()}
+    return times
+
+
+def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+    """Of the times of two, the median over the turns."""
+    return median(a / b for a, b in zip(times[one], times[other], strict=True))
 
 
 def cheat(factor: float, seed: int) -> dict[str, float]:

@@ -371,3 +371,41 @@ def test_a_depth_that_is_no_number_asks_for_nothing(w: float) -> None:
     deep.w.data.fill_(w)
     assert mg.adapt(deep) == []
     assert len(deep.blocks) == 2
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda: nn.BatchNorm1d(5),
+        lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.0), nn.Identity()),
+        lambda: nn.LayerNorm(5),
+        lambda: nn.GroupNorm(1, 5, affine=False),
+        lambda: nn.utils.parametrizations.weight_norm(nn.LayerNorm(5)),
+        nn.Tanh,
+    ],
+)
+def test_a_gate_inside_the_last_norm_is_the_gate_outside(tail) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 5, dtype=torch.float64)
+    inside = LearnedDepth(lambda i: nn.Sequential(nn.Linear(5, 5), tail()), w=1.6).double().train()
+    outside = copy.deepcopy(inside)
+    outside.merge = lambda g, f, share: g + share * f
+    results = []
+    for deep in (inside, outside):
+        names = [name for name, _ in deep.named_parameters()]
+        out = deep(x)
+        out.square().sum().backward()
+        assert [name for name, _ in deep.named_parameters()] == names
+        assert all(isinstance(p, nn.Parameter) for p in deep.parameters())
+        results.append([out, *(p.grad for p in deep.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_block_that_fails_leaves_its_norm_as_it_was() -> None:
+    deep = LearnedDepth(lambda i: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(5))).train()
+    before = dict(deep.named_parameters())
+    with pytest.raises(RuntimeError):
+        deep(torch.randn(2, 3))
+    after = dict(deep.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items())

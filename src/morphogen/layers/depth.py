@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from morphogen.errors import ShapeError
 from morphogen.layers.gate import Gate, exponential
 from morphogen.layers.merge import Merge, residual
-from morphogen.layers.stack import BlockStack
+from morphogen.layers.stack import BlockStack, last_norm, scaled
 
 
 def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
@@ -107,9 +107,9 @@ class LearnedDepth(BlockStack):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.active_blocks
-        gates = self.gates().to(x.dtype)
-        for i in range(active):
-            x = self.h(self.merge(x, self.blocks[i](x), gates[i]))
+        gates = self.gates()[:active].unbind()
+        for block, own in zip(self.blocks, gates, strict=False):
+            x = self.h(self._joined(block, x, own))
         if active == 0:
             x = self.h(x)
         if self.ahead and self.training and active < len(self.blocks):
@@ -117,6 +117,15 @@ class LearnedDepth(BlockStack):
                 closed = self.blocks[active](x)
             x = self.merge(x, closed, (self.w - self.w.detach()).to(x.dtype))  # a gate of 0 with slope 1
         return x
+
+    def _joined(self, block: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+        """merge(x, block(x), gate). In training the gate goes into the norm that a block ends with, where there is one: a few
+        numbers are scaled instead of a batch, forward and backward. A compiler fuses the product anyway."""
+        foldable = self.training and self.merge is residual and not torch.compiler.is_compiling()
+        if foldable and (norm := last_norm(block)) is not None:
+            with scaled(norm, gate):
+                return x + block(x)  # type: ignore[no-any-return]
+        return self.merge(x, block(x), gate.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"w={self.depth:.3f}, active={self.active_blocks}"

@@ -2,11 +2,12 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def reinitialised(module: nn.Module) -> nn.Module:
@@ -20,6 +21,36 @@ def reinitialised(module: nn.Module) -> nn.Module:
 def last_weight(block: nn.Module) -> str:
     """The name of the weight of a block's last part that has one; "" where none has."""
     return next((name for name, _ in reversed([*block.named_parameters()]) if name.rpartition(".")[2] == "weight"), "")
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_SCALED_THROUGH = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)  # f(a x) = a f(x)
+
+
+def last_norm(block: nn.Module) -> nn.Module | None:
+    """The norm that a block ends with, dropout after it aside; None where there is none, or its scale is no plain parameter.
+
+    What the block gives is linear in the norm's scale and shift: scaled, they scale it.
+    """
+    if isinstance(block, _NORMS):
+        return block if type(block._parameters.get("weight")) is nn.Parameter else None
+    if type(block) is nn.Sequential:
+        for child in reversed(block._modules.values()):
+            if child is not None and not isinstance(child, _SCALED_THROUGH):
+                return last_norm(child)
+    return None
+
+
+@contextmanager
+def scaled(norm: nn.Module, factor: Tensor) -> Iterator[None]:
+    """For a while, scale and shift of a norm are `factor` times what they are; gradients reach both."""
+    own = dict(norm._parameters)
+    for name, parameter in own.items():
+        norm._parameters[name] = None if parameter is None else factor * parameter  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        norm._parameters.update(own)
 
 
 class BlockStack(nn.Module, ABC):
