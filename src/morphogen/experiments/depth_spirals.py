@@ -42,7 +42,8 @@ class Config:
     steps: int = 8_000
     every: int = 50
     rate: float = 1e-2
-    price: float = 3e-4  # of w^2; chosen on validation parts of seeds 10 and 11
+    # of w^2: the largest of 3e-4, 1e-3, 3e-3 whose mean validation accuracy, over seeds 10 and 11, is at least 0.997 everywhere
+    price: float = 3e-3
     depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)  # of the grid
     posterior: bool = True
 
