@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.errors import PlanError
+from morphogen.errors import MorphogenError, PlanError
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
@@ -20,8 +20,8 @@ from morphogen.policies.cost import Cost
 from morphogen.policies.look import Look, Memory, Policy, Proposal
 from morphogen.record import Change
 from morphogen.resize.adapt import asked
-from morphogen.resize.apply import apply_, count_parameters
-from morphogen.resize.edit import AddBlock, DropBlock, Edit
+from morphogen.resize.apply import apply_, count_parameters, prove
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow
 from morphogen.resize.gradmax import gradmax
 from morphogen.resize.plan import Plan, live_size, plan, tensors_of
 from morphogen.resize.start import STARTS, Starts
@@ -55,6 +55,7 @@ class Controller:
         self.ledger: list[Edit] = []
         self.done = False
         self._widths: dict[str, Width] | None = None
+        self._free: tuple[str, ...] | None = None
 
     def resume(self, ledger: Sequence[Edit], memory: Memory) -> None:
         """Go on as the controller that kept this ledger and memory; the model has been brought there already."""
@@ -64,13 +65,27 @@ class Controller:
     def widths(self) -> dict[str, Width]:
         """The model's widths; traced again only after a block came or went."""
         if self._widths is None:
-            self._widths = widths(trace(self.model, self.example))
+            self._widths, self._free = widths(trace(self.model, self.example)), None
         return self._widths
 
     def sizes(self) -> dict[str, int]:
-        """Free widths and their live sizes."""
+        """Widths that can change, and their live sizes."""
         tensors = tensors_of(self.model)
-        return {w.name: live_size(self.widths, w.name, tensors) for w in self.widths.values() if not w.pinned}
+        return {name: live_size(self.widths, name, tensors) for name in self._movable()}
+
+    def _movable(self) -> tuple[str, ...]:
+        """The widths whose growth the forward pass carries; sizes that are written into it are found by shapes alone."""
+        known = self.widths.values()
+        if self._free is None:
+            self._free = tuple(w.name for w in known if not w.pinned and self._carries(w.name))
+        return self._free
+
+    def _carries(self, width: str) -> bool:
+        try:
+            prove(self.model, plan(self.model, self.widths, [Grow(width, 1)]), self.example)
+        except MorphogenError:
+            return False
+        return True
 
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         """One look: decide, change the model and every optimizer, and say what changed."""

@@ -124,7 +124,7 @@ def apply_(
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
     if example is not None:
-        _prove(model, plan, example)
+        prove(model, plan, example)
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = _probe(model, example), count_parameters(model)
     values, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh])
@@ -158,9 +158,11 @@ def apply_(
     return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
 
 
-def _prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
-    """The plan on shapes alone, before anything real changes. A model that shapes alone cannot run (a value is read in its
-    forward pass) is left to the run on the example."""
+def prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
+    """Carry out the plan on shapes alone; nothing real changes. Raises `PlanError` where the resized model would not run.
+
+    A model that shapes alone cannot run (a value is read in its forward pass) is left to a run on the example.
+    """
     try:
         bare = shapes_of(model)
     except Exception:

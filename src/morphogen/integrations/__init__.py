@@ -1,0 +1,1 @@
+"""Other people's training loops: one callback each, around the same `Controller`."""

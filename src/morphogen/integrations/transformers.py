@@ -1,0 +1,93 @@
+"""A policy inside a Hugging Face trainer: `Trainer(..., callbacks=[Growth(policy, losses, example)])`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from morphogen.errors import RunError, Unsupported
+from morphogen.policies import Controller, Policy
+from morphogen.record import Change, write_atomic
+from morphogen.resize import ledger_from_json, ledger_to_json, replay
+from morphogen.train import generator
+
+FILE = "morphogen.json"
+
+
+class Growth(TrainerCallback):
+    """Every `every` optimizer steps the policy may change the model; the trainer's optimizer follows, and keeps its state.
+
+    losses: model -> validation loss of each example, shape (n,). example: the positional arguments of a call, such as
+    (input_ids,), to trace the model with. loss: model -> training loss, for policies that need one. budget: most
+    parameters. seed: of what the policy draws. `changes` lists what happened.
+
+    A checkpoint of the trainer keeps the ledger beside the weights. To resume, give the callback and a model that
+    `regrown(model, checkpoint, example)` brought to the checkpoint's structure. Sizes in `model.config` stay as they are.
+    Raises `Unsupported` with several processes.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        losses: Callable[[nn.Module], Tensor],
+        example: tuple[Any, ...],
+        *,
+        every: int = 100,
+        loss: Callable[[nn.Module], Tensor] | None = None,
+        budget: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.policy, self.losses, self.example, self.loss = policy, losses, example, loss
+        self.every, self.budget, self.seed = every, budget, seed
+        self.changes: list[Change] = []
+        self.controller: Controller | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if args.world_size > 1:
+            raise Unsupported(f"Growth: {args.world_size} processes; use morphogen.resize.resize_distributed in your own loop")
+        plain = getattr(given["optimizer"], "optimizer", given["optimizer"])  # accelerate wraps it
+        self.controller = Controller(
+            given["model"], [plain], self.policy, self.losses, self.example, self.budget, loss=self.loss
+        )
+        if state.global_step:
+            kept = _read(_folder(args, state))
+            self.controller.resume(ledger_from_json(kept["ledger"]), kept["memory"])
+            self.controller.done = kept["done"]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        assert self.controller is not None
+        if state.global_step % self.every or self.controller.done:
+            return
+        training = self.controller.model.training
+        draw = generator(self.seed, state.global_step)
+        self.changes += self.controller.step(state.global_step // self.every, state.epoch or 0.0, draw)
+        self.controller.model.train(training)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert self.controller is not None
+        kept = self.controller
+        about = {"ledger": ledger_to_json(kept.ledger), "memory": kept.memory, "done": kept.done}
+        write_atomic(_folder(args, state) / FILE, json.dumps(about))
+
+
+def regrown(model: nn.Module, checkpoint: str | Path, example: tuple[Any, ...]) -> nn.Module:
+    """`model` itself, as it is first built, at the structure of a checkpoint that a trainer with `Growth` wrote."""
+    replay(ledger_from_json(_read(Path(checkpoint))["ledger"]), model, example)
+    return model
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if not (folder / FILE).exists():
+        raise RunError(
+            f"{folder} holds no {FILE}: it was written without Growth; resume without it, or from another checkpoint"
+        )
+    found: dict[str, Any] = json.loads((folder / FILE).read_text())
+    return found
