@@ -25,7 +25,7 @@ from morphogen.record import Receipt
 from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
 from morphogen.resize.follow import followed, undeclared
-from morphogen.resize.optim import FRESH, Fresh, cut, take
+from morphogen.resize.optim import FRESH, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, changes, plan, tensors_of
 from morphogen.resize.shapes import shapes_of, stops
 from morphogen.resize.start import STARTS, Starts, keeps_function, share_out
@@ -194,25 +194,26 @@ def _computed(
     optimizers: Sequence[Optimizer],
     generator: torch.Generator | None,
     starts: Starts,
-    fresh: Fresh,
+    fresh: frozenset[str],
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
     """New values of every touched tensor and new optimizer states; nothing is written yet."""
     values, states = [], []
     for tensor, rows in _by_tensor(model, plan.rows):
         value = tensor.detach()
         for row in rows:
-            new = torch.tensor([j for j, i in enumerate(row.index) if i == NEW], dtype=torch.long, device=value.device)
-            value = take(value, row.dim, row.index)
+            index = torch.tensor(row.index)
+            value = take(value, row.dim, index)
             if row.role.startswith("in"):
                 share_out(value, row.dim, row.index, generator)
-            if len(new):
+            if len(new := (index == NEW).nonzero()[:, 0]):
+                new = new.to(value.device)
                 value.index_copy_(row.dim, new, starts[row.role](row, value, new, generator))
         values.append((tensor, _laid_out_as(tensor, value)))
         for optimizer in optimizers:
             if tensor in optimizer.state:
                 state, shape = optimizer.state[tensor], list(tensor.shape)
                 for row in rows:
-                    state = cut(state, torch.Size(shape), row.dim, row.index, row.tensor, fresh)
+                    state = cut(state, torch.Size(shape), row.dim, torch.tensor(row.index), row.tensor, fresh)
                     shape[row.dim] = len(row.index)
                 kept = optimizer.state[tensor]
                 state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
