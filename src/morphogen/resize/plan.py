@@ -221,9 +221,10 @@ def _laid_out(
     start = 0
     for span in slot.spans:
         size = live_size(widths, span.width, tensors)
-        for source in maps.get(span.width, range(size)):
-            base = start + source * span.repeat
-            index.extend([NEW] * span.repeat if source == NEW else range(base, base + span.repeat))
+        sources = torch.tensor(maps[span.width]) if span.width in maps else torch.arange(size)
+        entries = start + sources[:, None] * span.repeat + torch.arange(span.repeat)
+        entries[sources == NEW] = NEW
+        index += entries.flatten().tolist()
         start += size * span.repeat
     if start != tensors[slot.tensor].shape[slot.dim]:
         raise Unsupported(
