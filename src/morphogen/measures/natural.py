@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from morphogen.resize.untouched import untouched
+
 Rows = list[tuple[Tensor, Tensor]]
 """(inputs, shape (n, positions, in), gradients of the outputs, shape (n, positions, out)), one pair for each call."""
 
@@ -24,19 +26,14 @@ def natural_norm(model: nn.Module, loss: Callable[[nn.Module], Tensor], damping:
     """
     seen: dict[nn.Module, Rows] = {m: [] for m in model.modules() if isinstance(m, nn.Linear) or _is_plain_conv(m)}
     handles = [m.register_forward_hook(_recorder(rows)) for m, rows in seen.items()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
+        with untouched(model):
             value = loss(model)
             # the gradients themselves are not needed, only what passes the hooks
             torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
     return sum(_layer_norm(m, rows, damping) for m, rows in seen.items() if rows)
 
 

@@ -11,6 +11,7 @@ from morphogen.errors import PlanError, Unsupported
 from morphogen.resize.apply import apply_
 from morphogen.resize.plan import NEW, Plan, Row, tensors_of
 from morphogen.resize.start import Start, given
+from morphogen.resize.untouched import untouched
 
 MAKES = ("out", "own")
 
@@ -68,9 +69,7 @@ def _strength(
     grown: nn.Module, tensors: dict[str, Tensor], makers: list[Row], readers: list[Row], loss: Callable[[nn.Module], Tensor]
 ) -> tuple[float, list[Tensor]]:
     """|G|^2, the squared gradient of the new outgoing weights, and its gradient by the new incoming ones."""
-    state = {name: buffer.clone() for name, buffer in grown.named_buffers()}
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+    with untouched(grown):
         value = loss(grown)
         try:
             outgoing = torch.autograd.grad(value, [tensors[row.tensor] for row in readers], create_graph=True)
@@ -80,9 +79,6 @@ def _strength(
             incoming = torch.autograd.grad(strength, [tensors[row.tensor] for row in makers])
         except RuntimeError as error:
             raise Unsupported(f"gradmax: the loss cannot be differentiated twice by the weights ({error})") from error
-    with torch.no_grad():
-        for name, buffer in grown.named_buffers():
-            buffer.copy_(state[name])
     return float(strength.detach()), [_slice(g, row) for g, row in zip(incoming, makers, strict=True)]
 
 
