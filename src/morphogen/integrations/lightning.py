@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from morphogen.errors import Unsupported
 from morphogen.policies import Controller, Policy
 from morphogen.record import Change
-from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
+from morphogen.resize import count_parameters, ledger_from_json, replay
 from morphogen.train import generator
 
 
@@ -67,8 +67,7 @@ class Growth(pl.Callback):
         )
         self._seen = trainer.global_step
         if self._kept:
-            self.controller.resume(ledger_from_json(self._kept["ledger"]), self._kept["memory"])
-            self.controller.done = self._kept["done"]
+            self.controller.restore(self._kept)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,10 +84,7 @@ class Growth(pl.Callback):
         pl_module.log("morphogen/parameters", float(count_parameters(self.controller.model)))
 
     def state_dict(self) -> dict[str, Any]:
-        if self.controller is None:
-            return self._kept or {}
-        kept = self.controller
-        return {"ledger": ledger_to_json(kept.ledger), "memory": kept.memory, "done": kept.done}
+        return self.controller.kept() if self.controller else self._kept or {}
 
     def _network(self, module: pl.LightningModule) -> nn.Module:
         return module.get_submodule(self.network)

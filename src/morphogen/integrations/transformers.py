@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from morphogen.errors import RunError, Unsupported
 from morphogen.policies import Controller, Policy
 from morphogen.record import Change, write_atomic
-from morphogen.resize import ledger_from_json, ledger_to_json, replay
+from morphogen.resize import ledger_from_json, replay
 from morphogen.train import generator
 
 FILE = "morphogen.json"
@@ -54,9 +54,7 @@ class Growth(TrainerCallback):
             given["model"], [plain], self.policy, self.losses, self.example, self.budget, loss=self.loss
         )
         if state.global_step:
-            kept = _read(_folder(args, state))
-            self.controller.resume(ledger_from_json(kept["ledger"]), kept["memory"])
-            self.controller.done = kept["done"]
+            self.controller.restore(_read(_folder(args, state)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         assert self.controller is not None
@@ -69,9 +67,7 @@ class Growth(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.controller is not None
-        kept = self.controller
-        about = {"ledger": ledger_to_json(kept.ledger), "memory": kept.memory, "done": kept.done}
-        write_atomic(_folder(args, state) / FILE, json.dumps(about))
+        write_atomic(_folder(args, state) / FILE, json.dumps(self.controller.kept()))
 
 
 def regrown(model: nn.Module, checkpoint: str | Path, example: tuple[Any, ...]) -> nn.Module:

@@ -23,6 +23,7 @@ from morphogen.resize.adapt import asked
 from morphogen.resize.apply import apply_, count_parameters, prove
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow
 from morphogen.resize.gradmax import gradmax
+from morphogen.resize.ledger import ledger_from_json, ledger_to_json
 from morphogen.resize.plan import Plan, live_size, plan, tensors_of
 from morphogen.resize.start import STARTS, Starts
 
@@ -60,6 +61,15 @@ class Controller:
     def resume(self, ledger: Sequence[Edit], memory: Memory) -> None:
         """Go on as the controller that kept this ledger and memory; the model has been brought there already."""
         self.ledger, self.memory, self._widths = list(ledger), memory, None
+
+    def kept(self) -> dict[str, Any]:
+        """Ledger, memory and whether it is done, JSON-ready; `restore` is the inverse."""
+        return {"ledger": ledger_to_json(self.ledger), "memory": self.memory, "done": self.done}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """`resume`, from what `kept` gave."""
+        self.resume(ledger_from_json(kept["ledger"]), kept["memory"])
+        self.done = kept["done"]
 
     @property
     def widths(self) -> dict[str, Width]:
