@@ -84,7 +84,7 @@ def environment() -> dict[str, str]:
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() + ("+changes" if dirty.strip() else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "hardware": f"{cpu()}, {os.cpu_count()} cores",
+        "hardware": f"{cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} of them used",
     }
 
 
