@@ -10,7 +10,7 @@ from morphogen.errors import (
     Unsupported,
 )
 from morphogen.graph import Graph, Width, trace, widths
-from morphogen.layers import LearnedDepth
+from morphogen.layers import LearnedDepth, LearnedWidth
 from morphogen.record import Certificate, Receipt, Report
 from morphogen.resize import (
     AddBlock,
@@ -38,8 +38,8 @@ from morphogen.transforms import freeze
 __version__ = "0.1.0"
 
 __all__ = [
-    "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "MorphogenError",
-    "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width",
-    "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "gradmax", "load", "plan", "replay", "resize", "save",
-    "structure", "trace", "widths",
+    "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "LearnedWidth",
+    "MorphogenError", "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split",
+    "Unsupported", "Width", "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "gradmax", "load", "plan",
+    "replay", "resize", "save", "structure", "trace", "widths",
 ]  # fmt: skip

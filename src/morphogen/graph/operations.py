@@ -522,8 +522,15 @@ def _constant(node: Node, ties: Ties) -> Layout:
     return (None,) * len(node.shape)
 
 
+def _cumulated(node: Node, ties: Ties) -> Layout:
+    """cumsum(x, dim): an entry feels those before it only, and units come last."""
+    layout, dim = ties.layout(node.args[0]), node.args[1]
+    ties.role(node.args[0], dim % len(layout), "scale")
+    return layout
+
+
 def _fresh(node: Node, ties: Ties) -> Layout:
-    """Made for its size and type only."""
+    """Made, or asked, for its size and type only."""
     return (None,) * len(node.shape)
 
 
@@ -577,11 +584,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("rnn_tanh rnn_relu".split(), _rnn),
     **dict.fromkeys(
         "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu gather repeat "
-        "index_select one_hot _assert_tensor_metadata sym_size".split(),
+        "index_select one_hot sym_size".split(),
         _constant,
     ),
-    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), _fresh),
+    **dict.fromkeys("new_zeros new_ones new_full new_empty _assert_tensor_metadata".split(), _fresh),
     **dict.fromkeys("transpose swapaxes swapdims".split(), _transpose),
+    "cumsum": _cumulated,
     "roll": _moved,
     "flip": _moved,
     "index": _index,

@@ -3,5 +3,6 @@
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import penalty
 from morphogen.layers.posterior import DepthPosterior
+from morphogen.layers.width import LearnedWidth
 
-__all__ = ["DepthPosterior", "LearnedDepth", "penalty"]
+__all__ = ["DepthPosterior", "LearnedDepth", "LearnedWidth", "penalty"]

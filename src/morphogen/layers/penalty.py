@@ -1,4 +1,4 @@
-"""What a learned depth costs, as terms of the objective: functions layer -> scalar, and their sum over a model.
+"""What a learned depth or width costs, as terms of the objective: functions layer -> scalar, and their sum over a model.
 
 LearnedDepth(block, penalty=partial(quadratic, factor=1e-4))
 loss = task_loss + penalty(model)
@@ -12,15 +12,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.stack import last_weight
+from morphogen.layers.width import LearnedWidth
 
 
 def penalty(model: nn.Module) -> Tensor | float:
-    """The sum of all learned depths' penalties; 0.0 where there are none."""
-    terms = (m.penalty(m) for m in model.modules() if isinstance(m, LearnedDepth) and m.penalty is not None)
-    return sum(terms, start=0.0)
+    """The sum of all learned depths' and widths' penalties; 0.0 where there are none."""
+    depths = [m.penalty(m) for m in model.modules() if isinstance(m, LearnedDepth) and m.penalty is not None]
+    widths = [m.penalty(m) for m in model.modules() if isinstance(m, LearnedWidth) and m.penalty is not None]
+    return sum([*depths, *widths], start=0.0)
 
 
-def quadratic(layer: LearnedDepth, factor: float) -> Tensor:
+def linear(layer: LearnedDepth | LearnedWidth, factor: float) -> Tensor:
+    """factor * w: every unit, or block, costs the same."""
+    return factor * layer.w
+
+
+def quadratic(layer: LearnedDepth | LearnedWidth, factor: float) -> Tensor:
     """factor * w^2. Source: Going Deeper, the w regulariser: a sum of squares without 1/2, symmetric about 0."""
     return factor * layer.w.square()
 

@@ -1,4 +1,4 @@
-"""The hook that lets a policy, and the learned depths, change a model in training."""
+"""The hook that lets a policy, and the learned depths and widths, change a model in training."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,13 +13,14 @@ from morphogen.errors import MorphogenError, PlanError
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
+from morphogen.layers.width import LearnedWidth
 from morphogen.measures.importance import unit_importance
 from morphogen.measures.natural import natural_norm
 from morphogen.policies.budget import within
 from morphogen.policies.cost import Cost
 from morphogen.policies.look import Look, Memory, Policy, Proposal
 from morphogen.record import Change
-from morphogen.resize.adapt import asked
+from morphogen.resize.adapt import asked, learned
 from morphogen.resize.apply import apply_, count_parameters, prove
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow
 from morphogen.resize.gradmax import gradmax
@@ -85,9 +86,11 @@ class Controller:
 
     def _movable(self) -> tuple[str, ...]:
         """The widths whose growth the forward pass carries; sizes that are written into it are found by shapes alone."""
-        known = self.widths.values()
+        known = self.widths
         if self._free is None:
-            self._free = tuple(w.name for w in known if not w.pinned and self._carries(w.name))
+            # a learned width decides for itself
+            own = {learned(known, name) for name, module in self.model.named_modules() if isinstance(module, LearnedWidth)}
+            self._free = tuple(name for name in known if not known[name].pinned and name not in own and self._carries(name))
         return self._free
 
     def _carries(self, width: str) -> bool:
@@ -104,11 +107,8 @@ class Controller:
         look = Look(round, self.sizes(), self.cost(self.model), losses, self._attempt, self._importance, expansion)
         proposals, self.memory, self.done = self.policy.decide(look, self.memory, draw)
         if not self.done:
-            proposals = [*proposals, *self._depths()]
+            proposals = [*proposals, *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths))]
         return [self._apply(p, round, epoch, draw) for p in within(proposals, self.budget, self._count)]
-
-    def _depths(self) -> list[Proposal]:
-        return [Proposal(edit, f"learned depth w = {module.depth:.2f}") for edit, module in asked(self.model)]
 
     def _apply(self, proposal: Proposal, round: int, epoch: float, draw: torch.Generator) -> Change:
         edit, module = proposal.edit, None

@@ -1,35 +1,66 @@
-"""Learned depths get the blocks they ask for: `adapt(model, optimizers)`, called every now and then in a training loop."""
+"""Learned depths and widths get the blocks and units they ask for: `adapt(model, optimizers)`, every now and then in a
+training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.errors import PlanError
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
+from morphogen.layers.width import LearnedWidth
 from morphogen.resize.apply import apply_
-from morphogen.resize.edit import AddBlock, DropBlock, Edit
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
 from morphogen.resize.plan import plan
 
 
-def asked(model: nn.Module) -> list[tuple[Edit, BlockStack]]:
-    """The edits that the model's learned depths ask for now, outer layers first, at most one a layer."""
-    edits: list[tuple[Edit, BlockStack]] = []
+def asked(model: nn.Module, known: Callable[[], Mapping[str, Width]] | None = None) -> list[tuple[Edit, str]]:
+    """The edits that the model's learned depths and widths ask for now, with the reason; at most one a layer, outer ones first.
+
+    known: gives the model's widths, asked for only where a learned width wants another size.
+    """
+    edits: list[tuple[Edit, str]] = []
     for name, module in model.named_modules():
-        if isinstance(module, BlockStack) and (wanted := module.wanted()) != len(module.blocks):
-            edits.append((AddBlock(name) if wanted > len(module.blocks) else DropBlock(name), module))
+        if isinstance(module, BlockStack) and (wanted := module.wanted()) != (built := len(module.blocks)):
+            edit = AddBlock(name) if wanted > built else DropBlock(name)
+            edits.append((edit, f"learned depth w = {module.depth:.2f}"))
+        elif isinstance(module, LearnedWidth) and (wanted := module.wanted()) != (built := len(module.ones)):
+            if known is None:
+                raise PlanError(f"'{name}' is a LearnedWidth: give example=..., which shows what its units are tied to")
+            width = learned(known(), name)
+            grown = Grow(width, wanted - built) if wanted > built else Shrink(width, range(wanted, built))
+            edits.append((grown, f"learned width w = {module.width:.1f}"))
     return edits
 
 
-def adapt(model: nn.Module, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None) -> list[Edit]:
-    """Add and drop blocks until every learned depth has as many as it wants; returns the edits, for a ledger.
+def learned(known: Mapping[str, Width], layer: str) -> str:
+    """The name of the width that the `LearnedWidth` called `layer` learns."""
+    tensor = f"{layer}.ones".removeprefix(".")
+    return next(name for name, width in known.items() if any(slot.tensor == tensor for slot in width.slots))
 
-    The state of all other parameters stays, and the optimizers hold exactly the live ones. Under DistributedDataParallel, use
-    `resize_distributed` with `asked`.
+
+def adapt(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer] = (),
+    generator: torch.Generator | None = None,
+    example: Tensor | tuple[Any, ...] | None = None,
+) -> list[Edit]:
+    """Add and drop blocks and units until every learned depth and width has as many as it wants; returns the edits, for a
+    ledger.
+
+    The state of all other parameters stays, and the optimizers hold exactly the live ones. example: a batch to trace the
+    model with, for learned widths. Under DistributedDataParallel, use `resize_distributed` with `asked`.
     """
+    traced = None if example is None else lambda: widths(trace(model, example))
     made: list[Edit] = []
-    while edits := asked(model):
+    while edits := asked(model, traced):
         # one at a time: an outer block that leaves takes inner ones with it
-        apply_(model, plan(model, {}, [edits[0][0]]), optimizers=optimizers, generator=generator)
-        made.append(edits[0][0])
+        edit = edits[0][0]
+        known = traced() if traced and isinstance(edit, (Grow, Shrink)) else {}
+        apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator)
+        made.append(edit)
     return made

@@ -16,6 +16,7 @@ from morphogen.graph.widths import Width, widths
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.merge import Merge, convex, residual
 from morphogen.layers.stack import BlockStack
+from morphogen.layers.width import LearnedWidth
 from morphogen.record import Certificate
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Shrink
@@ -30,8 +31,9 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     """A copy of `model` in evaluation mode with the same function and none of morphogen's modules.
 
     A learned depth becomes its active blocks, each folded into one layer: for an affine f, an identity h + gate * BN(f(x))
-    is one affine map. Batch norm after a linear or convolution layer in a `Sequential` is folded into it, dropout goes, and
-    so do units that are constant or that nothing reads. Sums are formed in float64 and rounded once.
+    is one affine map. The gates of a learned width go into the layer before it, through what is positively homogeneous, or
+    into the layer right after it. Batch norm after a linear or convolution layer in a `Sequential` is folded into it, dropout
+    goes, and so do units that are constant or that nothing reads. Sums are formed in float64 and rounded once.
 
     The certificate states the largest difference on `example`, in the model's own precision. Raises `Unsupported` for a block
     that cannot be folded, and `NotExact` where the difference exceeds rounding: 1e-10 of the largest output with both in
@@ -92,7 +94,13 @@ def _folded(module: nn.Module) -> nn.Module:
         raise Unsupported(
             f"freeze: {type(module).__name__} has no single depth yet; put `fixed(collapse(...).depth)` of it in its place"
         )
+    if isinstance(module, LearnedWidth):
+        return module  # what it scales stands beside it, in the Sequential that holds it
     for name, child in list(module.named_children()):
+        if isinstance(child, LearnedWidth) and type(module) is not nn.Sequential:
+            raise Unsupported(
+                f"freeze: '{name}' of {type(module).__name__} is a LearnedWidth outside a Sequential; put it in one"
+            )
         setattr(module, name, _folded(child))
     return _fused(module) if type(module) is nn.Sequential else module
 
@@ -118,11 +126,51 @@ def _fused(module: nn.Sequential) -> nn.Sequential:
             continue
         if isinstance(layer, nn.ReLU) and _nonnegative(kept):
             continue
+        if isinstance(last, LearnedWidth):
+            kept.pop()
+            layer = _scaled_reader(layer, last)
+        if isinstance(layer, LearnedWidth) and (at := _producer(kept)) is not None:
+            kept[at] = (kept[at][0], _scaled_maker(kept[at][1], layer))
+            continue
         if isinstance(layer, _NORM) and layer.running_mean is not None and isinstance(last, (nn.Linear, *_CONV)):
             kept[-1] = (kept[-1][0], _fuse(last, layer))
         else:
             kept.append((name, layer))
+    if kept and isinstance(kept[-1][1], LearnedWidth):
+        raise Unsupported(f"freeze: a LearnedWidth after {kept[-2][0] if kept[1:] else 'the input'} stands last; {_WIDTH_HINT}")
     return nn.Sequential(OrderedDict(kept))
+
+
+_WIDTH_HINT = "put it right before a Linear or Conv, or after one with nothing but ReLU, LeakyReLU and pooling between"
+_HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+def _producer(kept: list[tuple[str, nn.Module]]) -> int | None:
+    """The place of the affine layer whose outputs arrive here scaled as they leave it, for factors that are not negative."""
+    for place in range(len(kept) - 1, -1, -1):
+        if isinstance(kept[place][1], (nn.Linear, *_CONV)):
+            return place
+        if not isinstance(kept[place][1], _HOMOGENEOUS):
+            return None
+    return None
+
+
+def _scaled_maker(layer: Any, width: LearnedWidth) -> nn.Module:
+    """The gates of `width` in the rows of a layer's weight and in its bias."""
+    gates = width.gates().to(layer.weight.dtype)
+    layer.weight = nn.Parameter(layer.weight * gates.view(-1, *[1] * (layer.weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias * gates)
+    return layer  # type: ignore[no-any-return]
+
+
+def _scaled_reader(layer: Any, width: LearnedWidth) -> nn.Module:
+    """The gates of `width` in the columns of the layer that reads it."""
+    if not isinstance(layer, (nn.Linear, *_CONV)) or getattr(layer, "groups", 1) > 1:
+        raise Unsupported(f"freeze: a LearnedWidth before {type(layer).__name__} cannot be folded; {_WIDTH_HINT}")
+    gates = width.gates().to(layer.weight.dtype)
+    layer.weight = nn.Parameter(layer.weight * gates.view(1, -1, *[1] * (layer.weight.dim() - 2)))
+    return layer
 
 
 def _fuse(layer: nn.Module, norm: Any) -> nn.Module:
