@@ -27,7 +27,7 @@ def natural_norm(model: nn.Module, loss: Callable[[nn.Module], Tensor], damping:
     seen: dict[nn.Module, Rows] = {m: [] for m in model.modules() if isinstance(m, nn.Linear) or _is_plain_conv(m)}
     handles = [m.register_forward_hook(_recorder(rows)) for m, rows in seen.items()]
     try:
-        with untouched(model):
+        with untouched(model), torch.enable_grad():
             value = loss(model)
             # the gradients themselves are not needed, only what passes the hooks
             torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)

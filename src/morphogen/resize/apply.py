@@ -6,7 +6,7 @@ a backward through a graph from before the resize fails loudly.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +48,9 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
 }
 
 
+NOTHING: Mapping[str, Tensor] = {}
+
+
 @dataclass(frozen=True)
 class Applied:
     """A carried-out resize: the `receipt` says what happened, `undo()` takes it back, bit for bit, weights and state."""
@@ -79,6 +82,7 @@ def resize(
     generator: torch.Generator | None = None,
     starts: Starts = STARTS,
     fresh: str = "scaled",
+    values: Mapping[str, Tensor] = NOTHING,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
     _refuse_sharded(model)
@@ -92,6 +96,7 @@ def resize(
         generator=generator,
         starts=starts,
         fresh=fresh,
+        values=values,
     )
 
 
@@ -106,6 +111,7 @@ def apply_(
     generator: torch.Generator | None = None,
     starts: Starts = STARTS,
     fresh: str = "scaled",
+    values: Mapping[str, Tensor] = NOTHING,
 ) -> Applied:
     """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
 
@@ -115,7 +121,7 @@ def apply_(
     schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
     starts: how the values of new units start, by role, see `resize.start`. fresh: how their optimizer state starts, a name of
-    `optim.FRESH`.
+    `optim.FRESH`. values: whole tensors of the plan, by name, as they should be afterwards instead, see `resize.firefly`.
     """
     _refuse_sharded(model)
     if fresh not in FRESH:
@@ -123,14 +129,18 @@ def apply_(
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
+    if values and ema:
+        raise PlanError(
+            "values=: an average has old entries of its own, which whole tensors would replace; give no ema, and copy"
+        )
     if example is not None:
         prove(model, plan, example)
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = _probe(model, example), count_parameters(model)
-    values, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh])
+    made, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh], values)
     back: list[Callable[[], None]] = []
     try:
-        _commit(values, states, back)
+        _commit(made, states, back)
         _regroup(model, plan, back)
         _set_attributes(model, plan, back)
         refresh_sizes(model, back)
@@ -138,7 +148,7 @@ def apply_(
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
         after = _probe(model, example)
-        keeps = plan.keeps and keeps_function(starts)
+        keeps = plan.keeps and keeps_function(starts) and not values
         change = _change(before, after, plan if keeps else None)
         for copied in ema:
             # the same draws give its new units the same values
@@ -195,6 +205,7 @@ def _computed(
     generator: torch.Generator | None,
     starts: Starts,
     fresh: frozenset[str],
+    given: Mapping[str, Tensor],
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
     """New values of every touched tensor and new optimizer states; nothing is written yet."""
     values, states = [], []
@@ -208,6 +219,8 @@ def _computed(
             if len(new := (index == NEW).nonzero()[:, 0]):
                 new = new.to(value.device)
                 value.index_copy_(row.dim, new, starts[row.role](row, value, new, generator))
+            if row is rows[-1] and row.tensor in given:
+                value = _checked(given[row.tensor].to(value), value.shape, row.tensor)
         values.append((tensor, _laid_out_as(tensor, value)))
         for optimizer in optimizers:
             if tensor in optimizer.state:
@@ -219,6 +232,12 @@ def _computed(
                 state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
                 states.append((optimizer, tensor, state))
     return values, states
+
+
+def _checked(given: Tensor, shape: torch.Size, name: str) -> Tensor:
+    if given.shape != shape:
+        raise PlanError(f"values: '{name}' is {tuple(given.shape)} and would be {tuple(shape)} after this plan")
+    return given
 
 
 def _laid_out_as(old: Tensor, new: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def _strength(
     grown: nn.Module, tensors: dict[str, Tensor], makers: list[Row], readers: list[Row], loss: Callable[[nn.Module], Tensor]
 ) -> tuple[float, list[Tensor]]:
     """|G|^2, the squared gradient of the new outgoing weights, and its gradient by the new incoming ones."""
-    with untouched(grown):
+    with untouched(grown), torch.enable_grad():
         value = loss(grown)
         try:
             outgoing = torch.autograd.grad(value, [tensors[row.tensor] for row in readers], create_graph=True)

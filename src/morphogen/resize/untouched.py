@@ -9,10 +9,10 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """With gradients and under one seed; afterwards buffers and the random state are what they were."""
+    """Under one seed; afterwards buffers and the random state are what they were."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
     finally:
