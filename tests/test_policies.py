@@ -6,19 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from morphogen.policies import POLICIES, Controller, Look, Proposal, Trial
+from morphogen.policies import POLICIES, Controller, Firefly, Look, Proposal, Stochastic, Trial
 from morphogen.policies.budget import within
+from morphogen.policies.controller import SEARCHES
 from morphogen.policies.cost import weighed
-from morphogen.resize import AddBlock, Edit, Grow, Shrink, count_parameters, resize
+from morphogen.resize import AddBlock, Edit, Grow, Shrink, Split, count_parameters, resize
 from morphogen.train import generator
 from problems import problem
+
+
+def change(edit: Edit) -> int:
+    return edit.units if isinstance(edit, Grow) else -len(edit.drop)
 
 
 def look(round: int, size: int, worth: float, loss: float = 1.0) -> Look:
     """A model of one width, in which leaving any units out raises the loss by `worth`."""
     return Look(
         round, {"a": size}, 100 * size, torch.full((10,), loss),
-        lambda edits: (torch.full((10,), loss + worth), 100 * (size - len(edits[0].drop))),
+        lambda edits, start="", seed=0: (torch.full((10,), loss + worth), 100 * (size + (change(edits[0])))),
         lambda name: 1.0 + torch.arange(size),
     )  # fmt: skip
 
@@ -111,15 +116,74 @@ def test_growth_is_cut_to_the_largest_that_fits() -> None:
     assert kept[0].reason == "r (cut to the budget)"
 
 
-def test_an_attempt_leaves_no_trace() -> None:
+@pytest.mark.parametrize("start", SEARCHES)
+def test_an_attempt_leaves_no_trace(start: str) -> None:
     model, x = problem("convnet", torch.float32)
     opt = torch.optim.AdamW(model.parameters())
-    controller = Controller(model, [opt], Trial(), lambda m: m.eval()(x).square().mean(1), x)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    without, parameters = controller._attempt([Shrink("conv1", [0, 1])])
-    assert parameters < count_parameters(model)
-    assert without.shape == (3,)
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    # in training mode: a batch norm's averages and the random state would move
+    controller = Controller(
+        model, [opt], Trial(), lambda m: m.train()(x).square().mean(1) + torch.rand(3), x, loss=lambda m: m(x).square().mean()
+    )
+    model.train()(x).square().mean().backward()
+    opt.step()
+    before, random = copy.deepcopy((model.state_dict(), opt.state_dict())), torch.get_rng_state()
+    for edit in (Shrink("conv1", [0, 1]), Grow("conv1", 2)):
+        once, parameters = controller._attempt([edit], start, 3) if isinstance(edit, Grow) else controller._attempt([edit])
+        assert (parameters < count_parameters(model)) == isinstance(edit, Shrink)
+        assert once.shape == (3,)
+    assert torch.equal(controller._attempt([edit], start, 3)[0], once)
+    assert str(before) == str((model.state_dict(), opt.state_dict()))
+    assert all(torch.equal(before[0][n], t) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_what_was_attempted_is_what_is_done() -> None:
+    model, x = problem("convnet", torch.float32)
+    controller = Controller(model, [], Stochastic(), lambda m: m.eval()(x).square().mean(1).detach(), x)
+    tried, cost = controller._attempt([Grow("conv1", 2)], "random", 7)
+    controller._apply(Proposal(Grow("conv1", 2), "r", "random", 7), 0, 0.0, generator(0))
+    assert torch.equal(controller.losses(model), tried)
+    assert count_parameters(model) == cost
+
+
+def noisy(rise: float, spread: float) -> Look:
+    """Whatever is tried, losses rise by `rise` on average, with that spread between examples."""
+    pattern = torch.tensor([1.0, -1.0]).repeat(50)
+    return Look(
+        1, {"a": 8}, 800, torch.ones(100),
+        lambda edits, start="", seed=0: (1 + rise + spread * pattern, 800), lambda name: torch.arange(8.0),
+    )  # fmt: skip
+
+
+def test_the_bound_refuses_what_may_be_noise() -> None:
+    for confidence, kept in ((0.0, True), (1.64, False)):
+        proposals, _, _ = Stochastic(confidence=confidence).decide(noisy(-0.01, 0.1), {}, generator(0))
+        assert bool(proposals) == kept
+    assert Stochastic(confidence=1.64).decide(noisy(-0.03, 0.1), {}, generator(0))[0]
+    assert not Stochastic().decide(noisy(0.0, 0.0), {}, generator(0))[0]
+    # units on trial whose removal costs 0.03 on average stay; where that may be noise, they leave
+    memory = {**Trial().start(), "added": {"a": (4, 0)}}
+    for confidence, kind in ((0.0, Grow), (4.0, Shrink)):
+        policy = Trial(price=0.0, probation=1, multiple=4, confidence=confidence)
+        assert isinstance(policy.decide(noisy(0.03, 0.1), memory, generator(0))[0][0].edit, kind)
+
+
+def test_firefly_keeps_the_best_chunks_and_splits_only_where_the_function_stays() -> None:
+    gains = {
+        "a": (torch.tensor([0.1, 0.9, 0.8, 0.0]), torch.tensor([0.05, 0.0])),
+        "b": (torch.empty(0), torch.tensor([0.5, 0.4])),
+    }
+    seen = Look(
+        2, {"a": 4, "b": 4}, 80, torch.ones(4), lambda *_: (torch.ones(4), 0), lambda _: torch.ones(4), gains=lambda n: gains
+    )
+    proposals, _, _ = Firefly(rate=0.5, multiple=2).decide(seen, {}, generator(0))
+    assert [p.edit for p in proposals] == [Split("a", [1, 2]), Grow("b", 2)]
+    assert all(p.start == "firefly" for p in proposals)
+
+
+def test_growth_by_splits_is_cut_to_the_budget() -> None:
+    kept = within([Proposal(Split("a", [3, 1, 2]), "r")], 125, lambda edits: 100 + sum(10 * len(e.of) for e in edits))
+    assert [p.edit for p in kept] == [Split("a", [3, 1])]
 
 
 def test_operations_weigh_in_what_is_priced() -> None:

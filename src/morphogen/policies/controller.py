@@ -22,14 +22,24 @@ from morphogen.policies.look import Look, Memory, Policy, Proposal
 from morphogen.record import Change
 from morphogen.resize.adapt import asked, learned
 from morphogen.resize.apply import apply_, count_parameters, prove
-from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow
+from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Split
+from morphogen.resize.firefly import firefly
 from morphogen.resize.gradmax import gradmax
 from morphogen.resize.ledger import ledger_from_json, ledger_to_json
 from morphogen.resize.plan import Plan, live_size, plan, tensors_of
-from morphogen.resize.start import STARTS, Starts
+from morphogen.resize.start import STARTS, normal
+from morphogen.resize.untouched import untouched
 
-# How the values of new units may be searched for, on training examples: (model, plan, loss, generator) -> starts.
-SEARCHES: dict[str, Callable[[nn.Module, Plan, Callable[[nn.Module], Tensor], torch.Generator], Starts]] = {"gradmax": gradmax}
+Loss = Callable[[nn.Module], Tensor]
+
+# How new units start, perhaps searched for on training examples: (model, plan, gives the loss, generator) -> arguments of
+# apply_.
+SEARCHES: dict[str, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generator], dict[str, Any]]] = {
+    "": lambda model, plan, loss, draw: {},
+    "random": lambda model, plan, loss, draw: {"starts": STARTS | dict.fromkeys(("in", "in a group"), normal(0.01))},
+    "gradmax": lambda model, plan, loss, draw: {"starts": gradmax(model, plan, loss(), draw)},
+    "firefly": lambda model, plan, loss, draw: {"values": firefly(model, plan, loss(), draw).values},
+}
 
 
 class Controller:
@@ -102,9 +112,11 @@ class Controller:
 
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         """One look: decide, change the model and every optimizer, and say what changed."""
-        losses = self.losses(self.model)
         expansion = partial(self._expansion, draw=draw, searched={})
-        look = Look(round, self.sizes(), self.cost(self.model), losses, self._attempt, self._importance, expansion)
+        with untouched(self.model):
+            losses = self.losses(self.model)
+        cost, gains = self.cost(self.model), partial(self._gains, draw)
+        look = Look(round, self.sizes(), cost, losses, self._attempt, self._importance, expansion, gains)
         proposals, self.memory, self.done = self.policy.decide(look, self.memory, draw)
         if not self.done:
             proposals = [*proposals, *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths))]
@@ -119,8 +131,9 @@ class Controller:
             sizes = (len(module.blocks), len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1))
             where = edit.module
         planned = plan(self.model, self.widths, [edit])
-        starts = SEARCHES[proposal.start](self.model, planned, self.loss, draw) if proposal.start else STARTS
-        applied = apply_(self.model, planned, optimizers=self.optimizers, generator=draw, starts=starts)
+        draw = draw if proposal.seed is None else torch.Generator().manual_seed(proposal.seed)
+        how = SEARCHES[proposal.start](self.model, planned, lambda: self.loss, draw)
+        applied = apply_(self.model, planned, optimizers=self.optimizers, generator=draw, **how)
         if module is not None:
             self._widths = None
         else:
@@ -128,13 +141,32 @@ class Controller:
         self.ledger.append(edit)
         return Change(round, epoch, where, *sizes, proposal.reason, (before, count_parameters(self.model)))
 
-    def _attempt(self, edits: Sequence[Edit]) -> tuple[Tensor, float]:
-        # no optimizer takes part: no step happens before the undo
-        applied = apply_(self.model, plan(self.model, self.widths, edits))
+    def _attempt(self, edits: Sequence[Edit], start: str = "", seed: int = 0, /) -> tuple[Tensor, float]:
+        draw, planned = torch.Generator().manual_seed(seed), plan(self.model, self.widths, edits)
+        how = SEARCHES[start](self.model, planned, lambda: self.loss, draw)
+        # on a copy: losses may move more than a resize takes back, such as the averages of a batch norm
+        tried = copy.deepcopy(self.model)
+        apply_(tried, planned, generator=draw, **how)
+        with untouched(tried):
+            return self.losses(tried), self.cost(tried)
+
+    def _gains(self, draw: torch.Generator, new: int) -> dict[str, tuple[Tensor, Tensor]]:
+        edits: dict[str, list[Edit]] = {}
+        for name, size in self.sizes().items():
+            grow, split = Grow(name, new), Split(name, range(size))
+            edits[name] = [split, grow] if self._plans([split]) else [grow]
+        if not edits:
+            return {}
+        planned = plan(self.model, self.widths, [edit for some in edits.values() for edit in some])
+        found = firefly(self.model, planned, self.loss, draw).gains
+        return {name: (gains[:-new], gains[-new:]) for name, gains in found.items()}
+
+    def _plans(self, edits: Sequence[Edit]) -> bool:
         try:
-            return self.losses(self.model), self.cost(self.model)
-        finally:
-            applied.undo()
+            plan(self.model, self.widths, edits)
+        except PlanError:
+            return False
+        return True
 
     @property
     def loss(self) -> Callable[[nn.Module], Tensor]:

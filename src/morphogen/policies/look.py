@@ -18,27 +18,38 @@ class Look:
     """One look at a model in training.
 
     sizes: the widths that may change, name -> units. cost: of the model, its parameters unless the controller was given
-    another. losses: validation loss of each example, shape (n,). attempt: losses and cost as they would be after some edits;
-    the model is untouched afterwards. importance: strength of every unit of a width, shape (units,). expansion: by what factor
-    a growth, started with the largest gradient, would raise the gain of a natural-gradient step.
+    another. losses: validation loss of each example, shape (n,). attempt: (edits, start, seed) -> losses and cost as they would
+    be after them; the model is untouched afterwards. importance: strength of every unit of a width, shape (units,).
+    expansion: by what factor a growth, started with the largest gradient, would raise the gain of a natural-gradient step.
+    gains: (n) -> by width, how much a split of each of its units and each of n new ones would lower the training loss, shapes
+    (units,) and (n,); no entries for splits where twins would change the function.
     """
 
     round: int
     sizes: dict[str, int]
     cost: float
     losses: Tensor
-    attempt: Callable[[Sequence[Edit]], tuple[Tensor, float]]
+    attempt: "Attempt"
     importance: Callable[[str], Tensor]
     expansion: Callable[[Edit], float] = lambda edit: 1.0
+    gains: Callable[[int], dict[str, tuple[Tensor, Tensor]]] = lambda new: {}
+
+
+class Attempt(Protocol):
+    """Losses of each example and the cost, as they would be after some edits."""
+
+    def __call__(self, edits: Sequence[Edit], start: str = "", seed: int = 0, /) -> tuple[Tensor, float]: ...
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """An edit and why. start: how the values of new units start, a name of `controller.SEARCHES`, or "" for the usual."""
+    """An edit and why. start: how the values of new units start, a name of `controller.SEARCHES`, or "" for the usual. seed:
+    of their draws; the one that was attempted does what the attempt did."""
 
     edit: Edit
     reason: str
     start: str = ""
+    seed: int | None = None
 
 
 class Policy(Protocol):

@@ -21,6 +21,8 @@ class Trial:
     trials.
 
     Sizes change in steps of `multiple`, since kernels are slower in between. rate: the share by which a width grows.
+    confidence: standard errors of the mean difference by which units must be worth their price to stay or not to be removed;
+    0 judges by the mean alone.
 
     Source: Growing_neural_network, the stochastic step (propose, compare loss + penalty x weights, keep or undo).
     Differs: proposals are judged after a round of training instead of before any, on validation data, in chunks, with a
@@ -35,6 +37,7 @@ class Trial:
     strikes: int = 2
     patience: int = 5
     gain: float = 0.01
+    confidence: float = 0.0
 
     def start(self) -> Memory:
         return {"added": {}, "resting": {}, "failed": {}}
@@ -89,7 +92,10 @@ class Trial:
         return [Proposal(edit, f"validation loss {rise:+.4f} without its weakest {units}")] if worth < 0 else []
 
     def _worth(self, look: Look, removal: Edit) -> tuple[float, float]:
-        """(rise of the mean validation loss by a removal, its worth: log loss ratio less the price of the cost)."""
+        """(rise of the mean validation loss by a removal, its worth: log loss ratio, at least, less the price of the cost)."""
         without, cost = look.attempt([removal])
+        rise = without - look.losses
+        error = float(rise.std()) / math.sqrt(len(rise)) if self.confidence and len(rise) > 1 else 0.0
         before, after = float(look.losses.mean()), float(without.mean())
-        return after - before, log_loss(after) - log_loss(before) - self.price * math.log(look.cost / cost)
+        least = max(0.0, after - self.confidence * error)
+        return after - before, log_loss(least) - log_loss(before) - self.price * math.log(look.cost / cost)
