@@ -2,7 +2,8 @@
 
 One schedule of growth (two hidden layers from 8 to 64 units in seven steps over the first half of training) with the
 optimizer left stale, rebuilt, or carried along; with naive, function-preserving and gradient-maximising new units; growth that
-policies decide; the same final sizes from scratch; and the best of a grid of twelve widths, its total cost included.
+policies decide; widths that the gradient learns; the same final sizes from scratch; and the best of a grid of twelve widths,
+its total cost included.
 
 All networks see the same number of batches under the same learning rate, which falls to zero over the second half. Decisions
 (of policies, of the grid) use a validation part, the scores are of the test part.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,9 @@ from torch.optim import AdamW
 
 from morphogen.data.load import load
 from morphogen.data.split import split
-from morphogen.policies import Controller, GradMax, Natural, Policy, Trial
+from morphogen.layers.penalty import linear, penalty
+from morphogen.layers.width import LearnedWidth
+from morphogen.policies import Controller, Firefly, GradMax, Natural, Policy, Trial
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.resize.apply import apply_, count_parameters
 from morphogen.resize.edit import Grow
@@ -33,6 +37,7 @@ from morphogen.resize.gradmax import gradmax
 from morphogen.resize.plan import plan
 from morphogen.resize.start import STARTS, normal
 from morphogen.train import Batches, State, generator, predict, train
+from morphogen.transforms.freeze import freeze
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Config:
     rate: float = 3e-3
     decay: float = 0.01
     deviation: float = 0.01  # of naive new units, on both sides, as in Growing_neural_network
+    price: float = 3e-4  # of a unit, in nats, where the gradient learns the widths
     grid: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 
 
@@ -95,6 +101,17 @@ def network(features: int, widths: tuple[int, int], classes: int) -> nn.Sequenti
     )  # fmt: skip
 
 
+def learning(features: int, widths: tuple[int, int], classes: int, price: float) -> nn.Sequential:
+    """The same with widths that are learned, each unit at that price."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, layer in network(features, widths, classes).named_children():
+        parts[name] = layer
+        if name.startswith("relu"):
+            number = int(name[-1])
+            parts[f"width{number}"] = LearnedWidth(widths[number - 1], penalty=partial(linear, factor=price))
+    return nn.Sequential(parts)
+
+
 def accuracy(model: nn.Module, part: tuple[Tensor, Tensor]) -> float:
     return float(predict(model, part[0]).argmax(1).eq(part[1]).double().mean())
 
@@ -106,24 +123,29 @@ Change = Callable[[State, "Run"], None]
 class Run:
     """One training of one network, perhaps with a change of its structure after each round."""
 
-    def __init__(self, data: Data, config: Config, seed: int, widths: tuple[int, int]) -> None:
+    def __init__(
+        self, data: Data, config: Config, seed: int, widths: tuple[int, int], build: Callable[..., nn.Module] = network
+    ) -> None:
         torch.manual_seed(seed)
         self.data, self.config, self.seed = data, config, seed
-        model = network(data.train.x.shape[1], widths, data.classes)
+        model = build(data.train.x.shape[1], widths, data.classes)
         self.state = State(model, self.optimizer(model), seed)
         self.controller: Controller | None = None
         self.path: list[float] = []
         self.cost = 0
 
     def optimizer(self, model: nn.Module) -> AdamW:
-        return AdamW(model.parameters(), lr=self.config.rate, weight_decay=self.config.decay, fused=True)
+        sizes: list[nn.Parameter] = [m.log_w for m in model.modules() if isinstance(m, LearnedWidth)]
+        weights = [p for p in model.parameters() if all(p is not size for size in sizes)]
+        groups: list[dict[str, Any]] = [{"params": weights}, *([{"params": sizes, "weight_decay": 0.0}] if sizes else [])]
+        return AdamW(groups, lr=self.config.rate, weight_decay=self.config.decay, fused=True)
 
     def rate(self, step: int) -> float:
         left = 1 - step / (self.config.rounds * self.config.steps)
         return self.config.rate * min(1.0, (step + 1) / 50, 2 * left)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x), y)
+        return F.cross_entropy(model(x), y) + penalty(model)
 
     def loss(self, model: nn.Module) -> Tensor:
         """Of the next four batches."""
@@ -144,7 +166,10 @@ class Run:
         began = time.perf_counter()
         options = {"steps": self.config.steps, "rounds": self.config.rounds}
         train(self.state, self.data.train, self.objective, self.rate, hooks=[after], **options)
-        seconds, model = time.perf_counter() - began, self.state.model
+        model = self.state.model
+        if any(isinstance(m, LearnedWidth) for m in model.modules()):
+            model, _ = freeze(model, self.data.train.x[:2])
+        seconds = time.perf_counter() - began
         return Fit(
             accuracy(model, self.data.test), self.path[-1], count_parameters(model), seconds, self.cost, tuple(self.path),
             (model.first.out_features, model.second.out_features),  # type: ignore[union-attr, arg-type]
@@ -191,15 +216,15 @@ def grow_by_hand(state: State, run: Run) -> None:
         setattr(old, name, layer)
 
 
-def decide(state: State, run: Run, policy: Policy) -> None:
-    """Ask a policy, until it is finished."""
+def decide(state: State, run: Run, policy: Policy | None) -> None:
+    """Ask a policy, until it is finished, or let learned widths have what they ask for."""
     if run.controller is None:
         run.controller = _controller(run, policy)
     if not run.controller.done:
         run.controller.step(state.round, 0.0, generator(run.seed, 7, state.round))
 
 
-def _controller(run: Run, policy: Policy) -> Controller:
+def _controller(run: Run, policy: Policy | None) -> Controller:
     run.controller = run.controller or Controller(
         run.state.model, [run.state.optimizer], policy, run.losses, run.data.train.x[:2], loss=run.loss
     )
@@ -214,7 +239,16 @@ SCHEDULED: dict[str, Change] = {
     "carried, naive units": partial(grow, start="naive"),
     "carried, gradmax units": partial(grow, start="gradmax"),
 }
-DECIDED: dict[str, Policy] = {"trial": Trial(multiple=8), "natural": Natural(multiple=8), "gradmax": GradMax(multiple=8)}
+DECIDED: dict[str, Policy] = {
+    "trial": Trial(multiple=8),
+    "natural": Natural(multiple=8),
+    "gradmax": GradMax(multiple=8),
+    "firefly": Firefly(multiple=8),
+}
+
+
+LEARNED = "gradient"
+OURS = (*DECIDED, LEARNED)
 
 
 def compared(name: str, config: Config, seed: int) -> dict[str, Fit]:
@@ -225,6 +259,10 @@ def compared(name: str, config: Config, seed: int) -> dict[str, Fit]:
     found["final size from scratch"] = Run(data, config, seed, large).fit()
     for key, policy in DECIDED.items():
         found[f"policy {key}"] = Run(data, config, seed, small).fit(partial(decide, policy=policy))
+    found[f"policy {LEARNED}"] = Run(data, config, seed, small, partial(learning, price=config.price)).fit(
+        partial(decide, policy=None)
+    )
+    for key in OURS:
         found[f"size of {key} from scratch"] = Run(data, config, seed, found[f"policy {key}"].widths).fit()
     grid = [Run(data, config, seed, (width, width)).fit() for width in config.grid]
     best = max(grid, key=lambda fit: fit.validation)
@@ -256,10 +294,10 @@ def claims(name: str, runs: Sequence[dict[str, Fit]], config: Config) -> list[Cl
         difference("carried optimizer", "carried, naive units", low=0.0),
         difference("carried, gradmax units", "carried optimizer", low=0.0),
         difference("carried optimizer", "final size from scratch", low=-0.003),
-        *(difference(f"policy {key}", f"size of {key} from scratch", low=-0.003) for key in DECIDED),
-        *(difference(f"policy {key}", grid, low=-0.003) for key in DECIDED),
+        *(difference(f"policy {key}", f"size of {key} from scratch", low=-0.003) for key in OURS),
+        *(difference(f"policy {key}", grid, low=-0.003) for key in OURS),
     ]
-    for key in DECIDED:
+    for key in OURS:
         found += [
             shown(f"parameters by policy {key}", [float(run[f"policy {key}"].parameters) for run in runs]),
             ratio(f"policy {key}", f"size of {key} from scratch", 2.0),

@@ -45,16 +45,16 @@ SEARCHES: dict[str, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generat
 class Controller:
     """Asks the policy after each round, clips its answer to the budget, carries it out and keeps the ledger.
 
-    losses: model -> validation loss of each example, shape (n,). example: a batch to trace the model with. budget: most
-    parameters. cost: what the policy's price is charged on. loss: model -> training loss, a scalar that can be differentiated;
-    some policies need it to choose what new units compute.
+    policy: None lets learned depths and widths alone decide. losses: model -> validation loss of each example, shape (n,).
+    example: a batch to trace the model with. budget: most parameters. cost: what the policy's price is charged on. loss:
+    model -> training loss, a scalar that can be differentiated; some policies need it to choose what new units compute.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
-        policy: Policy,
+        policy: Policy | None,
         losses: Callable[[nn.Module], Tensor],
         example: Tensor | tuple[Any, ...],
         budget: int | None = None,
@@ -63,7 +63,7 @@ class Controller:
     ) -> None:
         self.model, self.optimizers, self.policy = model, tuple(optimizers), policy
         self.losses, self.example, self.budget, self.cost, self._loss = losses, example, budget, cost, loss
-        self.memory: Memory = policy.start()
+        self.memory: Memory = policy.start() if policy else {}
         self.ledger: list[Edit] = []
         self.done = False
         self._widths: dict[str, Width] | None = None
@@ -112,15 +112,19 @@ class Controller:
 
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         """One look: decide, change the model and every optimizer, and say what changed."""
+        proposals = [] if self.policy is None else self._decided(self.policy, round, draw)
+        if not self.done:
+            proposals = [*proposals, *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths))]
+        return [self._apply(p, round, epoch, draw) for p in within(proposals, self.budget, self._count)]
+
+    def _decided(self, policy: Policy, round: int, draw: torch.Generator) -> list[Proposal]:
         expansion = partial(self._expansion, draw=draw, searched={})
         with untouched(self.model):
             losses = self.losses(self.model)
         cost, gains = self.cost(self.model), partial(self._gains, draw)
         look = Look(round, self.sizes(), cost, losses, self._attempt, self._importance, expansion, gains)
-        proposals, self.memory, self.done = self.policy.decide(look, self.memory, draw)
-        if not self.done:
-            proposals = [*proposals, *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths))]
-        return [self._apply(p, round, epoch, draw) for p in within(proposals, self.budget, self._count)]
+        proposals, self.memory, self.done = policy.decide(look, self.memory, draw)
+        return proposals
 
     def _apply(self, proposal: Proposal, round: int, epoch: float, draw: torch.Generator) -> Change:
         edit, module = proposal.edit, None

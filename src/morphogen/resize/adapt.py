@@ -55,12 +55,19 @@ def adapt(
     The state of all other parameters stays, and the optimizers hold exactly the live ones. example: a batch to trace the
     model with, for learned widths. Under DistributedDataParallel, use `resize_distributed` with `asked`.
     """
-    traced = None if example is None else lambda: widths(trace(model, example))
     made: list[Edit] = []
-    while edits := asked(model, traced):
+    known: dict[str, Width] = {}
+
+    def traced() -> dict[str, Width]:
+        # a trace costs many resizes; units that come and go leave it valid
+        known.update({} if known or example is None else widths(trace(model, example)))
+        return known
+
+    while edits := asked(model, None if example is None else traced):
         # one at a time: an outer block that leaves takes inner ones with it
         edit = edits[0][0]
-        known = traced() if traced and isinstance(edit, (Grow, Shrink)) else {}
         apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator)
+        if isinstance(edit, (AddBlock, DropBlock)):
+            known.clear()
         made.append(edit)
     return made
