@@ -46,6 +46,14 @@ class Slot:
     def __str__(self) -> str:
         return f"{self.tensor}[{self.dim}]"
 
+    def units(self, width: str, sizes: Mapping[str, int]) -> list[int]:
+        """The unit of `width` at every entry of the dimension, -1 where it is another width's. sizes: of all its widths."""
+        found: list[int] = []
+        for span in self.spans:
+            for unit in range(sizes[span.width]):
+                found += [unit if span.width == width else -1] * span.repeat
+        return found
+
 
 @dataclass(frozen=True)
 class Width:

@@ -22,24 +22,20 @@ def unit_importance(model: nn.Module, widths: Mapping[str, Width], name: str) ->
     # what enters a unit: its rows, or the norm's scale where one follows; what leaves it: the columns that read it
     scaled = any(slot.role == "scale" for slot in width.slots)
     enters, leaves = torch.zeros(size), torch.zeros(size)
+
+    def units(slot: Slot) -> list[int]:
+        return slot.units(width.name, {span.width: live_size(widths, span.width, tensors) for span in slot.spans})
+
     for slot in width.slots:
         if slot.role.startswith("in"):
-            leaves += _squares(tensors[slot.tensor], slot, width.name, size)
+            leaves += _squares(tensors[slot.tensor], units(slot), slot.dim, size)
         elif slot.role == ("scale" if scaled else "out"):
-            enters += _squares(tensors[slot.tensor], slot, width.name, size)
+            enters += _squares(tensors[slot.tensor], units(slot), slot.dim, size)
     return (enters * leaves).sqrt()
 
 
-def _squares(tensor: Tensor, slot: Slot, width: str, size: int) -> Tensor:
-    """Sum of squares of each unit's entries along the slot's dimension; of other widths' spans nothing is taken."""
-    flat = tensor.detach().movedim(slot.dim, 0).flatten(1) if tensor.dim() > 1 else tensor.detach()[:, None]
-    per_entry = flat.square().sum(1).float().cpu()
-    result, start = torch.zeros(size), 0
-    known = {span.width for span in slot.spans}
-    if known == {width}:
-        for span in slot.spans:
-            extent = size * span.repeat
-            result += per_entry[start : start + extent].view(-1, span.repeat).sum(1)
-            start += extent
-        return result
-    return result + per_entry.sum() / size  # a concatenation: no unit is told apart, and none looks dead
+def _squares(tensor: Tensor, units: list[int], dim: int, size: int) -> Tensor:
+    """Sum of squares of each unit's entries along a dimension."""
+    flat = tensor.detach().movedim(dim, 0).flatten(1) if tensor.dim() > 1 else tensor.detach()[:, None]
+    # entries of other widths, -1, are collected behind the last unit and left there
+    return torch.zeros(size + 1).index_add(0, torch.tensor(units) % (size + 1), flat.square().sum(1).float().cpu())[:size]

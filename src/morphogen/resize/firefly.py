@@ -116,12 +116,10 @@ def _sides(plan: Plan, tensors: dict[str, Tensor]) -> Iterator[_Side]:
 
 def _units(slot: Slot, plan: Plan, width: str, when: int = 1) -> Tensor:
     """The unit of `width` at every entry of a dimension, -1 where it is another width's; before (when=0) or after."""
-    parts = []
-    for span in slot.spans:
-        size = plan.sizes[span.width][when] if span.width in plan.sizes else _resting(slot, plan)
-        number = torch.arange(size) if span.width == width else torch.full((size,), -1)
-        parts.append(number.repeat_interleave(span.repeat))
-    return torch.cat(parts)
+    sizes = {
+        span.width: plan.sizes[span.width][when] if span.width in plan.sizes else _resting(slot, plan) for span in slot.spans
+    }
+    return torch.tensor(slot.units(width, sizes))
 
 
 def _resting(slot: Slot, plan: Plan) -> int:
