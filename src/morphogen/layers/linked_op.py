@@ -1,0 +1,160 @@
+"""The linked pair as one operation that keeps z alone for its backward pass: `linked(z, kind, dim)`.
+
+Both directions work on halves of one output, without a copy: no `cat`, no second tensor for the backward pass.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Kind:
+    """g in three forms. value: plain, for derivatives of any order. into: (z, positive, negative) writes both halves. slope:
+    (gradient of a half, z) -> the gradient of its argument, for the negative half at -z."""
+
+    value: Callable[[Tensor], Tensor]
+    into: Callable[[Tensor, Tensor, Tensor], Any]
+    back: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _relu_into(z: Tensor, positive: Tensor, negative: Tensor) -> None:
+    torch.clamp_min(z, 0, out=positive)
+    torch.neg(z, out=negative).clamp_min_(0)
+
+
+def _relu_back(positive: Tensor, negative: Tensor, z: Tensor) -> Tensor:
+    # each half's gradient passes on its own side of 0; hardtanh's is the one kernel that passes the negative side
+    passed: Tensor = aten.threshold_backward(positive, z, 0)
+    return passed.sub_(aten.hardtanh_backward(negative, z, -math.inf, 0))
+
+
+def _both(value: Callable[..., Any]) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Two evaluations, at z and at -z, each argument made in the place of its result."""
+
+    def into(z: Tensor, positive: Tensor, negative: Tensor) -> None:
+        # in place: PyTorch 2.13 loses the result of gelu(contiguous float32, out=a part of a larger tensor)
+        value(positive.copy_(z), out=positive)
+        value(torch.neg(z, out=negative), out=negative)
+
+    return into
+
+
+def _mirrored(back: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def both(positive: Tensor, negative: Tensor, z: Tensor) -> Tensor:
+        return back(positive, z).sub_(back(negative, -z))
+
+    return both
+
+
+_ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+
+KINDS: dict[str, Kind] = {
+    "relu": Kind(F.relu, _relu_into, _relu_back),
+    "elu": Kind(F.elu, _both(aten.elu), _mirrored(lambda g, z: aten.elu_backward(g, 1.0, 1.0, 1.0, False, z))),
+    "selu": Kind(
+        F.selu,
+        _both(lambda z, **out: aten.elu(z, _ALPHA, _SCALE, 1.0, **out)),
+        _mirrored(lambda g, z: aten.elu_backward(g, _ALPHA, _SCALE, 1.0, False, z)),
+    ),
+    "silu": Kind(F.silu, _both(aten.silu), _mirrored(aten.silu_backward)),
+    "gelu": Kind(F.gelu, _both(aten.gelu), _mirrored(aten.gelu_backward)),
+}
+
+
+def linked(z: Tensor, kind: str, dim: int) -> Tensor:
+    """[g(z), g(-z)] along `dim`, g a name of `KINDS`. Keeps z alone for the backward pass; can be differentiated again."""
+    result: Tensor = _Linked.apply(z, kind, dim)  # type: ignore[no-untyped-call]
+    return result
+
+
+# Operations that a compiler takes as they are, one node each; their derivatives are the functions' below.
+
+
+@torch.library.custom_op("morphogen::linked", mutates_args=())
+def _forward(z: Tensor, kind: str, dim: int) -> Tensor:
+    result = _doubled(z, dim)
+    KINDS[kind].into(z, *result.chunk(2, dim))
+    return result
+
+
+@torch.library.custom_op("morphogen::linked_backward", mutates_args=())
+def _backward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
+    positive, negative = gradient.chunk(2, dim)
+    return KINDS[kind].back(positive, negative, z)
+
+
+@_forward.register_fake
+def _(z: Tensor, kind: str, dim: int) -> Tensor:
+    return _doubled(z, dim)
+
+
+@_backward.register_fake
+def _(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
+    return torch.empty_like(z)
+
+
+def _doubled(z: Tensor, dim: int) -> Tensor:
+    shape = list(z.shape)
+    shape[dim] *= 2
+    last = z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
+    return z.new_empty(shape).to(memory_format=torch.channels_last) if last else z.new_empty(shape)
+
+
+class _Linked(torch.autograd.Function):
+    @staticmethod
+    def forward(z: Tensor, kind: str, dim: int) -> Tensor:
+        return _forward(z, kind, dim)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str, int], output: Tensor) -> None:
+        z, ctx.kind, ctx.dim = inputs
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        return _Slope.apply(gradient, z, ctx.kind, ctx.dim), None, None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int) -> tuple[Tensor, int]:
+        return linked(z.movedim(dims[0], 0), kind, dim + 1), 0
+
+
+class _Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
+        return _backward(gradient, z, kind, dim)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, int], output: Tensor) -> None:
+        gradient, z, ctx.kind, ctx.dim = inputs
+        ctx.save_for_backward(gradient, z)
+
+    @staticmethod
+    def backward(ctx: Any, again: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """By plain operations: seldom asked for, so not worth kernels of its own."""
+        gradient, z = ctx.saved_tensors
+        value = KINDS[ctx.kind].value
+        with torch.enable_grad():
+            given, at = gradient.detach().requires_grad_(), z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(torch.cat([value(at), value(-at)], ctx.dim), at, given, create_graph=True)
+            first, second = torch.autograd.grad(slope, (given, at), again, allow_unused=True)
+        return first, torch.zeros_like(z) if second is None else second, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: tuple[int | None, int | None, None, None], gradient: Tensor, z: Tensor, kind: str, dim: int
+    ) -> tuple[Tensor, int]:
+        both = (
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip((gradient, z), dims[:2], strict=True)
+        )
+        return _Slope.apply(*both, kind, dim + 1), 0  # type: ignore[no-untyped-call]

@@ -1,0 +1,229 @@
+"""Linked activations: two halves of one sum, one saved tensor, and nets that start linear."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import morphogen as mg
+from morphogen import Grow, ShapeError, Shrink
+from morphogen.layers.linked import (
+    LKELU,
+    LKGELU,
+    LKSELU,
+    Linked,
+    LKPReLU,
+    LKReLU,
+    LKSine,
+    LKSwish,
+    difference,
+    looks_linear_,
+    second_moment,
+    variance_,
+)  # fmt: skip
+
+NAMED = {
+    LKReLU: torch.relu, LKSELU: F.selu, LKSwish: lambda z: z * z.sigmoid(),
+    LKGELU: lambda z: z * (1 + torch.erf(z / math.sqrt(2))) / 2, LKELU: F.elu,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("shape", [(5, 6), (3, 4, 5, 6), (2, 7, 3), (64, 1024)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_and_gradients_are_those_of_the_formula(kind, shape, dtype) -> None:
+    torch.manual_seed(0)
+    g, z = NAMED[kind], torch.randn(shape, dtype=dtype, requires_grad=True)
+    allowed = 1e-12 if dtype == torch.float64 else 1e-5
+    with torch.no_grad():
+        z.view(-1)[:2] = torch.tensor([0.0, -0.0])
+    found, expected = kind()(z), torch.cat([g(z), g(-z)], 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=allowed)
+    weight = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), z)[0] for out in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_it_can_be_differentiated_twice(kind) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(3, 4, dtype=torch.float64)
+    z = torch.where(z.abs() < 0.1, 0.5, z).requires_grad_()
+    assert torch.autograd.gradgradcheck(kind(), (z,))
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_the_backward_pass_keeps_z_alone(kind) -> None:
+    kept: list[Tensor] = []
+    z = torch.randn(8, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        kind()(z)
+    assert len(kept) == 1
+    assert kept[0].untyped_storage().data_ptr() == z.untyped_storage().data_ptr()
+
+
+def test_dimensions_formats_and_precisions() -> None:
+    z = torch.randn(2, 3, 4)
+    assert LKReLU(dim=-1)(z).shape == (2, 3, 8)
+    assert LKReLU(dim=0)(z).shape == (4, 3, 4)
+    image = torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last)
+    assert LKReLU()(image).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(LKReLU()(image), torch.cat([image.relu(), (-image).relu()], 1))
+    assert LKGELU()(z.bfloat16()).dtype == torch.bfloat16
+    infinite = torch.tensor([[math.inf, -math.inf, math.nan]])
+    torch.testing.assert_close(LKReLU()(infinite), torch.cat([infinite.relu(), (-infinite).relu()], 1), equal_nan=True)
+    with pytest.raises(ShapeError, match="dim=3"):
+        LKReLU(dim=3)(z)
+
+
+def test_batched_by_vmap() -> None:
+    z = torch.randn(5, 3, 4, dtype=torch.float64)
+    assert torch.equal(torch.vmap(LKSwish())(z), LKSwish(dim=2)(z))
+    per_example = torch.vmap(torch.func.grad(lambda one: LKReLU(dim=0)(one).square().sum()))(z)
+    torch.testing.assert_close(per_example, 2 * z)
+
+
+def test_whoever_reads_the_graph_sees_plain_operations(tmp_path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), LKSwish(), nn.Linear(12, 3)), torch.randn(5, 4)
+    exported = torch.export.export(model.eval(), (x,), strict=False)
+    assert not any("morphogen" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+def net() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(2, 5, 3, padding=1), LKReLU(), nn.MaxPool2d(2), nn.Conv2d(10, 4, 3, padding=1), LKSwish(), nn.Flatten(),
+        nn.Linear(32, 6), LKPReLU(6), nn.Linear(12, 3),
+    ]  # fmt: skip
+    return nn.Sequential(*layers).double(), torch.randn(3, 2, 4, 4).double()
+
+
+def test_a_linked_pair_is_one_width() -> None:
+    model, x = net()
+    known = mg.widths(mg.trace(model, x))
+    assert {w.name: w.size for w in known.values() if not w.pinned} == {"0": 5, "3": 4, "6": 6}
+    spans = next(slot for slot in known["0"].slots if slot.tensor == "3.weight").spans
+    assert [(span.width, span.repeat) for span in spans] == [("0", 1), ("0", 1)]
+    flat = next(slot for slot in known["3"].slots if slot.tensor == "6.weight").spans
+    assert [(span.width, span.repeat) for span in flat] == [("3", 4), ("3", 4)]
+
+
+def test_linked_nets_grow_and_shrink() -> None:
+    model, x = net()
+    before = model(x)
+    optimizer = torch.optim.AdamW(model.parameters())
+    applied = mg.resize(model, [Grow("0", 3), Grow("3", 1), Grow("6", 2)], example=x, optimizers=[optimizer])
+    assert applied.receipt.keeps
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
+    assert model[3].weight.shape == (5, 16, 3, 3)
+    assert model[7].positive.shape == (8,)
+    mg.resize(model, [Shrink("0", [5, 6, 7]), Shrink("3", [4]), Shrink("6", [6, 7])], example=x, optimizers=[optimizer])
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
+    assert mg.doctor(model, optimizer) == []
+
+
+def test_slopes_are_trained_each_on_its_own() -> None:
+    z = torch.randn(20, 3, dtype=torch.float64)
+    for units in (1, 3):
+        layer = LKPReLU(units).double()
+        layer(z).square().sum().backward()
+        for slope in (layer.positive, layer.negative):
+            assert slope.shape == (units,)
+            assert slope.grad.abs().min() > 0
+    each = LKPReLU((4, 5, 5))
+    assert each(torch.randn(2, 4, 5, 5)).shape == (2, 8, 5, 5)
+    published = LKPReLU((3,), initial=0.0, frozen=True).double()
+    assert torch.equal(published(z), LKReLU()(z))
+    assert not any(p.requires_grad for p in published.parameters())
+    layer = LKPReLU(3, initial=0.3).double()
+    torch.testing.assert_close(layer(z)[:, :3], F.prelu(z, torch.full((3,), 0.3).double()), rtol=0, atol=1e-7)
+    with pytest.raises(ShapeError, match="units=0"):
+        LKPReLU(0)
+
+
+def test_any_activation_can_be_linked() -> None:
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    for base, g in (
+        (nn.Tanh(), torch.tanh),
+        (torch.sin, torch.sin),
+        (nn.GELU("tanh"), lambda u: F.gelu(u, approximate="tanh")),
+    ):
+        assert torch.equal(Linked(base)(z), torch.cat([g(z), g(-z)], 1))
+    assert torch.equal(LKSine()(z), torch.cat([z.sin(), z.cos()], 1))
+    slopes = LKSine()(z)[:, :3].diff().shape
+    assert slopes == (4, 2)
+
+
+def test_shares_and_differences() -> None:
+    assert second_moment(nn.ReLU()) == pytest.approx(0.5, abs=1e-6)
+    assert second_moment(nn.SELU()) == pytest.approx(1.0, abs=1e-5)
+    assert second_moment(LKPReLU(initial=0.5)) == pytest.approx(1.25 / 2, abs=1e-6)
+    assert second_moment(nn.SiLU()) == pytest.approx(0.356, abs=1e-3)  # the specification's figure at q = 1
+    for base in (nn.ReLU(), nn.SiLU(), nn.GELU(), LKSwish()):
+        assert difference(base) == pytest.approx(1.0, abs=1e-6)
+    assert difference(LKPReLU(initial=0.25)) == pytest.approx(1.25, abs=1e-6)
+    assert difference(nn.SELU()) is None
+    assert difference(nn.Tanh()) is None
+
+
+@pytest.mark.parametrize("kind", [LKReLU, LKSwish, LKGELU, LKPReLU])
+def test_fifty_layers_that_look_linear_keep_lengths(kind) -> None:
+    torch.manual_seed(0)
+    act = kind()
+    x = torch.randn(64, 32, dtype=torch.float64)
+    z, moments = x, []
+    for _ in range(50):
+        layer = looks_linear_(nn.Linear(64, 32).double(), difference(act))
+        z = layer(act.double()(z))
+        moments.append(float(z.detach().square().mean() / x.square().mean()))
+    assert moments == pytest.approx([1.0] * 50, abs=1e-5)
+
+
+def test_fifty_convolutions_keep_lengths_and_gradients() -> None:
+    torch.manual_seed(0)
+    layers = [m for _ in range(50) for m in (LKSwish(), looks_linear_(nn.Conv2d(8, 4, 3, padding=1)))]
+    model, x = nn.Sequential(*layers).double(), torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    out = model(x)
+    assert float((out.square().mean() / x.square().mean()).detach()) == pytest.approx(1.0, abs=1e-5)
+    (gradient,) = torch.autograd.grad(out.square().sum() / 2, x)
+    assert float(gradient.norm() / out.detach().norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [LKSELU, LKELU])
+def test_variance_keeps_energy_over_fifty_layers(kind) -> None:
+    torch.manual_seed(0)
+    act, z, moments = kind(), torch.randn(128, 1024), []
+    with torch.no_grad():
+        for _ in range(50):
+            z = variance_(nn.Linear(2048, 1024), act)(act(z))
+            moments.append(float(z.square().mean()))
+    assert min(moments) > 0.9
+    assert max(moments) < 1.1
+
+
+@pytest.mark.parametrize("kind", [LKReLU, LKPReLU, LKSELU, LKELU, LKSwish, LKGELU, LKSine])
+def test_variance_keeps_the_energy_of_unit_sums(kind) -> None:
+    torch.manual_seed(0)
+    act, z = kind(), torch.randn(256, 1024)
+    with torch.no_grad():
+        kept = [float(variance_(nn.Linear(2048, 1024), act)(act(z)).square().mean()) for _ in range(4)]
+    assert sum(kept) / 4 == pytest.approx(1.0, abs=0.03)
+
+
+def test_what_cannot_look_linear_is_refused() -> None:
+    for layer, match in (
+        (nn.Linear(5, 3), "even number"), (nn.ReLU(), "give a Linear"), (nn.Conv2d(4, 4, 3, groups=2), "groups=1"),
+    ):  # fmt: skip
+        with pytest.raises(ShapeError, match=match):
+            looks_linear_(layer)
+
+
+def test_copies_and_state() -> None:
+    model, x = net()
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin(x), model(x))
