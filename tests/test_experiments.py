@@ -78,7 +78,7 @@ def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path)
 
 def test_an_unknown_experiment_is_refused_with_the_list() -> None:
     result = CliRunner().invoke(app, ["reproduce", "going-up"])
-    assert "unknown; choose one of depth-spirals, going-deeper-mnist, going-deeper-xor, growing-controls" in str(
+    assert "unknown; choose one of den-mnist, depth-spirals, going-deeper-mnist, going-deeper-xor, growing-controls" in str(
         result.exception
     )
 

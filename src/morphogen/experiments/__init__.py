@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from morphogen.experiments import depth_spirals, going_deeper_mnist, going_deeper_xor, growing_controls
+from morphogen.experiments import den_mnist, depth_spirals, going_deeper_mnist, going_deeper_xor, growing_controls
 from morphogen.record import Reproduction
 
 Run = Callable[[bool, bool, int], Reproduction]
 """(faithful, smoke, seeds) -> what came out."""
 
 EXPERIMENTS: dict[str, Run] = {
+    "den-mnist": den_mnist.reproduce,
     "depth-spirals": depth_spirals.reproduce,
     "going-deeper-mnist": going_deeper_mnist.reproduce,
     "going-deeper-xor": going_deeper_xor.reproduce,
