@@ -236,6 +236,9 @@ def test_what_cannot_be_is_said() -> None:
         Lifelong(6, (4, 0))
     with pytest.raises(ShapeError, match="held: x"):
         learn(net, QUICK, rows(1), (rows(1)[0], rows(1)[1][:3]), generator(0))
+    with pytest.raises(ShapeError, match=r"train: x \(4, 1, 2, 3\), y \(4, 2\); give rows \(n, 6\)"):
+        learn(net, QUICK, (torch.zeros(4, 1, 2, 3), torch.zeros(4, 2)), rows(1), generator(0))
+    assert len(net.heads) == 1
 
 
 def test_the_fisher_diagonal_is_that_of_single_rows() -> None:

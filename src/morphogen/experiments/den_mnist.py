@@ -54,8 +54,8 @@ class Config:
     ewc: tuple[float, ...] = (10.0, 100.0, 1000.0, 10000.0)
 
 
-# the rate, the penalties of the drift and the head: chosen on held-out rows of the first three tasks
-DEFAULT = Config(DEN(sparsity=1e-3, drift=0.1, rate=3e-3, batch=128, iterations=600, check=50, window=3))
+# the rate and the penalties: chosen on held-out rows of the first three tasks of both sequences
+DEFAULT = Config(DEN(sparsity=1e-3, l1=0.1, drift=0.1, rate=3e-3, batch=128, iterations=600, check=50, window=3))
 FAITHFUL = Config(DEN(), rows=60_000, held=5000, hidden=(312, 128), phases=1)
 SMOKE = Config(
     DEN(drift=0.1, units=2, rate=0.01, batch=32, iterations=30, check=10, window=2),
@@ -295,11 +295,11 @@ def claims(kind: str, runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     def lead(other: str, **bounds: float) -> Claim:
         values = [run["DEN"].average - run[other].average for run in runs]
         known = PUBLISHED["DEN"] - PUBLISHED[other]
-        return shown(f"average AUROC of DEN less {other}", values, known, VARIATION, **bounds)
+        return shown(f"average AUROC of DEN less {other}", values, known, VARIATION + ", bound ours" * bool(bounds), **bounds)
 
     def share(label: str, parameters: Callable[[Fit], int], **bounds: float) -> Claim:
         values = [parameters(run["DEN"]) / run["STL"].stored for run in runs]
-        return shown(label, values, SHARE, "last version, MNIST-Variation", **bounds)
+        return shown(label, values, SHARE, "last version, MNIST-Variation" + ", bound ours" * bool(bounds), **bounds)
 
     averages = [
         shown(f"average AUROC, {key}", [run[key].average for run in runs], PUBLISHED.get(key), VARIATION * (key in PUBLISHED))
@@ -314,7 +314,8 @@ def claims(kind: str, runs: Sequence[dict[str, Fit]]) -> list[Claim]:
         *(shown(f"forgetting, {key}", [run[key].forgetting for run in runs]) for key in runs[0] if key not in ("STL", "MTL")),
         shown(
             "forgetting with stamps less without",
-            [run["DEN"].forgetting - run["DEN without stamps"].forgetting for run in runs], high=0.0,
+            [run["DEN"].forgetting - run["DEN without stamps"].forgetting for run in runs],
+            source="promised, but for rounding", high=1e-4,
         ),
     ]  # fmt: skip
 

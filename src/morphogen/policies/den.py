@@ -50,11 +50,12 @@ class DEN:
 
     Source: Yoon, Yang, Lee & Hwang 2018 (arXiv 1708.01547), algorithms 1-4; the numbers are those of the official code.
     Differs: the proximal steps are scaled by the rate, so l1 and group are 1000 times the official code's; the head-only phase
-    is solved as the convex problem that it is; l1 acts in every phase; a held-out loss decides, not the last batch; units
-    that read a split one are split with it, since one weight cannot serve both; copies are copies.
+    is solved as the convex problem that it is; l1 acts in every phase, on weights alone; units that read a split one are split
+    with it, since one weight cannot serve both. As in the paper, unlike its code: all outputs of the head select, the held-out
+    loss decides on growth, every unit above the limit is split, after every task, and copies are copies.
     """
 
-    sparsity: float = 1e-4
+    sparsity: float = 1e-5
     l1: float = 0.01
     group: float = 1.0
     l2: float = 1e-4
@@ -171,7 +172,8 @@ class Lesson:
         """`kind(width, amount)` for every hidden layer whose amount is not nothing. New units get the stamp of this task."""
         sizes = self.net.sizes
         edits = [kind(f"hidden.{i}.linear", amount) for i, amount in enumerate(amounts) if amount]
-        apply_(self.net, plan(self.net, self.ties, edits), optimizers=[self.optimizer], generator=self.draw)
+        if edits:
+            apply_(self.net, plan(self.net, self.ties, edits), optimizers=[self.optimizer], generator=self.draw)
         for layer, size in zip(self.net.layers, sizes, strict=True):
             layer.born[size:] = self.task
 
@@ -204,9 +206,8 @@ class Lesson:
 
         x, y = self.train
         loss = lambda rows: self.loss(x[rows], y[rows])  # noqa: E731
-        self.losses[name] = descend(
-            settings, self.optimizer, trained, loss, self.held_loss, len(x), self.draw, pull, shrink
-        )  # fmt: skip
+        optimizer, held = self.optimizer, self.held_loss
+        self.losses[name] = descend(settings, optimizer, trained, loss, held, len(x), self.draw, pull, shrink)
 
 
 def incoming(layer: nn.Linear) -> Tensor:
@@ -218,12 +219,17 @@ def learn(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Gen
     """Learn one more task, and change `net` as it takes; no rows of earlier tasks are needed.
 
     held: rows that are not trained on; they decide whether the network grows, and when a phase ends. draw: of new units and
-    of the order of rows. Raises `ShapeError` where rows do not fit the network or each other.
+    of the order of rows. Raises `ShapeError` where rows do not fit the network or each other; nothing was changed then.
     """
-    for name, (x, y) in {"train": train, "held": held}.items():
-        if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or not len(x):
-            raise ShapeError(f"{name}: x {tuple(x.shape)}, y {tuple(y.shape)}; give rows (n, features) and (n, outputs), n > 0")
     x, y = train
+    wanted = (net.layers[0].linear.in_features, *y.shape[1:])
+    for name, (inputs, answers) in {"train": train, "held": held}.items():
+        found = (*inputs.shape[1:], *answers.shape[1:])
+        if found != wanted or (inputs.dim(), answers.dim()) != (2, 2) or not len(inputs) == len(answers) > 0:
+            raise ShapeError(
+                f"{name}: x {tuple(inputs.shape)}, y {tuple(answers.shape)}; give rows (n, {wanted[0]}), flattened if images, "
+                "and answers (n, outputs), both parts with as many outputs, n > 0"
+            )
     lesson = enrol(net, settings, train, held, draw)
     if lesson.task == 0:
         lesson.phase("first", inside(lesson, [torch.ones_like(new) for new in lesson.new]))
@@ -294,7 +300,7 @@ def expand(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
     """Every chosen old unit that drifted by more than the limit, or that reads one, gets a copy for this task, and is itself
-    what it was before. Neither the new task's function changes nor, by that, what the other units are for old tasks.
+    what it was before. The new task's function stays, and what drifted little is all that old tasks feel of it.
     Returns the chosen units, copies in the place of originals.
 
     Source: Yoon et al., algorithm 4.
