@@ -58,8 +58,8 @@ class Config:
 DEFAULT = Config(DEN(sparsity=1e-3, l1=0.1, drift=0.1, rate=3e-3, batch=128, iterations=600, check=50, window=3))
 FAITHFUL = Config(DEN(), rows=60_000, held=5000, hidden=(312, 128), phases=1)
 SMOKE = Config(
-    DEN(drift=0.1, units=2, rate=0.01, batch=32, iterations=30, check=10, window=2),
-    data="digits", tasks=3, rows=400, held=100, hidden=(16, 8), phases=1, l2=(0.1,), ewc=(10.0, 100.0),
+    DEN(drift=0.1, units=2, rate=0.01, batch=32, iterations=20, check=5, window=2),
+    data="digits", tasks=3, rows=400, held=100, hidden=(16, 8), phases=1, l2=(0.1,), ewc=(100.0,),
 )  # fmt: skip
 
 
