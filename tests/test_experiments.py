@@ -1,5 +1,6 @@
 """Reproductions: their models are the layer, their smoke runs end, their pages say the verdicts."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from typer.testing import CliRunner
 
 from morphogen import LearnedDepth
 from morphogen.cli import app
-from morphogen.experiments import EXPERIMENTS
+from morphogen.experiments import EXPERIMENTS, growing_cifar, one_feature
 from morphogen.experiments.going_deeper_xor import SMOKE, Parities, published
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import widths
 from morphogen.layers.penalty import gain, quadratic
 from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
 from morphogen.report.reproduction import markdown, plot
+from morphogen.train import Batches, State
 
 
 @pytest.mark.parametrize("faithful", [True, False])
@@ -78,9 +82,46 @@ def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path)
 
 def test_an_unknown_experiment_is_refused_with_the_list() -> None:
     result = CliRunner().invoke(app, ["reproduce", "going-up"])
-    assert "unknown; choose one of den-mnist, depth-spirals, going-deeper-mnist, going-deeper-xor, growing-controls" in str(
-        result.exception
-    )
+    assert f"unknown; choose one of {', '.join(EXPERIMENTS)}" in str(result.exception)
+
+
+def chained(threshold: float) -> tuple[one_feature.Chain, State, torch.Tensor]:
+    """A network of the growing experiment that was trained for a step, with five features in its second convolution."""
+    x, y = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    model = growing_cifar.network((4, 5, 4, 4, 10, 10), 10, False)
+    state = State(model, torch.optim.Adam(model.parameters()))
+    nn.functional.cross_entropy(model(x), y).backward()
+    state.optimizer.step()
+    layers = (*growing_cifar.GROWN, "dense3")
+    first = dict(zip(layers, (4, 4, 4, 4, 10, 10), strict=False))
+    judged, draw = Batches(x, y, 10), torch.Generator().manual_seed(0)
+    return one_feature.Chain(layers, widths(trace(model, x[:2])), first, judged, draw, 0.1, threshold, "scaled"), state, x
+
+
+def test_a_refused_feature_leaves_no_trace() -> None:
+    chain, state, _ = chained(threshold=0.0)
+    for _ in range(30):
+        before, moments = copy.deepcopy(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict()["state"])
+        kept = {key: count for key, count in chain.counts.items() if key.startswith("kept")}
+        one_feature.stochastic(chain, state)
+        if kept == {key: count for key, count in chain.counts.items() if key.startswith("kept")}:
+            torch.testing.assert_close(state.model.state_dict(), before, rtol=0, atol=0)
+            torch.testing.assert_close(state.optimizer.state_dict()["state"], moments, rtol=0, atol=0)
+    assert {"refused more", "kept more", "at its smallest"} <= set(chain.counts)
+    sizes = dict(zip(chain.layers, one_feature.sizes(state.model, chain.layers[:-1]), strict=False))
+    assert all(sizes[layer] >= least for layer, least in chain.first.items())
+
+
+def test_features_that_nothing_reads_leave_down_to_the_first_size() -> None:
+    chain, state, x = chained(threshold=0.01)
+    state.model.get_parameter("conv3.weight").data[:, [1, 2]] = 0
+    state.model.get_parameter("conv4.weight").data[:, 0] = 0  # conv3 has its first size
+    before = state.model(x)
+    one_feature.prune(chain, state)
+    one_feature.prune(chain, state)
+    assert one_feature.sizes(state.model, chain.layers) == (4, 4, 4, 4, 10, 10, 10)
+    assert chain.counts == {"pruned": 1}
+    torch.testing.assert_close(state.model(x), before)
 
 
 def test_a_verdict_is_a_matter_of_bounds() -> None:

@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from morphogen.experiments import den_mnist, depth_spirals, going_deeper_mnist, going_deeper_xor, growing_controls
+from morphogen.experiments import (
+    den_mnist,
+    depth_spirals,
+    going_deeper_mnist,
+    going_deeper_xor,
+    growing_cifar,
+    growing_controls,
+)
 from morphogen.record import Reproduction
 
 Run = Callable[[bool, bool, int], Reproduction]
@@ -13,5 +20,6 @@ EXPERIMENTS: dict[str, Run] = {
     "depth-spirals": depth_spirals.reproduce,
     "going-deeper-mnist": going_deeper_mnist.reproduce,
     "going-deeper-xor": going_deeper_xor.reproduce,
+    "growing-cifar": growing_cifar.reproduce,
     "growing-controls": growing_controls.reproduce,
 }
