@@ -11,13 +11,16 @@ from typer.testing import CliRunner
 
 from morphogen import LearnedDepth
 from morphogen.cli import app
-from morphogen.experiments import EXPERIMENTS, growing_cifar, one_feature
+from morphogen.experiments import EXPERIMENTS, gradmax_wide, growing_cifar, one_feature
 from morphogen.experiments.going_deeper_xor import SMOKE, Parities, published
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
 from morphogen.layers.penalty import gain, quadratic
 from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
 from morphogen.report.reproduction import markdown, plot
+from morphogen.resize.apply import apply_
+from morphogen.resize.edit import Grow
+from morphogen.resize.plan import plan
 from morphogen.train import Batches, State
 
 
@@ -122,6 +125,17 @@ def test_features_that_nothing_reads_leave_down_to_the_first_size() -> None:
     assert one_feature.sizes(state.model, chain.layers) == (4, 4, 4, 4, 10, 10, 10)
     assert chain.counts == {"pruned": 1}
     torch.testing.assert_close(state.model(x), before)
+
+
+def test_twelve_growths_end_at_the_final_size() -> None:
+    config = gradmax_wide.Config()
+    model = gradmax_wide.network(config, config.share, 10)
+    found = widths(trace(model, torch.rand(2, 3, 16, 16)))
+    blocks = {f"{name}.conv1": b.conv1.out_channels for name, b in model.named_children() if isinstance(b, gradmax_wide.Block)}
+    for _ in range(config.growths):
+        apply_(model, plan(model, found, [Grow(name, round(config.share * size)) for name, size in blocks.items()]))
+    final = gradmax_wide.network(config, 1.0, 10)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in final.state_dict().items()}
 
 
 def test_a_verdict_is_a_matter_of_bounds() -> None:

@@ -7,6 +7,7 @@ from morphogen.experiments import (
     depth_spirals,
     going_deeper_mnist,
     going_deeper_xor,
+    gradmax_wide,
     growing_cifar,
     growing_controls,
 )
@@ -20,6 +21,7 @@ EXPERIMENTS: dict[str, Run] = {
     "depth-spirals": depth_spirals.reproduce,
     "going-deeper-mnist": going_deeper_mnist.reproduce,
     "going-deeper-xor": going_deeper_xor.reproduce,
+    "gradmax-wide": gradmax_wide.reproduce,
     "growing-cifar": growing_cifar.reproduce,
     "growing-controls": growing_controls.reproduce,
 }
