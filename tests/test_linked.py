@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morphogen as mg
-from morphogen import Grow, ShapeError, Shrink
+from morphogen import Grow, NotExact, ShapeError, Shrink, Unsupported
 from morphogen.layers.linked import (
     LKELU,
     LKGELU,
@@ -24,6 +24,7 @@ from morphogen.layers.linked import (
     second_moment,
     variance_,
 )  # fmt: skip
+from morphogen.transforms.link import link, unlink
 
 NAMED = {
     LKReLU: torch.relu, LKSELU: F.selu, LKSwish: lambda z: z * z.sigmoid(),
@@ -227,3 +228,122 @@ def test_copies_and_state() -> None:
     twin = copy.deepcopy(model)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin(x), model(x))
+
+
+def plain() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 4, 3, padding=1), nn.SiLU(),
+        nn.Flatten(), nn.Linear(16, 6), nn.PReLU(), nn.Dropout(0.1), nn.Linear(6, 7), nn.SELU(), nn.Linear(7, 3),
+    ]  # fmt: skip
+    return nn.Sequential(*layers).double().eval(), torch.randn(3, 2, 4, 4).double()
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    state = optimizer.state_dict()
+    return str((model, model.state_dict(), state["param_groups"], sorted(state["state"].items())))
+
+
+@pytest.mark.parametrize("start", ["keep", "looks-linear"])
+def test_link_rewrites_a_network_and_undo_takes_it_back(start: str) -> None:
+    model, x = plain()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(x).square().sum().backward()
+    optimizer.step()
+    before, out = everything(model, optimizer), model(x)
+    done = link(model, x, optimizers=[optimizer], start=start)
+    assert [type(model[i]) for i in (2, 5, 8, 11)] == [LKReLU, LKSwish, LKPReLU, LKSELU]
+    assert [model[i].weight.shape[1] for i in (4, 7, 10, 12)] == [10, 32, 12, 14]
+    assert model[4].in_channels == 10
+    assert mg.doctor(model, optimizer) == []
+    assert done.receipt.keeps == (start == "keep")
+    assert done.receipt.edits == ("link 2", "link 5", "link 8", "link 11")
+    assert done.receipt.parameters[1] == sum(p.numel() for p in model.parameters())
+    if start == "keep":
+        torch.testing.assert_close(model(x), out, rtol=0, atol=1e-12)
+    else:
+        assert done.receipt.change == pytest.approx(float((model(x) - out).abs().max().detach()))
+        torch.testing.assert_close(model[4].weight[:, :5], -model[4].weight[:, 5:])
+    done.undo()
+    assert everything(model, optimizer) == before
+
+
+def test_unlink_gives_the_plain_network_back() -> None:
+    model, x = plain()
+    optimizer = torch.optim.AdamW(model.parameters())
+    twin, out = copy.deepcopy(model), model(x)
+    link(model, x, optimizers=[optimizer], start="keep")
+    done = unlink(model, x, optimizers=[optimizer])
+    assert done.receipt.keeps
+    assert mg.doctor(model, optimizer) == []
+    assert str(model) == str(twin)
+    assert torch.equal(model(x), out)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_net_that_looks_linear_folds_to_a_linear_one() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 5), nn.PReLU(5), nn.Linear(5, 2)]
+    model, x = nn.Sequential(*layers).double(), torch.randn(7, 4).double()
+    link(model, x)
+    out = model(x)
+    unlink(model, x)
+    assert [type(m) for m in model[1::2]] == [nn.Identity] * 3
+    torch.testing.assert_close(model(x), out, rtol=0, atol=1e-12)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = (nn.Linear(*s) for s in ((4, 6), (6, 5), (5, 6), (6, 2)))
+        self.inner, self.outer = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.outer(self.stem(x))
+        x = self.outer(x + self.second(self.inner(self.first(x))))
+        return self.head(x)
+
+
+def test_what_a_residual_stream_reads_stays_plain() -> None:
+    torch.manual_seed(0)
+    model, x = Residual().double(), torch.randn(3, 4).double()
+    done = link(model, x, start="keep")
+    assert done.receipt.edits == ("link inner",)
+    assert type(model.outer) is nn.ReLU
+    assert model.second.in_features == 10
+
+
+@pytest.mark.parametrize(("model", "reason"), [
+    (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "the output shows it"),
+    (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "no activation module"),
+    (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2)), "layer_norm"),
+])  # fmt: skip
+def test_what_cannot_be_linked_is_refused_with_the_reason(model: nn.Module, reason: str) -> None:
+    before = str((model, model.state_dict()))
+    with pytest.raises(Unsupported, match=reason):
+        link(model, torch.randn(3, 4))
+    assert str((model, model.state_dict())) == before
+
+
+def test_a_trained_linked_net_has_no_plain_twin() -> None:
+    model, x = plain()
+    link(model, x)
+    with torch.no_grad():
+        model[10].weight.add_(0.1)
+    with pytest.raises(NotExact, match="'8' is read as neither"):
+        unlink(model, x)
+    with pytest.raises(Unsupported, match="nothing is linked|no linked activation"):
+        unlink(nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4))
+
+
+def test_a_layer_that_reads_two_things_is_left_alone() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.act(self.a(x))) + self.b(x)
+
+    with pytest.raises(Unsupported, match="reads something else"):
+        link(Shared(), torch.randn(3, 4))

@@ -31,7 +31,7 @@ class Node:
     op: "input", "tensor" (a parameter or buffer), "output", or an ATen overload such as "aten.linear.default".
     args: its arguments in order; a value is a `Ref`, everything else a plain Python constant.
     shape: sizes of the value; () for scalars and for the output.
-    target: the tensor's qualified name where op is "tensor", else "".
+    target: the tensor's qualified name where op is "tensor", else "". module: the one whose forward made it, by name.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Node:
     kwargs: dict[str, Any]
     shape: tuple[int, ...]
     target: str = ""
+    module: str = ""
 
     @property
     def kind(self) -> str:
@@ -123,7 +124,8 @@ def _node(node: torch.fx.Node, held: dict[str, str | None]) -> Node:
         target = held.get(node.name)
         return Node(node.name, "tensor" if target else "input", (), {}, shape, target or "")
     op = "output" if node.op == "output" else str(node.target)
-    return Node(node.name, op, args, kwargs, shape)
+    within = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return Node(node.name, op, args, kwargs, shape, "", within[-1] if within else "")
 
 
 def _plain(value: Any) -> Any:

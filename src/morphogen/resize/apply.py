@@ -164,7 +164,11 @@ def apply_(
         _run_back(back)
         raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
     edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
-    receipt = Receipt(edits, dict(plan.sizes), counts, change, keeps)
+    return applied(model, Receipt(edits, dict(plan.sizes), counts, change, keeps), back)
+
+
+def applied(model: nn.Module, receipt: Receipt, back: list[Callable[[], None]]) -> Applied:
+    """What was done to the model as it is now, and what takes it back."""
     return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
 
 

@@ -64,7 +64,7 @@ def change_blocks(
         for parameter in last.parameters():
             for optimizer in optimizers:
                 if id(parameter) not in live:
-                    _release(optimizer, parameter, back)
+                    release(optimizer, parameter, back)
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
@@ -75,7 +75,7 @@ def change_blocks(
         _close(model, name, key, example)
     for like, new in _pairs(blocks, block):
         for optimizer in optimizers:
-            _enrol(optimizer, like, new, back)
+            enrol(optimizer, like, new, back)
 
 
 def attach(blocks: Stack, block: nn.Module) -> str:
@@ -146,7 +146,7 @@ def _is_identity(model: nn.Module, block: nn.Module, example: Tensor | tuple[Any
     return bool(seen) and all(seen)
 
 
-def _release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+def release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:
     """The optimizer forgets a parameter."""
     for group in optimizer.param_groups:
         for position, held in enumerate(group["params"]):
@@ -159,9 +159,9 @@ def _release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], No
         del optimizer.state[parameter]
 
 
-def _enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
     """The optimizer trains `parameter` in the group that holds `like`."""
     for group in optimizer.param_groups:
         if any(held is like for held in group["params"]):
             group["params"].append(parameter)
-            back.append(lambda: _release(optimizer, parameter, []))
+            back.append(lambda: release(optimizer, parameter, []))

@@ -1,0 +1,273 @@
+"""Put linked activations into a network that exists, and take them out again: `link(model, example)`, `unlink(...)`."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morphogen.errors import NotExact, ShapeError, Unsupported
+from morphogen.graph.operations import is_view
+from morphogen.graph.trace import Graph, Node, Ref, evaluating, trace
+from morphogen.layers.linked import (
+    LKELU,
+    LKGELU,
+    LKSELU,
+    Linked,
+    LKPReLU,
+    LKReLU,
+    LKSwish,
+    difference,
+    looks_linear_,
+    variance_,
+)
+from morphogen.resize.apply import Applied, applied, apply_, count_parameters
+from morphogen.resize.blocks import enrol, release
+from morphogen.resize.plan import NEW, Plan, Row, tensors_of
+
+_LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
+    nn.ReLU: lambda act, dim: LKReLU(dim),
+    nn.SELU: lambda act, dim: LKSELU(dim),
+    nn.SiLU: lambda act, dim: LKSwish(dim),
+    nn.GELU: lambda act, dim: LKGELU(dim) if act.approximate == "none" else Linked(act, dim),
+    nn.ELU: lambda act, dim: LKELU(dim) if act.alpha == 1.0 else Linked(act, dim),
+    nn.LeakyReLU: lambda act, dim: Linked(nn.LeakyReLU(act.negative_slope), dim),
+    nn.Tanh: lambda act, dim: Linked(nn.Tanh(), dim),
+    nn.Hardswish: lambda act, dim: Linked(nn.Hardswish(), dim),
+    nn.Mish: lambda act, dim: Linked(nn.Mish(), dim),
+    nn.PReLU: lambda act, dim: _prelu(act, dim),
+}
+# What a feature passes through alone, so that two halves pass through as one does.
+_THROUGH = set("dropout feature_dropout alpha_dropout clone contiguous".split())
+_THROUGH |= set("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split())
+_THROUGH |= set("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split())
+
+
+@torch.no_grad()
+def link(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    *,
+    optimizers: Sequence[Optimizer] = (),
+    start: str = "looks-linear",
+) -> Applied:
+    """Replace the activations of `model` by linked ones, in place; what reads them gets twice the columns, optimizers follow.
+
+    An activation module is linked where linear and convolution layers alone read it, perhaps through pooling, dropout and
+    flatten; others stay as they are, such as those after a residual addition, which would double the whole stream.
+    start: "looks-linear" draws the readers anew, `looks_linear_` where g(z) - g(-z) is a multiple of z, else `variance_`;
+    "keep" gives the new columns zeros, so that the function stays. `undo()` of what is returned takes all of it back.
+    Raises `Unsupported`, with the reason for each, where no activation can be linked.
+    Source: Riera Molina & Pujol 2017 (arXiv 1712.02609); the start, Balduzzi et al. 2017 (arXiv 1702.08591).
+    """
+    if start not in ("looks-linear", "keep"):
+        raise ShapeError(f"link: start={start!r}; give 'looks-linear' or 'keep'")
+    graph = trace(model, example)
+    found, refused = _found(model, graph, tuple(_LINKS))
+    if not found:
+        reasons = "; ".join(refused) or "it has no activation module; functional ones cannot be replaced"
+        raise Unsupported(f"link: no activation of {type(model).__name__} can be linked ({reasons})")
+    tensors = tensors_of(model)
+    rows = [
+        Row(name, 1, "in", (*range(tensors[name].shape[1]), *[NEW] * tensors[name].shape[1]))
+        for name in dict.fromkeys(name for use in found for name in use.readers)
+    ]
+    before = _run(model, example)
+    done = apply_(model, Plan((), tuple(rows), (), {}, {}, start == "keep"), optimizers=optimizers)
+    back = done._back
+    try:
+        for use in found:
+            old = model.get_submodule(use.name)
+            new = _LINKS[type(old)](old, use.dim).to(next(iter(old.parameters()), tensors[use.readers[0]]))
+            _replace(model, use.name, new, optimizers, back)
+            for name in use.readers if start == "looks-linear" else ():
+                _begin(model, name, new, back)
+        change = _difference(before, _run(model, example))
+        if start == "keep" and not change <= 1e4 * torch.finfo(before.dtype).eps * max(1.0, float(before.abs().max())):
+            raise NotExact(f"link: with start='keep' the function should stay, but the output moved by {change:.2g}")
+    except Exception:
+        while back:
+            back.pop()()
+        raise
+    return _settled(model, "link", done, found, change)
+
+
+@torch.no_grad()
+def unlink(model: nn.Module, example: Tensor | tuple[Any, ...], *, optimizers: Sequence[Optimizer] = ()) -> Applied:
+    """Fold linked activations back, in place, the function kept: the inverse of `link`.
+
+    Where all columns for g(-z) are zero, the plain activation comes back; where they are the negatives of those for g(z) and
+    g(z) - g(-z) is a multiple of z, as in a net that still looks linear, nothing is left of the activation.
+    Raises `NotExact`, naming the layer, where neither holds, and `Unsupported` where nothing is linked.
+    """
+    graph = trace(model, example)
+    found, refused = _found(model, graph, (Linked,))
+    if not found or refused:
+        raise Unsupported(f"unlink: {'; '.join(refused) or 'there is no linked activation with readers of its own'}")
+    tensors, before = tensors_of(model), _run(model, example)
+    plain = {
+        use.name: _plain(model.get_submodule(use.name), [tensors[name] for name in use.readers], use.name) for use in found
+    }
+    values = {name: plain[use.name][1] * tensors[name].chunk(2, 1)[0] for use in found for name in use.readers}
+    rows = [Row(name, 1, "in", tuple(range(value.shape[1]))) for name, value in values.items()]
+    done = apply_(model, Plan((), tuple(rows), (), {}, {}, True), optimizers=optimizers, values=values)
+    for use in found:
+        _replace(model, use.name, plain[use.name][0], optimizers, done._back)
+    change = _difference(before, _run(model, example))
+    if not change <= 1e4 * torch.finfo(before.dtype).eps * max(1.0, float(before.abs().max())):
+        while done._back:
+            done._back.pop()()
+        raise NotExact(f"unlink: the function should stay, but the output moved by {change:.2g}")
+    return _settled(model, "unlink", done, found, change)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """An activation module, the dimension of its units, and the weights that read it."""
+
+    name: str
+    dim: int
+    readers: tuple[str, ...]
+
+
+def _settled(model: nn.Module, what: str, done: Applied, found: Sequence[_Use], change: float) -> Applied:
+    keeps = what == "unlink" or done.receipt.keeps
+    edits = tuple(f"{what} {use.name}" for use in found)
+    counts = (done.receipt.parameters[0], count_parameters(model))
+    return applied(model, replace(done.receipt, edits=edits, parameters=counts, change=change, keeps=keeps), done._back)
+
+
+def _found(model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]) -> tuple[list[_Use], list[str]]:
+    """The activations of these kinds that linear and convolution layers alone read, and why others are not."""
+    nodes = {node.name: node for node in graph.nodes}
+    users: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in dict.fromkeys(ref.name for ref in _refs(node.args)):
+            users.setdefault(name, []).append(node)
+    weights = {node.name: node.target for node in graph.nodes if node.op == "tensor"}
+    uses: list[_Use] = []
+    refused: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, kinds):
+            continue
+        made = {node.name for node in graph.nodes if node.module == name or node.module.startswith(f"{name}.")}
+        last = [nodes[one] for one in made if any(user.name not in made for user in users.get(one, []))]
+        try:
+            read = [hit for node in last for hit in _readers(node, node, nodes, users)]
+        except Unsupported as error:
+            refused.append(f"'{name}': {error}")
+            continue
+        dims, readers = {dim for _, dim in read}, Counter(weight for weight, _ in read)
+        total = Counter(weights[ref.name] for node in graph.nodes for ref in _refs(node.args[1:2]) if ref.name in weights)
+        shared = [weight for weight, count in readers.items() if total[weight] != count]
+        if len(dims) == 1 and not shared:
+            uses.append(_Use(name, dims.pop(), tuple(readers)))
+        else:
+            why = f"{shared[0]} reads something else, too" if shared else "read along several dimensions"
+            refused.append(f"'{name}': {why if dims else 'nothing reads it'}")
+    return uses, refused
+
+
+def _readers(node: Node, start: Node, nodes: dict[str, Node], users: dict[str, list[Node]]) -> Iterator[tuple[str, int]]:
+    """(weight, dimension of the units) of every layer that reads what `node` passes on of `start`."""
+    for user in users.get(node.name, []):
+        first = isinstance(user.args[0], Ref) and user.args[0].name == node.name if user.args else False
+        kind = user.kind
+        if first and kind in ("linear", "conv1d", "conv2d", "conv3d"):
+            weight = nodes[user.args[1].name]
+            if weight.op != "tensor":
+                raise Unsupported(f"the weight that reads it at '{user.name}' is computed")
+            if kind != "linear" and (user.args[6] if len(user.args) > 6 else 1) != 1:
+                raise Unsupported(f"a convolution in groups reads it at '{user.name}'")
+            yield weight.target, 1 if kind != "linear" or len(node.shape) != len(start.shape) else len(start.shape) - 1
+        elif first and (kind in _THROUGH or (is_view(user) and _flattens(node, user))):
+            yield from _readers(user, start, nodes, users)
+        else:
+            raise Unsupported(f"'{user.op}' reads it at '{user.name}'" if user.op != "output" else "the output shows it")
+
+
+def _flattens(before: Node, after: Node) -> bool:
+    """Whether a view leaves every dimension, or joins all but the first, so that halves stay halves."""
+    rest = 1
+    for size in before.shape[1:]:
+        rest *= size
+    return after.shape in (before.shape, (before.shape[0], rest))
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _refs(part)
+
+
+def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:
+    linked = LKPReLU(act.num_parameters, dim=dim).to(act.weight)
+    for slope in (linked.positive, linked.negative):
+        slope.copy_(act.weight)
+    return linked
+
+
+def _begin(model: nn.Module, weight: str, act: Linked, back: list[Callable[[], None]]) -> None:
+    """Draw a reader anew. What takes it back is there already for its weight, and is appended for its bias."""
+    layer = model.get_submodule(weight.rpartition(".")[0])
+    if isinstance(bias := getattr(layer, "bias", None), Tensor):
+        back.append(partial(_restore, bias, bias.detach().clone()))
+    scale = difference(act)
+    variance_(layer, act) if scale is None else looks_linear_(layer, scale)
+
+
+@torch.no_grad()
+def _restore(tensor: Tensor, value: Tensor) -> None:
+    tensor.copy_(value)
+
+
+def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Module, float]:
+    """What stands in for a linked activation, and the factor of the columns that stay."""
+    halves = [weight.chunk(2, 1) for weight in weights]
+    if all(not bool(second.any()) for _, second in halves):
+        if isinstance(module, LKPReLU):
+            prelu = nn.PReLU(module.positive.numel()).to(module.positive)
+            prelu.weight.copy_(module.positive.flatten())
+            return prelu, 1.0
+        assert isinstance(module, Linked)
+        if isinstance(module.base, nn.Module):
+            return module.base, 1.0
+        raise Unsupported(f"unlink: '{name}' links a function, not a module")
+    scale = difference(module)
+    if scale is not None and all(torch.equal(first, -second) for first, second in halves):
+        return nn.Identity(), scale
+    raise NotExact(f"unlink: '{name}' is read as neither g(z) alone nor g(z) - g(-z); a trained linked net has no plain twin")
+
+
+def _replace(
+    model: nn.Module, name: str, new: nn.Module, optimizers: Sequence[Optimizer], back: list[Callable[[], None]]
+) -> None:
+    """Put a module in another's place, and its parameters in the place of the other's, in every optimizer."""
+    parent, _, key = name.rpartition(".")
+    holder, old = model.get_submodule(parent), model.get_submodule(name)
+    new.train(old.training)
+    back.append(partial(setattr, holder, key, old))
+    setattr(holder, key, new)
+    like = next(p for p in (*old.parameters(), *model.parameters()))
+    for optimizer in optimizers:
+        for parameter in new.parameters():
+            enrol(optimizer, like, parameter, back)
+        for parameter in old.parameters():
+            release(optimizer, parameter, back)
+
+
+def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        result: Tensor = model(*(example if isinstance(example, tuple) else (example,)))
+    return result
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
