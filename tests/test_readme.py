@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 README = Path(__file__).parents[1] / "README.md"
+RECIPES = README.parent / "docs" / "recipes.md"
 
 
 def test_the_library_examples_run(capsys) -> None:
@@ -15,6 +19,16 @@ def test_the_library_examples_run(capsys) -> None:
     assert "conv1 (8):" in out
     assert "(1971, 7419) 0.0" in out
     assert "8 dead units dropped" in out
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_recipes_run(number: int, capsys) -> None:
+    parts = re.findall(r"```python\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.S)
+    assert len(parts) == 4
+    torch.manual_seed(0)
+    exec(parts[number], {})
+    out = capsys.readouterr().out
+    assert ("20 {", " -> ", "Linear", "('link 1', 'link 3') 0.0")[number] in out
 
 
 def test_the_rooms_exist() -> None:
