@@ -10,11 +10,9 @@ depth, without and with the penalty of gains above 1.
 """
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import mean, median
-from typing import Any
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +23,7 @@ from fit import RESULTS, environment
 from morphogen.experiments.depth_spirals import Fixed
 from morphogen.experiments.depth_spirals import block as dense
 from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
+from turns import in_turns, ratio
 
 
 def conv(channels: int, _: int = 0) -> nn.Module:
@@ -35,7 +34,7 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "4 convolutions, 32 channels, 16 x 16, batch 64": (partial(conv, 32), (64, 32, 16, 16)),
     "4 dense, 256 units, batch 512": (partial(dense, 256), (512, 256)),
 }
-BLOCKS, TURNS = 4, 200
+BLOCKS = 4
 
 
 def cost(block: Callable[[int], nn.Module], shape: tuple[int, ...]) -> dict[str, float]:
@@ -64,23 +63,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.zero_grad()
     model(x).square().mean().backward()
     optimizer.step()
-
-
-def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each, taken one after the other and back again, so that the machine's moods meet all alike."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(TURNS + 5):
-        for name in list(runs) if turn % 2 else reversed(runs):
-            began = time.perf_counter()
-            runs[name]()
-            if turn >= 5:
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
-    """Of the times of two, the median over the turns."""
-    return median(a / b for a, b in zip(times[one], times[other], strict=True))
 
 
 def cheat(factor: float, seed: int) -> dict[str, float]:

@@ -347,3 +347,30 @@ def test_a_layer_that_reads_two_things_is_left_alone() -> None:
 
     with pytest.raises(Unsupported, match="reads something else"):
         link(Shared(), torch.randn(3, 4))
+
+
+def test_freeze_says_a_linked_activation_by_rows() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), LKReLU(), nn.MaxPool2d(2), nn.Conv2d(10, 4, 3, padding=1), LKSwish(),
+        nn.Flatten(), nn.Linear(32, 6), LKPReLU(6), nn.Dropout(0.2), nn.Linear(12, 7), LKPReLU(), nn.Linear(14, 5),
+        Linked(nn.Tanh()), nn.Linear(10, 3),
+    ]  # fmt: skip
+    model, x = nn.Sequential(*layers).double(), torch.randn(6, 2, 4, 4).double()
+    with torch.no_grad():
+        model[8].positive.uniform_(), model[8].negative.uniform_()
+    model(x)
+    plain, certificate = mg.freeze(model, x)
+    assert certificate.max_error <= 1e-10
+    assert not any(type(m).__module__.startswith("morphogen") for m in plain.modules())
+    torch.testing.assert_close(plain(x), model.eval()(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", [
+    nn.Sequential(nn.Linear(4, 4), LKSine(), nn.Linear(8, 2)),
+    nn.Sequential(nn.Linear(4, 4), nn.Tanh(), LKReLU(), nn.Linear(8, 2)),
+    nn.Sequential(nn.Linear(4, 4), Linked(torch.sin), nn.Linear(8, 2)),
+])  # fmt: skip
+def test_what_has_no_plain_form_is_refused(model: nn.Module) -> None:
+    with pytest.raises(Unsupported, match="freeze"):
+        mg.freeze(model, torch.randn(3, 4))

@@ -12,8 +12,8 @@ from morphogen.resize.edit import Edit, Grow, Shrink
 
 @dataclass(frozen=True)
 class Stochastic:
-    """At each look, `tries` times: a random width, and with probability 1/2 each `units` more of them or `units` random ones
-    fewer. The best of those that pass is kept: loss / now + `price` * log(cost / now) must fall.
+    """At each look, `tries` times: a random width, and with probability 1/2 each `multiple` more of them or as many
+    random ones fewer. The best of those that pass is kept: loss / now + `price` * log(cost / now) must fall.
 
     The loss is that of the validation examples before and after, example by example: its mean difference plus `confidence`
     times that mean's standard error counts, so that with 1.64 noise passes once in twenty. New units have random weights on
@@ -25,7 +25,7 @@ class Stochastic:
     changes nothing is not kept; incoming weights have He's deviation, since 0.01 starves the units behind them.
     """
 
-    units: int = 1
+    multiple: int = 1
     tries: int = 4
     price: float = 0.02
     confidence: float = 0.0
@@ -59,6 +59,6 @@ class Stochastic:
         number, add, seed = (int(torch.randint(high, (), generator=draw)) for high in (len(look.sizes), 2, 2**31))
         width = list(look.sizes)[number]
         if add:
-            return Grow(width, self.units), seed
-        order = torch.randperm(look.sizes[width], generator=draw)[: self.units]
-        return (Shrink(width, order.tolist()) if look.sizes[width] > self.units else None), seed
+            return Grow(width, self.multiple), seed
+        order = torch.randperm(look.sizes[width], generator=draw)[: self.multiple]
+        return (Shrink(width, order.tolist()) if look.sizes[width] > self.multiple else None), seed

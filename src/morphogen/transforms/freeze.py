@@ -14,6 +14,7 @@ from morphogen.graph.residual import keeps_zero
 from morphogen.graph.trace import Node, Ref, evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.linked import Linked, LKPReLU, LKSine
 from morphogen.layers.merge import Merge, convex, residual
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.width import LearnedWidth
@@ -32,8 +33,9 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
 
     A learned depth becomes its active blocks, each folded into one layer: for an affine f, an identity h + gate * BN(f(x))
     is one affine map. The gates of a learned width go into the layer before it, through what is positively homogeneous, or
-    into the layer right after it. Batch norm after a linear or convolution layer in a `Sequential` is folded into it, dropout
-    goes, and so do units that are constant or that nothing reads. Sums are formed in float64 and rounded once.
+    into the layer right after it. A linked activation becomes the plain one behind a layer with mirrored rows. Batch norm
+    after a linear or convolution layer in a `Sequential` is folded into it, dropout goes, and so do units that are constant or
+    that nothing reads. Sums are formed in float64 and rounded once.
 
     The certificate states the largest difference on `example`, in the model's own precision. Raises `Unsupported` for a block
     that cannot be folded, and `NotExact` where the difference exceeds rounding: 1e-10 of the largest output with both in
@@ -94,13 +96,12 @@ def _folded(module: nn.Module) -> nn.Module:
         raise Unsupported(
             f"freeze: {type(module).__name__} has no single depth yet; put `fixed(collapse(...).depth)` of it in its place"
         )
-    if isinstance(module, LearnedWidth):
-        return module  # what it scales stands beside it, in the Sequential that holds it
+    if isinstance(module, _BESIDE):
+        return module  # what it folds into stands beside it, in the Sequential that holds it
     for name, child in list(module.named_children()):
-        if isinstance(child, LearnedWidth) and type(module) is not nn.Sequential:
-            raise Unsupported(
-                f"freeze: '{name}' of {type(module).__name__} is a LearnedWidth outside a Sequential; put it in one"
-            )
+        if isinstance(child, _BESIDE) and type(module) is not nn.Sequential:
+            kind, holder = type(child).__name__, type(module).__name__
+            raise Unsupported(f"freeze: '{name}' of {holder} is a {kind} outside a Sequential; put it in one")
         setattr(module, name, _folded(child))
     return _fused(module) if type(module) is nn.Sequential else module
 
@@ -129,6 +130,9 @@ def _fused(module: nn.Sequential) -> nn.Sequential:
         if isinstance(last, LearnedWidth):
             kept.pop()
             layer = _scaled_reader(layer, last)
+        if isinstance(layer, (Linked, LKSine)):
+            kept[-1:] = [(kept[-1][0] if kept else "", _mirrored(last, layer))]
+            layer = _base(layer, kept[-1][1])
         if isinstance(layer, LearnedWidth) and (at := _producer(kept)) is not None:
             kept[at] = (kept[at][0], _scaled_maker(kept[at][1], layer))
             continue
@@ -139,6 +143,40 @@ def _fused(module: nn.Sequential) -> nn.Sequential:
     if kept and isinstance(kept[-1][1], LearnedWidth):
         raise Unsupported(f"freeze: a LearnedWidth after {kept[-2][0] if kept[1:] else 'the input'} stands last; {_WIDTH_HINT}")
     return nn.Sequential(OrderedDict(kept))
+
+
+_BESIDE = (LearnedWidth, Linked, LKSine)
+
+
+def _mirrored(maker: Any, linked: nn.Module) -> nn.Module:
+    """A layer that makes [z, -z] where it made z: what a linked activation says, said by rows."""
+    conv = isinstance(maker, _CONV) and maker.groups == 1 and getattr(linked, "dim", 1) in (1, -maker.weight.dim() + 1)
+    if not (conv or isinstance(maker, nn.Linear)) or isinstance(linked, LKSine):
+        raise Unsupported(
+            f"freeze: {type(linked).__name__} after {type(maker).__name__} has no plain form; put a mirror linkage right "
+            "behind a Linear or Conv (with groups=1), or behind its batch norm"
+        )
+    maker.weight = nn.Parameter(torch.cat([maker.weight, -maker.weight]))
+    if maker.bias is not None:
+        maker.bias = nn.Parameter(torch.cat([maker.bias, -maker.bias]))
+    for size in ("out_features", "out_channels"):
+        if hasattr(maker, size):
+            setattr(maker, size, len(maker.weight))
+    return maker  # type: ignore[no-any-return]
+
+
+def _base(linked: Any, maker: Any) -> nn.Module:
+    """The activation of both halves at once."""
+    half = len(maker.weight) // 2
+    if isinstance(linked, LKPReLU):
+        if linked.positive.dim() > 1:
+            raise Unsupported("freeze: LKPReLU with a slope for each element has no plain form; use one for each unit")
+        plain = nn.PReLU(2 * half).to(linked.positive)
+        plain.weight.copy_(torch.cat([slope.expand(half) for slope in (linked.positive, linked.negative)]))
+        return plain
+    if not isinstance(linked.base, nn.Module):
+        raise Unsupported(f"freeze: Linked({linked.base}) links a function; link a module, such as nn.ReLU()")
+    return linked.base
 
 
 _WIDTH_HINT = "put it right before a Linear or Conv, or after one with nothing but ReLU, LeakyReLU and pooling between"
