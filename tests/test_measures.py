@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from morphogen import trace, widths
-from morphogen.measures import unit_importance
+from morphogen.layers.linked import Linked, LKReLU
+from morphogen.measures import dead_units, unit_importance
 
 
 def test_importance_is_incoming_times_outgoing() -> None:
@@ -33,3 +34,29 @@ def test_a_flattened_channel_counts_all_its_columns() -> None:
         model[0].weight.fill_(1)
         model[2].weight.copy_(torch.tensor([[1.0, 1, 1, 1, 2, 2, 2, 2]]))
     torch.testing.assert_close(unit_importance(model, found, "0"), torch.tensor([2.0, 4.0]))
+
+
+def test_dead_units_are_those_that_no_row_reaches() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), LKReLU(), nn.Linear(8, 5), nn.SiLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].bias[:2] = -100.0
+        model[2].bias[1] = -100.0
+    x = torch.randn(50, 3)
+    assert dead_units(model, x) == {"1": 2 / 6, "3": 0.0, "5": 0.0}
+    expected = (torch.relu(model[0](x)) > 0).any(0)
+    assert dead_units(model, x)["1"] == float((~expected).double().mean())
+    # a bounded activation far out is as good as dead
+    tanh = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    tanh[0].bias.data[0] = 9.0
+    assert dead_units(tanh, x, tolerance=1e-3) == {"1": 0.25}
+
+
+def test_dead_channels_are_dead_at_every_position() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3), Linked(nn.Hardtanh()))
+    model[0].bias.data[3] = -50.0
+    model[2].bias.data[0] = 50.0
+    x = torch.randn(5, 1, 6, 6)
+    assert dead_units(model, x) == {"1": 0.25, "3": 1 / 3}
+    assert not model[1]._forward_hooks

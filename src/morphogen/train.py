@@ -25,7 +25,8 @@ class Diverged(MorphogenError):
 class Batches:
     """Mini-batches of (x, y) in a seeded order, without an incomplete last one; augmented where asked.
 
-    x: (n, ...) and y: (n,). shift: images are moved by up to so many pixels. flip: and mirrored with probability 1/2.
+    x: (n, ...) and y: (n,). shift: images are moved by up to so many pixels. flip: and mirrored with probability 1/2. shuffled:
+    anew each epoch; otherwise all epochs have the order of the rows.
     """
 
     x: Tensor
@@ -34,6 +35,7 @@ class Batches:
     seed: int = 0
     shift: int = 0
     flip: bool = False
+    shuffled: bool = True
 
     @property
     def per_epoch(self) -> int:
@@ -45,13 +47,20 @@ class Batches:
         for step in range(start, stop):
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
-                order = torch.randperm(len(self.x), generator=generator(self.seed, 1, epoch)).to(self.x.device)
+                order = self._order(epoch).to(self.x.device)
             at = (step % self.per_epoch) * self.size
             chosen = order[at : at + self.size]
             x, y = self.x[chosen], self.y[chosen]
             if self.shift or self.flip:
                 x = augment(x, self.shift, self.flip, generator(self.seed, 2, step))
             yield x, y
+
+    def _order(self, epoch: int) -> Tensor:
+        return (
+            torch.randperm(len(self.x), generator=generator(self.seed, 1, epoch))
+            if self.shuffled
+            else torch.arange(len(self.x))
+        )
 
 
 def augment(x: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:

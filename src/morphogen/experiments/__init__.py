@@ -10,6 +10,7 @@ from morphogen.experiments import (
     gradmax_wide,
     growing_cifar,
     growing_controls,
+    linked_depth,
 )
 from morphogen.record import Reproduction
 
@@ -24,4 +25,5 @@ EXPERIMENTS: dict[str, Run] = {
     "gradmax-wide": gradmax_wide.reproduce,
     "growing-cifar": growing_cifar.reproduce,
     "growing-controls": growing_controls.reproduce,
+    "linked-depth": linked_depth.reproduce,
 }

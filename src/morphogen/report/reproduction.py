@@ -41,6 +41,9 @@ def plot(reproduction: Reproduction, panel: str) -> Figure:
         colours.setdefault(curve.name, line.get_color())
     x, y = reproduction.axes.get(panel, ("", ""))
     axes.set(xlabel=x, ylabel=y, title=reproduction.title)
+    values = [value for curve in reproduction.curves if curve.panel == panel for value in curve.y]
+    if min(values) > 0 and max(values) > 1e4 * min(values):
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     return figure
