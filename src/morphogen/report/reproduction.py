@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from morphogen.record import Claim, Reproduction, to_json, write_atomic
@@ -30,8 +31,11 @@ def panels(reproduction: Reproduction) -> tuple[str, ...]:
 
 def plot(reproduction: Reproduction, panel: str) -> Figure:
     """One panel. A published curve, "published NAME", is dashed, in the colour of the curve whose name ends in NAME."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    many = sum(curve.panel == panel for curve in reproduction.curves) > 10
+    figure = Figure(figsize=(7, 6 if many else 4.2), layout="constrained")
     axes = figure.subplots()
+    if many:
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
     colours: dict[str, Any] = {}
     for curve in (curve for curve in reproduction.curves if curve.panel == panel):
         published = curve.name.startswith("published ")
@@ -45,7 +49,10 @@ def plot(reproduction: Reproduction, panel: str) -> Figure:
     if min(values) > 0 and max(values) > 1e4 * min(values):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    if many:
+        figure.legend(fontsize=8, ncols=3, loc="outside lower center")
+    else:
+        axes.legend(fontsize=8, ncols=2)
     return figure
 
 
