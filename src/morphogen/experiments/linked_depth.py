@@ -124,6 +124,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     }  # fmt: skip
     return Reproduction(
         "linked-depth", f"{data.title}: {config.layers} layers of {config.width} units",
-        "Linked neurons (arXiv 1712.02609), table 2", "faithful" if faithful else "default", {key: str(value) for key, value in vars(config).items()},
+        "Linked neurons (arXiv 1712.02609), table 2", "faithful" if faithful else "default",
+        {key: str(value) for key, value in vars(config).items()},
         tuple(claims(runs, faithful)), tuple(curves), axes, (*data.notes, *notes), time.perf_counter() - began,
     )  # fmt: skip
