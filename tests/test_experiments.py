@@ -1,6 +1,7 @@
 """Reproductions: their models are the layer, their smoke runs end, their pages say the verdicts."""
 
 import copy
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
 from morphogen.layers.penalty import gain, quadratic
 from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
-from morphogen.report.reproduction import markdown, plot
+from morphogen.report.reproduction import markdown, plot, write
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Grow
 from morphogen.resize.plan import plan
@@ -81,6 +82,21 @@ def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path)
     assert "http" not in page
     for claim in read.claims:
         assert f"| {claim.name} |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_tables_for_a_paper(tmp_path: Path) -> None:
+    claims = (
+        Claim("LK-ReLU, 100 % & \u221a2 a_b\\{x}", 0.5, 0.25, None, 0.3, 0.01, 'the "log", table 2'),
+        Claim("plain", None, 1 / 3),
+    )  # fmt: skip
+    write(Reproduction("n", "title", "s", "default", {}, claims), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "claims.csv").read_text().splitlines()))
+    assert [row["claim"] for row in rows] == [claim.name for claim in claims]
+    assert float(rows[1]["measured"]) == 1 / 3
+    assert rows[0]["source"] == claims[0].source
+    table = (tmp_path / "claims.tex").read_text()
+    assert r"LK-ReLU, 100 \% \& $\surd$2 a\_b\textbackslash{}\{x\} & 0.5 & 0.25 $\pm$ 0.01 \\" in table
+    assert table.count(r"\\") == 3
 
 
 def test_an_unknown_experiment_is_refused_with_the_list() -> None:

@@ -1,7 +1,9 @@
 """A reproduction as files: JSON, Markdown, plots, and one page that needs nothing else."""
 
 import base64
+from csv import writer as csv_writer
 from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ HEADER = ("claim", "published", "measured", "accepted", "verdict", "source")
 
 
 def write(reproduction: Reproduction, folder: Path) -> None:
-    """result.json, report.md, report.html and a PNG for each panel."""
+    """result.json, report.md, report.html, a PNG for each panel, and the claims as claims.csv and claims.tex."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {panel: plot(reproduction, panel) for panel in panels(reproduction)}
     for panel, picture in pictures.items():
         picture.savefig(folder / f"{panel}.png", dpi=120)
     write_atomic(folder / "result.json", to_json(reproduction))
     write_atomic(folder / "report.md", markdown(reproduction))
+    write_atomic(folder / "claims.csv", csv(reproduction))
+    write_atomic(folder / "claims.tex", latex(reproduction))
     write_atomic(folder / "report.html", html(reproduction, {p: (folder / f"{p}.png").read_bytes() for p in pictures}))
 
 
@@ -81,6 +85,34 @@ def markdown(reproduction: Reproduction) -> str:
     lines += [f"- {note}" for note in reproduction.notes]
     about = {**reproduction.settings, **reproduction.environment}
     return "\n".join([*lines, "", f"*{', '.join(f'{key} {value}' for key, value in about.items())}*", ""])
+
+
+def csv(reproduction: Reproduction) -> str:
+    """The claims, every digit of them: name, target, measured, spread, low, high, verdict, source."""
+    out = StringIO()
+    writer = csv_writer(out, lineterminator="\n")
+    writer.writerow(("claim", "published", "measured", "spread", "low", "high", "verdict", "source"))
+    for c in reproduction.claims:
+        writer.writerow((c.name, c.target, c.measured, c.spread, c.low, c.high, c.verdict, c.source))
+    return out.getvalue()
+
+
+def latex(reproduction: Reproduction) -> str:
+    """The claims as a tabular: claim, published, measured."""
+    rows = [" & ".join(cell.translate(_TEX) for cell in cells(claim)[:3]) + r" \\" for claim in reproduction.claims]
+    head = [r"\begin{tabular}{lrr}", r"\hline", " & ".join(HEADER[:3]) + r" \\", r"\hline"]
+    return "\n".join([f"% {reproduction.title}, {reproduction.mode}", *head, *rows, r"\hline", r"\end{tabular}", ""])
+
+
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\u00b1": r"$\pm$",
+        "\u221a": r"$\surd$",
+        "\u2013": "--",
+    }
+)
 
 
 def html(reproduction: Reproduction, pictures: dict[str, bytes]) -> str:
