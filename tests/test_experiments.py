@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path)
     assert read.curves
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len({curve.panel for curve in read.curves})
-    assert "http" not in page
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", page)  # an image's letters may spell anything
     for claim in read.claims:
         assert f"| {claim.name} |" in (tmp_path / "out" / "report.md").read_text()
 

@@ -10,7 +10,12 @@ from morphogen.experiments import (
     gradmax_wide,
     growing_cifar,
     growing_controls,
+    linked_allcnn,
     linked_depth,
+    linked_extended,
+    linked_resnet50,
+    linked_shift,
+    linked_width,
 )
 from morphogen.record import Reproduction
 
@@ -25,5 +30,10 @@ EXPERIMENTS: dict[str, Run] = {
     "gradmax-wide": gradmax_wide.reproduce,
     "growing-cifar": growing_cifar.reproduce,
     "growing-controls": growing_controls.reproduce,
+    "linked-allcnn": linked_allcnn.reproduce,
     "linked-depth": linked_depth.reproduce,
+    "linked-extended": linked_extended.reproduce,
+    "linked-resnet50": linked_resnet50.reproduce,
+    "linked-shift": linked_shift.reproduce,
+    "linked-width": linked_width.reproduce,
 }
