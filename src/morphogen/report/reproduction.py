@@ -1,6 +1,7 @@
 """A reproduction as files: JSON, Markdown, plots, and one page that needs nothing else."""
 
 import base64
+import re
 from csv import writer as csv_writer
 from html import escape
 from io import StringIO
@@ -20,12 +21,17 @@ def write(reproduction: Reproduction, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {panel: plot(reproduction, panel) for panel in panels(reproduction)}
     for panel, picture in pictures.items():
-        picture.savefig(folder / f"{panel}.png", dpi=120)
+        picture.savefig(folder / picture_of(panel), dpi=120)
     write_atomic(folder / "result.json", to_json(reproduction))
     write_atomic(folder / "report.md", markdown(reproduction))
     write_atomic(folder / "claims.csv", csv(reproduction))
     write_atomic(folder / "claims.tex", latex(reproduction))
-    write_atomic(folder / "report.html", html(reproduction, {p: (folder / f"{p}.png").read_bytes() for p in pictures}))
+    write_atomic(folder / "report.html", html(reproduction, {p: (folder / picture_of(p)).read_bytes() for p in pictures}))
+
+
+def picture_of(panel: str) -> str:
+    """The file of a plot: a name without spaces, which Markdown links would end at."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', panel.lower()).strip('-')}.png"
 
 
 def panels(reproduction: Reproduction) -> tuple[str, ...]:
@@ -81,7 +87,7 @@ def markdown(reproduction: Reproduction) -> str:
     lines = [f"# {reproduction.title}", "", f"{reproduction.source}. {summary(reproduction)}.", ""]
     lines += [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|---|---|"]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(claim))} |" for claim in reproduction.claims]
-    lines += ["", *(f"![{panel}]({panel}.png)" for panel in panels(reproduction)), ""]
+    lines += ["", *(f"![{panel}]({picture_of(panel)})" for panel in panels(reproduction)), ""]
     lines += [f"- {note}" for note in reproduction.notes]
     about = {**reproduction.settings, **reproduction.environment}
     return "\n".join([*lines, "", f"*{', '.join(f'{key} {value}' for key, value in about.items())}*", ""])
