@@ -51,7 +51,7 @@ class Config:
     hidden: tuple[int, ...] = (128, 64)
     phases: int = 4
     l2: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    ewc: tuple[float, ...] = (10.0, 100.0, 1000.0, 10000.0)
+    ewc: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 # the rate and the penalties: chosen on held-out rows of the first three tasks of both sequences
