@@ -129,5 +129,23 @@ def test_optimizer_follows_and_undo_takes_it_back() -> None:
     applied = resize(model, edits, example=x, optimizers=[optimizer], values=found.values)
     assert not applied.receipt.keeps
     assert mg.doctor(model, optimizer) == []
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert all(p is not value for p in model.parameters() for value in found.values.values())
     applied.undo()
     assert str(state) == str((model.state_dict(), optimizer.state_dict()))
+
+
+def test_a_loss_may_change_the_mode_and_read_modules() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double()
+    x, y, seen = torch.randn(40, 5).double(), torch.randn(40, 3).double(), []
+
+    def loss(m: nn.Module) -> Tensor:
+        out = m.train()(x)
+        seen.append([part.training for part in m.modules() if isinstance(part, nn.BatchNorm1d)])
+        return F.mse_loss(out, y)
+
+    searched(model.eval(), x, [Split("0", [1])], loss)
+    assert seen
+    assert all(modes == [True] for modes in seen)
+    assert not model.training

@@ -55,9 +55,9 @@ def test_an_unknown_operation_is_refused_by_node_name() -> None:
             self.a = nn.Linear(4, 4)
 
         def forward(self, x):
-            return torch.cumsum(self.a(x), 1)
+            return torch.cumprod(self.a(x), 1)
 
-    with pytest.raises(Unsupported, match=r"'aten.cumsum.default' at node 'cumsum'"):
+    with pytest.raises(Unsupported, match=r"'aten.cumprod.default' at node 'cumprod'"):
         widths(trace(Odd(), torch.randn(2, 4)))
 
 

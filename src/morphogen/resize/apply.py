@@ -241,7 +241,7 @@ def _computed(
 def _checked(given: Tensor, shape: torch.Size, name: str) -> Tensor:
     if given.shape != shape:
         raise PlanError(f"values: '{name}' is {tuple(given.shape)} and would be {tuple(shape)} after this plan")
-    return given
+    return given.clone(memory_format=torch.contiguous_format)  # strides of a search's own would decide which kernels run
 
 
 def _laid_out_as(old: Tensor, new: Tensor) -> Tensor:

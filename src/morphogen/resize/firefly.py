@@ -227,12 +227,12 @@ def _moved(
 
 
 class _View(nn.Module):
-    """A model that runs with other values of some tensors."""
+    """A model that runs with other values of some tensors; its modules are there for a loss that changes modes, or reads."""
 
     def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
         super().__init__()
-        self._model, self._values = [model], values  # a list: the model is no child, so its tensors are not listed twice
+        self.model, self._values = model, values
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        result: Tensor = functional_call(self._model[0], self._values, args, kwargs)
+        result: Tensor = functional_call(self.model, self._values, args, kwargs)
         return result
