@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -497,9 +497,7 @@ def _policy(settings: Settings, recipe: Recipe) -> Policy:
     if settings.policy not in POLICIES:
         raise RunError(f"--policy {settings.policy!r}: unknown; choose one of {', '.join(POLICIES)}")
     policy: Callable[..., Policy] = POLICIES[settings.policy]
-    known = {field.name for field in fields(policy)}  # type: ignore[arg-type]
-    given = {"price": recipe.price, "multiple": recipe.multiple, "confidence": recipe.confidence}
-    return policy(**{name: value for name, value in given.items() if name in known})
+    return policy(price=recipe.price, multiple=recipe.multiple)
 
 
 def _depths(model: nn.Module) -> list[LearnedDepth]:

@@ -13,8 +13,8 @@ class Recipe:
     round. settle: the settle phase lasts as long as the growth phase times this, and at least `epochs` epochs.
     rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing: of the
     labels in the settle phase. renewal: share of every weight that is fresh when the settle phase begins.
-    shift: images move by up to so many pixels. price, multiple, confidence: of the policy; operations: the share of
-    floating point operations, beside parameters, in what it prices.
+    shift: images move by up to so many pixels. price, multiple: of the policy; operations: the share of floating point
+    operations, beside parameters, in what it prices.
     """
 
     batch: int
@@ -35,7 +35,6 @@ class Recipe:
     depth_price: float = 1e-3
     price: float = 0.15
     multiple: int = 4
-    confidence: float = 0.0
     operations: float = 0.0
 
 

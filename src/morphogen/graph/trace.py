@@ -62,6 +62,15 @@ class Graph:
         return "\n".join(f"{n.name}: {n.op} {list(n.shape)} {n.target}".rstrip() for n in self.nodes)
 
 
+def refs(value: Any) -> Iterator[Ref]:
+    """The values among a node's arguments, however nested."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from refs(part)
+
+
 def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
     """The graph of `model` in evaluation mode on `example` (one tensor, or the tuple of positional arguments).
 

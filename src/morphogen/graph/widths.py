@@ -9,14 +9,14 @@ pass of spans gives both at once, exactly, needs no symbolic trace (0.05 s again
 that the symbolic trace specialises on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
 from morphogen.errors import PlanError
 from morphogen.graph.operations import Layout, Result, Spans, has_rule, is_view, rule_of
-from morphogen.graph.trace import Graph, Node, Ref
+from morphogen.graph.trace import Graph, Node, Ref, refs
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Solver:
                 else:
                     self.origin |= {spans[0][0]: (node.name, d) for d, spans in enumerate(layout) if spans}
             elif node.op == "output":
-                for ref in _refs(node.args):
+                for ref in refs(node.args):
                     for spans in self.layout(ref):
                         self.pin(spans, "the model's output")
             else:
@@ -146,8 +146,8 @@ class _Solver:
     def _ruled(self, node: Node) -> Result:
         if has_rule(node):
             return rule_of(node)(node, self)
-        refs = list(_refs((node.args, tuple(node.kwargs.values()))))
-        if any(spans is not None for ref in refs for layout in self.outputs(ref) for spans in layout):
+        given = list(refs((node.args, tuple(node.kwargs.values()))))
+        if any(spans is not None for ref in given for layout in self.outputs(ref) for spans in layout):
             rule_of(node)  # raises
         # whatever is computed from numbers and tables alone has no width
         return (None,) * len(node.shape)
@@ -362,11 +362,3 @@ def _numbered(names: dict[int, tuple[str, ...]], pins: Mapping[int, str]) -> dic
         alone = sum(v not in pins for v in variables) == 1 or len(variables) == 1
         result |= {v: maker if alone and not number else f"{maker}[{number}]" for number, v in enumerate(variables)}
     return result
-
-
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            yield from _refs(v)

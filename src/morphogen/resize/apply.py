@@ -68,7 +68,7 @@ class Applied:
             raise PlanError("undo: this resize was already undone")
         if any(_writes(tensor) != count for tensor, count in self._after):
             raise PlanError("undo: the model was changed since this resize; undo at once, later resizes first, or Shrink")
-        _run_back(self._back)
+        run_back(self._back)
 
 
 def resize(
@@ -136,7 +136,7 @@ def apply_(
     if example is not None:
         prove(model, plan, example)
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
-    before, parameters = _probe(model, example), count_parameters(model)
+    before, parameters = probe(model, example), count_parameters(model)
     made, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh], values)
     back: list[Callable[[], None]] = []
     try:
@@ -147,21 +147,21 @@ def apply_(
         # after the sizes: to find what a new block adds to its input, the model is run
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
-        after = _probe(model, example)
+        after = probe(model, example)
         keeps = plan.keeps and keeps_function(starts) and not values
-        change = _change(before, after, plan if keeps else None)
+        change = change_of(before, after, plan if keeps else None)
         for copied in ema:
             # the same draws give its new units the same values
             if drawn is not None:
                 generator.set_state(drawn) if generator else torch.set_rng_state(drawn)
             inner = copied.module if isinstance(copied, AveragedModel) else copied
             seen = example if any(is_plain(model, name) for name, _ in plan.blocks) else None
-            back.append(partial(_run_back, apply_(inner, plan, generator=generator, starts=starts, example=seen)._back))
+            back.append(partial(run_back, apply_(inner, plan, generator=generator, starts=starts, example=seen)._back))
     except NotExact:
-        _run_back(back)
+        run_back(back)
         raise
     except Exception as error:
-        _run_back(back)
+        run_back(back)
         raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
     edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
     return applied(model, Receipt(edits, dict(plan.sizes), counts, change, keeps), back)
@@ -366,7 +366,8 @@ def _first(*tensors: Tensor | None) -> Tensor:
     return next(t for t in tensors if t is not None)
 
 
-def _probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
+def probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
+    """The output on the example, for `change_of`; None without one."""
     if example is None:
         return None
     # a model that draws random numbers draws the same ones before and after
@@ -378,8 +379,8 @@ def _probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
 _ROUNDING = 1e4  # units of rounding at the largest output: sums in another order, through many layers
 
 
-def _change(before: Any, after: Any, keeping: Plan | None) -> float | None:
-    """Largest difference of the outputs. Raises `NotExact` where `keeping` promised that there is none but rounding."""
+def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
+    """Largest difference of the outputs. Raises `NotExact` where `keeping`, a plan, promised none but rounding."""
     if before is None:
         return None
     largest = 0.0
@@ -398,6 +399,7 @@ def _change(before: Any, after: Any, keeping: Plan | None) -> float | None:
     return largest
 
 
-def _run_back(back: list[Callable[[], None]]) -> None:
+def run_back(back: list[Callable[[], None]]) -> None:
+    """Take everything back, the newest first."""
     while back:
         back.pop()()
