@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from morphogen.data.load import load
+from morphogen.experiments.over_seeds import over_seeds
 from morphogen.policies.den import DEN, Learned, Rows, descend, learn
 from morphogen.policies.lifelong import Lifelong, used
 from morphogen.record import Claim, Curve, Reproduction
@@ -289,8 +290,7 @@ def claims(kind: str, runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     """One sequence: averages, then DEN's promises over paired seeds."""
 
     def shown(label: str, values: Sequence[float], target: float | None = None, source: str = "", **bounds: float) -> Claim:
-        spread = stdev(values) if len(values) > 1 else None
-        return Claim(f"{kind}: {label}", target, mean(values), spread=spread, source=source, **bounds)
+        return over_seeds(f"{kind}: {label}", values, target, source=source, **bounds)
 
     def lead(other: str, **bounds: float) -> Claim:
         values = [run["DEN"].average - run[other].average for run in runs]

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from morphogen.experiments.images import Images, images, scores
+from morphogen.experiments.images import Images, images, objective, scores
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
@@ -118,10 +118,6 @@ class Fit:
     parameters: int
     cost: int
     seconds: float
-
-
-def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(model(x), y)
 
 
 def fit(config: Config, data: Images, seed: int, share: float, start: str = "") -> Fit:

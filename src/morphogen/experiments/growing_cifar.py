@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from morphogen.experiments.images import Images, images, scores
+from morphogen.experiments.images import Images, images, objective, scores
 from morphogen.experiments.one_feature import Chain, expand, sizes, stochastic
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.graph.trace import trace
@@ -142,10 +142,6 @@ def network(widths: Sequence[int], classes: int, norm: bool, deviation: float | 
                 else:
                     nn.init.zeros_(tensor)
     return nn.Sequential(layers)
-
-
-def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(model(x), y)
 
 
 def fit(

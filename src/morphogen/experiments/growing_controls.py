@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch.optim import AdamW
 
 from morphogen.data.load import load
 from morphogen.data.split import split
+from morphogen.experiments.over_seeds import over_seeds
 from morphogen.layers.penalty import linear, penalty
 from morphogen.layers.width import LearnedWidth
 from morphogen.policies import Controller, Firefly, GradMax, Natural, Policy, Trial
@@ -276,8 +276,7 @@ def claims(name: str, runs: Sequence[dict[str, Fit]], config: Config) -> list[Cl
     """Accuracies, then differences over paired seeds."""
 
     def shown(label: str, values: list[float], **bounds: float) -> Claim:
-        spread = stdev(values) if len(values) > 1 else None
-        return Claim(f"{name}: {label}", None, mean(values), spread=spread, **bounds)  # type: ignore[arg-type]
+        return over_seeds(f"{name}: {label}", values, **bounds)  # type: ignore[arg-type]
 
     def difference(one: str, other: str, **bounds: float) -> Claim:
         return shown(f"{one} less {other}", [run[one].test - run[other].test for run in runs], **bounds)

@@ -48,6 +48,10 @@ def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str 
     return Images(title, part(x[inside], y[inside]), validation, test, len(found.classes), tuple(notes))
 
 
+def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x), y)
+
+
 def scores(model: nn.Module, part: Part) -> tuple[float, float]:
     """(mean cross-entropy, accuracy)."""
     logits = predict(model, part[0])

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.experiments.images import Images, images, scores
+from morphogen.experiments.images import Images, images, objective, scores
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.layers.linked import LKSELU, LKPReLU, LKReLU, LKSwish, difference, looks_linear_, variance_
 from morphogen.measures.dead import dead_units
@@ -229,10 +228,6 @@ def fit(
     path = tuple(test for _, test in looks)
     dead = tuple(dead_units(model, data.validation[0][:500]).values())
     return Fit(chosen, path[-1], max(path), path, gradients, dead, count_parameters(model), seconds)
-
-
-def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(model(x), y)
 
 
 def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, ...]:
