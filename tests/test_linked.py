@@ -2,6 +2,7 @@
 
 import copy
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, NotExact, ShapeError, Shrink, Unsupported
+from morphogen.layers import linked_op
 from morphogen.layers.linked import (
     LKELU,
     LKGELU,
@@ -24,6 +26,7 @@ from morphogen.layers.linked import (
     second_moment,
     variance_,
 )  # fmt: skip
+from morphogen.layers.linked_op import KINDS
 from morphogen.transforms.link import link, unlink
 
 NAMED = {
@@ -78,6 +81,70 @@ def test_dimensions_formats_and_precisions() -> None:
     torch.testing.assert_close(LKReLU()(infinite), torch.cat([infinite.relu(), (-infinite).relu()], 1), equal_nan=True)
     with pytest.raises(ShapeError, match="dim=3"):
         LKReLU(dim=3)(z)
+
+
+LAYOUTS: dict[str, tuple[Tensor, int]] = {
+    "rows": (torch.randn(64, 1024), 1),
+    "channels": (torch.randn(4, 32, 30, 30), 1),
+    "channels last": (torch.randn(4, 32, 30, 30).to(memory_format=torch.channels_last), 1),
+    "channels last, other dimension": (torch.randn(4, 6, 5, 5).to(memory_format=torch.channels_last), 2),
+    "transposed": (torch.randn(1024, 64).T, 1),
+    "first dimension": (torch.randn(6, 5), 0),
+    "part": (torch.randn(64, 40)[:, 5:25], 1),
+    "empty": (torch.randn(0, 5), 1),
+    "extreme": (torch.tensor([[0.0, -0.0, math.nan, math.inf, -math.inf, 1e-30, -1e-30, 90, -90, 200, -200]]), 1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_compiled_loop_does_what_pytorch_does(kind, layout, threads, monkeypatch) -> None:
+    z, dim = LAYOUTS[layout]
+    at = z.detach().requires_grad_()
+    gradient = torch.randn_like(torch.cat([z, z], dim))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = linked_op.linked(at, kind, dim)
+        (ours,) = torch.autograd.grad(found, at, gradient)
+        (summed,) = torch.autograd.grad(linked_op.linked(at, kind, dim).sum(), at)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(linked_op, "_compilable", lambda z: False)
+    expected = linked_op.linked(at, kind, dim)
+    (theirs,) = torch.autograd.grad(expected, at, gradient)
+    assert found.stride() == expected.stride()
+    assert ours.stride() == theirs.stride()
+    bounded = ~z.isinf()  # PyTorch says nan for silu and gelu at -inf, whose limit is 0
+    both = torch.cat([bounded, bounded], dim)
+    torch.testing.assert_close(found[both], expected[both], rtol=1e-6, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(ours[bounded], theirs[bounded], rtol=1e-6, atol=2e-6, equal_nan=True)
+    assert summed[z.isfinite()].isfinite().all()
+
+
+def test_a_blocked_gradient_may_be_infinite() -> None:
+    z = torch.tensor([[1.0, -1.0]], requires_grad=True)
+    (found,) = torch.autograd.grad(LKReLU()(z), z, torch.tensor([[2.0, math.inf, math.inf, 3.0]]))
+    assert found.tolist() == [[2.0, -3.0]]
+
+
+def test_a_fork_has_threads_of_its_own() -> None:
+    z = torch.randn(64, 4096)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        LKReLU()(z)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(_linked_sum, (z[:, :2048].numpy(),)).get(60) == pytest.approx(
+                float(z[:, :2048].abs().sum()), rel=1e-4
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+def _linked_sum(z) -> float:
+    return float(LKReLU()(torch.from_numpy(z)).numpy().sum())
 
 
 def test_batched_by_vmap() -> None:

@@ -1,24 +1,29 @@
 """The linked pair as one operation that keeps z alone for its backward pass: `linked(z, kind, dim)`.
 
-Both directions work on halves of one output, without a copy: no `cat`, no second tensor for the backward pass.
+Both directions work on halves of one output, without a copy: no `cat`, no second tensor for the backward pass. Float32 on a CPU
+takes one compiled pass each way (`kernels/linked.py`); everything else the passes of PyTorch that `KINDS` names.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from morphogen.layers.kernels.threads import shared
+
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Kind:
-    """g in three forms. value: plain, for derivatives of any order. into: (z, positive, negative) writes both halves. slope:
-    (gradient of a half, z) -> the gradient of its argument, for the negative half at -z."""
+    """g in three forms. value: plain, for derivatives of any order. into: (z, positive, negative) writes both halves. back:
+    (gradients of both halves, z) -> the gradient of z."""
 
     value: Callable[[Tensor], Tensor]
     into: Callable[[Tensor, Tensor, Tensor], Any]
@@ -77,13 +82,45 @@ def linked(z: Tensor, kind: str, dim: int) -> Tensor:
 
 def _forward(z: Tensor, kind: str, dim: int) -> Tensor:
     result = _doubled(z, dim)
-    KINDS[kind].into(z, *result.chunk(2, dim))
+    if _compilable(z):
+        _run("forward", kind, dim, _ordered(z, z), result)
+    else:
+        KINDS[kind].into(z, *result.chunk(2, dim))
     return result
 
 
 def _backward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
-    positive, negative = gradient.chunk(2, dim)
-    return KINDS[kind].back(positive, negative, z)
+    if not _compilable(z):
+        positive, negative = gradient.chunk(2, dim)
+        return _ordered(KINDS[kind].back(positive, negative, z), z)
+    source = _ordered(z, z)
+    result = torch.empty_like(source)
+    _run("backward", kind, dim, _ordered(gradient, z), source, result)
+    return result
+
+
+def _compilable(z: Tensor) -> bool:
+    """A subclass (a fake tensor, one that is traced) has no memory to read."""
+    return z.dtype == torch.float32 and z.device.type == "cpu" and type(z) is Tensor and z.numel() > 0
+
+
+def _run(name: str, kind: str, dim: int, *tensors: Tensor) -> None:
+    """A compiled loop over `tensors`, the last but one of them shaped as z and all in one order of memory."""
+    z, kernels = tensors[-2], _kernels()
+    order = (0, 2, 3, 1) if _last(z) else tuple(range(z.dim()))
+    # what lies between two steps along the dimensions before `dim`
+    run = math.prod(z.shape[i] for i in order[order.index(dim) :])
+    kernel, number, addresses = getattr(kernels, name), kernels.NUMBERS[kind], [t.data_ptr() for t in tensors]
+    shared(lambda begin, end: kernel(number, *addresses, begin, end, run), z.numel() // run, _LEAST // run)
+
+
+# numbers that are worth the 20 microseconds of handing them to another thread
+_LEAST = 50_000
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    return import_module("morphogen.layers.kernels.linked")
 
 
 # The same as operations that a compiler takes as they are, one node each; called by name they would cost 90 microseconds more.
@@ -98,14 +135,23 @@ def _(z: Tensor, kind: str, dim: int) -> Tensor:
 
 @_BACKWARD.register_fake
 def _(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
-    return torch.empty_like(z)
+    return torch.empty_like(_ordered(z, z))
+
+
+def _last(z: Tensor) -> bool:
+    """Whether memory runs over the channels first."""
+    return z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
+
+
+def _ordered(t: Tensor, z: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last if _last(z) else torch.contiguous_format)
 
 
 def _doubled(z: Tensor, dim: int) -> Tensor:
     shape = list(z.shape)
     shape[dim] *= 2
-    last = z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
-    return z.new_empty(shape).to(memory_format=torch.channels_last) if last else z.new_empty(shape)
+    order = torch.channels_last if _last(z) else torch.contiguous_format
+    return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=order)
 
 
 class _Linked(torch.autograd.Function):
