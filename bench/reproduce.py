@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     about = environment()  # before the run, which may outlast this commit
-    result = replace(EXPERIMENTS[arguments.name](arguments.faithful, False, arguments.seeds), environment=about)
+    result = EXPERIMENTS[arguments.name](arguments.faithful, False, arguments.seeds)
+    result = replace(result, environment=about, files={})  # checkpoints are too large for a repository
     write(result, RESULTS / "experiments" / f"{result.name}-{result.mode}")
     print(markdown(result))
 

@@ -3,18 +3,22 @@
 import copy
 import csv
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from typer.testing import CliRunner
 
-from morphogen import LearnedDepth
+from morphogen import LearnedDepth, MorphogenError
 from morphogen.cli import app
-from morphogen.experiments import EXPERIMENTS, gradmax_wide, growing_cifar, one_feature
+from morphogen.experiments import EXPERIMENTS, gradmax_wide, growing_cifar, linked_width, one_feature
 from morphogen.experiments.going_deeper_xor import SMOKE, Parities, published
+from morphogen.experiments.linked_nets import LINKED
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
 from morphogen.layers.penalty import gain, quadratic
@@ -54,6 +58,33 @@ def test_the_batch_of_networks_is_the_layer(faithful: bool, w: float) -> None:
     assert batch.w.grad[0] == 0
     for i, own in enumerate(deep.blocks):
         torch.testing.assert_close(batch.weight.grad[i, 1], own[0].weight.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_runs_are_kept_as_summaries_and_checkpoints(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        app, ["reproduce", "linked-width", "--smoke", "--tensorboard", "--checkpoints", "--out", str(out)]
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    read = from_json(Reproduction, (out / "result.json").read_text())
+    assert not read.files
+    trace = next(trace for trace in read.traces if trace.run.startswith("LK-ReLU-0-") and trace.tag == "val_acc")
+    found = EventAccumulator(str(out / "summaries" / trace.run)).Reload().Scalars("val_acc")
+    assert [event.step for event in found] == list(trace.steps)
+    assert [event.value for event in found] == pytest.approx(trace.values)
+    assert [event.wall_time for event in found] == list(trace.times)
+    weights = load_file(out / "checkpoints" / "LK-ReLU-0-0.01-last.safetensors")
+    network = linked_width.network(LINKED["LK-ReLU"], linked_width.TABLE.default, 10)
+    assert set(weights) == set(network.state_dict())
+    assert len(list((out / "checkpoints").iterdir())) == 2 * len({t.run for t in read.traces})
+
+
+def test_without_tensorboard_the_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
+    result = CliRunner().invoke(app, ["reproduce", "linked-width", "--tensorboard", "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, MorphogenError)
+    assert "pip install 'morphogen[tensorboard]'" in str(result.exception)
+    assert not (tmp_path / "out" / "result.json").exists()
 
 
 def test_the_label_is_the_parity_of_the_first_bits() -> None:

@@ -81,6 +81,8 @@ def reproduce(
     faithful: Annotated[bool, typer.Option("--faithful", help="the original's settings, quirks included")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="a few seconds, to see that it runs")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds")] = 1,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="keep the trained networks, where it has any")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write the curves as TensorBoard summaries too")] = False,
     out: Annotated[Path | None, typer.Option(help="output folder; default runs/reproduce/NAME")] = None,
 ) -> None:
     """Run a paper's experiment again and put its published figures beside what came out."""
@@ -89,9 +91,14 @@ def reproduce(
         raise MorphogenError(f"reproduce {name!r}: unknown; choose one of {', '.join(experiments)}")
     folder = free_folder(Path("runs") / "reproduce" / name) if out is None else out
     claim(folder, resume=False)
+    summaries = import_module("morphogen.report.summaries")
+    if tensorboard:
+        summaries.needed()  # before the run, which may take hours
     result = replace(experiments[name](faithful, smoke, seeds), environment=environment("cpu"))
     write = import_module("morphogen.report.reproduction")
-    write.write(result, folder)
+    write.write(result if checkpoints else replace(result, files={}), folder)
+    if tensorboard:
+        summaries.write_summaries(result, folder)
     console, table = Console(), Table(*write.HEADER[:-1])
     for claimed in result.claims:
         table.add_row(*write.cells(claimed)[:-1], style="yellow" if claimed.verdict == "missed" else None)

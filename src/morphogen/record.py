@@ -88,8 +88,23 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """A scalar of one run, by step. times: of the clock, in seconds, where they were noted. run: may have slashes."""
+
+    run: str
+    tag: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    times: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Reproduction:
-    """A paper's experiment, run again: the claims, the curves and what a reader must know of the run."""
+    """A paper's experiment, run again: the claims, the curves and what a reader must know of the run.
+
+    traces: of every run, what the claims were made from. files: what belongs beside the tables, by path, and is no text, as
+    checkpoints; they are not part of the JSON.
+    """
 
     name: str
     title: str
@@ -102,6 +117,8 @@ class Reproduction:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     environment: dict[str, str] = field(default_factory=dict)
+    traces: tuple[Trace, ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict, metadata={"json": False})
 
 
 @dataclass(frozen=True)
@@ -184,7 +201,8 @@ class Report:
 
 def to_json(value: Any) -> str:
     """One of the dataclasses above as JSON text."""
-    return json.dumps(asdict(value), indent=1, allow_nan=True)
+    outside = {f.name for f in fields(value) if not f.metadata.get("json", True)}
+    return json.dumps({k: v for k, v in asdict(value).items() if k not in outside}, indent=1, allow_nan=True)
 
 
 def from_json(kind: type[T], text: str) -> T:

@@ -2,12 +2,14 @@
 value, and its run."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,7 +17,7 @@ from morphogen.experiments.images import Images, images, objective, scores
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.layers.linked import LKSELU, LKPReLU, LKReLU, LKSwish, difference, looks_linear_, variance_
 from morphogen.measures.dead import dead_units
-from morphogen.record import Claim, Curve, Reproduction
+from morphogen.record import Claim, Curve, Reproduction, Trace
 from morphogen.resize.apply import count_parameters
 from morphogen.train import Batches, State, train
 
@@ -162,10 +164,14 @@ class Table:
         }  # fmt: skip
         curves = [curve for name, found in runs[0].items() for curve in drawn(name, found)]
         notes = [told(name, found) for name, found in runs[0].items()]
+        named = [(f"{name}-{seed}-{settings.rate:g}", found) for seed, run in enumerate(runs) for name, found in run.items()]
         return Reproduction(
             self.name, f"{data.title}: {self.title}", self.source, "faithful" if faithful else "default",
             {key: str(value) for key, value in vars(settings).items()}, tuple(self.claims(runs, settings)), tuple(curves), axes,
             (*data.notes, *notes), time.perf_counter() - began,
+            traces=tuple(trace for name, found in named for trace in traced(name, found)),
+            files={f"checkpoints/{_file(name)}-{which}.safetensors": content for name, found in named
+                   for which, content in found.weights.items()},
         )  # fmt: skip
 
     def run(self, kind: Kind, settings: Settings, data: Images, seed: int) -> "Fit":
@@ -198,36 +204,46 @@ class Table:
 @dataclass(frozen=True)
 class Fit:
     """One run. Accuracies on the test part: at the look with the best validation accuracy, at the last look, and the best of
-    all looks, as the original published. gradients: norm of the gradient of every layer's weight before the first step; dead:
-    the share of dead units of every activation at the end."""
+    all looks, as the original published; path: of all looks; validation: on that part; times: of the looks. gradients: norm of
+    the gradient of every layer's weight before the first step; dead: the share of dead units of every activation at the end.
+    weights: as safetensors, at the best validation accuracy and at the end."""
 
     chosen: float
     last: float
     best: float
     path: tuple[float, ...]
+    validation: tuple[float, ...]
+    times: tuple[float, ...]
     gradients: tuple[float, ...]
     dead: tuple[float, ...]
     parameters: int
     seconds: float
+    weights: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def fit(
     model: nn.Module, optimizer: Optimizer, batches: Batches, data: Images, rate: Callable[[int], float], epochs: int
 ) -> Fit:
     """Train, with a look after each epoch."""
-    looks: list[tuple[float, float]] = []
+    looks: list[tuple[float, float, float]] = []
+    weights: dict[str, bytes] = {}
 
     def look(state: State) -> None:
-        looks.append((scores(state.model, data.validation)[1], scores(state.model, data.test)[1]))
+        looks.append((scores(state.model, data.validation)[1], scores(state.model, data.test)[1], time.time()))
+        weights["last"] = save(state.model.state_dict())
+        if looks[-1][0] == max(accuracy for accuracy, _, _ in looks):
+            weights["best"] = weights["last"]
 
     gradients = gradient_norms(model, *next(iter(batches.range(0, 1))))
     state, began = State(model, optimizer, batches.seed), time.perf_counter()
     train(state, batches, objective, rate, steps=batches.per_epoch, rounds=epochs, hooks=[look])
     seconds = time.perf_counter() - began
-    chosen = max(looks, key=lambda pair: pair[0])[1]
-    path = tuple(test for _, test in looks)
+    chosen = max(looks, key=lambda look: look[0])[1]
+    validation, path, times = zip(*looks, strict=True)
     dead = tuple(dead_units(model, data.validation[0][:500]).values())
-    return Fit(chosen, path[-1], max(path), path, gradients, dead, count_parameters(model), seconds)
+    return Fit(
+        chosen, path[-1], max(path), path, validation, times, gradients, dead, count_parameters(model), seconds, weights
+    )  # fmt: skip
 
 
 def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, ...]:
@@ -245,6 +261,18 @@ def drawn(name: str, found: Fit) -> list[Curve]:
 
     norms = [max(norm, 1e-30) for norm in found.gradients]  # what underflowed still has a place on a logarithmic axis
     return [curve("accuracy", found.path), curve("gradients", norms), curve("dead", found.dead)]
+
+
+def traced(name: str, found: Fit) -> list[Trace]:
+    """Under the tag of the original, and the test accuracies beside it."""
+    steps, run = tuple(range(1, len(found.path) + 1)), f"{name}-{int(found.times[0])}"
+    return [
+        Trace(run, "val_acc", steps, found.validation, found.times), Trace(run, "test_acc", steps, found.path, found.times)
+    ]  # fmt: skip
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name)
 
 
 def told(name: str, found: Fit) -> str:

@@ -17,7 +17,7 @@ HEADER = ("claim", "published", "measured", "accepted", "verdict", "source")
 
 
 def write(reproduction: Reproduction, folder: Path) -> None:
-    """result.json, report.md, report.html, a PNG for each panel, and the claims as claims.csv and claims.tex."""
+    """result.json, report.md, report.html, a PNG for each panel, the claims as claims.csv and claims.tex, and its files."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {panel: plot(reproduction, panel) for panel in panels(reproduction)}
     for panel, picture in pictures.items():
@@ -26,6 +26,9 @@ def write(reproduction: Reproduction, folder: Path) -> None:
     write_atomic(folder / "report.md", markdown(reproduction))
     write_atomic(folder / "claims.csv", csv(reproduction))
     write_atomic(folder / "claims.tex", latex(reproduction))
+    for name, content in reproduction.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, content)
     write_atomic(folder / "report.html", html(reproduction, {p: (folder / picture_of(p)).read_bytes() for p in pictures}))
 
 
