@@ -1,0 +1,251 @@
+"""Neurons without layers: every node may read every input and every earlier node.
+
+    h_i = g(b_i + sum over the sources j of node i of w_ij h_j),   i = 0, 1, ..., n - 1,   sources: inputs and earlier nodes
+
+A multilayer perceptron and a dense-connected one are special cases (`wiring="block"`), cascade correlation grows one.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morphogen.errors import ShapeError
+from morphogen.layers.dag_op import SOLVERS, Layout, below, dag, inside
+from morphogen.layers.dag_sparse import Wiring, sparse_dag, wiring
+from morphogen.layers.linked import Linked, difference, second_moment
+from morphogen.layers.linked_op import KINDS
+
+WIRINGS = ("full", "random", "block")
+BASES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "elu": nn.ELU, "selu": nn.SELU, "silu": nn.SiLU, "gelu": nn.GELU,
+}  # fmt: skip
+# from this share of the full wiring on, matrix products over the zeros too are faster than single weights
+DENSE = 0.12
+
+
+class Dag(nn.Module):
+    """(..., in_features) -> (..., out_features), or all nodes' values (..., nodes), linked (..., 2 nodes), without a readout.
+
+    wiring: "full", each node reads all inputs and all earlier nodes; "random", each reads `fan_in` of them, drawn once, all
+    equally likely, and stored; "block", each reads all inputs and the nodes of earlier blocks of `block_size` nodes, so that
+    nothing inside a block waits: a dense-connected perceptron. The readout is linear and sees inputs and nodes, so that no node
+    is in vain. activation: a name of `KINDS`; linked: each node puts out [g(z), g(-z)], and what reads it has two weights for
+    it. generator: of the weights and of the wiring.
+
+    block_size: how many nodes a matrix product makes at once; with "full" it changes speed only. solver: of the nodes inside a
+    block, see `dag_op.dag`; "auto" is exact and fast. Weights are one flat parameter without the zeros of the upper triangle,
+    block after block, so that no decay or momentum can reach a weight that is not there; a "random" wiring has one weight
+    for each source. `matrix()` shows them as a matrix.
+
+    Each row starts by its own fan-in: the variance 1 / (fan_in E[g(z)^2]), 2 / fan_in for ReLU, keeps the energy of all nodes
+    alike, and gradients fall as (d + n) / (d + i), a power and never exponentially. Linked rows start linear where g allows,
+    weights (v, -v) of variance 1 / fan_in.
+
+    Source: the wiring, Fahlman & Lebiere 1990; "connect every node with every prior node" and its random form, a post of 2017
+    (DagNN), which leaves activation, start and readout open. Errors: `ShapeError` for sizes and names that cannot be.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        nodes: int,
+        out_features: int | None = None,
+        wiring: str = "full",
+        *,
+        fan_in: int | None = None,
+        block_size: int | None = None,
+        activation: str = "relu",
+        linked: bool = False,
+        bias: bool = True,
+        solver: str = "auto",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in {"in_features": in_features, "nodes": nodes, "out_features": out_features or 1}.items():
+            if size < 1:
+                raise ShapeError(f"Dag: {name}={size}; give at least 1")
+        for name, value, known in (("wiring", wiring, WIRINGS), ("activation", activation, KINDS), ("solver", solver, SOLVERS)):
+            if value not in known:
+                raise ShapeError(f"Dag: {name}={value!r}; choose one of {', '.join(known)}")
+        if (fan_in is None) == (wiring == "random") or (fan_in or 1) < 1:
+            raise ShapeError(f'Dag: fan_in={fan_in}, wiring={wiring!r}; give fan_in, at least 1, with wiring="random" alone')
+        if (block_size or 1) < 1 or (wiring == "block" and block_size is None):
+            raise ShapeError(f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a block, at least 1")
+        self.in_features, self.nodes, self.out_features = in_features, nodes, out_features
+        self.kind, self.linked, self.solver = activation, linked, solver
+        step = block_size or (128 if nodes <= 2048 else 256)
+        blocks = tuple(min(step, nodes - first) for first in range(0, nodes, step))
+        self.layout = Layout(in_features, blocks, wiring != "block", activation, linked)
+        self.sources: Tensor | None
+        self.starts: Tensor | None
+        sources, starts = _drawn(self.layout, fan_in, generator) if fan_in else (None, None)
+        self.register_buffer("sources", sources)
+        self.register_buffer("starts", starts)
+        self.weight = nn.Parameter(torch.empty(self.layout.weights if sources is None else len(sources)))
+        self.bias = nn.Parameter(torch.zeros(nodes)) if bias else None
+        self.readout = None if out_features is None else nn.Linear(self.layout.values, out_features)
+        self._arrange()
+        self.reset(generator)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether single weights are kept, one for each source."""
+        return self.sources is not None
+
+    @property
+    def density(self) -> float:
+        """Weights over those of the full wiring."""
+        full = Layout(self.in_features, self.layout.blocks, True, self.kind, self.linked)
+        return self.weight.numel() / full.weights
+
+    def _arrange(self) -> None:
+        """What follows from the stored wiring; not part of the state."""
+        if self.sources is None or self.starts is None:
+            return
+        if self.density < DENSE:
+            found = wiring(self.sources.cpu(), self.starts.cpu(), self.in_features, self.layout.width)
+            derived = {name: getattr(found, name) for name in ("order", "readers", "ends", "levels")}
+        else:
+            derived = {"places": places(self.layout, self.sources.cpu(), self.starts.cpu())}
+        for name, value in derived.items():
+            self.register_buffer(name, value.to(self.sources.device), persistent=False)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew; biases are 0."""
+        scale, linear = self._scale()
+        if self.sources is None:
+            for part in self.layout.parts(self.weight):
+                end = part.node + part.size if self.layout.inner else part.node
+                drawn = torch.randn(part.size, self.in_features + end, generator=generator)
+                drawn *= scale[part.nodes, None]
+                inputs, nodes = drawn.split([self.in_features, end], 1)
+                if self.linked:  # a linked source's second weight is minus its first where the start is linear
+                    other = -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale[part.nodes, None]
+                    nodes = torch.stack((nodes, other), 2).flatten(1) / (linear or 1.0)
+                rows = torch.cat((inputs, nodes), 1).to(self.weight)
+                part.panel.copy_(rows[:, : part.before])
+                if self.layout.inner:
+                    part.triangle.copy_(rows[:, part.before :].take(below(part.size, self.layout.width, rows.device)))
+        else:
+            node_of, sources = self._reader(), self.sources.cpu()
+            drawn = torch.randn(len(node_of), generator=generator) * scale[node_of]
+            reads_node = sources >= self.in_features
+            if linear:
+                second = torch.where(reads_node & ((sources - self.in_features) % 2 == 1))[0]
+                drawn[second] = -drawn[second - 1]
+                drawn[reads_node] /= linear
+            self.weight.copy_(drawn.to(self.weight))
+        if self.bias is not None:
+            self.bias.zero_()
+        if self.readout is not None:
+            bound = 1 / math.sqrt(self.layout.values)
+            for parameter in self.readout.parameters():
+                parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+    def _scale(self) -> tuple[Tensor, float | None]:
+        """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is linear."""
+        linear = difference(_activation(self.kind, self.linked)) if self.linked else None
+        # inputs count with energy 1, nodes with what their activation passes on of it
+        passed = 1.0 if linear else 2 * second_moment(_activation(self.kind, True)) if self.linked else _passed(self.kind)
+        if self.sources is None:
+            inputs = torch.full((self.nodes,), float(self.in_features))
+            nodes = torch.arange(self.nodes) if self.layout.inner else torch.tensor(
+                [part.node for part in self.layout.parts(self.weight) for _ in range(part.size)]
+            )  # fmt: skip
+        else:
+            reads_node, node_of = self.sources.cpu() >= self.in_features, self._reader()
+            inputs = torch.bincount(node_of[~reads_node], minlength=self.nodes).float()
+            nodes = torch.bincount(node_of[reads_node], minlength=self.nodes) / self.layout.width
+        return (inputs + passed * nodes).clamp_min(1e-12).rsqrt(), linear
+
+    def _reader(self) -> Tensor:
+        """The node of each weight of a sparse wiring."""
+        assert self.starts is not None
+        return torch.repeat_interleave(torch.arange(self.nodes), self.starts.cpu().diff())
+
+    @torch.no_grad()
+    def matrix(self) -> Tensor:
+        """All weights as a matrix (nodes, in_features + nodes), linked with two columns a node; 0 where there is none."""
+        full = self.weight.new_zeros(self.nodes, self.layout.values)
+        if self.sources is not None:
+            full[self._reader().to(full.device), self.sources] = self.weight
+            return full
+        for part in self.layout.parts(self.weight):
+            full[part.nodes, : part.before] = part.panel
+            full[part.nodes, part.rows(self.layout.width)] = inside(self.layout, part)
+        return full
+
+    def values(self, x: Tensor) -> Tensor:
+        """Inputs and nodes, feature-major: rows x (batch, in_features) -> (in_features + nodes, batch)."""
+        bias = self.weight.new_zeros(self.nodes) if self.bias is None else self.bias
+        if not self.sparse:
+            return dag(x, self.weight, bias, self.layout, self.solver)
+        if hasattr(self, "places"):
+            flat = self.weight.new_zeros(self.layout.weights).index_copy(0, self.get_buffer("places"), self.weight)
+            return dag(x, flat, bias, self.layout, self.solver)
+        found = Wiring(*(self.get_buffer(name) for name in ("sources", "starts", "order", "readers", "ends", "levels")))
+        return sparse_dag(x, self.weight, bias, found, self.kind, self.linked)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ShapeError(f"Dag: input of shape {tuple(x.shape)}; the last dimension must be in_features={self.in_features}")
+        values = self.values(x.reshape(-1, self.in_features))
+        if self.readout is not None:
+            out: Tensor = self.readout(values.T)
+        else:
+            nodes = values[self.in_features :]
+            # the positive halves first, as a linked activation has them
+            out = (nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes).T
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+    def extra_repr(self) -> str:
+        wired = f"{self.density:.0%} of the full wiring" if self.sparse else "full" if self.layout.inner else "block"
+        return f"{self.in_features}, nodes={self.nodes}, activation={self.kind}, linked={self.linked}, wiring={wired}"
+
+
+def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
+    """Where the entries of a sparse wiring stand in the flat weight of the full one."""
+    node_of = torch.repeat_interleave(torch.arange(layout.nodes), starts.diff())
+    found = torch.empty_like(sources)
+    at = 0
+    for (panel, triangle), part in zip(layout.sizes(), layout.parts(torch.empty(layout.weights, device="meta")), strict=True):
+        mine = (node_of >= part.node) & (node_of < part.node + part.size)
+        row, column = node_of[mine] - part.node, sources[mine]
+        inside = layout.width * (row * (row - 1) // 2) + column - part.before
+        found[mine] = at + torch.where(column < part.before, row * part.before + column, panel + inside)
+        at += panel + triangle
+    return found
+
+
+def _drawn(layout: Layout, fan_in: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """(rows of values that each node reads, rising; where each node's begin): `fan_in` sources for each, all equally likely."""
+    draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    rows: list[np.ndarray] = []
+    for node in range(layout.nodes):
+        prior = layout.inputs + node
+        chosen = np.sort(draw.choice(prior, min(fan_in, prior), replace=False, shuffle=False))
+        rows.append(_rows_of(chosen, layout))
+    starts = np.cumsum([0, *map(len, rows)])
+    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(starts)
+
+
+def _rows_of(chosen: np.ndarray, layout: Layout) -> np.ndarray:
+    """The rows of values of sources: inputs by number, then nodes."""
+    if not layout.two:
+        return chosen
+    inputs, nodes = chosen[chosen < layout.inputs], chosen[chosen >= layout.inputs] - layout.inputs
+    return np.concatenate([inputs, (layout.inputs + 2 * nodes[:, None] + np.arange(2)).ravel()])
+
+
+def _activation(kind: str, linked: bool) -> nn.Module:
+    return Linked(BASES[kind]()) if linked else BASES[kind]()
+
+
+def _passed(kind: str) -> float:
+    """E[g(z)^2] of a standard normal z."""
+    z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return float(torch.trapezoid(KINDS[kind].value(z).square() * density, z))

@@ -1,0 +1,167 @@
+"""A DAG of neurons with few sources each, as one operation: `sparse_dag(x, weight, bias, wiring)`.
+
+On a CPU each thread takes columns of the batch through all nodes in order, with nothing to wait for; elsewhere nodes go level
+by level, a level being those whose sources are all known.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morphogen.layers.dag_op import bind, kernels, native, pulled, put_out, sums_of
+from morphogen.layers.kernels.threads import shared
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Who reads whom, by reader and by source. Rows of values are the inputs, then `width` for each node.
+
+    sources: rows of values, node after node, rising within a node; starts (nodes + 1): where each node's begin. order, readers,
+    ends (values + 1): the same entries by the row that is read: places in `sources`, and the nodes there. levels: of each node,
+    1 + the highest of its sources, inputs being 0.
+    """
+
+    sources: Tensor
+    starts: Tensor
+    order: Tensor
+    readers: Tensor
+    ends: Tensor
+    levels: Tensor
+
+
+def wiring(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Wiring:
+    """The rest of a wiring from its first two parts (int64)."""
+    nodes = len(starts) - 1
+    reader = torch.repeat_interleave(torch.arange(nodes), starts.diff())
+    order = torch.argsort(sources, stable=True)
+    counts = torch.bincount(sources, minlength=inputs + width * nodes)
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return Wiring(sources, starts, order, reader[order], ends, levels(sources, starts, inputs, width))
+
+
+def levels(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Tensor:
+    """The level of each node, (nodes,): the longest way to it from an input, 1 for nodes that read inputs or nothing."""
+    found: list[int] = []
+    ends = starts.tolist()
+    nodes = ((sources - inputs).div(width, rounding_mode="floor")).tolist()
+    for first, last in pairwise(ends):
+        found.append(1 + max((found[node] for node in nodes[first:last] if node >= 0), default=0))
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def sparse_dag(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, two: bool, solver: str = "auto") -> Tensor:
+    """The inputs and the values of all nodes, (inputs + width * nodes, batch), of rows x (batch, inputs).
+
+    weight: one for each entry of `wiring.sources`; bias: (nodes). solver: "native", "levels", or "auto".
+    """
+    w = wiring
+    values: Tensor = _FORWARD(x, weight, bias, w.sources, w.starts, w.order, w.readers, w.ends, w.levels, kind, two, solver)[0]
+    return values
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor,
+    sources: Tensor, starts: Tensor, order: Tensor, readers: Tensor, ends: Tensor, levels: Tensor,
+    kind: str, two: bool, solver: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs, nodes, kept = x.shape[1], len(bias), kind != "relu"
+    values = x.new_empty(len(ends) - 1, len(x))
+    values[:inputs] = x.T
+    # the sum of a plain ReLU is made in the place of its value
+    sums = values[inputs:] if not kept and not two else x.new_empty(nodes, len(x))
+    sums.copy_(bias[:, None].expand_as(sums))
+    if _native(solver, x, kind):
+        arrays = [t.detach().numpy() for t in (weight, sources, starts, sums, values)]
+        shared(bind(kernels().sparse, kind, two, *arrays, inputs, nodes), len(x), _COLUMNS)
+    else:
+        width = 2 if two else 1
+        for level, entries, rows in _by_level(levels, starts):
+            sums.index_add_(0, rows, weight[entries, None] * values[sources[entries]])
+            out = inputs + width * level
+            values[torch.stack([out, out + 1], 1).flatten() if two else out] = put_out(kind, two, sums[level])
+    return values, sums if kept else x.new_empty(0, len(x))
+
+
+def _backward(
+    gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor,
+    sources: Tensor, starts: Tensor, order: Tensor, readers: Tensor, ends: Tensor, levels: Tensor,
+    kind: str, two: bool, solver: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    nodes, width = len(starts) - 1, 2 if two else 1
+    inputs, batch = len(values) - width * nodes, values.shape[1]
+    flowing = gradient.clone(memory_format=torch.contiguous_format)
+    deltas, found = values.new_empty(nodes, batch), torch.empty_like(weight)
+    if _native(solver, values, kind):
+        arrays = [t.detach().numpy() for t in (weight, order, readers, ends, sums, values, flowing, deltas)]
+        shared(bind(kernels().sparse_back, kind, two, *arrays, inputs, nodes), batch, _COLUMNS)
+        about = [t.detach().numpy() for t in (sources, starts, deltas, values, found)]
+        shared(lambda begin, end: kernels().products(*about, batch, begin, end), nodes, _NODES)
+    else:
+        z = sums_of(kind, two, sums, values[inputs:])
+        for level, entries, rows in reversed(list(_by_level(levels, starts))):
+            out = inputs + width * level
+            above = flowing[torch.stack([out, out + 1], 1).flatten() if two else out]
+            deltas[level] = pulled(kind, two, z[level], above)
+            flowing.index_add_(0, sources[entries], weight[entries, None] * deltas[rows])
+            found[entries] = (deltas[rows] * values[sources[entries]]).sum(1)
+    return flowing[:inputs].T.contiguous(), found, deltas.sum(1)
+
+
+def _by_level(levels: Tensor, starts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(nodes, their entries, the node of each entry) of each level, in order."""
+    reader = torch.repeat_interleave(torch.arange(len(levels), device=levels.device), starts.diff())
+    order = torch.argsort(levels, stable=True)
+    nodes = order.split(torch.bincount(levels)[1:].tolist())
+    by_entry = levels[reader]
+    entries = torch.argsort(by_entry, stable=True).split(torch.bincount(by_entry, minlength=len(nodes) + 1)[1:].tolist())
+    return [(level, places, reader[places]) for level, places in zip(nodes, entries, strict=True)]
+
+
+def _native(solver: str, t: Tensor, kind: str) -> bool:
+    return solver == "native" or (solver == "auto" and native(t, kind))
+
+
+_COLUMNS, _NODES = 64, 64  # of the batch, and of the nodes, that are worth a thread
+
+_ARGUMENTS = (
+    "Tensor sources, Tensor starts, Tensor order, Tensor readers, Tensor ends, Tensor levels, str kind, bool two, str solver"
+)
+_FORWARD = torch.library.custom_op(
+    "morphogen::sparse_dag", _forward, mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor bias, {_ARGUMENTS}) -> (Tensor, Tensor)",
+)  # fmt: skip
+_BACKWARD = torch.library.custom_op(
+    "morphogen::sparse_dag_backward", _backward, mutates_args=(),
+    schema=f"(Tensor gradient, Tensor weight, Tensor values, Tensor sums, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)  # fmt: skip
+
+
+@_FORWARD.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
+    ends, kind = about[4], about[6]
+    return x.new_empty(ends.shape[0] - 1, x.shape[0]), x.new_empty(0 if kind == "relu" else bias.shape[0], x.shape[0])
+
+
+@_BACKWARD.register_fake
+def _(gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor, *about: Any) -> tuple[Tensor, Tensor, Tensor]:
+    nodes = about[1].shape[0] - 1
+    inputs = values.shape[0] - (2 if about[7] else 1) * nodes
+    return values.new_empty(values.shape[1], inputs), torch.empty_like(weight), values.new_empty(nodes)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, weight, _, *about = inputs
+    *tensors, ctx.kind, ctx.two, ctx.solver = about
+    ctx.save_for_backward(weight, *output, *tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _derive(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    weight, values, sums, *tensors = ctx.saved_tensors
+    return (*_BACKWARD(gradient, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver), *(None,) * 9)
+
+
+_FORWARD.register_autograd(_derive, setup_context=_save)
