@@ -19,6 +19,17 @@ def objective(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     return (model(x)[:, 0] - y).square().mean()
 
 
+def test_images_come_with_channels_last_and_the_same_values() -> None:
+    for channels in (1, 3):
+        x = torch.randn(8, channels, 5, 4)
+        (found, _), *_ = Batches(x, torch.arange(8), 4, shuffled=False).range(0, 1)
+        assert torch.equal(found, x[:4])
+        assert found.stride() == (channels * 20, 1, channels * 4, channels)
+        conv = nn.Conv2d(channels, 6, 3)
+        assert conv(found).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(predict(conv, x), conv(x))
+
+
 def test_without_hooks_it_is_an_ordinary_training_script() -> None:
     state, batches = toy()
     train(state, batches, objective, lambda step: 1e-2, steps=20, rounds=15)

@@ -53,7 +53,7 @@ class Batches:
             x, y = self.x[chosen], self.y[chosen]
             if self.shift or self.flip:
                 x = augment(x, self.shift, self.flip, generator(self.seed, 2, step))
-            yield x, y
+            yield channels_last(x), y
 
     def _order(self, epoch: int) -> Tensor:
         return (
@@ -78,6 +78,18 @@ def augment(x: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:
         channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
         x = padded[images, channels, rows, columns]
     return x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images (n, c, h, w) on a CPU with the channels of a pixel side by side in memory; everything else as it is.
+
+    A small convolutional network takes 0.5 to 0.7 of the time so. What comes out of a convolution has the order of its input.
+    """
+    if x.dim() != 4 or x.device.type != "cpu":
+        return x
+    n, c, h, w = x.shape
+    # one channel is in both orders at once, and PyTorch then takes the other
+    return x.new_empty(n, h, w, c).copy_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def generator(*key: int) -> torch.Generator:
@@ -179,4 +191,4 @@ def predict(model: nn.Module, x: Tensor, size: int | None = None) -> Tensor:
     model.eval()
     # 64 thousand numbers at a time: what 48 channels make of more does not fit into a cache, and takes twice as long
     size = size or max(64, 2**16 // max(1, x[:1].numel()))
-    return torch.cat([model(part) for part in x.split(size)])
+    return torch.cat([model(channels_last(part)) for part in x.split(size)])
