@@ -6,6 +6,7 @@ A multilayer perceptron and a dense-connected one are special cases (`wiring="bl
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,6 +112,15 @@ class Dag(nn.Module):
             derived = {"places": places(self.layout, self.sources.cpu(), self.starts.cpu())}
         for name, value in derived.items():
             self.register_buffer(name, value.to(self.sources.device), persistent=False)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """A stored wiring replaces the one that was drawn; linked, it may have another number of weights."""
+        stored = state.get(f"{prefix}sources")
+        if self.sources is not None and stored is not None and len(stored) != len(self.sources):
+            self.sources = torch.empty_like(stored, device=self.sources.device)
+            self.weight.data = self.weight.new_empty(len(stored))
+        super()._load_from_state_dict(state, prefix, *others)
+        self._arrange()
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:

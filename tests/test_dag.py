@@ -1,0 +1,216 @@
+"""DAG networks: every way to evaluate one gives the loop's values and gradients; starts, wirings and what a compiler sees."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from morphogen import ShapeError
+from morphogen.layers.dag import Dag, places
+from morphogen.layers.dag_op import Layout, dag
+from morphogen.layers.dag_sparse import levels, sparse_dag, wiring
+from morphogen.layers.linked_op import KINDS
+
+VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]
+
+
+def close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= (1e-12 if dtype == torch.float64 else 3e-6) * b.abs().max()
+
+
+def evaluated(out: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    weight = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    return (out.detach(), *torch.autograd.grad((out * weight).sum(), inputs))
+
+
+def given(layout: Layout, dtype: torch.dtype, batch: int = 70) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    shapes = ((batch, layout.inputs), (layout.weights,), (layout.nodes,))
+    x, weight, bias = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    return x.requires_grad_(), (weight / 6).requires_grad_(), bias.requires_grad_()
+
+
+@pytest.mark.parametrize(("kind", "two"), VARIANTS)
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_solver_is_the_loop(kind: str, two: bool, inner: bool, dtype: torch.dtype) -> None:
+    layout = Layout(13, (20, 20, 7), inner, kind, two)
+    x, weight, bias = inputs = given(layout, dtype)
+    expected = evaluated(dag(x, weight, bias, layout, "loop"), inputs)
+    for solver in ("jacobi", "auto"):
+        close(evaluated(dag(x, weight, bias, layout, solver), inputs), expected, dtype)
+
+
+def by_hand(model: Dag, x: Tensor) -> Tensor:
+    """Node after node, from the matrix."""
+    matrix, g, values = model.matrix(), KINDS[model.kind].value, list(x.T)
+    bias = torch.zeros(model.nodes) if model.bias is None else model.bias.detach()
+    for node in range(model.nodes):
+        z = bias[node] + matrix[node, : len(values)] @ torch.stack(values)
+        values += [g(z), g(-z)] if model.linked else [g(z)]
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("how", [{}, {"wiring": "random", "fan_in": 2}, {"wiring": "random", "fan_in": 20},
+                                 {"wiring": "block", "block_size": 7}, {"block_size": 5, "bias": False}])  # fmt: skip
+def test_values_are_those_of_the_matrix(how: dict, linked: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Dag(6, 41, 3, linked=linked, **how).double(), torch.randn(4, 6).double()
+    expected = by_hand(model, x)
+    torch.testing.assert_close(model.values(x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(x), model.readout(expected.T), rtol=0, atol=1e-12)
+    assert torch.equal(model(x.view(2, 2, 6)), model(x).view(2, 2, 3))
+    assert model.weight.numel() == int(model.matrix().count_nonzero())
+
+
+@pytest.mark.parametrize(("kind", "two"), VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("fan_in", [1, 5, 12])
+def test_sparse_is_dense_with_zeros(kind: str, two: bool, dtype: torch.dtype, fan_in: int) -> None:
+    torch.manual_seed(0)
+    model = Dag(9, 50, wiring="random", fan_in=fan_in, activation=kind, linked=two)
+    layout, sources, starts = model.layout, model.sources, model.starts
+    x, _, bias = given(layout, dtype)
+    weight = (torch.randn(len(sources), dtype=dtype) / 3).requires_grad_()
+    flat = torch.zeros(layout.weights, dtype=dtype).index_copy(0, places(layout, sources, starts), weight)
+    expected = evaluated(dag(x, flat, bias, layout, "loop"), (x, weight, bias))
+    wired = wiring(sources, starts, 9, layout.width)
+    for solver in ("auto", "levels"):
+        found = sparse_dag(x, weight, bias, wired, kind, two, solver)
+        close(evaluated(found, (x, weight, bias)), expected, dtype)
+
+
+def test_special_cases_are_ordinary_networks() -> None:
+    torch.manual_seed(0)
+    model, x = Dag(5, 12, wiring="block", block_size=4).double(), torch.randn(3, 5).double()
+    first, second, third = (part.panel.detach() for part in model.layout.parts(model.weight))
+    h = torch.relu(x @ first.T)
+    h = torch.cat([x, h, torch.relu(torch.cat([x, h], 1) @ second.T)], 1)
+    dense = torch.cat([h, torch.relu(h @ third.T)], 1)
+    torch.testing.assert_close(model(x), dense[:, 5:], rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for part in model.layout.parts(model.weight)[1:]:
+            part.panel[:, : part.before - 4] = 0  # what is not of the block before
+    layered = torch.relu(torch.relu(torch.relu(x @ first.T) @ second[:, 5:].T) @ third[:, 9:].T)
+    torch.testing.assert_close(model(x)[:, 8:], layered, rtol=0, atol=1e-12)
+
+
+def test_nothing_but_weights_that_exist_is_stored() -> None:
+    assert Dag(7, 30, block_size=8).weight.numel() == 7 * 30 + 30 * 29 // 2
+    assert Dag(7, 30, block_size=8, linked=True).weight.numel() == 7 * 30 + 2 * 30 * 29 // 2
+    assert Dag(7, 30, wiring="random", fan_in=4).weight.numel() == 4 * 30
+    model = Dag(7, 30, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.5)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(8, 7)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(model.matrix().triu(7), torch.zeros(30, 37))
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"wiring": "random", "fan_in": 64}, {"linked": True}, {"linked": True, "activation": "silu"}]
+)
+def test_energy_is_kept_and_gradients_fall_as_a_power(how: dict) -> None:
+    """The closed forms: E h^2 is constant and the energy of gradients is (d + n) / (d + i)."""
+    d, n, batch = 64, 512, 512
+    forward, backward = [], []
+    for seed in range(5):
+        draw = torch.Generator().manual_seed(seed)
+        model, x = Dag(d, n, 10, generator=draw, **how), torch.randn(batch, d, generator=draw)
+        values = model.values(x)
+        h = values.detach()[d:].unflatten(0, (n, -1)).square().sum(1).mean(1)
+        forward.append(h[-64:].mean() / h[:64].mean())
+        nn.init.normal_(model.readout.weight)
+        gradient = torch.autograd.grad(model.readout(values.T).square().sum(), model.bias)[0]
+        del gradient
+        backward.append(_profile(model, x))
+    assert 0.75 < torch.stack(forward).median() < 1.35
+    if not how.get("linked"):
+        profile = torch.stack(backward).mean(0)
+        expected = (d + n) / (d + torch.arange(n) + 0.5)
+        ratio = (profile / profile[-100:].mean() / (expected / expected[-100:].mean())).view(8, -1).mean(1)
+        assert ratio.min() > 0.6
+        assert ratio.max() < 1.6
+
+
+def _profile(model: Dag, x: Tensor) -> Tensor:
+    """Energy of the gradient of every node's value, under a random linear function of all nodes."""
+    values = model.values(x)
+    matrix = model.matrix()[:, model.in_features :].double()
+    flowing = torch.randn(model.nodes, len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    active = values[model.in_features :].double() > 0
+    width = model.layout.width
+    if width == 1:
+        for node in reversed(range(model.nodes)):
+            flowing[:node] += matrix[node, :node, None] * (flowing[node] * active[node])
+    return flowing.square().mean(1)
+
+
+def test_a_compiler_and_a_map_see_one_operation() -> None:
+    torch.manual_seed(0)
+    model, x = Dag(5, 20, 3).double(), torch.randn(4, 6, 5).double()
+    mapped = torch.vmap(model)(x)
+    torch.testing.assert_close(mapped, model(x))
+    weights = {name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in model.named_parameters()}
+    both = torch.func.vmap(lambda w: torch.func.functional_call(model, w, (x[0],)))(weights)
+    torch.testing.assert_close(both[0], model(x[0]))
+    exported = torch.export.export(model, (x[0],))
+    assert [str(n.target) for n in exported.graph.nodes if "morphogen" in str(n.target)] == ["morphogen.dag.default"]
+    torch.testing.assert_close(exported.module()(x[0]), model(x[0]))
+    torch.library.opcheck(
+        torch.ops.morphogen.dag.default,
+        (x[0], model.weight.detach().requires_grad_(), model.bias.detach(), 5, [20], True, "relu", False, "auto"),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [{}, {"wiring": "random", "fan_in": 3}, {"wiring": "random", "fan_in": 30},
+                                 {"wiring": "random", "fan_in": 3, "linked": True}])  # fmt: skip
+def test_copies_and_state(how: dict) -> None:
+    model, x = Dag(5, 40, 2, **how), torch.randn(3, 5)
+    other = Dag(5, 40, 2, generator=torch.Generator().manual_seed(3), **how)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), model(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    one, same = (Dag(5, 40, 2, generator=torch.Generator().manual_seed(3), **how) for _ in range(2))
+    assert torch.equal(one(x), same(x))
+
+
+def test_memory_for_the_backward_pass_is_that_of_the_values() -> None:
+    kept: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
+        return t
+
+    model, x = Dag(16, 300), torch.randn(32, 16)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        model(x)
+    assert sum(kept.values()) <= model.weight.numel() + 316 * 32 + x.numel()
+
+
+def test_levels_are_longest_ways() -> None:
+    sources, starts = torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor([0, 1, 2, 4, 6])
+    # two inputs; node 0 reads input 0, node 1 input 1, node 2 node 0 and input 0 (unsorted), node 3 nodes 1 and 2
+    assert levels(sources, starts, 2).tolist() == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("how", "reason"), [
+    ({"nodes": 0}, "nodes=0; give at least 1"), ({"wiring": "rnd"}, "wiring='rnd'; choose one of full, random, block"),
+    ({"wiring": "random"}, "fan_in=None, wiring='random'"), ({"fan_in": 3}, "with wiring=\"random\" alone"),
+    ({"wiring": "block"}, "block_size=None"), ({"activation": "tan"}, "activation='tan'; choose one of relu"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(how: dict, reason: str) -> None:
+    with pytest.raises(ShapeError, match=reason):
+        Dag(**({"in_features": 3, "nodes": 5} | how))
+    with pytest.raises(ShapeError, match="in_features=3"):
+        Dag(3, 5)(torch.randn(2, 4))
+
+
+def test_mean_field_moment() -> None:
+    assert math.isclose(Dag(3, 5)._scale()[0][0] ** 2, 1 / 3, rel_tol=1e-6)
