@@ -200,6 +200,38 @@ def test_levels_are_longest_ways() -> None:
     assert levels(sources, starts, 2).tolist() == [1, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("n", "d", "hops"), [(1024, 784, 1.84), (512, 64, None)])
+def test_the_mean_path_has_its_closed_form(n: int, d: int, hops: float | None) -> None:
+    full, random = (Dag(d, n, **how).stats() for how in ({}, {"wiring": "random", "fan_in": 32}))
+    expected = 1 + math.log(1 + n / d)
+    assert full.path == pytest.approx(expected, rel=0.01)
+    assert full.energy_path == pytest.approx(expected, rel=0.05)
+    assert random.path == pytest.approx(expected, rel=0.3)  # of one node
+    assert hops is None or full.path == pytest.approx(hops, abs=0.01)
+    assert (full.levels, full.sinks, full.hops, full.mean_hops) == (n, 0.0, (n - 1,), 1.0)
+
+
+def test_a_random_wiring_has_the_sinks_and_hops_of_the_closed_forms() -> None:
+    """With one input, the pool is of nodes: half of them within two hops for a fan-in of sqrt(n), 1 / (N + 1) unread."""
+    found = [
+        Dag(1, 1024, wiring="random", fan_in=32, generator=torch.Generator().manual_seed(seed)).stats() for seed in range(4)
+    ]
+    mean = lambda values: sum(values) / len(found)  # noqa: E731
+    assert mean([s.within(2) for s in found]) == pytest.approx(0.5, abs=0.05)
+    assert mean([s.mean_hops for s in found]) == pytest.approx(2.45, abs=0.1)
+    assert mean([s.within(3) for s in found]) == pytest.approx(0.85, abs=0.07)
+    assert mean([s.sinks for s in found]) == pytest.approx(1 / 33, abs=0.012)
+    assert all(s.reach == sum(s.hops) / 1023 for s in found)
+    assert all(32 < s.levels < 400 for s in found)
+
+
+def test_stats_of_a_block_wiring() -> None:
+    found = Dag(3, 20, wiring="block", block_size=6).stats()
+    assert found.levels == 4
+    assert found.hops == (18,)
+    assert found.sinks == pytest.approx(1 / 19)
+
+
 @pytest.mark.parametrize(("how", "reason"), [
     ({"nodes": 0}, "nodes=0; give at least 1"), ({"wiring": "rnd"}, "wiring='rnd'; choose one of full, random, block"),
     ({"wiring": "random"}, "fan_in=None, wiring='random'"), ({"fan_in": 3}, "with wiring=\"random\" alone"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from morphogen.errors import ShapeError
 from morphogen.layers.dag_op import SOLVERS, Layout, below, dag, inside
 from morphogen.layers.dag_sparse import Wiring, sparse_dag, wiring
+from morphogen.layers.dag_stats import Stats, stats
 from morphogen.layers.linked import Linked, difference, second_moment
 from morphogen.layers.linked_op import KINDS
 
@@ -187,6 +188,10 @@ class Dag(nn.Module):
             full[part.nodes, : part.before] = part.panel
             full[part.nodes, part.rows(self.layout.width)] = inside(self.layout, part)
         return full
+
+    def stats(self) -> Stats:
+        """Levels, sinks, reach, hops and path lengths: see `dag_stats`."""
+        return stats(self)
 
     def values(self, x: Tensor) -> Tensor:
         """Inputs and nodes, feature-major: rows x (batch, in_features) -> (in_features + nodes, batch)."""
