@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
-from morphogen.layers.dag_op import SOLVERS, Layout, below, dag, inside
+from morphogen.layers.dag_op import SOLVERS, Layout, Part, below, dag, inside
 from morphogen.layers.dag_sparse import Wiring, sparse_dag, wiring
 from morphogen.layers.dag_stats import Stats, stats
 from morphogen.layers.linked import Linked, difference, second_moment
@@ -82,7 +82,8 @@ class Dag(nn.Module):
         self.layout = Layout(in_features, blocks, wiring != "block", activation, linked)
         self.sources: Tensor | None
         self.starts: Tensor | None
-        sources, starts = _drawn(self.layout, fan_in, generator) if fan_in else (None, None)
+        self.fan_in = fan_in
+        sources, starts = drawn_wiring(self.layout, fan_in, 0, generator) if fan_in else (None, None)
         self.register_buffer("sources", sources)
         self.register_buffer("starts", starts)
         self.weight = nn.Parameter(torch.empty(self.layout.weights if sources is None else len(sources)))
@@ -126,35 +127,44 @@ class Dag(nn.Module):
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew; biases are 0."""
-        scale, linear = self._scale()
-        if self.sources is None:
-            for part in self.layout.parts(self.weight):
-                end = part.node + part.size if self.layout.inner else part.node
-                drawn = torch.randn(part.size, self.in_features + end, generator=generator)
-                drawn *= scale[part.nodes, None]
-                inputs, nodes = drawn.split([self.in_features, end], 1)
-                if self.linked:  # a linked source's second weight is minus its first where the start is linear
-                    other = -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale[part.nodes, None]
-                    nodes = torch.stack((nodes, other), 2).flatten(1) / (linear or 1.0)
-                rows = torch.cat((inputs, nodes), 1).to(self.weight)
-                part.panel.copy_(rows[:, : part.before])
-                if self.layout.inner:
-                    part.triangle.copy_(rows[:, part.before :].take(below(part.size, self.layout.width, rows.device)))
-        else:
-            node_of, sources = self._reader(), self.sources.cpu()
-            drawn = torch.randn(len(node_of), generator=generator) * scale[node_of]
-            reads_node = sources >= self.in_features
-            if linear:
-                second = torch.where(reads_node & ((sources - self.in_features) % 2 == 1))[0]
-                drawn[second] = -drawn[second - 1]
-                drawn[reads_node] /= linear
-            self.weight.copy_(drawn.to(self.weight))
+        self.start(0, generator)
         if self.bias is not None:
             self.bias.zero_()
         if self.readout is not None:
             bound = 1 / math.sqrt(self.layout.values)
             for parameter in self.readout.parameters():
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+    @torch.no_grad()
+    def start(self, first: int, generator: torch.Generator | None = None) -> None:
+        """Draw the weights of the nodes from `first` on; where blocks are kept, it is the first of one."""
+        scale, linear = self._scale()
+        if self.sources is None or self.starts is None:
+            for part in self.layout.parts(self.weight):
+                if part.node >= first:
+                    self._start_part(part, scale[part.nodes, None], linear, generator)
+            return
+        begin = int(self.starts[first])
+        node_of, sources = self._reader()[begin:], self.sources[begin:].cpu()
+        drawn = torch.randn(len(node_of), generator=generator) * scale[node_of]
+        reads_node = sources >= self.in_features
+        if linear:
+            second = torch.where(reads_node & ((sources - self.in_features) % 2 == 1))[0]
+            drawn[second] = -drawn[second - 1]
+            drawn[reads_node] /= linear
+        self.weight[begin:] = drawn.to(self.weight)
+
+    def _start_part(self, part: Part, scale: Tensor, linear: float | None, generator: torch.Generator | None) -> None:
+        end = part.node + part.size if self.layout.inner else part.node
+        drawn = torch.randn(part.size, self.in_features + end, generator=generator) * scale
+        inputs, nodes = drawn.split([self.in_features, end], 1)
+        if self.linked:  # a linked source's second weight is minus its first where the start is linear
+            other = -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale
+            nodes = torch.stack((nodes, other), 2).flatten(1) / (linear or 1.0)
+        rows = torch.cat((inputs, nodes), 1).to(self.weight)
+        part.panel.copy_(rows[:, : part.before])
+        if self.layout.inner:
+            part.triangle.copy_(rows[:, part.before :].take(below(part.size, self.layout.width, rows.device)))
 
     def _scale(self) -> tuple[Tensor, float | None]:
         """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is linear."""
@@ -235,11 +245,12 @@ def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
     return found
 
 
-def _drawn(layout: Layout, fan_in: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """(rows of values that each node reads, rising; where each node's begin): `fan_in` sources for each, all equally likely."""
+def drawn_wiring(layout: Layout, fan_in: int, first: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Of the nodes from `first` on: (rows of values that each reads, rising; where each node's begin), `fan_in` sources for each,
+    all equally likely."""
     draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     rows: list[np.ndarray] = []
-    for node in range(layout.nodes):
+    for node in range(first, layout.nodes):
         prior = layout.inputs + node
         chosen = np.sort(draw.choice(prior, min(fan_in, prior), replace=False, shuffle=False))
         rows.append(_rows_of(chosen, layout))

@@ -140,7 +140,7 @@ def apply_(
     made, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh], values)
     back: list[Callable[[], None]] = []
     try:
-        _commit(made, states, back)
+        commit(made, states, back)
         _regroup(model, plan, back)
         _set_attributes(model, plan, back)
         refresh_sizes(model, back)
@@ -226,16 +226,25 @@ def _computed(
             if row is rows[-1] and row.tensor in given:
                 value = _checked(given[row.tensor].to(value), value.shape, row.tensor)
         values.append((tensor, _laid_out_as(tensor, value)))
-        for optimizer in optimizers:
-            if tensor in optimizer.state:
-                state, shape = optimizer.state[tensor], list(tensor.shape)
-                for row in rows:
-                    state = cut(state, torch.Size(shape), row.dim, torch.tensor(row.index), row.tensor, fresh)
-                    shape[row.dim] = len(row.index)
-                kept = optimizer.state[tensor]
-                state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
-                states.append((optimizer, tensor, state))
+        states += cut_states(optimizers, tensor, [(row.dim, torch.tensor(row.index), row.tensor) for row in rows], fresh)
     return values, states
+
+
+def cut_states(
+    optimizers: Sequence[Optimizer], tensor: Tensor, cuts: Sequence[tuple[int, Tensor, str]], fresh: frozenset[str]
+) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:
+    """The states of a parameter after it was cut: (dimension, index, name) each."""
+    states = []
+    for optimizer in optimizers:
+        if tensor in optimizer.state:
+            kept, shape = optimizer.state[tensor], list(tensor.shape)
+            state = kept
+            for dim, index, name in cuts:
+                state = cut(state, torch.Size(shape), dim, index, name, fresh)
+                shape[dim] = len(index)
+            state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
+            states.append((optimizer, tensor, state))
+    return states
 
 
 def _checked(given: Tensor, shape: torch.Size, name: str) -> Tensor:
@@ -265,11 +274,12 @@ def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list
     return [(tensor, list(by_dim.values())) for tensor, by_dim in grouped.values()]
 
 
-def _commit(
+def commit(
     values: Iterable[tuple[Tensor, Tensor]],
     states: Iterable[tuple[Optimizer, Tensor, dict[str, Any]]],
     back: list[Callable[[], None]],
 ) -> None:
+    """Write new values and states; what takes them back is appended to `back`."""
     for tensor, value in values:
         back.append(_setter(tensor, tensor.data, tensor.grad))
         _setter(tensor, value, None)()
