@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphogen import ShapeError
+from morphogen import PlanError, ShapeError
 from morphogen.layers.dag import Dag, places
 from morphogen.layers.dag_op import Layout, dag
 from morphogen.layers.dag_sparse import levels, sparse_dag, wiring
 from morphogen.layers.linked_op import KINDS
+from morphogen.resize.doctor import doctor
+from morphogen.resize.nodes import full_gradient, grow_nodes, prune_weights, rewire
 
 VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]
 
@@ -246,3 +248,124 @@ def test_what_cannot_be_is_refused(how: dict, reason: str) -> None:
 
 def test_mean_field_moment() -> None:
     assert math.isclose(Dag(3, 5)._scale()[0][0] ** 2, 1 / 3, rel_tol=1e-6)
+
+
+HOWS = [{}, {"block_size": 6, "bias": False}, {"wiring": "block", "block_size": 7}, {"wiring": "random", "fan_in": 3},
+        {"linked": True}, {"wiring": "random", "fan_in": 3, "linked": True}, {"wiring": "random", "fan_in": 30}]  # fmt: skip
+
+
+def trained(how: dict) -> tuple[Dag, torch.optim.Optimizer, Tensor]:
+    torch.manual_seed(0)
+    model, x = Dag(5, 20, 3, **how).double(), torch.randn(16, 5).double()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(3):
+        step(model, optimizer, x)
+    return model, optimizer, x
+
+
+def step(model: Dag, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    optimizer.step()
+
+
+def state_of(model: Dag, optimizer: torch.optim.Optimizer, key: str = "exp_avg") -> Tensor:
+    """The optimizer's state of the weights, as a matrix."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.weight.copy_(optimizer.state[model.weight][key])
+    return twin.matrix()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_nodes_join_and_undo_takes_it_back(how: dict) -> None:
+    model, optimizer, x = trained(how)
+    before, old, momenta = model(x), copy.deepcopy(model.state_dict()), state_of(model, optimizer)
+    matrix, identities = model.matrix(), [id(p) for p in model.parameters()]
+    applied = grow_nodes(model, 9, optimizers=[optimizer])
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
+    assert (model.nodes, model.readout.in_features, applied.receipt.sizes) == (
+        29,
+        5 + 29 * model.layout.width,
+        {"nodes": (20, 29)},
+    )
+    assert torch.equal(model.matrix()[:20, : matrix.shape[1]], matrix)
+    assert torch.equal(state_of(model, optimizer)[:20, : matrix.shape[1]], momenta)
+    assert (model.matrix()[20:] != 0).any(1).all()
+    assert [id(p) for p in model.parameters()] == identities
+    assert not doctor(model, optimizer)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(by_hand(twin, x), twin.values(x), rtol=0, atol=1e-12)
+    applied.undo()
+    assert torch.equal(model(x), before)
+    assert all(torch.equal(old[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(state_of(model, optimizer), momenta)
+    grow_nodes(model, 2, optimizers=[optimizer])
+    for _ in range(3):
+        step(model, optimizer, x)
+    assert (model.readout.weight[:, -1] != 0).all()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_smallest_weights_leave(how: dict) -> None:
+    model, optimizer, x = trained(how)
+    before, matrix, momenta, count = model(x), model.matrix(), state_of(model, optimizer), model.weight.numel()
+    applied = prune_weights(model, 0.4, optimizers=[optimizer])
+    assert model.sparse
+    assert model.weight.numel() == round(count * 0.6) == len(optimizer.state[model.weight]["exp_avg"])
+    border = matrix.abs().flatten()[matrix.flatten() != 0].sort().values[count - round(count * 0.6)]
+    kept = matrix.abs() >= border
+    assert torch.equal(model.matrix(), matrix * kept)
+    assert torch.equal(state_of(model, optimizer), momenta * kept)
+    torch.testing.assert_close(by_hand(model, x), model.values(x), rtol=0, atol=1e-12)
+    applied.undo()
+    assert torch.equal(model(x), before)
+    assert torch.equal(state_of(model, optimizer), momenta)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_weights_move_to_where_the_gradient_is(linked: bool) -> None:
+    model, optimizer, x = trained({"wiring": "random", "fan_in": 4, "linked": linked})
+    loss = lambda out: out.square().sum()  # noqa: E731
+    model.zero_grad()
+    loss(model(x)).backward()
+    gradient = full_gradient(model, x, loss)
+    torch.testing.assert_close(gradient[places(model.layout, model.sources, model.starts)], model.weight.grad)
+    matrix, count, before = model.matrix(), model.weight.numel(), model(x)
+    applied = rewire(model, 0.25, gradient, optimizers=[optimizer])
+    moved = round(0.25 * count)
+    assert model.weight.numel() == count
+    assert int((model.weight == 0).sum()) == moved
+    kept = model.matrix() != 0
+    assert torch.equal(model.matrix(), matrix * kept)
+    assert int(kept.sum()) == count - moved
+    size = Dag(5, 20, linked=linked).double()
+    with torch.no_grad():
+        size.weight.copy_(gradient.abs())
+    new = torch.zeros_like(matrix, dtype=torch.bool)
+    new[model.entries()] = True
+    new &= ~kept
+    free = size.matrix() * (matrix == 0)
+    assert free[new].min() >= free[~new].max()
+    assert not doctor(model, optimizer)
+    step(model, optimizer, x)
+    with pytest.raises(PlanError, match="changed since"):
+        applied.undo()
+    model, optimizer, x = trained({"wiring": "random", "fan_in": 4, "linked": linked})
+    rewire(model, 0.5, optimizers=[optimizer]).undo()
+    assert torch.equal(model(x), before)
+
+
+def test_changes_that_cannot_be_are_refused() -> None:
+    model = Dag(3, 10)
+    for change, reason in [
+        (lambda: grow_nodes(model, 0), "count=0"), (lambda: prune_weights(model, 1.0), "share=1.0"),
+        (lambda: rewire(model, 0.1), "has every weight"), (lambda: grow_nodes(model, 1, fresh="old"), "fresh='old'"),
+    ]:  # fmt: skip
+        with pytest.raises(PlanError, match=reason):
+            change()
+    sparse = Dag(3, 10, wiring="random", fan_in=8)
+    with pytest.raises(PlanError, match="fewer places are free"):
+        rewire(sparse, 0.9)
+    with pytest.raises(PlanError, match="give full_gradient's"):
+        rewire(sparse, 0.1, torch.ones(3))

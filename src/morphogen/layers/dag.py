@@ -103,8 +103,15 @@ class Dag(nn.Module):
         full = Layout(self.in_features, self.layout.blocks, True, self.kind, self.linked)
         return self.weight.numel() / full.weights
 
+    def rearrange(self, layout: Layout, sources: Tensor | None, starts: Tensor | None) -> None:
+        """Take another wiring; the weights must have its sizes already."""
+        self.layout, self.nodes, self.sources, self.starts = layout, layout.nodes, sources, starts
+        self._arrange()
+
     def _arrange(self) -> None:
         """What follows from the stored wiring; not part of the state."""
+        for name in ("order", "readers", "ends", "levels", "places"):
+            self._buffers.pop(name, None)
         if self.sources is None or self.starts is None:
             return
         if self.density < DENSE:
@@ -182,6 +189,10 @@ class Dag(nn.Module):
             nodes = torch.bincount(node_of[reads_node], minlength=self.nodes) / self.layout.width
         return (inputs + passed * nodes).clamp_min(1e-12).rsqrt(), linear
 
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """(node, row of values that it reads) of every weight, in order; on the CPU."""
+        return entries(self.layout) if self.sources is None else (self._reader(), self.sources.cpu())
+
     def _reader(self) -> Tensor:
         """The node of each weight of a sparse wiring."""
         assert self.starts is not None
@@ -208,7 +219,7 @@ class Dag(nn.Module):
         bias = self.weight.new_zeros(self.nodes) if self.bias is None else self.bias
         if not self.sparse:
             return dag(x, self.weight, bias, self.layout, self.solver)
-        if hasattr(self, "places"):
+        if "places" in self._buffers:
             flat = self.weight.new_zeros(self.layout.weights).index_copy(0, self.get_buffer("places"), self.weight)
             return dag(x, flat, bias, self.layout, self.solver)
         found = Wiring(*(self.get_buffer(name) for name in ("sources", "starts", "order", "readers", "ends", "levels")))
@@ -217,18 +228,33 @@ class Dag(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ShapeError(f"Dag: input of shape {tuple(x.shape)}; the last dimension must be in_features={self.in_features}")
-        values = self.values(x.reshape(-1, self.in_features))
+        return self.read(self.values(x.reshape(-1, self.in_features))).reshape(*x.shape[:-1], -1)
+
+    def read(self, values: Tensor) -> Tensor:
+        """What the module returns, (batch, features), from the values of inputs and nodes."""
         if self.readout is not None:
             out: Tensor = self.readout(values.T)
-        else:
-            nodes = values[self.in_features :]
-            # the positive halves first, as a linked activation has them
-            out = (nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes).T
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+            return out
+        nodes = values[self.in_features :]
+        # the positive halves first, as a linked activation has them
+        return (nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes).T
 
     def extra_repr(self) -> str:
         wired = f"{self.density:.0%} of the full wiring" if self.sparse else "full" if self.layout.inner else "block"
         return f"{self.in_features}, nodes={self.nodes}, activation={self.kind}, linked={self.linked}, wiring={wired}"
+
+
+def entries(layout: Layout) -> tuple[Tensor, Tensor]:
+    """(node, row of values that it reads) of every weight of a flat layout, in order."""
+    nodes, rows = [], []
+    for part in layout.parts(torch.empty(layout.weights, device="meta")):
+        node = torch.arange(part.node, part.node + part.size)
+        nodes.append(node.repeat_interleave(part.before))
+        rows.append(torch.arange(part.before).repeat(part.size))
+        if layout.inner:
+            nodes.append(node.repeat_interleave(layout.width * torch.arange(part.size)))
+            rows += [part.before + torch.arange(layout.width * row) for row in range(part.size)]
+    return torch.cat(nodes), torch.cat(rows)
 
 
 def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
@@ -246,8 +272,8 @@ def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
 
 
 def drawn_wiring(layout: Layout, fan_in: int, first: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Of the nodes from `first` on: (rows of values that each reads, rising; where each node's begin), `fan_in` sources for each,
-    all equally likely."""
+    """(rows of values that each node from `first` on reads, rising; where each node's begin): `fan_in` sources for each, all
+    equally likely."""
     draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     rows: list[np.ndarray] = []
     for node in range(first, layout.nodes):

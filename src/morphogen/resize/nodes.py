@@ -1,0 +1,152 @@
+"""Nodes and weights join and leave a `Dag` while it is trained: `grow_nodes`, `prune_weights`, `rewire`.
+
+As in every resize, parameters keep their identity, the optimizers' state is cut by the same entries, and `undo()` takes it
+back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from morphogen.errors import PlanError
+from morphogen.layers.dag import Dag, drawn_wiring, entries, places
+from morphogen.layers.dag_op import Layout
+from morphogen.layers.dag_op import dag as dense
+from morphogen.record import Receipt
+from morphogen.resize.apply import Applied, applied, commit, count_parameters, cut_states
+from morphogen.resize.optim import FRESH, take
+from morphogen.resize.plan import NEW
+
+Wires = tuple[Tensor | None, Tensor | None]
+"""Sources and starts of a sparse wiring; None and None of a dense one."""
+
+
+def grow_nodes(
+    dag: Dag, count: int,
+    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: str = "scaled",
+) -> Applied:  # fmt: skip
+    """Append nodes that read the inputs and the nodes before them, as the wiring says, and start as those did.
+
+    The readout's new weights are zero, so the function stays; without a readout the output gets longer. fresh: how the
+    optimizer state of new weights starts, see `optim.FRESH`. Errors: `PlanError` for a count below 1.
+    """
+    if count < 1:
+        raise PlanError(f"grow_nodes: count={count}; give at least 1")
+    first, step = dag.nodes, max(dag.layout.blocks)
+    blocks = tuple(min(step, count - begun) for begun in range(0, count, step))
+    layout, wires = replace(dag.layout, blocks=dag.layout.blocks + blocks), (dag.sources, dag.starts)
+    if dag.sources is not None and dag.starts is not None:
+        fan_in = dag.fan_in or max(1, round(len(dag.sources) / (dag.nodes * layout.width)))
+        more, ends = (t.to(dag.sources.device) for t in drawn_wiring(layout, fan_in, first, generator))
+        wires = torch.cat([dag.sources, more]), torch.cat([dag.starts, len(dag.sources) + ends[1:]])
+    weights = layout.weights if wires[0] is None else len(wires[0])
+    cuts = [("weight", 0, _extended(dag.weight.numel(), weights)), ("bias", 0, _extended(first, layout.nodes))]
+    cuts.append(("readout.weight", 1, _extended(dag.layout.values, layout.values)))
+    return _changed(
+        dag, cuts, layout, wires, f"grow {count} nodes", optimizers, fresh, lambda: dag.start(first, generator)
+    )  # fmt: skip
+
+
+def prune_weights(dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = ()) -> Applied:
+    """Drop the share of all weights that is smallest in size; a dense DAG becomes a sparse one.
+
+    A node that loses all its sources puts out the activation of its bias. Errors: `PlanError` unless 0 < share < 1.
+    """
+    _checked_share("prune_weights", share)
+    kept = max(1, round(dag.weight.numel() * (1 - share)))
+    keep = dag.weight.detach().abs().topk(kept).indices.sort().values.cpu()
+    node, row = dag.entries()
+    return _sparse(dag, keep, node[keep], row[keep], f"prune {dag.weight.numel() - kept} weights", optimizers)
+
+
+def rewire(
+    dag: Dag, share: float, gradient: Tensor | None = None,
+    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: str = "scaled",
+) -> Applied:  # fmt: skip
+    """Drop the share of the weights that is smallest in size, and bring as many, at zero, to places that had none.
+
+    gradient: of the loss by all weights of the full wiring, as `full_gradient` gives it: the places where it is largest are
+    taken (RigL); without it any (SET, which starts them at random instead). Errors: `PlanError` for a DAG that is not sparse,
+    or a share outside 0 to 1. Source: Evci et al. 2020 (arXiv 1911.11134); Mocanu et al. 2018 (arXiv 1707.04780).
+    """
+    if dag.sources is None or dag.starts is None:
+        raise PlanError("rewire: this DAG has every weight; prune_weights it first, or build it with wiring='random'")
+    _checked_share("rewire", share)
+    dropped = max(1, round(share * dag.weight.numel()))
+    by_size = dag.weight.detach().abs().cpu().argsort()
+    at, keep = places(dag.layout, dag.sources.cpu(), dag.starts.cpu()), by_size[dropped:]
+    score = torch.rand(dag.layout.weights, generator=generator) if gradient is None else gradient.detach().abs().cpu()
+    if score.shape != (dag.layout.weights,):
+        raise PlanError(f"rewire: gradient is {tuple(score.shape)}; give full_gradient's, ({dag.layout.weights},)")
+    score[at] = -torch.inf  # what is there, and what was just dropped
+    if int(score.isfinite().sum()) < dropped:
+        raise PlanError(f"rewire: share={share} is {dropped} weights, and fewer places are free; give less")
+    new = score.topk(dropped).indices
+    node, row = (torch.cat([mine[keep], of[new]]) for mine, of in zip(dag.entries(), entries(dag.layout), strict=True))
+    index = torch.cat([keep, torch.full((dropped,), NEW)])
+    return _sparse(dag, index, node, row, f"rewire {dropped} weights", optimizers, fresh)
+
+
+def full_gradient(dag: Dag, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of loss(dag(x)) by every weight that the full wiring has, flat, those included that a sparse one lacks.
+
+    x: rows (batch, in_features)."""
+    if dag.sources is None or dag.starts is None:
+        return torch.autograd.grad(loss(dag(x)), dag.weight)[0]
+    at = places(dag.layout, dag.sources.cpu(), dag.starts.cpu()).to(dag.weight.device)
+    flat = dag.weight.new_zeros(dag.layout.weights).index_copy(0, at, dag.weight.detach()).requires_grad_()
+    bias = flat.new_zeros(dag.nodes) if dag.bias is None else dag.bias
+    return torch.autograd.grad(loss(dag.read(dense(x, flat, bias, dag.layout, dag.solver))), flat)[0]
+
+
+def _sparse(
+    dag: Dag, index: Tensor, node: Tensor, row: Tensor, name: str, optimizers: Sequence[Optimizer], fresh: str = "scaled"
+) -> Applied:
+    """The entries `index` of the weight, `NEW` for a new one, that stand at (node, row)."""
+    order = (node * dag.layout.values + row).argsort()
+    counts = torch.bincount(node, minlength=dag.nodes)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    device = dag.weight.device
+    wires = row[order].to(device), starts.to(device)
+    return _changed(dag, [("weight", 0, index[order])], dag.layout, wires, name, optimizers, fresh)
+
+
+def _changed(
+    dag: Dag, cuts: Sequence[tuple[str, int, Tensor]], layout: Layout, wires: Wires, name: str,
+    optimizers: Sequence[Optimizer], fresh: str, start: Callable[[], None] = lambda: None,
+) -> Applied:  # fmt: skip
+    """Cut the parameters (name, dimension, index), new entries zero, take the wiring, then let `start` fill what it likes."""
+    if fresh not in FRESH:
+        raise PlanError(f"fresh={fresh!r}: unknown; choose one of {', '.join(FRESH)}")
+    live: dict[str, Any] = dict(dag.named_parameters())
+    cuts = [(tensor, dim, index) for tensor, dim, index in cuts if tensor in live]
+    before, sizes = count_parameters(dag), (dag.nodes, layout.nodes)
+    old = dag.layout, dag.sources, dag.starts
+    values = [(live[tensor], take(live[tensor].detach(), dim, index)) for tensor, dim, index in cuts]
+    states = [
+        state for tensor, dim, index in cuts
+        for state in cut_states(optimizers, live[tensor], [(dim, index, tensor)], FRESH[fresh])
+    ]  # fmt: skip
+    # first in, last out: the wiring goes back once the tensors have
+    back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
+    commit(values, states, back)
+    dag.rearrange(layout, *wires)
+    if dag.readout is not None:
+        dag.readout.in_features = layout.values
+    back.insert(0, lambda: None if dag.readout is None else setattr(dag.readout, "in_features", old[0].values))
+    start()
+    receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)))
+    return applied(dag, receipt, back)
+
+
+def _extended(count: int, total: int) -> Tensor:
+    return torch.cat([torch.arange(count), torch.full((total - count,), NEW)])
+
+
+def _checked_share(name: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise PlanError(f"{name}: share={share}; give a number between 0 and 1")
