@@ -2,18 +2,24 @@
 
 import copy
 import math
+from pathlib import Path
 
+import networkx as nx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from morphogen import PlanError, ShapeError
+from morphogen.formats.onnx import export_onnx
 from morphogen.layers.dag import Dag, places
+from morphogen.layers.dag_graph import from_networkx, to_networkx
 from morphogen.layers.dag_op import Layout, dag
 from morphogen.layers.dag_sparse import levels, sparse_dag, wiring
 from morphogen.layers.linked_op import KINDS
 from morphogen.resize.doctor import doctor
 from morphogen.resize.nodes import full_gradient, grow_nodes, prune_weights, rewire
+from morphogen.transforms.freeze import freeze
+from morphogen.transforms.levels import by_levels
 
 VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]
 
@@ -369,3 +375,49 @@ def test_changes_that_cannot_be_are_refused() -> None:
         rewire(sparse, 0.9)
     with pytest.raises(PlanError, match="give full_gradient's"):
         rewire(sparse, 0.1, torch.ones(3))
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("out", [3, None])
+def test_frozen_it_is_plain_layers(how: dict, out: int | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        Dag(5, 12, out, **(how | ({"fan_in": 7} if how.get("fan_in") == 30 else {}))).double(),
+        torch.randn(6, 5).double(),
+    )
+    plain, certificate = freeze(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), model).double(), x)
+    assert certificate.max_error <= 1e-12
+    assert {type(m).__module__.partition(".")[0] for m in plain.modules()} == {"torch"}
+    assert not any("morphogen" in str(n.target) for n in torch.export.export(plain, (x,)).graph.nodes)
+    alone = by_levels(model)
+    torch.testing.assert_close(alone(x), model(x), rtol=0, atol=1e-12)
+    if out and not how:
+        assert export_onnx(alone.float(), x.float(), tmp_path / "dag.onnx").max_error < 1e-5
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_there_and_back_by_networkx(how: dict) -> None:
+    torch.manual_seed(0)
+    model, x = Dag(5, 20, **how).double(), torch.randn(6, 5).double()
+    graph = to_networkx(model)
+    assert nx.is_directed_acyclic_graph(graph)
+    other, order = from_networkx(graph, [("x", i) for i in range(5)], linked=how.get("linked", False))
+    other = other.double()
+    place = [order.index(("h", i)) for i in range(20)]
+    expected, found = model(x), other(x)
+    if how.get("linked"):
+        place += [20 + i for i in place]
+    torch.testing.assert_close(found[:, place], expected, rtol=1e-6, atol=1e-6)  # biases and weights went through float32
+    random, _ = from_networkx(
+        nx.gn_graph(30, seed=1), [node for node in range(30) if not nx.gn_graph(30, seed=1).in_degree(node)], 2
+    )
+    assert random(torch.randn(4, random.in_features)).shape == (4, 2)
+
+
+def test_graphs_that_are_none_are_refused() -> None:
+    for graph, inputs, reason in [
+        (nx.DiGraph([(0, 1), (1, 0)]), [0], "a cycle"), (nx.DiGraph([(0, 1)]), [1], "edges lead to the inputs"),
+        (nx.DiGraph([(0, 1)]), [7], "are no nodes"), (nx.DiGraph([(0, 1)]), [], "at least one of each"),
+    ]:  # fmt: skip
+        with pytest.raises(ShapeError, match=reason):
+            from_networkx(graph, inputs)

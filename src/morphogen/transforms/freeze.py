@@ -13,6 +13,7 @@ from morphogen.errors import NotExact, Unsupported
 from morphogen.graph.residual import keeps_zero
 from morphogen.graph.trace import Node, Ref, evaluating, trace
 from morphogen.graph.widths import Width, widths
+from morphogen.layers.dag import Dag
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.linked import Linked, LKPReLU, LKSine
 from morphogen.layers.merge import Merge, convex, residual
@@ -22,6 +23,7 @@ from morphogen.record import Certificate
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Shrink
 from morphogen.resize.plan import live_size, plan, tensors_of
+from morphogen.transforms.levels import by_levels
 
 _READS = {"linear", "conv1d", "conv2d", "conv3d"}
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,7 +35,8 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
 
     A learned depth becomes its active blocks, each folded into one layer: for an affine f, an identity h + gate * BN(f(x))
     is one affine map. The gates of a learned width go into the layer before it, through what is positively homogeneous, or
-    into the layer right after it. A linked activation becomes the plain one behind a layer with mirrored rows. Batch norm
+    into the layer right after it. A linked activation becomes the plain one behind a layer with mirrored rows. A
+    `Dag` becomes one layer for each of its levels. Batch norm
     after a linear or convolution layer in a `Sequential` is folded into it, dropout goes, and so do units that are constant or
     that nothing reads. Sums are formed in float64 and rounded once.
 
@@ -92,6 +95,8 @@ def _folded(module: nn.Module) -> nn.Module:
     """`module` with learned depths unrolled, norms folded and dropout gone, recursively; Sequentials inside are flattened."""
     if isinstance(module, LearnedDepth):
         return _unrolled(module)
+    if isinstance(module, Dag):
+        return by_levels(module)
     if isinstance(module, BlockStack):
         raise Unsupported(
             f"freeze: {type(module).__name__} has no single depth yet; put `fixed(collapse(...).depth)` of it in its place"
