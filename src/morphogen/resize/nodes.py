@@ -47,7 +47,8 @@ def grow_nodes(
     cuts = [("weight", 0, _extended(dag.weight.numel(), weights)), ("bias", 0, _extended(first, layout.nodes))]
     cuts.append(("readout.weight", 1, _extended(dag.layout.values, layout.values)))
     return _changed(
-        dag, cuts, layout, wires, f"grow {count} nodes", optimizers, fresh, lambda: dag.start(first, generator)
+        dag, cuts, layout, wires, f"grow {count} nodes", optimizers, fresh, lambda: dag.start(first, generator),
+        dag.readout is not None,
     )  # fmt: skip
 
 
@@ -117,9 +118,11 @@ def _sparse(
 
 def _changed(
     dag: Dag, cuts: Sequence[tuple[str, int, Tensor]], layout: Layout, wires: Wires, name: str,
-    optimizers: Sequence[Optimizer], fresh: str, start: Callable[[], None] = lambda: None,
+    optimizers: Sequence[Optimizer], fresh: str, start: Callable[[], None] = lambda: None, keeps: bool = False,
 ) -> Applied:  # fmt: skip
-    """Cut the parameters (name, dimension, index), new entries zero, take the wiring, then let `start` fill what it likes."""
+    """Cut the parameters (name, dimension, index), new entries zero, take the wiring, then let `start` fill what it likes.
+
+    keeps: whether the function stays."""
     if fresh not in FRESH:
         raise PlanError(f"fresh={fresh!r}: unknown; choose one of {', '.join(FRESH)}")
     live: dict[str, Any] = dict(dag.named_parameters())
@@ -139,7 +142,7 @@ def _changed(
         dag.readout.in_features = layout.values
     back.insert(0, lambda: None if dag.readout is None else setattr(dag.readout, "in_features", old[0].values))
     start()
-    receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)))
+    receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)), keeps=keeps)
     return applied(dag, receipt, back)
 
 
