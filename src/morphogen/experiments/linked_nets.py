@@ -230,14 +230,14 @@ def fit(
 
     def look(state: State) -> None:
         looks.append((scores(state.model, data.validation)[1], scores(state.model, data.test)[1], time.time()))
-        weights["last"] = save(state.model.state_dict())
         if looks[-1][0] == max(accuracy for accuracy, _, _ in looks):
-            weights["best"] = weights["last"]
+            weights["best"] = save(state.model.state_dict())
 
     gradients = gradient_norms(model, *next(iter(batches.range(0, 1))))
     state, began = State(model, optimizer, batches.seed), time.perf_counter()
     train(state, batches, objective, rate, steps=batches.per_epoch, rounds=epochs, hooks=[look])
     seconds = time.perf_counter() - began
+    weights["last"] = save(model.state_dict())
     chosen = max(looks, key=lambda look: look[0])[1]
     validation, path, times = zip(*looks, strict=True)
     dead = tuple(dead_units(model, data.validation[0][:500]).values())
