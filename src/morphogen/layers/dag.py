@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
 from morphogen.layers.dag_op import SOLVERS, Layout, Part, below, dag, inside
-from morphogen.layers.dag_sparse import Wiring, sparse_dag, wiring
+from morphogen.layers.dag_sparse import Wiring, reader_of, sparse_dag, wiring
 from morphogen.layers.dag_stats import Stats, stats
 from morphogen.layers.linked import Linked, difference, second_moment
 from morphogen.layers.linked_op import KINDS
@@ -196,7 +196,7 @@ class Dag(nn.Module):
     def _reader(self) -> Tensor:
         """The node of each weight of a sparse wiring."""
         assert self.starts is not None
-        return torch.repeat_interleave(torch.arange(self.nodes), self.starts.cpu().diff())
+        return reader_of(self.starts.cpu())
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
@@ -216,14 +216,24 @@ class Dag(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """Inputs and nodes, feature-major: rows x (batch, in_features) -> (in_features + nodes, batch)."""
-        bias = self.weight.new_zeros(self.nodes) if self.bias is None else self.bias
         if not self.sparse:
-            return dag(x, self.weight, bias, self.layout, self.solver)
+            return self.dense_values(x, self.weight)
         if "places" in self._buffers:
-            flat = self.weight.new_zeros(self.layout.weights).index_copy(0, self.get_buffer("places"), self.weight)
-            return dag(x, flat, bias, self.layout, self.solver)
+            return self.dense_values(x, self.dense(self.get_buffer("places")))
         found = Wiring(*(self.get_buffer(name) for name in ("sources", "starts", "order", "readers", "ends", "levels")))
-        return sparse_dag(x, self.weight, bias, found, self.kind, self.linked)
+        return sparse_dag(x, self.weight, self.biases(), found, self.kind, self.linked)
+
+    def dense_values(self, x: Tensor, flat: Tensor) -> Tensor:
+        """`values` with the weights of the full wiring, flat."""
+        return dag(x, flat, self.biases(), self.layout, self.solver)
+
+    def dense(self, places: Tensor) -> Tensor:
+        """The weights of a sparse wiring in the full one's flat order, zeros elsewhere."""
+        return self.weight.new_zeros(self.layout.weights).index_copy(0, places, self.weight)
+
+    def biases(self) -> Tensor:
+        """One for each node, zeros without a bias."""
+        return self.weight.new_zeros(self.nodes) if self.bias is None else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -259,7 +269,7 @@ def entries(layout: Layout) -> tuple[Tensor, Tensor]:
 
 def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
     """Where the entries of a sparse wiring stand in the flat weight of the full one."""
-    node_of = torch.repeat_interleave(torch.arange(layout.nodes), starts.diff())
+    node_of = reader_of(starts)
     found = torch.empty_like(sources)
     at = 0
     for (panel, triangle), part in zip(layout.sizes(), layout.parts(torch.empty(layout.weights, device="meta")), strict=True):

@@ -16,8 +16,7 @@ def to_networkx(dag: Dag) -> "nx.DiGraph[Any]":
     as `weight`, of linked nodes the pair (for g(z), for g(-z))."""
     graph: nx.DiGraph[Any] = nx.DiGraph()
     graph.add_nodes_from(("x", i) for i in range(dag.in_features))
-    biases = [0.0] * dag.nodes if dag.bias is None else dag.bias.tolist()
-    graph.add_nodes_from((("h", i), {"bias": bias}) for i, bias in enumerate(biases))
+    graph.add_nodes_from((("h", i), {"bias": bias}) for i, bias in enumerate(dag.biases().tolist()))
     node_of, row_of = dag.entries()
     width = dag.layout.width
     halves: dict[tuple[Hashable, Hashable], list[float]] = {}

@@ -153,7 +153,7 @@ def below(size: int, width: int, device: torch.device) -> Tensor:
 def _native(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values)]
     run = bind(kernels().solve, layout.kind, layout.two, layout.inner, *arrays, part.size)
-    shared(run, sums.shape[1], _COLUMNS)
+    shared(run, sums.shape[1], COLUMNS)
 
 
 def _native_back(
@@ -161,16 +161,16 @@ def _native_back(
 ) -> None:  # fmt: skip
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values, gradients, deltas)]
     run = bind(kernels().solve_back, layout.kind, layout.two, layout.inner, *arrays, part.size)
-    shared(run, values.shape[1], _COLUMNS)
+    shared(run, values.shape[1], COLUMNS)
 
 
 def bind(kernel: Callable[..., Any], kind: str, *arguments: Any) -> Callable[[int, int], Any]:
     """A loop of `kernels()` over some columns."""
-    number = import_module("morphogen.layers.kernels.linked").NUMBERS[kind]
+    number = kernels().NUMBERS[kind]
     return lambda begin, end: kernel(number, *arguments, begin, end)
 
 
-_COLUMNS = 64  # of the batch, that are worth a thread
+COLUMNS = 64  # of the batch, that are worth a thread
 
 
 @lru_cache(maxsize=1)

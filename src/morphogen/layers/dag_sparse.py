@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.layers.dag_op import bind, kernels, native, pulled, put_out, sums_of
+from morphogen.layers.dag_op import COLUMNS, bind, kernels, native, pulled, put_out, sums_of
 from morphogen.layers.kernels.threads import shared
 
 
@@ -34,12 +34,16 @@ class Wiring:
 
 def wiring(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Wiring:
     """The rest of a wiring from its first two parts (int64)."""
-    nodes = len(starts) - 1
-    reader = torch.repeat_interleave(torch.arange(nodes), starts.diff())
+    reader = reader_of(starts)
     order = torch.argsort(sources, stable=True)
-    counts = torch.bincount(sources, minlength=inputs + width * nodes)
+    counts = torch.bincount(sources, minlength=inputs + width * (len(starts) - 1))
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     return Wiring(sources, starts, order, reader[order], ends, levels(sources, starts, inputs, width))
+
+
+def reader_of(starts: Tensor) -> Tensor:
+    """The node of each entry."""
+    return torch.repeat_interleave(torch.arange(len(starts) - 1, device=starts.device), starts.diff())
 
 
 def levels(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Tensor:
@@ -75,7 +79,7 @@ def _forward(
     sums.copy_(bias[:, None].expand_as(sums))
     if _native(solver, x, kind):
         arrays = [t.detach().numpy() for t in (weight, sources, starts, sums, values)]
-        shared(bind(kernels().sparse, kind, two, *arrays, inputs, nodes), len(x), _COLUMNS)
+        shared(bind(kernels().sparse, kind, two, *arrays, inputs, nodes), len(x), COLUMNS)
     else:
         width = 2 if two else 1
         for level, entries, rows in _by_level(levels, starts):
@@ -96,7 +100,7 @@ def _backward(
     deltas, found = values.new_empty(nodes, batch), torch.empty_like(weight)
     if _native(solver, values, kind):
         arrays = [t.detach().numpy() for t in (weight, order, readers, ends, sums, values, flowing, deltas)]
-        shared(bind(kernels().sparse_back, kind, two, *arrays, inputs, nodes), batch, _COLUMNS)
+        shared(bind(kernels().sparse_back, kind, two, *arrays, inputs, nodes), batch, COLUMNS)
         about = [t.detach().numpy() for t in (sources, starts, deltas, values, found)]
         shared(lambda begin, end: kernels().products(*about, batch, begin, end), nodes, _NODES)
     else:
@@ -112,7 +116,7 @@ def _backward(
 
 def _by_level(levels: Tensor, starts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(nodes, their entries, the node of each entry) of each level, in order."""
-    reader = torch.repeat_interleave(torch.arange(len(levels), device=levels.device), starts.diff())
+    reader = reader_of(starts)
     order = torch.argsort(levels, stable=True)
     nodes = order.split(torch.bincount(levels)[1:].tolist())
     by_entry = levels[reader]
@@ -124,7 +128,7 @@ def _native(solver: str, t: Tensor, kind: str) -> bool:
     return solver == "native" or (solver == "auto" and native(t, kind))
 
 
-_COLUMNS, _NODES = 64, 64  # of the batch, and of the nodes, that are worth a thread
+_NODES = 64  # that are worth a thread
 
 _ARGUMENTS = (
     "Tensor sources, Tensor starts, Tensor order, Tensor readers, Tensor ends, Tensor levels, str kind, bool two, str solver"

@@ -15,9 +15,8 @@ from torch.optim import Optimizer
 from morphogen.errors import PlanError
 from morphogen.layers.dag import Dag, drawn_wiring, entries, places
 from morphogen.layers.dag_op import Layout
-from morphogen.layers.dag_op import dag as dense
 from morphogen.record import Receipt
-from morphogen.resize.apply import Applied, applied, commit, count_parameters, cut_states
+from morphogen.resize.apply import Applied, applied, commit, count_parameters, cut_states, refresh_sizes
 from morphogen.resize.optim import FRESH, take
 from morphogen.resize.plan import NEW
 
@@ -99,9 +98,8 @@ def full_gradient(dag: Dag, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tens
     if dag.sources is None or dag.starts is None:
         return torch.autograd.grad(loss(dag(x)), dag.weight)[0]
     at = places(dag.layout, dag.sources.cpu(), dag.starts.cpu()).to(dag.weight.device)
-    flat = dag.weight.new_zeros(dag.layout.weights).index_copy(0, at, dag.weight.detach()).requires_grad_()
-    bias = flat.new_zeros(dag.nodes) if dag.bias is None else dag.bias
-    return torch.autograd.grad(loss(dag.read(dense(x, flat, bias, dag.layout, dag.solver))), flat)[0]
+    flat = dag.dense(at).detach().requires_grad_()
+    return torch.autograd.grad(loss(dag.read(dag.dense_values(x, flat))), flat)[0]
 
 
 def _sparse(
@@ -138,9 +136,7 @@ def _changed(
     back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
     commit(values, states, back)
     dag.rearrange(layout, *wires)
-    if dag.readout is not None:
-        dag.readout.in_features = layout.values
-    back.insert(0, lambda: None if dag.readout is None else setattr(dag.readout, "in_features", old[0].values))
+    refresh_sizes(dag, back)
     start()
     receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)), keeps=keeps)
     return applied(dag, receipt, back)

@@ -19,8 +19,7 @@ def by_levels(dag: Dag) -> GraphModule:
 
 
 def _built(dag: Dag) -> GraphModule:
-    matrix = dag.matrix()
-    bias = matrix.new_zeros(dag.nodes) if dag.bias is None else dag.bias.detach()
+    matrix, bias = dag.matrix(), dag.biases().detach()
     root, graph = nn.Module(), Graph()
     root.add_module("activation", BASES[dag.kind]())
     known = graph.placeholder("x")

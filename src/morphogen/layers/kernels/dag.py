@@ -9,7 +9,9 @@ the activation; `triangle`: weights inside a block, row after row, without the z
 
 from numba import njit
 
-from morphogen.layers.kernels.linked import _0, _back, _pair
+from morphogen.layers.kernels.linked import NUMBERS, _0, _back, _pair
+
+__all__ = ["NUMBERS", "products", "solve", "solve_back", "sparse", "sparse_back"]
 
 # columns at a time: a block of 128 nodes then stays in the first cache
 _TILE = 64
