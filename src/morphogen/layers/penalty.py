@@ -17,9 +17,8 @@ from morphogen.layers.width import LearnedWidth
 
 def penalty(model: nn.Module) -> Tensor | float:
     """The sum of all learned depths' and widths' penalties; 0.0 where there are none."""
-    depths = [m.penalty(m) for m in model.modules() if isinstance(m, LearnedDepth) and m.penalty is not None]
-    widths = [m.penalty(m) for m in model.modules() if isinstance(m, LearnedWidth) and m.penalty is not None]
-    return sum([*depths, *widths], start=0.0)
+    learned = (m for m in model.modules() if isinstance(m, (LearnedDepth, LearnedWidth)))
+    return sum((m.penalty(m) for m in learned if m.penalty is not None), start=0.0)  # type: ignore[arg-type]
 
 
 def linear(layer: LearnedDepth | LearnedWidth, factor: float) -> Tensor:
