@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from morphogen.models import convnet, mlp
+from morphogen.models import convnet, dagnet, mlp
 
 
 class Residual(nn.Module):
@@ -46,6 +46,7 @@ PROBLEMS = {
     "residual": (Residual, (3, 2, 4, 4), {"first": 6, "side": 4, "third": 5, "hidden": 7}),
     "convnet": (lambda: convnet((1, 8, 8), 3, 4), (3, 1, 8, 8), {"conv1": 4}),
     "mlp": (lambda: mlp(5, 2, 4), (6, 5), {"hidden": 4}),
+    "dagnet": (lambda: dagnet(5, 2, 4), (6, 5), {"dag": 4}),
 }
 """name -> (build, shape of an example, free widths and their sizes)."""
 

@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphogen import PlanError, ShapeError
+import morphogen as mg
+from morphogen import Grow, PlanError, ShapeError, Shrink, Split, resize
 from morphogen.formats.onnx import export_onnx
+from morphogen.graph.trace import trace
+from morphogen.graph.widths import widths
 from morphogen.layers.dag import Dag, places
 from morphogen.layers.dag_graph import from_networkx, to_networkx
 from morphogen.layers.dag_op import Layout, dag
 from morphogen.layers.dag_sparse import levels, sparse_dag, wiring
 from morphogen.layers.linked_op import KINDS
+from morphogen.measures.importance import unit_importance
+from morphogen.resize.checkpoint import load_ledger
 from morphogen.resize.doctor import doctor
 from morphogen.resize.nodes import full_gradient, grow_nodes, prune_weights, rewire
 from morphogen.transforms.freeze import freeze
@@ -172,7 +177,7 @@ def test_a_compiler_and_a_map_see_one_operation() -> None:
     torch.testing.assert_close(exported.module()(x[0]), model(x[0]))
     torch.library.opcheck(
         torch.ops.morphogen.dag.default,
-        (x[0], model.weight.detach().requires_grad_(), model.bias.detach(), 5, [20], True, "relu", False, "auto"),
+        (x[0], model.weight.detach().requires_grad_(), model.bias.detach(), None, 5, [20], True, "relu", False, "auto"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )  # fmt: skip
 
@@ -312,6 +317,88 @@ def test_nodes_join_and_undo_takes_it_back(how: dict) -> None:
     assert (model.readout.weight[:, -1] != 0).all()
 
 
+def inside_a_network(how: dict, out: int | None) -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    after = [] if out else [nn.Linear(20 * (2 if how.get("linked") else 1), 3)]
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Dag(5, 20, out, **how), *after).double()
+    return model, torch.randn(16, 4).double()
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("out", [3, None])
+def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: Path) -> None:
+    model, x = inside_a_network(how, out)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(3):
+        step(model, optimizer, x)
+    before, dag = model(x), model[2]
+    more = [Grow("0", 2)] if out else []  # without a readout the inputs are cut off at a fixed place
+    drop, width = [3, 5, 22], dag.layout.width
+    matrix, momentum = dag.matrix(), state_of(dag, optimizer)
+    grown = resize(model, [Grow("2", 9), *more], optimizers=[optimizer], example=x)
+    assert grown.receipt.keeps
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
+    inputs, added = dag.in_features, dag.in_features - 5
+    old_columns = [*range(5), *range(inputs, inputs + 20 * width)]
+    assert torch.equal(dag.matrix()[:20][:, old_columns], matrix)
+    assert torch.equal(state_of(dag, optimizer)[:20][:, old_columns], momentum)
+    assert not dag.matrix()[:20, 5 : 5 + added].any()
+    assert (dag.matrix()[20:] != 0).any(1).all()
+    assert not doctor(model, optimizer)
+    for _ in range(2):
+        step(model, optimizer, x)
+    matrix, momentum = dag.matrix(), state_of(dag, optimizer)
+    shrunk = resize(model, [Shrink("2", drop)], optimizers=[optimizer], example=x)
+    kept = [i for i in range(29) if i not in drop]
+    columns = [*range(inputs), *(inputs + width * i + half for i in kept for half in range(width))]
+    assert torch.equal(dag.matrix(), matrix[kept][:, columns])
+    assert torch.equal(state_of(dag, optimizer), momentum[kept][:, columns])
+    torch.testing.assert_close(by_hand(dag, model[:2](x)), dag.values(model[:2](x)), rtol=0, atol=1e-12)
+    mg.save(tmp_path / "net", model, optimizer, [Grow("2", 9), *more, Shrink("2", drop)])
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        base = inside_a_network(how, out)[0]
+        return base, torch.optim.AdamW(base.parameters(), 0.01)
+
+    loaded, other = mg.load(tmp_path / "net", build)
+    assert torch.equal(loaded(x), model(x))
+    step(loaded, other, x)
+    base = mg.replay(load_ledger(tmp_path / "net"), inside_a_network(how, out)[0], x)
+    if how.get("wiring") != "random":  # sources are drawn edit by edit; those of the checkpoint count
+        assert {k: v.shape for k, v in base.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    shrunk.undo()
+    assert torch.equal(dag.matrix(), matrix)
+    model, x = inside_a_network(how, out)
+    before = model(x)
+    applied = [resize(model, [edit], example=x) for edit in (Grow("2", 9), Shrink("2", drop), Grow("2", 1))]
+    for one in reversed(applied):
+        one.undo()
+    assert torch.equal(model(x), before)
+
+
+def test_what_a_node_weighs_and_what_cannot_be_done_to_it() -> None:
+    model, x = inside_a_network({}, 3)
+    found = widths(trace(model, x))
+    with torch.no_grad():
+        model[2].readout.weight[:, 5 + 7] = 0
+        model[2].weight[model[2].entries()[1] == 5 + 7] = 0
+    importance = unit_importance(model, found, "2")
+    assert importance.argmin() == 7
+    assert importance[7] == 0
+    assert importance.count_nonzero() == 19
+    assert resize(model, [Grow("2", 1)], example=x, ema=[copy.deepcopy(model)]).receipt.keeps
+    with pytest.raises(PlanError, match="twins would change the function here"):
+        resize(model, [Split("2", [0])], example=x)
+
+
+def test_a_copy_gets_the_same_new_sources() -> None:
+    model, x = inside_a_network({"wiring": "random", "fan_in": 3}, 3)
+    other = copy.deepcopy(model)
+    resize(model, [Grow("2", 5)], example=x, ema=[other])
+    assert torch.equal(model[2].sources, other[2].sources)
+    assert torch.equal(model(x), other(x))
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_the_smallest_weights_leave(how: dict) -> None:
     model, optimizer, x = trained(how)
@@ -366,7 +453,7 @@ def test_changes_that_cannot_be_are_refused() -> None:
     model = Dag(3, 10)
     for change, reason in [
         (lambda: grow_nodes(model, 0), "count=0"), (lambda: prune_weights(model, 1.0), "share=1.0"),
-        (lambda: rewire(model, 0.1), "has every weight"), (lambda: grow_nodes(model, 1, fresh="old"), "fresh='old'"),
+        (lambda: rewire(model, 0.1), "has every weight"), (lambda: grow_nodes(model, 1, fresh=-1), "fresh=-1"),
     ]:  # fmt: skip
         with pytest.raises(PlanError, match=reason):
             change()

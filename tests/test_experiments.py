@@ -146,7 +146,7 @@ def chained(threshold: float) -> tuple[one_feature.Chain, State, torch.Tensor]:
     layers = (*growing_cifar.GROWN, "dense3")
     first = dict(zip(layers, (4, 4, 4, 4, 10, 10), strict=False))
     judged, draw = Batches(x, y, 10), torch.Generator().manual_seed(0)
-    return one_feature.Chain(layers, widths(trace(model, x[:2])), first, judged, draw, 0.1, threshold, "scaled"), state, x
+    return one_feature.Chain(layers, widths(trace(model, x[:2])), first, judged, draw, 0.1, threshold, 1.0), state, x
 
 
 def test_a_refused_feature_leaves_no_trace() -> None:

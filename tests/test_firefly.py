@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, Split, plan, resize, trace, widths
+from morphogen.graph.widths import FLAT
 from morphogen.resize.firefly import firefly
 from problems import PROBLEMS, problem
 
@@ -93,7 +94,8 @@ def test_any_architecture_and_nothing_is_touched(name: str) -> None:
     for width in known.values():
         if width.pinned:
             continue
-        edits = [Grow(width.name, 2)] if width.felt else [Split(width.name, [0]), Grow(width.name, 2)]
+        alone = bool(width.felt) or any(slot.role == FLAT for slot in width.slots)  # twins cannot be
+        edits = [Grow(width.name, 2)] if alone else [Split(width.name, [0]), Grow(width.name, 2)]
         planned = plan(model, known, edits)
         if not any(row.role.startswith("in") for row in planned.rows):
             continue
@@ -101,7 +103,7 @@ def test_any_architecture_and_nothing_is_touched(name: str) -> None:
         tried += 1
         assert bool(torch.isfinite(found.gains[width.name]).all())
         grown = resized(model, x, edits, found.values)
-        assert widths(trace(grown, x))[width.name].size == width.size + (2 if width.felt else 3)
+        assert widths(trace(grown, x))[width.name].size == width.size + (2 if alone else 3)
     assert tried
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     assert torch.equal(torch.get_rng_state(), random)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from morphogen import DataError, MorphogenError, RunError
+from morphogen import DataError, Grow, MorphogenError, RunError
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.load import load
 from morphogen.fit import CHECKPOINT, Problem, Settings, fit, renew, scratch
 from morphogen.policies import POLICIES
 from morphogen.recipe import Recipe
-from morphogen.record import Report
+from morphogen.record import Layer, Report
 from morphogen.resize import count_parameters
 from morphogen.train import predict
 from problems import problem
@@ -75,6 +75,29 @@ def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, m
         assert resumed.ledger == whole.ledger
         for a, b in zip(resumed.plain.parameters(), whole.plain.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_dag_grows_resumes_and_leaves_as_plain_layers(
+    regression: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
+    data, settings = table(regression), Settings(wiring="dag")
+    whole = fit(data, settings, recipe=QUICK)
+    assert any(isinstance(edit, Grow) and edit.width == "dag" for edit in whole.ledger)
+    with pytest.raises(Killed):
+        fit(data, settings, recipe=QUICK, folder=tmp_path, display=Killer(6))
+    resumed = fit(data, settings, recipe=QUICK, folder=tmp_path, resume=True)
+    assert equal(resumed.report, whole.report)
+    assert resumed.ledger == whole.ledger
+    assert whole.report.rounds[-1].shape[0] == Layer("dag", "dag", whole.model.dag.nodes)
+    assert whole.certificate.kind == "exact"
+    assert scratch(whole, data).parameters == whole.report.table[0].parameters
+
+
+def test_an_unknown_wiring_lists_the_known() -> None:
+    with pytest.raises(RunError, match="--wiring 'ring': unknown; choose one of layers, dag"):
+        fit(table(), Settings(wiring="ring"))
 
 
 @pytest.mark.parametrize(("renewal", "after"), [(0.0, 3), (0.5, 3), (0.5, 6)])

@@ -16,7 +16,7 @@ from morphogen.formats import export_onnx, load_tensors, save_tensors, source
 from problems import problem
 
 
-@pytest.mark.parametrize("name", ["convnet", "mlp"])
+@pytest.mark.parametrize("name", ["convnet", "mlp", "dagnet"])
 def test_the_page_of_source_is_the_network(name: str, tmp_path: Path) -> None:
     model, x = problem(name, torch.float32)
     plain, _ = freeze(model, x)

@@ -159,8 +159,8 @@ def test_units_that_nothing_reads_leave_without_loss_and_it_is_said() -> None:
     assert other.change > 1e-3
 
 
-@pytest.mark.parametrize(("fresh", "low", "high"), [("scaled", 0.0, 1.2), ("zero", 3.0, 10.0)])
-def test_how_fresh_state_starts_is_a_choice(fresh: str, low: float, high: float) -> None:
+@pytest.mark.parametrize(("fresh", "low", "high"), [(1.0, 0.0, 1.2), (0.1, 1.2, 3.0), (0.0, 3.0, 10.0)])
+def test_how_fresh_state_starts_is_a_choice(fresh: float, low: float, high: float) -> None:
     torch.manual_seed(0)
     model, lr = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 2)), 1e-3
     optimizer, x = torch.optim.Adam(model.parameters(), lr=lr), torch.randn(64, 10)
@@ -181,10 +181,19 @@ def test_how_fresh_state_starts_is_a_choice(fresh: str, low: float, high: float)
     assert low <= largest <= high
 
 
-def test_an_unknown_fresh_start_is_refused() -> None:
+def test_a_negative_fresh_share_is_refused() -> None:
     model, x = problem("chain")
-    with pytest.raises(PlanError, match="fresh='naive': unknown; choose one of scaled, zero"):
-        resize(model, [Grow("0", 8)], example=x, fresh="naive")
+    with pytest.raises(PlanError, match=r"fresh=-1; give a share of at least 0"):
+        resize(model, [Grow("0", 8)], example=x, fresh=-1)
+
+
+def test_without_a_share_steps_of_rprop_are_still_the_others() -> None:
+    model, x = problem("chain")
+    optimizer = torch.optim.Rprop(model.parameters(), lr=0.01)
+    model(x).square().mean().backward()
+    optimizer.step()
+    resize(model, [Grow("0", 8)], optimizers=[optimizer], example=x, fresh=0.0)
+    assert (optimizer.state[model[0].weight]["step_size"] > 0).all()
 
 
 def test_a_backward_through_an_older_graph_fails_loudly() -> None:

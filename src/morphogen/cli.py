@@ -52,6 +52,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the output folder")] = False,
     device: Annotated[str, typer.Option(help="torch device, such as cpu or cuda")] = "cpu",
     policy: Annotated[str, typer.Option(help="trial, prune-expand, gradmax or natural")] = "trial",
+    wiring: Annotated[str, typer.Option(help="layers, or dag: every neuron reads every earlier one")] = "layers",
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also run scikit-learn's MLP, a grid of 12 and gradient boosting")
     ] = False,
@@ -72,6 +73,7 @@ def fit(
         time_limit=time_limit,
         device=device,
         policy=policy,
+        wiring=wiring,
     )
 
 

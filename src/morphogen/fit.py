@@ -29,10 +29,11 @@ from torch.optim import AdamW, Optimizer
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError, MorphogenError, RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
+from morphogen.layers.dag import Dag
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
 from morphogen.layers.stack import reinitialised
-from morphogen.models import convnet, depths_of, mlp, shape_of
+from morphogen.models import convnet, dagnet, depths_of, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.policies.cost import weighed
 from morphogen.recipe import Recipe, recipe_for
@@ -61,13 +62,19 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may ask for. budget: most parameters. time_limit: seconds for the search. policy: a name of POLICIES."""
+    """What a user may ask for. budget: most parameters. time_limit: seconds for the search. policy: a name of POLICIES.
+    wiring: a name of WIRINGS."""
 
     budget: int | None = None
     seed: int = 0
     time_limit: float | None = None
     device: str = "cpu"
     policy: str = "trial"
+    wiring: str = "layers"
+
+
+WIRINGS = ("layers", "dag")
+"""What a network starts from: layers with a learned depth, or neurons that read everything before them."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +147,10 @@ class _History:
 class Problem:
     """A data set as tensors on a device, with its split, loss and score."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe | None, seed: int, device: str) -> None:
+    def __init__(self, dataset: Dataset, recipe: Recipe | None, settings: Settings) -> None:
+        seed, device, self.wiring = settings.seed, settings.device, settings.wiring
         self.dataset, self.regression = dataset, dataset.task == "regression"
-        self.images = dataset.x_train.ndim == 4
+        self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"  # a DAG knows no neighbours
         inside, held = _split(dataset, seed)
         self.recipe = recipe or recipe_for(self.images, len(inside), dataset.flip)
         y = dataset.y_train.astype(np.float64)
@@ -169,6 +177,8 @@ class Problem:
     def build(self) -> nn.Module:
         """The first, tiny network."""
         width, dropout = self.recipe.width, self.recipe.dropout
+        if self.wiring == "dag":
+            return dagnet(self.x[0].numel(), self.outputs, width)
         if self.images:
             channels, height, breadth = self.x.shape[1:]
             model = convnet((channels, height, breadth), self.outputs, width, dropout)
@@ -213,10 +223,11 @@ class Problem:
 def optimizer_for(model: nn.Module, recipe: Recipe) -> Optimizer:
     """AdamW in three groups: matrices and kernels (decayed), vectors, and learned depths (their own rate)."""
     depths = [depth.w for depth in _depths(model)]
+    flat = {id(m.weight) for m in model.modules() if isinstance(m, Dag)}  # a matrix without its zeros
     others = [p for p in model.parameters() if not any(p is w for w in depths)]
     groups = [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": recipe.decay},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1 or id(p) in flat], "weight_decay": recipe.decay},
+        {"params": [p for p in others if p.dim() <= 1 and id(p) not in flat], "weight_decay": 0.0},
         {"params": depths, "weight_decay": 0.0, "scale": recipe.depth_scale},
     ]
     return AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99), fused=True)
@@ -246,7 +257,9 @@ class _Search:
     def __init__(
         self, dataset: Dataset, settings: Settings, recipe: Recipe | None, folder: Path | None, display: Display | None
     ) -> None:
-        self.problem = Problem(dataset, recipe, settings.seed, settings.device)
+        if settings.wiring not in WIRINGS:
+            raise RunError(f"--wiring {settings.wiring!r}: unknown; choose one of {', '.join(WIRINGS)}")
+        self.problem = Problem(dataset, recipe, settings)
         self.recipe, self.settings, self.folder, self.display = self.problem.recipe, settings, folder, display
         torch.manual_seed(settings.seed)
         model = self.problem.build().to(self.problem.device)
@@ -428,7 +441,7 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
 
     Its depths start where they ended, so that all blocks take part from the first step.
     """
-    problem = Problem(dataset, fitted.recipe, fitted.settings.seed, fitted.settings.device)
+    problem = Problem(dataset, fitted.recipe, fitted.settings)
     with _threads(problem):
         return _scratch(fitted, problem)
 

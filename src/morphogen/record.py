@@ -123,7 +123,8 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class Layer:
-    """One bar of the drawn shape: `kind` is "conv", "linear" or "output"; `units` its channels or features."""
+    """One bar of the drawn shape: `kind` is "conv", "linear", "dag" or "output"; `units` its channels, features
+    or nodes."""
 
     name: str
     kind: str

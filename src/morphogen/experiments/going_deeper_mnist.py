@@ -50,7 +50,10 @@ class Config:
     faithful: bool = True
 
 
-DEFAULT = Config(epochs=20, minutes=float("inf"), batch=128, channels=(16, 32), hidden=64, dropout=0.1, prices=(1e-3, 1e-3, 1e-3), faithful=False)
+DEFAULT = Config(
+    epochs=20, minutes=float("inf"), batch=128, channels=(16, 32), hidden=64, dropout=0.1, prices=(1e-3, 1e-3, 1e-3),
+    faithful=False,
+)  # fmt: skip
 SMOKE = {"data": "digits", "epochs": 2, "batch": 256, "channels": (8, 8), "hidden": 16}
 
 
@@ -194,7 +197,7 @@ def claims(config: Config, fits: list[Fit]) -> tuple[Claim, ...]:
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
-    """The original's first 30 epochs, as many as begin within an hour, or 20 of ours. smoke: a small network on scikit-learn's digits."""
+    """The original's first 30 epochs, as many as begin within an hour, or 20 of ours. smoke: a small network on digits."""
     config = replace(Config() if faithful else DEFAULT, seeds=seeds)
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()

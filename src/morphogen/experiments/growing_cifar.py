@@ -177,7 +177,7 @@ def original(strategy: str, config: Config, data: Images, seed: int) -> Fit:
     chain = Chain(
         (*GROWN, "dense3"), widths(trace(model, data.train[0][:2])), dict(zip(GROWN, first, strict=True)),
         Batches(*data.validation, config.batch, seed), generator(seed, 7), config.deviation, config.threshold,
-        "zero" if config.faithful else "scaled",
+        0.0 if config.faithful else 1.0,
     )  # fmt: skip
     change, period = partial(STRATEGIES[strategy], chain), max(1, batches.per_epoch // config.every)
     rounds = period * dict(zip(STRATEGIES, config.epochs, strict=True))[strategy]

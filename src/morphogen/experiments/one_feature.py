@@ -25,7 +25,7 @@ from morphogen.train import Batches, State
 class Chain:
     """What the strategies know. layers: names in order, the last one gives the classes. first: the sizes that all the others
     keep at least. judged: what decides. deviation: of new weights on both sides. threshold: of the L1 norm of outgoing weights,
-    below which a feature leaves. fresh: see `optim.FRESH`. counts: what was done."""
+    below which a feature leaves. fresh: see `optim.checked_fresh`. counts: what was done."""
 
     layers: tuple[str, ...]
     widths: dict[str, Width]
@@ -34,7 +34,7 @@ class Chain:
     draw: torch.Generator
     deviation: float
     threshold: float
-    fresh: str
+    fresh: float
     counts: Counter[str] = field(default_factory=Counter)
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from morphogen.errors import Unsupported
 
@@ -27,6 +29,7 @@ def source(model: nn.Module, *, title: str, note: str = "", prepare: str = "", i
             sorted({"from collections import OrderedDict", "from pathlib import Path", *imports}, key=_import_order)
         ),
         prepare=f"{body.strip()}\n\n\n" if body.strip() else "",
+        classes=_LEVELS if any(_is_levels(module) for module in model) else "",
         layers="\n".join(layers),
         input_hint=f"\n    {input_hint}\n    " if input_hint else "",
     )
@@ -42,7 +45,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
-{prepare}class Net(nn.Module):
+{prepare}{classes}class Net(nn.Module):
     """The network. Input and output have a leading batch dimension.{input_hint}"""
 
     def __init__(self) -> None:
@@ -69,7 +72,40 @@ if __name__ == "__main__":
 '''
 
 
+_LEVELS = '''class Levels(nn.Module):
+    """Linear layers, each of which reads the input and what all levels before it put out."""
+
+    def __init__(self, sizes: list[tuple[int, int]], activation: nn.Module, linked: bool = False) -> None:
+        super().__init__()
+        for number, (reads, makes) in enumerate(sizes, start=1):
+            self.add_module(f"level{number}", nn.Linear(reads, makes))
+        self.activation, self.linked, self.count = activation, linked, len(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(1, self.count + 1):
+            z = self.get_submodule(f"level{number}")(x)
+            x = torch.cat([x, self.activation(z), *([self.activation(-z)] if self.linked else [])], -1)
+        return x
+
+
+'''
+
+
+def _is_levels(module: nn.Module) -> bool:
+    """Whether it is what `transforms.levels.by_levels` makes of a DAG that has a readout."""
+    return isinstance(module, GraphModule) and type(module).__name__ == "ByLevels" and not hasattr(module, "order")
+
+
+def _levels(module: GraphModule) -> str:
+    sizes = [(layer.in_features, layer.out_features) for layer in module.children() if isinstance(layer, nn.Linear)]
+    linked = any(node.target is torch.neg for node in module.graph.nodes)
+    activation: Any = module.activation
+    return f"Levels({sizes}, {_line('activation', activation)}{', linked=True' if linked else ''})"
+
+
 def _line(name: str, module: nn.Module) -> str:
+    if isinstance(module, GraphModule) and _is_levels(module):
+        return _levels(module)
     for kind, write in _LINES.items():
         if type(module) is kind:
             return f"nn.{kind.__name__}({write(module)})"

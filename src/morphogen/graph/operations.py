@@ -28,6 +28,8 @@ class Ties(Protocol):
     def pin(self, spans: Spans | None, why: str) -> None: ...
     def felt(self, spans: Spans | None, why: str) -> None: ...
     def entangled(self, ref: Any) -> None: ...
+    def fixed(self, size: int, why: str) -> Spans: ...
+    def flat(self, ref: Any, spans: Spans | None, why: str) -> None: ...
     def weight(self, ref: Any) -> bool: ...
     def pinned(self, spans: Spans | None) -> bool: ...
     def layout(self, ref: Any) -> Layout: ...
@@ -498,6 +500,17 @@ def _recurrent(node: Node, ties: Ties, gates: int, states: int) -> list[Layout]:
     return [(*x[:-1], features)] + [(None, None, features if directions * layers == 1 else None)] * states
 
 
+def _dag(node: Node, ties: Ties) -> list[Layout]:
+    """(x, flat weight, bias, ..., linked, solver) -> values of inputs and nodes, feature-major: see `layers.dag`."""
+    x, (nodes,) = ties.layout(node.args[0]), ties.layout(node.args[2])
+    inputs = x[-1] or ties.fixed(ties.shape(node.args[0])[-1], f"tied to a fixed size at '{node.name}'")
+    values = None if nodes is None else (*inputs, *((variable, repeat * (1 + node.args[-2])) for variable, repeat in nodes))
+    ties.flat(node.args[1], values, node.name)
+    ties.role(node.args[2], 0, "bias")
+    ties.role(node.args[2], 0, "out")
+    return [(values, x[0]), (None, None)]
+
+
 def _pixel_shuffle(node: Node, ties: Ties) -> Layout:
     x, squared = ties.layout(node.args[0]), node.args[1] ** 2
     channels = ties.divide_repeat(ties.blocks(x[1], squared, node.name) or (), squared)
@@ -620,6 +633,8 @@ RULES: dict[str, Rule] = {
     "lstm": _lstm,
     "gru": _gru,
     "pixel_shuffle": _pixel_shuffle,
+    "morphogen.dag": _dag,
+    "morphogen.sparse_dag": _dag,
 }
 
 

@@ -44,8 +44,8 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """The operation without its overload: "linear" for "aten.linear.default"."""
-        return self.op.removeprefix("aten.").partition(".")[0]
+        """The operation without its overload: "linear" for "aten.linear.default", "morphogen.dag" for ours."""
+        return ".".join(self.op.removeprefix("aten.").split(".")[:-1]) or self.op
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from morphogen.errors import PlanError
 from morphogen.graph.operations import Layout, Result, Spans, has_rule, is_view, rule_of
 from morphogen.graph.trace import Graph, Node, Ref, refs
 
+FLAT = "flat"
+
 
 @dataclass(frozen=True)
 class Span:
@@ -34,7 +36,7 @@ class Slot:
     role: "out" (rows that make features), "in" (columns that read them; "in a group" where a grouped convolution's kernel
     shows one group's), "own" (a kernel a channel), "value" (a token or a table), "bias", "scale", "slope", "mean",
     "variance"; "in and more" where columns also make features, as in a tied embedding, or weigh on each other, as under
-    weight norm.
+    weight norm; "flat" where a dimension holds all weights between the entries of `spans`, those that a `Dag` has.
     spans: the whole dimension, so also the parts that belong to other widths.
     """
 
@@ -112,6 +114,7 @@ class _Solver:
         self.pins: dict[int, str] = {}
         self.feels: list[tuple[Spans, str]] = []
         self.tangled: set[str] = set()  # weights whose columns act on each other
+        self.flats: dict[str, Spans] = {}  # weights without rows and columns -> what they stand between
         self.origin: dict[int, tuple[str, int]] = {}  # a tensor dimension's own variable -> (placeholder, dim)
         self.roles: dict[tuple[str, int], list[str]] = {}  # (placeholder, dim) -> roles, in order of use
         self.tensors = {n.name: n.target for n in graph.nodes if n.op == "tensor"}
@@ -214,6 +217,12 @@ class _Solver:
         for variable, _ in self._resolve(spans or ()):
             self.pins.setdefault(variable, why)
 
+    def fixed(self, size: int, why: str) -> Spans:
+        """A size that cannot change, as a width beside others."""
+        spans: Spans = ((self._variable(size), 1),)
+        self.pin(spans, why)
+        return spans
+
     def felt(self, spans: Spans | None, why: str) -> None:
         """New units of this width are noticed before anything reads them."""
         self.feels.append((spans or (), why))
@@ -221,6 +230,14 @@ class _Solver:
     def entangled(self, ref: Any) -> None:
         """The columns of this weight act on each other before they act on an input."""
         self.tangled.add(ref.name)
+
+    def flat(self, ref: Any, spans: Spans | None, why: str) -> None:
+        """This weight has an entry for some pairs of these features, one after the other."""
+        if spans is None or ref.name not in self.tensors:
+            self.pin(spans, f"a weight that is computed at '{why}'")
+            return
+        self.flats[ref.name] = spans
+        self.roles.setdefault((ref.name, 0), []).append(FLAT)
 
     def weight(self, ref: Any) -> bool:
         """Whether a value is a tensor of the model, perhaps in another shape."""
@@ -304,11 +321,14 @@ class _Solver:
             return roles[0]
         return "in and more" if len(set(roles)) > 1 or tensor in self.tangled else "in"
 
+    def _spans(self, name: str, dim: int) -> Spans:
+        return self.flats.get(name) or self.layout(Ref(name))[dim] or ()
+
     # Result --------------------------------------------------------------------------------------------------------
 
     def widths(self) -> dict[str, Width]:
         uses = [
-            (self.tensors[name], dim, self._role(name, roles), self._resolve(self.layout(Ref(name))[dim] or ()))
+            (self.tensors[name], dim, self._role(name, roles), self._resolve(self._spans(name, dim)))
             for (name, dim), roles in self.roles.items()
         ]
         known = {variable for *_, spans in uses for variable, _ in spans}
@@ -339,7 +359,7 @@ class _Solver:
             made = any((s.tensor, s.dim) in makes for s in slots)
             pinned = self.pins.get(variable, "" if made else "not made by a layer of this model")
             name = numbered[variable]
-            entries = [sum(p.repeat for p in s.spans if p.width == name) for s in slots if s.role != "in a group"]
+            entries = [sum(p.repeat for p in s.spans if p.width == name) for s in slots if s.role not in ("in a group", FLAT)]
             step = min(entries, default=1)
             result[name] = Width(name, self.sizes[variable], slots, names[variable], pinned, step, felt.get(variable, ""))
         return result

@@ -6,6 +6,9 @@ A multilayer perceptron and a dense-connected one are special cases (`wiring="bl
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -77,9 +80,8 @@ class Dag(nn.Module):
             raise ShapeError(f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a block, at least 1")
         self.in_features, self.nodes, self.out_features = in_features, nodes, out_features
         self.kind, self.linked, self.solver = activation, linked, solver
-        step = block_size or (128 if nodes <= 2048 else 256)
-        blocks = tuple(min(step, nodes - first) for first in range(0, nodes, step))
-        self.layout = Layout(in_features, blocks, wiring != "block", activation, linked)
+        self.block_size, self.seed = block_size, int(torch.randint(2**62, (), generator=generator))
+        self.layout = Layout(in_features, blocks_of(nodes, block_size), wiring != "block", activation, linked)
         self.sources: Tensor | None
         self.starts: Tensor | None
         self.fan_in = fan_in
@@ -87,10 +89,12 @@ class Dag(nn.Module):
         self.register_buffer("sources", sources)
         self.register_buffer("starts", starts)
         self.weight = nn.Parameter(torch.empty(self.layout.weights if sources is None else len(sources)))
-        self.bias = nn.Parameter(torch.zeros(nodes)) if bias else None
+        self.bias: Tensor
+        zeros = torch.zeros(nodes)
+        self.register_parameter("bias", nn.Parameter(zeros)) if bias else self.register_buffer("bias", zeros)
         self.readout = None if out_features is None else nn.Linear(self.layout.values, out_features)
         self._arrange()
-        self.reset(generator)
+        self.reset_parameters(generator)
 
     @property
     def sparse(self) -> bool:
@@ -105,8 +109,18 @@ class Dag(nn.Module):
 
     def rearrange(self, layout: Layout, sources: Tensor | None, starts: Tensor | None) -> None:
         """Take another wiring; the weights must have its sizes already."""
-        self.layout, self.nodes, self.sources, self.starts = layout, layout.nodes, sources, starts
+        self.layout, self.sources, self.starts = layout, sources, starts
+        self.in_features, self.nodes = layout.inputs, layout.nodes
         self._arrange()
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many nodes each block has. Set, they say how the weights, which must have the sizes already, are to be read."""
+        return self.layout.blocks
+
+    @blocks.setter
+    def blocks(self, sizes: Sequence[int]) -> None:
+        self.rearrange(replace(self.layout, inputs=self.in_features, blocks=tuple(sizes)), self.sources, self.starts)
 
     def _arrange(self) -> None:
         """What follows from the stored wiring; not part of the state."""
@@ -132,11 +146,10 @@ class Dag(nn.Module):
         self._arrange()
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew; biases are 0."""
         self.start(0, generator)
-        if self.bias is not None:
-            self.bias.zero_()
+        self.bias.zero_()
         if self.readout is not None:
             bound = 1 / math.sqrt(self.layout.values)
             for parameter in self.readout.parameters():
@@ -144,12 +157,15 @@ class Dag(nn.Module):
 
     @torch.no_grad()
     def start(self, first: int, generator: torch.Generator | None = None) -> None:
-        """Draw the weights of the nodes from `first` on; where blocks are kept, it is the first of one."""
+        """Draw the weights of the nodes from `first` on; those of shapes alone cannot be."""
+        if first == self.nodes or self.weight.is_meta:
+            return
         scale, linear = self._scale()
+        weight = self.weight.data  # written to as by a resize, which can be undone
         if self.sources is None or self.starts is None:
-            for part in self.layout.parts(self.weight):
-                if part.node >= first:
-                    self._start_part(part, scale[part.nodes, None], linear, generator)
+            for part in self.layout.parts(weight):
+                if part.node + part.size > first:
+                    self._start_part(part, max(0, first - part.node), scale[part.nodes, None], linear, generator)
             return
         begin = int(self.starts[first])
         node_of, sources = self._reader()[begin:], self.sources[begin:].cpu()
@@ -159,19 +175,24 @@ class Dag(nn.Module):
             second = torch.where(reads_node & ((sources - self.in_features) % 2 == 1))[0]
             drawn[second] = -drawn[second - 1]
             drawn[reads_node] /= linear
-        self.weight[begin:] = drawn.to(self.weight)
+        weight[begin:] = drawn.to(weight)
 
-    def _start_part(self, part: Part, scale: Tensor, linear: float | None, generator: torch.Generator | None) -> None:
+    def _start_part(
+        self, part: Part, first: int, scale: Tensor, linear: float | None, generator: torch.Generator | None
+    ) -> None:
+        """Rows of a block, from `first` on."""
         end = part.node + part.size if self.layout.inner else part.node
-        drawn = torch.randn(part.size, self.in_features + end, generator=generator) * scale
+        drawn = torch.randn(part.size - first, self.in_features + end, generator=generator) * scale[first:]
         inputs, nodes = drawn.split([self.in_features, end], 1)
         if self.linked:  # a linked source's second weight is minus its first where the start is linear
-            other = -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale
+            other = -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale[first:]
             nodes = torch.stack((nodes, other), 2).flatten(1) / (linear or 1.0)
         rows = torch.cat((inputs, nodes), 1).to(self.weight)
-        part.panel.copy_(rows[:, : part.before])
+        part.panel[first:] = rows[:, : part.before]
         if self.layout.inner:
-            part.triangle.copy_(rows[:, part.before :].take(below(part.size, self.layout.width, rows.device)))
+            width, kept = self.layout.width, self.layout.width * first * (first - 1) // 2
+            places = below(part.size, width, rows.device)[kept:] - first * width * part.size
+            part.triangle[kept:] = rows[:, part.before :].take(places)
 
     def _scale(self) -> tuple[Tensor, float | None]:
         """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is linear."""
@@ -216,24 +237,10 @@ class Dag(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """Inputs and nodes, feature-major: rows x (batch, in_features) -> (in_features + nodes, batch)."""
-        if not self.sparse:
-            return self.dense_values(x, self.weight)
-        if "places" in self._buffers:
-            return self.dense_values(x, self.dense(self.get_buffer("places")))
+        if not self.sparse or "places" in self._buffers:
+            return dag(x, self.weight, self.bias, self.layout, self.solver, self._buffers.get("places"))
         found = Wiring(*(self.get_buffer(name) for name in ("sources", "starts", "order", "readers", "ends", "levels")))
-        return sparse_dag(x, self.weight, self.biases(), found, self.kind, self.linked)
-
-    def dense_values(self, x: Tensor, flat: Tensor) -> Tensor:
-        """`values` with the weights of the full wiring, flat."""
-        return dag(x, flat, self.biases(), self.layout, self.solver)
-
-    def dense(self, places: Tensor) -> Tensor:
-        """The weights of a sparse wiring in the full one's flat order, zeros elsewhere."""
-        return self.weight.new_zeros(self.layout.weights).index_copy(0, places, self.weight)
-
-    def biases(self) -> Tensor:
-        """One for each node, zeros without a bias."""
-        return self.weight.new_zeros(self.nodes) if self.bias is None else self.bias
+        return sparse_dag(x, self.weight, self.bias, found, self.kind, self.linked)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -267,18 +274,88 @@ def entries(layout: Layout) -> tuple[Tensor, Tensor]:
     return torch.cat(nodes), torch.cat(rows)
 
 
-def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
-    """Where the entries of a sparse wiring stand in the flat weight of the full one."""
-    node_of = reader_of(starts)
-    found = torch.empty_like(sources)
+def flat_places(layout: Layout, node: Tensor, row: Tensor) -> Tensor:
+    """Where the weights by which nodes read rows of values stand in a flat layout; -1 where it has none."""
+    found = torch.full_like(row, -1)
     at = 0
     for (panel, triangle), part in zip(layout.sizes(), layout.parts(torch.empty(layout.weights, device="meta")), strict=True):
-        mine = (node_of >= part.node) & (node_of < part.node + part.size)
-        row, column = node_of[mine] - part.node, sources[mine]
-        inside = layout.width * (row * (row - 1) // 2) + column - part.before
-        found[mine] = at + torch.where(column < part.before, row * part.before + column, panel + inside)
+        own = node - part.node
+        mine = (own >= 0) & (own < part.size)
+        found = torch.where(mine & (row >= 0) & (row < part.before), at + own * part.before + row, found)
+        if layout.inner:
+            column = row - part.before
+            below = mine & (column >= 0) & (column < layout.width * own)
+            found = torch.where(below, at + panel + layout.width * (own * (own - 1) // 2) + column, found)
         at += panel + triangle
     return found
+
+
+def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
+    """Where the entries of a sparse wiring stand in the flat weight of the full one."""
+    return flat_places(layout, reader_of(starts), sources)
+
+
+def blocks_of(nodes: int, block_size: int | None) -> tuple[int, ...]:
+    """The nodes of each block, all but the last alike; by default as many as are fast."""
+    step = block_size or (128 if nodes <= 2048 else 256)
+    return tuple(min(step, nodes - first) for first in range(0, nodes, step))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A wiring after inputs or nodes came and went: entry j of the weight was entry index[j], or is new (-1). first: the first
+    of the new nodes."""
+
+    layout: Layout
+    sources: Tensor | None
+    starts: Tensor | None
+    index: Tensor
+    first: int
+
+
+def moved(dag: Dag, rows: Sequence[int]) -> Moved:
+    """What becomes of the weights when row j of the values is what was row rows[j], or is new (-1); new nodes come last.
+
+    New nodes read inputs and nodes before them, as the wiring says; old nodes read nothing new but new inputs. The sources of
+    new nodes of a random wiring depend on `dag.seed` and on their number alone, so that copies grow alike.
+    """
+    old, map_ = dag.layout, torch.tensor(rows)
+    width, inputs = old.width, int((map_ >= old.inputs).nonzero()[0])
+    nodes = map_[inputs::width]
+    nodes = torch.where(nodes < 0, nodes, torch.div(nodes - old.inputs, width, rounding_mode="floor"))
+    first = int((nodes >= 0).sum())
+    layout = replace(old, inputs=inputs, blocks=_blocks_after(dag, nodes))
+    if dag.sources is None or dag.starts is None:
+        node, row = entries(layout)
+        index = flat_places(old, nodes[node], map_[row])
+        return Moved(layout, None, None, torch.where((nodes[node] < 0) | (map_[row] < 0), -1, index), first)
+    back = torch.full((old.values,), -1)
+    back[map_[map_ >= 0]] = torch.arange(len(map_))[map_ >= 0]
+    place = torch.full((old.nodes,), -1)
+    place[nodes[:first]] = torch.arange(first)
+    node, row = place[reader_of(dag.starts.cpu())], back[dag.sources.cpu()]
+    kept = torch.where((node >= 0) & (row >= 0))[0]
+    counts = torch.bincount(node[kept], minlength=first)
+    starts, sources = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[kept]
+    if first < layout.nodes:
+        fan_in = dag.fan_in or max(1, round(len(dag.sources) / (dag.nodes * width)))
+        draw = torch.Generator().manual_seed((dag.seed + layout.nodes) % 2**63)
+        more, ends = drawn_wiring(layout, fan_in, first, draw)
+        sources, starts = torch.cat([sources, more]), torch.cat([starts, len(kept) + ends[1:]])
+    index = torch.cat([kept, kept.new_full((len(sources) - len(kept),), -1)])
+    device = dag.sources.device
+    return Moved(layout, sources.to(device), starts.to(device), index, first)
+
+
+def _blocks_after(dag: Dag, nodes: Tensor) -> tuple[int, ...]:
+    """Blocks are but a matter of speed where nodes read inside them; else the last one is filled before another begins."""
+    if dag.layout.inner:
+        return blocks_of(len(nodes), dag.block_size)
+    kept = [int(((nodes >= first) & (nodes < last)).sum()) for first, last in pairwise((0, *accumulate(dag.layout.blocks)))]
+    *full, last = [size for size in kept if size]
+    new, size = int((nodes < 0).sum()), dag.block_size or max(dag.layout.blocks)
+    filled = min(new, max(0, size - last))
+    return (*full, last + filled, *(blocks_of(new - filled, size) if new > filled else ()))
 
 
 def drawn_wiring(layout: Layout, fan_in: int, first: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -286,8 +363,9 @@ def drawn_wiring(layout: Layout, fan_in: int, first: int, generator: torch.Gener
     equally likely."""
     draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     rows: list[np.ndarray] = []
+    read = [begin for begin, size in zip(accumulate((0, *layout.blocks)), layout.blocks, strict=False) for _ in range(size)]
     for node in range(first, layout.nodes):
-        prior = layout.inputs + node
+        prior = layout.inputs + (node if layout.inner else read[node])
         chosen = np.sort(draw.choice(prior, min(fan_in, prior), replace=False, shuffle=False))
         rows.append(_rows_of(chosen, layout))
     starts = np.cumsum([0, *map(len, rows)])

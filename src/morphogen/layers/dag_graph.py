@@ -16,7 +16,7 @@ def to_networkx(dag: Dag) -> "nx.DiGraph[Any]":
     as `weight`, of linked nodes the pair (for g(z), for g(-z))."""
     graph: nx.DiGraph[Any] = nx.DiGraph()
     graph.add_nodes_from(("x", i) for i in range(dag.in_features))
-    graph.add_nodes_from((("h", i), {"bias": bias}) for i, bias in enumerate(dag.biases().tolist()))
+    graph.add_nodes_from((("h", i), {"bias": bias}) for i, bias in enumerate(dag.bias.tolist()))
     node_of, row_of = dag.entries()
     width = dag.layout.width
     halves: dict[tuple[Hashable, Hashable], list[float]] = {}
@@ -63,12 +63,12 @@ def from_networkx(
         starts.append(len(rows))
     dag.weight.data = dag.weight.new_empty(len(rows))
     dag.rearrange(dag.layout, torch.tensor(rows, dtype=torch.int64), torch.tensor(starts))
-    dag.reset(options.get("generator"))
+    dag.reset_parameters(options.get("generator"))
     with torch.no_grad():
         if weighted:
             dag.weight.copy_(_checked(weights, len(rows)))
         for number, node in enumerate(order):
-            if dag.bias is not None:
+            if dag.bias.requires_grad:
                 dag.bias[number] = graph.nodes[node].get("bias", 0.0)
     dag.fan_in = max(1, round(len(rows) / (width * len(order))))
     return dag, order

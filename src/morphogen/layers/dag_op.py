@@ -89,20 +89,27 @@ class Part:
         return slice(self.node, self.node + self.size)
 
 
-def dag(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, solver: str = "auto") -> Tensor:
+def dag(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, solver: str = "auto", places: Tensor | None = None) -> Tensor:
     """The inputs and the values of all nodes, (layout.values, batch), of rows x (batch, inputs).
 
-    weight: flat, `layout.weights` entries; bias: (nodes). solver: "native" (compiled, CPU), "jacobi" (fixed point inside each
-    block), "loop" (node by node, for comparison), "auto" (native where it can).
+    weight: flat, `layout.weights` entries, or some of them, at `places`, zeros elsewhere; bias: (nodes). solver: "native"
+    (compiled, CPU), "jacobi" (fixed point inside each block), "loop" (node by node, for comparison), "auto" (native where it
+    can).
     """
     about = layout.inputs, layout.blocks, layout.inner, layout.kind, layout.two, solver
-    values: Tensor = _FORWARD(x, weight, bias, *about)[0]
+    values: Tensor = _FORWARD(x, weight, bias, places, *about)[0]
     return values
 
 
+def spread(weight: Tensor, places: Tensor | None, layout: Layout) -> Tensor:
+    """The whole flat weight."""
+    return weight if places is None else weight.new_zeros(layout.weights).index_copy(0, places, weight)
+
+
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, places: Tensor | None,
+    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(all values, the sums that the backward pass needs: none for ReLU)."""
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
     values = x.new_empty(layout.values, len(x))
@@ -111,7 +118,7 @@ def _forward(
     sums = x.new_empty(layout.nodes if kept else 0, len(x))
     scratch = None if kept else x.new_empty(max(layout.blocks, default=0), len(x))
     solve = _SOLVERS[_solver(solver, x, kind)][0]
-    for part in layout.parts(weight):
+    for part in layout.parts(spread(weight, places, layout)):
         own = sums[part.nodes] if scratch is None else scratch[: part.size]
         torch.addmm(bias[part.nodes, None], part.panel, values[: part.before], out=own)
         solve(layout, part, own, values[part.rows(layout.width)])
@@ -119,13 +126,14 @@ def _forward(
 
 
 def _backward(
-    gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor,
+    gradient: Tensor, weight: Tensor, places: Tensor | None, values: Tensor, sums: Tensor,
     inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and bias, from that of all values."""
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
     flowing = gradient.clone(memory_format=torch.contiguous_format)
     deltas = values.new_empty(layout.nodes, values.shape[1])
+    weight = spread(weight, places, layout)
     found = torch.empty_like(weight)
     solve = _SOLVERS[_solver(solver, values, kind)][1]
     for part, own in zip(reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True):
@@ -136,7 +144,7 @@ def _backward(
         torch.mm(delta, values[: part.before].T, out=own.panel)
         if inner:
             torch.take(delta @ values[rows].T, below(part.size, layout.width, delta.device), out=own.triangle)
-    return flowing[:inputs].T.contiguous(), found, deltas.sum(1)
+    return flowing[:inputs].T.contiguous(), found if places is None else found[places], deltas.sum(1)
 
 
 @lru_cache(maxsize=32)
@@ -277,39 +285,40 @@ def pulled(kind: str, two: bool, z: Tensor, gradients: Tensor) -> Tensor:
 _ARGUMENTS = "int inputs, int[] blocks, bool inner, str kind, bool two, str solver"
 _FORWARD = torch.library.custom_op(
     "morphogen::dag", _forward, mutates_args=(),
-    schema=f"(Tensor x, Tensor weight, Tensor bias, {_ARGUMENTS}) -> (Tensor, Tensor)",
+    schema=f"(Tensor x, Tensor weight, Tensor bias, Tensor? places, {_ARGUMENTS}) -> (Tensor, Tensor)",
 )  # fmt: skip
 _BACKWARD = torch.library.custom_op(
     "morphogen::dag_backward", _backward, mutates_args=(),
-    schema=f"(Tensor gradient, Tensor weight, Tensor values, Tensor sums, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor gradient, Tensor weight, Tensor? places, Tensor values, Tensor sums, "
+    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )  # fmt: skip
 
 
 @_FORWARD.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, places: Tensor | None,
+    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
     return x.new_empty(layout.values, x.shape[0]), x.new_empty(0 if kind == "relu" else layout.nodes, x.shape[0])
 
 
 @_BACKWARD.register_fake
 def _(
-    gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor,
+    gradient: Tensor, weight: Tensor, places: Tensor | None, values: Tensor, sums: Tensor,
     inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return values.new_empty(values.shape[1], inputs), torch.empty_like(weight), values.new_empty(sum(blocks))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, weight, _, *ctx.about = inputs
-    ctx.save_for_backward(weight, *output)
+    _, weight, _, places, *ctx.about = inputs
+    ctx.save_for_backward(weight, places, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derive(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    weight, values, sums = ctx.saved_tensors
-    return (*_BACKWARD(gradient, weight, values, sums, *ctx.about), *(None,) * len(ctx.about))
+    return (*_BACKWARD(gradient, *ctx.saved_tensors, *ctx.about), None, *(None,) * len(ctx.about))
 
 
 _FORWARD.register_autograd(_derive, setup_context=_save)
@@ -319,7 +328,7 @@ _FORWARD.register_autograd(_derive, setup_context=_save)
 def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     """Rows of all examples as one batch; weights that differ, one after the other."""
     x, weight, bias, *about = arguments
-    if dims[1] is None and dims[2] is None:
+    if all(d is None for d in dims[1:4]):
         rows = x.movedim(dims[0], 0)
         values, sums = (t.unflatten(1, rows.shape[:2]) for t in _FORWARD(rows.flatten(0, 1), weight, bias, *about))
         return (values, sums), (1, 1)
@@ -333,9 +342,9 @@ def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, 
 
 @_BACKWARD.register_vmap
 def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    *tensors, about = *arguments[:4], arguments[4:]
+    *tensors, about = *arguments[:5], arguments[5:]
     each = [
-        _BACKWARD(*(t if d is None else t.select(d, i) for t, d in zip(tensors, dims[:4], strict=True)), *about)
+        _BACKWARD(*(t if d is None else t.select(d, i) for t, d in zip(tensors, dims[:5], strict=True)), *about)
         for i in range(info.batch_size)
     ]
     return tuple(torch.stack(part) for part in zip(*each, strict=True)), (0, 0, 0)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from morphogen.graph.widths import Slot, Width, find
+from morphogen.graph.widths import FLAT, Slot, Width, find
+from morphogen.layers.dag import Dag
 from morphogen.resize.plan import live_size, tensors_of
 
 
@@ -27,11 +28,23 @@ def unit_importance(model: nn.Module, widths: Mapping[str, Width], name: str) ->
         return slot.units(width.name, {span.width: live_size(widths, span.width, tensors) for span in slot.spans})
 
     for slot in width.slots:
-        if slot.role.startswith("in"):
+        if slot.role == FLAT:
+            made, read = _ends(model, slot.tensor, torch.tensor(units(slot)))
+            enters += _squares(tensors[slot.tensor], made, 0, size)
+            leaves += _squares(tensors[slot.tensor], read, 0, size)
+        elif slot.role.startswith("in"):
             leaves += _squares(tensors[slot.tensor], units(slot), slot.dim, size)
         elif slot.role == ("scale" if scaled else "out"):
             enters += _squares(tensors[slot.tensor], units(slot), slot.dim, size)
     return (enters * leaves).sqrt()
+
+
+def _ends(model: nn.Module, tensor: str, units: Tensor) -> tuple[list[int], list[int]]:
+    """For each weight of a `Dag`, the units that it enters and leaves, -1 for those of other widths. units: of its values."""
+    dag = model.get_submodule(tensor.rpartition(".")[0])
+    assert isinstance(dag, Dag)
+    node, row = dag.entries()
+    return units[dag.in_features + dag.layout.width * node].tolist(), units[row].tolist()
 
 
 def _squares(tensor: Tensor, units: list[int], dim: int, size: int) -> Tensor:

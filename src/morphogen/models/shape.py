@@ -2,12 +2,13 @@
 
 from torch import nn
 
+from morphogen.layers.dag import Dag
 from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Depth, Layer
 
 
 def shape_of(model: nn.Module) -> tuple[Layer, ...]:
-    """Linear and convolution layers in order with their output sizes; of a learned depth, the active blocks only.
+    """Linear and convolution layers and DAGs in order, with their sizes; of a learned depth, the active blocks only.
 
     The last one is the output. Blocks are named after the layer before their stage: "conv1", "conv1.1", "conv1.2".
     """
@@ -29,6 +30,10 @@ def _collect(module: nn.Module, name: str, layers: list[Layer], depths: list[Dep
             layers.append(Layer(name, "linear", module.weight.shape[0]))
         case nn.modules.conv._ConvNd():
             layers.append(Layer(name, "conv", module.weight.shape[0]))
+        case Dag():
+            layers.append(Layer(name, "dag", module.nodes))
+            if module.readout is not None:
+                layers.append(Layer(f"{name}.readout", "linear", module.readout.weight.shape[0]))
         case LearnedDepth():
             stem = layers[-1].name if layers else name
             depths.append(Depth(stem, module.depth, tuple(module.gates()[: module.active_blocks].tolist())))

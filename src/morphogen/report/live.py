@@ -18,7 +18,7 @@ from morphogen.record import Change, Layer, Report, Round
 from morphogen.report.text import PHASES, format_loss, format_row, format_score, format_seconds, header, headline, origin
 
 _ASCII = str.maketrans({"–": "-", "−": "-", "→": "->", "…": "...", "·": "-", "×": "x", "’": "'"})
-_STYLES = {"conv": "cyan", "linear": "blue", "output": "magenta"}
+_STYLES = {"conv": "cyan", "dag": "cyan", "linear": "blue", "output": "magenta"}
 _RECENT = 4  # rounds for which a bar shows what it gained or lost
 
 

@@ -21,11 +21,12 @@ from torch.utils._pytree import tree_leaves
 from morphogen.errors import NotExact, PlanError, Unsupported
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
+from morphogen.layers.dag import Dag
 from morphogen.record import Receipt
 from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
 from morphogen.resize.follow import followed, undeclared
-from morphogen.resize.optim import FRESH, cut, take
+from morphogen.resize.optim import checked_fresh, cut, take
 from morphogen.resize.plan import NEW, Plan, Row, changes, plan, tensors_of
 from morphogen.resize.shapes import shapes_of, stops
 from morphogen.resize.start import STARTS, Starts, keeps_function, share_out
@@ -45,6 +46,7 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
     nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
     nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
+    Dag: lambda m: {"in_features": m.layout.inputs, "blocks": m.layout.blocks},
 }
 
 
@@ -81,7 +83,7 @@ def resize(
     ema: Sequence[nn.Module] = (),
     generator: torch.Generator | None = None,
     starts: Starts = STARTS,
-    fresh: str = "scaled",
+    fresh: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
@@ -110,7 +112,7 @@ def apply_(
     example: Tensor | tuple[Any, ...] | None = None,
     generator: torch.Generator | None = None,
     starts: Starts = STARTS,
-    fresh: str = "scaled",
+    fresh: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
 ) -> Applied:
     """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
@@ -120,12 +122,11 @@ def apply_(
     that keeps it, is rolled back. generator: draws the values of new units.
     schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
-    starts: how the values of new units start, by role, see `resize.start`. fresh: how their optimizer state starts, a name of
-    `optim.FRESH`. values: whole tensors of the plan, by name, as they should be afterwards instead, see `resize.firefly`.
+    starts: how the values of new units start, by role, see `resize.start`. fresh: how their optimizer state starts, see
+    `optim.checked_fresh`. values: whole tensors of the plan, by name, as they should be afterwards instead, see
+    `resize.firefly`.
     """
     _refuse_sharded(model)
-    if fresh not in FRESH:
-        raise PlanError(f"fresh={fresh!r}: unknown; choose one of {', '.join(FRESH)}")
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
@@ -137,13 +138,19 @@ def apply_(
         prove(model, plan, example)
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = probe(model, example), count_parameters(model)
-    made, states = _computed(model, plan, optimizers, generator, starts, FRESH[fresh], values)
-    back: list[Callable[[], None]] = []
+    made, states = _computed(model, plan, optimizers, generator, starts, checked_fresh(fresh), values)
+    # first in, last out: wirings go back once the tensors have
+    dags = [(_dag(model, name), wiring) for name, wiring in plan.wirings]
+    back: list[Callable[[], None]] = [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
     try:
         commit(made, states, back)
+        for dag, wiring in dags:
+            dag.rearrange(wiring.layout, wiring.sources, wiring.starts)
         _regroup(model, plan, back)
         _set_attributes(model, plan, back)
         refresh_sizes(model, back)
+        for dag, wiring in dags:
+            dag.start(wiring.first, generator)
         # after the sizes: to find what a new block adds to its input, the model is run
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
@@ -208,7 +215,7 @@ def _computed(
     optimizers: Sequence[Optimizer],
     generator: torch.Generator | None,
     starts: Starts,
-    fresh: frozenset[str],
+    fresh: float,
     given: Mapping[str, Tensor],
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
     """New values of every touched tensor and new optimizer states; nothing is written yet."""
@@ -231,7 +238,7 @@ def _computed(
 
 
 def cut_states(
-    optimizers: Sequence[Optimizer], tensor: Tensor, cuts: Sequence[tuple[int, Tensor, str]], fresh: frozenset[str]
+    optimizers: Sequence[Optimizer], tensor: Tensor, cuts: Sequence[tuple[int, Tensor, str]], fresh: float
 ) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:
     """The states of a parameter after it was cut: (dimension, index, name) each."""
     states = []
@@ -357,6 +364,12 @@ def _regroup(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> No
         if row.role == "own" and isinstance(module, nn.modules.conv._ConvNd):
             back.append(partial(setattr, module, "groups", module.groups))
             module.groups = len(row.index) * module.groups // module.out_channels
+
+
+def _dag(model: nn.Module, name: str) -> Dag:
+    found = model.get_submodule(name)
+    assert isinstance(found, Dag)
+    return found
 
 
 def _set_attributes(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> None:

@@ -5,20 +5,19 @@ back.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
-from morphogen.layers.dag import Dag, drawn_wiring, entries, places
-from morphogen.layers.dag_op import Layout
+from morphogen.layers.dag import Dag, entries, moved, places
+from morphogen.layers.dag_op import Layout, spread
+from morphogen.layers.dag_op import dag as values
 from morphogen.record import Receipt
 from morphogen.resize.apply import Applied, applied, commit, count_parameters, cut_states, refresh_sizes
-from morphogen.resize.optim import FRESH, take
-from morphogen.resize.plan import NEW
+from morphogen.resize.optim import checked_fresh, take
+from morphogen.resize.plan import NEW, tensors_of
 
 Wires = tuple[Tensor | None, Tensor | None]
 """Sources and starts of a sparse wiring; None and None of a dense one."""
@@ -26,28 +25,22 @@ Wires = tuple[Tensor | None, Tensor | None]
 
 def grow_nodes(
     dag: Dag, count: int,
-    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: str = "scaled",
+    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: float = 1.0,
 ) -> Applied:  # fmt: skip
     """Append nodes that read the inputs and the nodes before them, as the wiring says, and start as those did.
 
     The readout's new weights are zero, so the function stays; without a readout the output gets longer. fresh: how the
-    optimizer state of new weights starts, see `optim.FRESH`. Errors: `PlanError` for a count below 1.
+    optimizer state of new weights starts, see `optim.checked_fresh`. Errors: `PlanError` for a count below 1.
     """
     if count < 1:
         raise PlanError(f"grow_nodes: count={count}; give at least 1")
-    first, step = dag.nodes, max(dag.layout.blocks)
-    blocks = tuple(min(step, count - begun) for begun in range(0, count, step))
-    layout, wires = replace(dag.layout, blocks=dag.layout.blocks + blocks), (dag.sources, dag.starts)
-    if dag.sources is not None and dag.starts is not None:
-        fan_in = dag.fan_in or max(1, round(len(dag.sources) / (dag.nodes * layout.width)))
-        more, ends = (t.to(dag.sources.device) for t in drawn_wiring(layout, fan_in, first, generator))
-        wires = torch.cat([dag.sources, more]), torch.cat([dag.starts, len(dag.sources) + ends[1:]])
-    weights = layout.weights if wires[0] is None else len(wires[0])
-    cuts = [("weight", 0, _extended(dag.weight.numel(), weights)), ("bias", 0, _extended(first, layout.nodes))]
-    cuts.append(("readout.weight", 1, _extended(dag.layout.values, layout.values)))
+    rows = [*range(dag.layout.values), *[NEW] * count * dag.layout.width]
+    change = moved(dag, rows)
+    cuts = [("weight", 0, change.index), ("bias", 0, _extended(dag.nodes, change.layout.nodes))]
+    cuts.append(("readout.weight", 1, torch.tensor(rows)))
     return _changed(
-        dag, cuts, layout, wires, f"grow {count} nodes", optimizers, fresh, lambda: dag.start(first, generator),
-        dag.readout is not None,
+        dag, cuts, change.layout, (change.sources, change.starts), f"grow {count} nodes", optimizers, fresh,
+        lambda: dag.start(change.first, generator), dag.readout is not None,
     )  # fmt: skip
 
 
@@ -65,7 +58,7 @@ def prune_weights(dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = (
 
 def rewire(
     dag: Dag, share: float, gradient: Tensor | None = None,
-    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: str = "scaled",
+    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: float = 1.0,
 ) -> Applied:  # fmt: skip
     """Drop the share of the weights that is smallest in size, and bring as many, at zero, to places that had none.
 
@@ -98,12 +91,12 @@ def full_gradient(dag: Dag, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tens
     if dag.sources is None or dag.starts is None:
         return torch.autograd.grad(loss(dag(x)), dag.weight)[0]
     at = places(dag.layout, dag.sources.cpu(), dag.starts.cpu()).to(dag.weight.device)
-    flat = dag.dense(at).detach().requires_grad_()
-    return torch.autograd.grad(loss(dag.read(dag.dense_values(x, flat))), flat)[0]
+    flat = spread(dag.weight.detach(), at, dag.layout).requires_grad_()
+    return torch.autograd.grad(loss(dag.read(values(x, flat, dag.bias, dag.layout, dag.solver))), flat)[0]
 
 
 def _sparse(
-    dag: Dag, index: Tensor, node: Tensor, row: Tensor, name: str, optimizers: Sequence[Optimizer], fresh: str = "scaled"
+    dag: Dag, index: Tensor, node: Tensor, row: Tensor, name: str, optimizers: Sequence[Optimizer], fresh: float = 1.0
 ) -> Applied:
     """The entries `index` of the weight, `NEW` for a new one, that stand at (node, row)."""
     order = (node * dag.layout.values + row).argsort()
@@ -116,25 +109,23 @@ def _sparse(
 
 def _changed(
     dag: Dag, cuts: Sequence[tuple[str, int, Tensor]], layout: Layout, wires: Wires, name: str,
-    optimizers: Sequence[Optimizer], fresh: str, start: Callable[[], None] = lambda: None, keeps: bool = False,
+    optimizers: Sequence[Optimizer], fresh: float, start: Callable[[], None] = lambda: None, keeps: bool = False,
 ) -> Applied:  # fmt: skip
     """Cut the parameters (name, dimension, index), new entries zero, take the wiring, then let `start` fill what it likes.
 
     keeps: whether the function stays."""
-    if fresh not in FRESH:
-        raise PlanError(f"fresh={fresh!r}: unknown; choose one of {', '.join(FRESH)}")
-    live: dict[str, Any] = dict(dag.named_parameters())
+    live = tensors_of(dag)
     cuts = [(tensor, dim, index) for tensor, dim, index in cuts if tensor in live]
     before, sizes = count_parameters(dag), (dag.nodes, layout.nodes)
     old = dag.layout, dag.sources, dag.starts
-    values = [(live[tensor], take(live[tensor].detach(), dim, index)) for tensor, dim, index in cuts]
+    made = [(live[tensor], take(live[tensor].detach(), dim, index)) for tensor, dim, index in cuts]
     states = [
         state for tensor, dim, index in cuts
-        for state in cut_states(optimizers, live[tensor], [(dim, index, tensor)], FRESH[fresh])
+        for state in cut_states(optimizers, live[tensor], [(dim, index, tensor)], checked_fresh(fresh))
     ]  # fmt: skip
     # first in, last out: the wiring goes back once the tensors have
     back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
-    commit(values, states, back)
+    commit(made, states, back)
     dag.rearrange(layout, *wires)
     refresh_sizes(dag, back)
     start()

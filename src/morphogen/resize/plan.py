@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import PlanError, Unsupported
-from morphogen.graph.widths import Slot, Width, find
+from morphogen.graph.widths import FLAT, Slot, Width, find
+from morphogen.layers.dag import Dag, Moved, moved
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.merge import residual
 from morphogen.layers.stack import BlockStack
 from morphogen.resize.blocks import is_plain, stacks
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
-from morphogen.resize.follow import moved
+from morphogen.resize.follow import moved as followed
 
 NEW = -1
 
@@ -39,6 +40,7 @@ class Plan:
     `Width.felt`), removal of units whose outgoing weights are all zero, splits, and new blocks behind closed gates.
     attributes: (module, attribute, value) that follow, see `morphogen.follow`.
     rows: in an order such that a new row's columns into old units are made after the row. blocks: (module, +1 or -1).
+    wirings: what becomes of each `Dag` that changes, by module.
     """
 
     edits: tuple[Edit, ...]
@@ -48,6 +50,7 @@ class Plan:
     covers: dict[str, tuple[Slot, ...]]
     keeps: bool
     attributes: tuple[tuple[str, str, int], ...] = ()
+    wirings: tuple[tuple[str, Moved], ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -86,10 +89,17 @@ def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -
     slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old units is set to zero
     ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
-    rows = tuple(Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors)) for s in ordered)
+    wirings = {s.tensor: _wired(model, s, maps, widths, tensors) for s in ordered if s.role == FLAT}
+    rows = tuple(
+        Row(s.tensor, s.dim, s.role, tuple(wirings[s.tensor].index.tolist()))
+        if s.role == FLAT
+        else Row(s.tensor, s.dim, s.role, _laid_out(s, maps, widths, tensors, tensors[s.tensor].shape[s.dim]))
+        for s in ordered
+    )
     keeps = all(_keeps(model, widths, edit, rows, tensors) for edit in edits)
-    attributes = moved(model, changes(rows, sizes, covers, tensors))
-    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps, attributes)
+    attributes = followed(model, changes(rows, sizes, covers, tensors))
+    named = tuple((tensor.rpartition(".")[0], change) for tensor, change in wirings.items())
+    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps, attributes, named)
 
 
 def changes(
@@ -128,7 +138,8 @@ def _keeps(
 
 def _of(width: Width, row: Row) -> bool:
     """Whether `row` is of columns that read the width."""
-    return row.role.startswith("in") and any((slot.tensor, slot.dim) == (row.tensor, row.dim) for slot in width.slots)
+    reads = row.role.startswith("in") or row.role == FLAT
+    return reads and any((slot.tensor, slot.dim) == (row.tensor, row.dim) for slot in width.slots)
 
 
 def _unread(tensor: Tensor, row: Row) -> bool:
@@ -150,8 +161,10 @@ def live_size(widths: Mapping[str, Width], name: str, tensors: Mapping[str, Tens
     """The size that width `name` has now, in units: read from a tensor dimension that it fills, alone or beside widths that
     fill one alone."""
     width = find(widths, name)
+    if width.pinned:
+        return width.size
     for slot in sorted(width.slots, key=lambda s: len({span.width for span in s.spans})):
-        if slot.tensor not in tensors:
+        if slot.tensor not in tensors or slot.role == FLAT:
             continue
         others = {span.width for span in slot.spans} - {width.name}
         sizes = {other: _alone(find(widths, other), tensors) for other in others}
@@ -164,7 +177,7 @@ def live_size(widths: Mapping[str, Width], name: str, tensors: Mapping[str, Tens
 
 def _alone(width: Width, tensors: Mapping[str, Tensor]) -> int | None:
     for slot in width.slots:
-        if slot.tensor in tensors and all(span.width == width.name for span in slot.spans):
+        if slot.tensor in tensors and slot.role != FLAT and all(span.width == width.name for span in slot.spans):
             return tensors[slot.tensor].shape[slot.dim] // sum(span.repeat for span in slot.spans)
     return None
 
@@ -184,7 +197,8 @@ def _edited(width: Width, index: list[int], edit: Grow | Shrink | Split) -> list
     if outside := [unit for unit in units if not 0 <= unit < size]:
         raise PlanError(f"width '{name}' has {size} units; {field}={outside} is out of range (0-{size - 1})")
     if isinstance(edit, Split):
-        entangled = [f"{slot} has columns that do more than read it" for slot in width.slots if slot.role == "in and more"]
+        more = ("in and more", FLAT)
+        entangled = [f"{slot} has columns that do more than read it" for slot in width.slots if slot.role in more]
         if why := width.felt or next(iter(entangled), ""):
             raise PlanError(f"width '{name}': twins would change the function here ({why}); Grow it instead")
         return index + [index[unit] for unit in edit.of]
@@ -211,10 +225,18 @@ def _checked_block(model: nn.Module, edit: AddBlock | DropBlock, earlier: list[t
     return -1
 
 
+def _wired(
+    model: nn.Module, slot: Slot, maps: Mapping[str, list[int]], widths: Mapping[str, Width], tensors: Mapping[str, Tensor]
+) -> Moved:
+    dag = model.get_submodule(slot.tensor.rpartition(".")[0])
+    assert isinstance(dag, Dag)
+    return moved(dag, _laid_out(slot, maps, widths, tensors, dag.layout.values))
+
+
 def _laid_out(
-    slot: Slot, maps: Mapping[str, list[int]], widths: Mapping[str, Width], tensors: Mapping[str, Tensor]
+    slot: Slot, maps: Mapping[str, list[int]], widths: Mapping[str, Width], tensors: Mapping[str, Tensor], total: int
 ) -> tuple[int, ...]:
-    """The index map of one dimension: its spans one after the other, each entry as a block."""
+    """The index map of one dimension, of `total` entries: its spans one after the other, each entry as a block."""
     if slot.tensor not in tensors:
         raise PlanError(f"tensor '{slot.tensor}' left the model since it was traced; call widths(trace(...)) again")
     index: list[int] = []
@@ -226,9 +248,9 @@ def _laid_out(
         entries[sources == NEW] = NEW
         index += entries.flatten().tolist()
         start += size * span.repeat
-    if start != tensors[slot.tensor].shape[slot.dim]:
+    if start != total:
         raise Unsupported(
-            f"tensor '{slot.tensor}' has size {tensors[slot.tensor].shape[slot.dim]} in dimension {slot.dim} where its "
+            f"tensor '{slot.tensor}' has size {total} in dimension {slot.dim} where its "
             f"widths give {start}; call widths(trace(model, example)) again"
         )
     return tuple(index)

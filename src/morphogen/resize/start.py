@@ -56,6 +56,7 @@ STARTS: dict[str, Start] = {
     "in a group": constant(0.0),
     "in and more": constant(0.0),
     "value": constant(0.0),
+    "flat": constant(0.0),  # new nodes of a `Dag` draw theirs afterwards
     "bias": constant(0.0),
     "scale": constant(1.0),
     "slope": constant(0.25),

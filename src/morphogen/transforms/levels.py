@@ -1,5 +1,7 @@
 """A DAG of neurons as ordinary layers, level by level: `by_levels(dag)`."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
@@ -8,9 +10,9 @@ from morphogen.layers.dag import BASES, Dag
 from morphogen.layers.dag_sparse import levels
 
 
-def by_levels(dag: Dag) -> GraphModule:
+def by_levels(dag: Dag) -> nn.Module:
     """The same function from `nn.Linear`, activations and `torch.cat`: one linear layer for each level, which reads everything
-    before it, zeros where the wiring has no weight.
+    before it, zeros where the wiring has no weight; then the readout, in an `nn.Sequential`.
 
     A block wiring has as many levels as blocks, the full wiring as many as nodes: export it, but train the `Dag`.
     """
@@ -18,8 +20,8 @@ def by_levels(dag: Dag) -> GraphModule:
         return _built(dag)
 
 
-def _built(dag: Dag) -> GraphModule:
-    matrix, bias = dag.matrix(), dag.biases().detach()
+def _built(dag: Dag) -> nn.Module:
+    matrix, bias = dag.matrix(), dag.bias.detach()
     root, graph = nn.Module(), Graph()
     root.add_module("activation", BASES[dag.kind]())
     known = graph.placeholder("x")
@@ -34,17 +36,19 @@ def _built(dag: Dag) -> GraphModule:
         known = graph.call_function(torch.cat, ([known, *parts], -1))
         width = dag.layout.width
         order += [dag.in_features + width * node + half for half in range(width) for node in nodes]
-    if dag.readout is not None:
-        root.add_module("readout", _linear(dag.readout.weight.detach()[:, order], dag.readout.bias.detach()))
-        graph.output(graph.call_module("readout", (known,)))
-    else:
+    if dag.readout is None:
         # as the module puts them out: nodes in order, the positive halves first
         rows = torch.arange(dag.in_features, dag.layout.values).unflatten(0, (-1, dag.layout.width)).T.flatten()
         place = torch.empty(dag.layout.values, dtype=torch.int64)
         place[order] = torch.arange(dag.layout.values)
         root.register_buffer("order", place[rows].to(matrix.device))
-        graph.output(graph.call_function(torch.index_select, (known, -1, graph.get_attr("order"))))
-    return GraphModule(root, graph, "ByLevels")
+        known = graph.call_function(torch.index_select, (known, -1, graph.get_attr("order")))
+    graph.output(known)
+    levels = GraphModule(root, graph, "ByLevels")
+    if dag.readout is None:
+        return levels
+    readout = _linear(dag.readout.weight[:, order], dag.readout.bias)
+    return nn.Sequential(OrderedDict(levels=levels, readout=readout))
 
 
 def _levels(dag: Dag) -> list[list[int]]:
