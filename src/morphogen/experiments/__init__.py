@@ -3,6 +3,9 @@
 from collections.abc import Callable
 
 from morphogen.experiments import (
+    dagnn_bigger,
+    dagnn_hops,
+    dagnn_mnist,
     den_mnist,
     depth_spirals,
     going_deeper_mnist,
@@ -24,6 +27,9 @@ Run = Callable[[bool, bool, int], Reproduction]
 """(faithful, smoke, seeds) -> what came out."""
 
 EXPERIMENTS: dict[str, Run] = {
+    "dagnn-bigger": dagnn_bigger.reproduce,
+    "dagnn-hops": dagnn_hops.reproduce,
+    "dagnn-mnist": dagnn_mnist.reproduce,
     "den-mnist": den_mnist.reproduce,
     "depth-spirals": depth_spirals.reproduce,
     "going-deeper-mnist": going_deeper_mnist.reproduce,
