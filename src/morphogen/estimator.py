@@ -28,12 +28,14 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         policy: str = "trial",
         device: str = "cpu",
         random_state: Any = None,
+        wiring: str = "layers",
     ) -> None:
         self.budget = budget
         self.time_limit = time_limit
         self.policy = policy
         self.device = device
         self.random_state = random_state
+        self.wiring = wiring
 
     def _fit(self, x: np.ndarray, y: np.ndarray, task: str, classes: tuple[str, ...]) -> Self:
         scaler = StandardScaler().fit(x)
@@ -41,7 +43,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
-        settings = Settings(self.budget, int(seed), self.time_limit, self.device, self.policy)
+        settings = Settings(self.budget, int(seed), self.time_limit, self.device, self.policy, self.wiring)
         fitted = fit(data, settings)
         self.network_ = _with_scaler(fitted.plain.cpu().double(), scaler)
         self.history_: tuple[Round, ...] = fitted.report.rounds
@@ -68,7 +70,8 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
 class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
-    budget: most parameters. time_limit: seconds. policy: a name of `POLICIES`. device: a torch device.
+    budget: most parameters. time_limit: seconds. policy: a name of `POLICIES`. device: a torch device. wiring: "layers" or
+    "dag".
     random_state: an int for reproducible results. After `fit`: `history_` (one `Round` a round), `changes_`, `structure_`
     (the layers), `classes_`. Columns are standardised inside, also in the network of `to_torch()`.
     """
