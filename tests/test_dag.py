@@ -16,15 +16,16 @@ from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
 from morphogen.layers.dag import Dag, places
 from morphogen.layers.dag_graph import from_networkx, to_networkx
+from morphogen.layers.dag_levels import by_levels, without_dags
 from morphogen.layers.dag_op import Layout, dag
 from morphogen.layers.dag_sparse import levels, sparse_dag, wiring
 from morphogen.layers.linked_op import KINDS
 from morphogen.measures.importance import unit_importance
 from morphogen.resize.checkpoint import load_ledger
 from morphogen.resize.doctor import doctor
+from morphogen.resize.firefly import firefly
 from morphogen.resize.nodes import full_gradient, grow_nodes, prune_weights, rewire
 from morphogen.transforms.freeze import freeze
-from morphogen.transforms.levels import by_levels
 
 VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]
 
@@ -391,12 +392,59 @@ def test_what_a_node_weighs_and_what_cannot_be_done_to_it() -> None:
         resize(model, [Split("2", [0])], example=x)
 
 
-def test_a_copy_gets_the_same_new_sources() -> None:
+def test_copies_and_loaded_ones_get_the_same_new_sources(tmp_path: Path) -> None:
     model, x = inside_a_network({"wiring": "random", "fan_in": 3}, 3)
     other = copy.deepcopy(model)
+    mg.save(tmp_path / "net", model)
     resize(model, [Grow("2", 5)], example=x, ema=[other])
     assert torch.equal(model[2].sources, other[2].sources)
+    assert model[2].sources is not other[2].sources
     assert torch.equal(model(x), other(x))
+
+    def build() -> nn.Module:
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Dag(5, 20, 3, "random", fan_in=3)).double()
+
+    loaded, _ = mg.load(tmp_path / "net", build)
+    resize(loaded, [Grow("2", 5)], example=x)
+    assert torch.equal(loaded[2].sources, model[2].sources)
+
+
+def test_a_plan_for_another_wiring_is_refused() -> None:
+    model, x = inside_a_network({"wiring": "random", "fan_in": 3}, 3)
+    planned = mg.plan(model, widths(trace(model, x)), [Grow("2", 5)])
+    assert planned == mg.plan(model, widths(trace(model, x)), [Grow("2", 5)])
+    before = model(x)
+    rewire(model[2], 0.3).undo()
+    mg.apply_(model, planned).undo()
+    assert torch.equal(model(x), before)
+    rewire(model[2], 0.3)
+    with pytest.raises(PlanError, match="'2' was wired otherwise when this was planned"):
+        mg.apply_(model, planned)
+
+
+def test_all_nodes_may_be_replaced_at_once() -> None:
+    model, x = inside_a_network({}, 3)
+    resize(model, [Grow("2", 4), Shrink("2", range(20))], example=x)
+    assert model[2].nodes == 4
+    torch.testing.assert_close(by_hand(model[2], model[:2](x)), model[2].values(model[:2](x)), rtol=0, atol=1e-12)
+
+
+def test_blocks_that_shrank_freeze_and_fireflies_find_what_they_promise() -> None:
+    model, x = inside_a_network({"wiring": "block", "block_size": 7}, 3)
+    resize(model, [Shrink("2", range(9, 12))], example=x)
+    assert model[2].blocks == (7, 4, 6)
+    assert freeze(model, x)[1].max_error <= 1e-12
+    twice = nn.Sequential(model[2], nn.Linear(3, 5).double(), model[2])
+    assert not any(isinstance(m, Dag) for m in without_dags(twice).modules())
+    model, x = inside_a_network({}, 3)
+    y = torch.randn(16, 3).double()
+    loss = lambda m: (m(x) - y).square().mean()  # noqa: E731
+    planned = mg.plan(model, widths(trace(model, x)), [Grow("2", 2)])
+    found = firefly(model, planned, loss, torch.Generator().manual_seed(0))
+    before = float(loss(model).detach())
+    mg.apply_(model, planned, values=found.values)
+    assert before - float(loss(model).detach()) == pytest.approx(float(found.gains["2"].sum()), rel=0.1)
 
 
 @pytest.mark.parametrize("how", HOWS)

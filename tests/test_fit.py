@@ -98,6 +98,8 @@ def test_a_dag_grows_resumes_and_leaves_as_plain_layers(
 def test_an_unknown_wiring_lists_the_known() -> None:
     with pytest.raises(RunError, match="--wiring 'ring': unknown; choose one of layers, dag"):
         fit(table(), Settings(wiring="ring"))
+    with pytest.raises(RunError, match="--policy gradmax: cannot change a network of --wiring dag; choose one of trial"):
+        fit(table(), Settings(wiring="dag", policy="gradmax"))
 
 
 @pytest.mark.parametrize(("renewal", "after"), [(0.0, 3), (0.5, 3), (0.5, 6)])

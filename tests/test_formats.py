@@ -1,5 +1,6 @@
 """What leaves equals what was trained."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from problems import problem
 def test_the_page_of_source_is_the_network(name: str, tmp_path: Path) -> None:
     model, x = problem(name, torch.float32)
     plain, _ = freeze(model, x)
-    (tmp_path / "model.py").write_text(source(plain, title="A network"))
+    (tmp_path / "model.py").write_text(source(copy.deepcopy(plain), title="A network"))
     save_file(plain.state_dict(), tmp_path / "model.safetensors")
     torch.save(x, tmp_path / "x.pt")
     code = (

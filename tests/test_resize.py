@@ -185,6 +185,8 @@ def test_a_negative_fresh_share_is_refused() -> None:
     model, x = problem("chain")
     with pytest.raises(PlanError, match=r"fresh=-1; give a share of at least 0"):
         resize(model, [Grow("0", 8)], example=x, fresh=-1)
+    with pytest.raises(PlanError, match="fresh='scaled'; give a share"):
+        resize(model, [Grow("0", 8)], example=x, fresh="scaled")
 
 
 def test_without_a_share_steps_of_rprop_are_still_the_others() -> None:

@@ -73,8 +73,9 @@ class Settings:
     wiring: str = "layers"
 
 
-WIRINGS = ("layers", "dag")
-"""What a network starts from: layers with a learned depth, or neurons that read everything before them."""
+WIRINGS = {"layers": tuple(POLICIES), "dag": tuple(name for name in POLICIES if name not in ("gradmax", "natural"))}
+"""What a network starts from, layers with a learned depth or neurons that read everything before them, and the policies that
+can change it: a DAG's operation cannot be differentiated twice, as gradmax and natural would."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,9 @@ class _Search:
     ) -> None:
         if settings.wiring not in WIRINGS:
             raise RunError(f"--wiring {settings.wiring!r}: unknown; choose one of {', '.join(WIRINGS)}")
+        if settings.policy in POLICIES and settings.policy not in (able := WIRINGS[settings.wiring]):
+            known = f"--wiring {settings.wiring}; choose one of {', '.join(able)}"
+            raise RunError(f"--policy {settings.policy}: cannot change a network of {known}")
         self.problem = Problem(dataset, recipe, settings)
         self.recipe, self.settings, self.folder, self.display = self.problem.recipe, settings, folder, display
         torch.manual_seed(settings.seed)

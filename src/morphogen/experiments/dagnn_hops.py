@@ -53,7 +53,7 @@ def distances(nodes: int, fan_in: int, seed: int) -> Stats:
 
 
 def moved(state: State, parts: Data, config: Config, seed: int) -> None:
-    """Rewire after an epoch by the gradient on the next thousand rows."""
+    """Rewire after an epoch by the gradient on a thousand rows."""
     dag = state.model.dag
     assert isinstance(dag, Dag)
     rows = torch.randperm(len(parts.train[0]), generator=generator(seed, 8, state.round))[:1000]

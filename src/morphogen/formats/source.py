@@ -92,8 +92,8 @@ _LEVELS = '''class Levels(nn.Module):
 
 
 def _is_levels(module: nn.Module) -> bool:
-    """Whether it is what `transforms.levels.by_levels` makes of a DAG that has a readout."""
-    return isinstance(module, GraphModule) and type(module).__name__ == "ByLevels" and not hasattr(module, "order")
+    """Whether it is what `layers.dag_levels.by_levels` makes of a DAG that has a readout; copies have another class name."""
+    return isinstance(module, GraphModule) and hasattr(module, "level1") and not hasattr(module, "order")
 
 
 def _levels(module: GraphModule) -> str:
@@ -153,7 +153,8 @@ _LINES: dict[type[nn.Module], Callable[[Any], str]] = {
     nn.AvgPool2d: _pool,
     nn.AdaptiveAvgPool2d: lambda m: repr(m.output_size),
     nn.Flatten: lambda m: "" if (m.start_dim, m.end_dim) == (1, -1) else f"{m.start_dim}, {m.end_dim}",
-    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Identity), _nothing),
+    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.SELU, nn.Identity), _nothing),
+    nn.ELU: lambda m: "" if m.alpha == 1.0 else f"alpha={m.alpha!r}",
     nn.GELU: lambda m: "" if m.approximate == "none" else f"approximate={m.approximate!r}",
     nn.LeakyReLU: lambda m: "" if m.negative_slope == 0.01 else repr(m.negative_slope),
 }

@@ -109,7 +109,9 @@ class Dag(nn.Module):
 
     def rearrange(self, layout: Layout, sources: Tensor | None, starts: Tensor | None) -> None:
         """Take another wiring; the weights must have its sizes already."""
-        self.layout, self.sources, self.starts = layout, sources, starts
+        device = "cpu" if self.weight.is_meta else self.weight.device  # a network of shapes alone keeps its wiring
+        self.layout = layout
+        self.sources, self.starts = (None if t is None else t.to(device, copy=True) for t in (sources, starts))
         self.in_features, self.nodes = layout.inputs, layout.nodes
         self._arrange()
 
@@ -284,8 +286,8 @@ def flat_places(layout: Layout, node: Tensor, row: Tensor) -> Tensor:
         found = torch.where(mine & (row >= 0) & (row < part.before), at + own * part.before + row, found)
         if layout.inner:
             column = row - part.before
-            below = mine & (column >= 0) & (column < layout.width * own)
-            found = torch.where(below, at + panel + layout.width * (own * (own - 1) // 2) + column, found)
+            inner = mine & (column >= 0) & (column < layout.width * own)
+            found = torch.where(inner, at + panel + layout.width * (own * (own - 1) // 2) + column, found)
         at += panel + triangle
     return found
 
@@ -304,8 +306,9 @@ def blocks_of(nodes: int, block_size: int | None) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Moved:
     """A wiring after inputs or nodes came and went: entry j of the weight was entry index[j], or is new (-1). first: the first
-    of the new nodes."""
+    of the new nodes. before: layout, sources and starts as they were."""
 
+    before: tuple[Layout, Tensor | None, Tensor | None]
     layout: Layout
     sources: Tensor | None
     starts: Tensor | None
@@ -313,22 +316,22 @@ class Moved:
     first: int
 
 
-def moved(dag: Dag, rows: Sequence[int]) -> Moved:
+def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
     """What becomes of the weights when row j of the values is what was row rows[j], or is new (-1); new nodes come last.
 
-    New nodes read inputs and nodes before them, as the wiring says; old nodes read nothing new but new inputs. The sources of
-    new nodes of a random wiring depend on `dag.seed` and on their number alone, so that copies grow alike.
+    inputs: how many of the rows are inputs. New nodes read inputs and nodes before them, as the wiring says; old nodes read
+    nothing new, but new inputs where they read all. The sources of new nodes of a random wiring depend on `dag.seed` and on
+    their number alone, so that copies grow alike.
     """
     old, map_ = dag.layout, torch.tensor(rows)
-    width, inputs = old.width, int((map_ >= old.inputs).nonzero()[0])
-    nodes = map_[inputs::width]
+    width, nodes = old.width, map_[inputs :: old.width]
     nodes = torch.where(nodes < 0, nodes, torch.div(nodes - old.inputs, width, rounding_mode="floor"))
     first = int((nodes >= 0).sum())
     layout = replace(old, inputs=inputs, blocks=_blocks_after(dag, nodes))
     if dag.sources is None or dag.starts is None:
         node, row = entries(layout)
         index = flat_places(old, nodes[node], map_[row])
-        return Moved(layout, None, None, torch.where((nodes[node] < 0) | (map_[row] < 0), -1, index), first)
+        return Moved((old, None, None), layout, None, None, torch.where((nodes[node] < 0) | (map_[row] < 0), -1, index), first)
     back = torch.full((old.values,), -1)
     back[map_[map_ >= 0]] = torch.arange(len(map_))[map_ >= 0]
     place = torch.full((old.nodes,), -1)
@@ -343,8 +346,7 @@ def moved(dag: Dag, rows: Sequence[int]) -> Moved:
         more, ends = drawn_wiring(layout, fan_in, first, draw)
         sources, starts = torch.cat([sources, more]), torch.cat([starts, len(kept) + ends[1:]])
     index = torch.cat([kept, kept.new_full((len(sources) - len(kept),), -1)])
-    device = dag.sources.device
-    return Moved(layout, sources.to(device), starts.to(device), index, first)
+    return Moved((old, dag.sources, dag.starts), layout, sources, starts, index, first)
 
 
 def _blocks_after(dag: Dag, nodes: Tensor) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from morphogen.errors import NotExact, PlanError, Unsupported
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
-from morphogen.layers.dag import Dag
+from morphogen.layers.dag import Dag, Moved
 from morphogen.record import Receipt
 from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
@@ -46,7 +46,7 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
     nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
     nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
-    Dag: lambda m: {"in_features": m.layout.inputs, "blocks": m.layout.blocks},
+    Dag: lambda m: {"in_features": m.layout.inputs, "blocks": m.layout.blocks, "seed": m.seed},
 }
 
 
@@ -140,7 +140,7 @@ def apply_(
     before, parameters = probe(model, example), count_parameters(model)
     made, states = _computed(model, plan, optimizers, generator, starts, checked_fresh(fresh), values)
     # first in, last out: wirings go back once the tensors have
-    dags = [(_dag(model, name), wiring) for name, wiring in plan.wirings]
+    dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
     back: list[Callable[[], None]] = [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
     try:
         commit(made, states, back)
@@ -149,8 +149,9 @@ def apply_(
         _regroup(model, plan, back)
         _set_attributes(model, plan, back)
         refresh_sizes(model, back)
-        for dag, wiring in dags:
-            dag.start(wiring.first, generator)
+        for (name, wiring), (dag, _) in zip(plan.wirings, dags, strict=True):
+            if f"{name}.weight".removeprefix(".") not in values:
+                dag.start(wiring.first, generator)
         # after the sizes: to find what a new block adds to its input, the model is run
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
@@ -366,10 +367,20 @@ def _regroup(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> No
             module.groups = len(row.index) * module.groups // module.out_channels
 
 
-def _dag(model: nn.Module, name: str) -> Dag:
+def _wired_as(model: nn.Module, name: str, wiring: Moved) -> Dag:
+    """A model's DAG, which must be the one that was planned for."""
     found = model.get_submodule(name)
     assert isinstance(found, Dag)
+    layout, *wires = wiring.before
+    for live, planned in zip((found.sources, found.starts), wires, strict=True):
+        alike = (live is None) == (planned is None)
+        if found.layout != layout or not alike or (live is not None and planned is not None and not _same(live, planned)):
+            raise PlanError(f"'{name}' was wired otherwise when this was planned; plan again, and wire averages alike")
     return found
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
 
 
 def _set_attributes(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> None:

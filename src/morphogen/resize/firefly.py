@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from morphogen.errors import PlanError
-from morphogen.graph.widths import Slot
+from morphogen.graph.widths import FLAT, Slot
 from morphogen.resize.apply import apply_
 from morphogen.resize.plan import NEW, Plan, Row, tensors_of
 from morphogen.resize.untouched import untouched
@@ -81,7 +81,9 @@ def firefly(
                 gains[width] -= gradient * reach / points
     with torch.no_grad():
         values = _moved(base, sides, ways, lengths, reaches)
-    return Firefly({name: value.detach() for name, value in values.items()}, gains)
+    drawn = tensors_of(grown)  # what new nodes of a DAG read was drawn on the copy, and is what the rest was searched for
+    flat = {row.tensor: drawn[row.tensor] for row in plan.rows if row.role == FLAT}
+    return Firefly({name: value.detach() for name, value in (flat | values).items()}, gains)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def grow_nodes(
     if count < 1:
         raise PlanError(f"grow_nodes: count={count}; give at least 1")
     rows = [*range(dag.layout.values), *[NEW] * count * dag.layout.width]
-    change = moved(dag, rows)
+    change = moved(dag, rows, dag.in_features)
     cuts = [("weight", 0, change.index), ("bias", 0, _extended(dag.nodes, change.layout.nodes))]
     cuts.append(("readout.weight", 1, torch.tensor(rows)))
     return _changed(

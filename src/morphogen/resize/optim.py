@@ -1,5 +1,6 @@
 """Cut an optimizer's state by the same index map as its parameter."""
 
+import math
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def checked_fresh(fresh: float) -> float:
 
     Errors: `PlanError` below 0.
     """
-    if not fresh >= 0:
+    if not isinstance(fresh, (int, float)) or not 0 <= fresh < math.inf:
         raise PlanError(f"fresh={fresh!r}; give a share of at least 0, such as 1.0")
     return fresh
 

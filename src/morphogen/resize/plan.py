@@ -1,7 +1,7 @@
 """Resolve and check edits before anything changes: `plan(model, widths, edits) -> Plan`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Plan:
     covers: dict[str, tuple[Slot, ...]]
     keeps: bool
     attributes: tuple[tuple[str, str, int], ...] = ()
-    wirings: tuple[tuple[str, Moved], ...] = ()
+    wirings: tuple[tuple[str, Moved], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         lines = [
@@ -230,7 +230,8 @@ def _wired(
 ) -> Moved:
     dag = model.get_submodule(slot.tensor.rpartition(".")[0])
     assert isinstance(dag, Dag)
-    return moved(dag, _laid_out(slot, maps, widths, tensors, dag.layout.values))
+    rows, nodes = _laid_out(slot, maps, widths, tensors, dag.layout.values), maps.get(slot.spans[-1].width)
+    return moved(dag, rows, len(rows) - dag.layout.width * (dag.nodes if nodes is None else len(nodes)))
 
 
 def _laid_out(

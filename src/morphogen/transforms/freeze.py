@@ -14,6 +14,7 @@ from morphogen.graph.residual import keeps_zero
 from morphogen.graph.trace import Node, Ref, evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.dag import Dag
+from morphogen.layers.dag_levels import by_levels
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.linked import Linked, LKPReLU, LKSine
 from morphogen.layers.merge import Merge, convex, residual
@@ -23,7 +24,6 @@ from morphogen.record import Certificate
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Shrink
 from morphogen.resize.plan import live_size, plan, tensors_of
-from morphogen.transforms.levels import by_levels
 
 _READS = {"linear", "conv1d", "conv2d", "conv3d"}
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

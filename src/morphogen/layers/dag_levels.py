@@ -1,6 +1,8 @@
 """A DAG of neurons as ordinary layers, level by level: `by_levels(dag)`."""
 
+import copy
 from collections import OrderedDict
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +56,8 @@ def _built(dag: Dag) -> nn.Module:
 def _levels(dag: Dag) -> list[list[int]]:
     """The nodes of each level."""
     if dag.sources is None or dag.starts is None:
-        each = 1 if dag.layout.inner else dag.layout.blocks[0]
-        return [list(range(first, min(first + each, dag.nodes))) for first in range(0, dag.nodes, each)]
+        ends = range(dag.nodes + 1) if dag.layout.inner else accumulate((0, *dag.layout.blocks))
+        return [list(range(first, last)) for first, last in pairwise(ends)]
     found = levels(dag.sources.cpu(), dag.starts.cpu(), dag.in_features, dag.layout.width)
     return [torch.where(found == level)[0].tolist() for level in range(1, int(found.max()) + 1)]
 
@@ -65,3 +67,14 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer
+
+
+def without_dags(model: nn.Module) -> nn.Module:
+    """A copy of `model` in which every `Dag` is ordinary layers."""
+    model = copy.deepcopy(model)
+    if isinstance(model, Dag):
+        return by_levels(model)
+    for name, child in [*model.named_modules(remove_duplicate=False)]:
+        if isinstance(child, Dag):
+            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], by_levels(child))
+    return model

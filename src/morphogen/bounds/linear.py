@@ -1,0 +1,222 @@
+"""Linear bounds: every value between two linear functions of the input, found from the output back: `linear(net, box)`.
+
+Source: CROWN, Zhang et al. 2018 (arXiv 1811.00866), on graphs as in Xu et al. 2020 (arXiv 2002.12920). Differs: lines of an
+activation other than ReLU are those of least area, found by search over the slope instead of case by case.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from morphogen.bounds.activation import RELU, Activation, extremes
+from morphogen.bounds.box import Box
+from morphogen.bounds.interval import passed
+from morphogen.bounds.program import RESHAPES, Program, Step, run
+from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
+
+_CHUNK = 2**24  # numbers in the coefficients of as many bounds as are found at once
+
+
+@dataclass(frozen=True)
+class Lines:
+    """below z + below_at <= h(z) <= above z + above_at on an interval, elementwise."""
+
+    below: Tensor
+    below_at: Tensor
+    above: Tensor
+    above_at: Tensor
+
+
+def linear(net: Program, box: Box) -> dict[str, Box]:
+    """Bounds on every value by name, at least as tight as `interval`. What activations read, and the output, is bounded by
+    linear functions of the input, everything else from what it reads. box: of inputs, (batch, *net.shapes[net.input])."""
+    boxes: dict[str, Box] = {net.input: box.to(net.dtype)}
+    wanted = {name for step in net.steps if not affine(step) for name in step.reads} | {net.output}
+    bent: set[str] = set()  # values that are no affine function of the input: their intervals are not exact
+    for step in net.steps:
+        boxes[step.name] = passed(step, boxes)
+        if not affine(step) or bent.intersection(step.reads):
+            bent.add(step.name)
+        if step.name in wanted and (step.name in bent or step.kind not in WEIGHTED or step.reads != (net.input,)):
+            boxes[step.name] = boxes[step.name].meet(_tightened(net, step.name, boxes))
+    return boxes
+
+
+def _tightened(net: Program, name: str, boxes: Mapping[str, Box]) -> Box:
+    """Linear bounds on a value; on those of its entries alone that are used with both signs, where it goes into ReLUs."""
+    box, shape = boxes[name], net.shapes[name]
+    lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
+    entries = torch.arange(lower.shape[1])
+    readers = [step for step in net.steps if name in step.reads]
+    if name != net.output and all(activation(step) is RELU for step in readers):
+        entries = ((lower < 0) & (upper > 0)).any(0).nonzero()[:, 0]
+    size = max(1, _CHUNK // max(1, len(lower) * max(sum(map(_count, net.shapes.values())), 1)))
+    for part in entries.split(size):
+        one = torch.zeros(1, len(part), lower.shape[1], dtype=net.dtype)
+        one[0, torch.arange(len(part)), part] = 1
+        spec = torch.cat([one, -one], 1).unflatten(2, shape)
+        found = lower_bound(net, boxes, spec, name)
+        lower[:, part], upper[:, part] = found[:, : len(part)], -found[:, len(part) :]
+    return Box(torch.minimum(lower, upper).view_as(box.lower), torch.maximum(lower, upper).view_as(box.upper))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def lower_bound(
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, slopes: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The least values, (batch, count), that linear functions of a value (the output's by default) can have.
+
+    spec: their coefficients, (batch or 1, count, *shape of the value). boxes: of what activations read, from `linear`. slopes:
+    of the lines below ReLUs, (batch, 1 or count, *shape) each, by the activation's name; by default 1 where most of the
+    interval is positive, else 0.
+    """
+    coefficients, constant = backward(net, boxes, spec, name, slopes)
+    box, dims = boxes[net.input], tuple(range(2, coefficients.dim()))
+    least = coefficients.clamp_min(0) * box.lower[:, None] + coefficients.clamp_max(0) * box.upper[:, None]
+    return constant + least.sum(dims)
+
+
+def backward(
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, slopes: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value for every input x."""
+    name, batch = name or net.output, len(boxes[net.input].lower)
+    waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
+    constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
+    for step in reversed(net.steps):
+        if (a := waiting.pop(step.name, None)) is None:
+            continue
+        back, added = _back(step, a, net, boxes, None if slopes is None else slopes.get(step.name))
+        constant = constant + added
+        for read, coefficient in back.items():
+            waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
+    shape = (batch, spec.shape[1], *net.shapes[net.input])
+    return waiting.get(net.input, spec.new_zeros(shape, dtype=net.dtype)), constant
+
+
+def _back(
+    step: Step, a: Tensor, net: Program, boxes: Mapping[str, Box], slope: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | float]:
+    """(coefficients on what a step reads, the constant) of functions that are at most a . step."""
+    h = activation(step)
+    if h is not None:
+        (read,) = step.reads
+        found = lines(h, boxes[read], slope)
+        up, down = a.clamp_min(0), a.clamp_max(0)
+        constant = _total(up * found.below_at) + _total(down * found.above_at)
+        return {read: up * found.below + down * found.above}, constant
+    if step.kind in MAXIMA:
+        return _maximum(step, a, boxes)
+    if not affine(step):
+        raise refuse(step, "linear")
+    if step.kind in RESHAPES:
+        (read,) = step.reads
+        return {read: a.reshape(*a.shape[:2], *net.shapes[read])}, 0.0
+    if step.kind == "linear":
+        weight, bias = step.args[1], step.args[2] if len(step.args) > 2 else None
+        (read,) = step.reads
+        return {read: a @ weight}, 0.0 if bias is None else _total(a * bias)
+    return _transposed(step, a, net)
+
+
+def _total(a: Tensor) -> Tensor:
+    return a.flatten(2).sum(2)
+
+
+def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor], Tensor]:
+    """Through any affine step, by its own derivative."""
+    flat = a.flatten(0, 1)
+    with torch.enable_grad():
+        zeros = {n: flat.new_zeros(len(flat), *net.shapes[n], requires_grad=True) for n in step.reads}
+        value = run(step, zeros)
+        back = torch.autograd.grad(value, list(zeros.values()), flat, create_graph=a.requires_grad)
+    offset = value[:1].detach()
+    return {n: b.unflatten(0, a.shape[:2]) for n, b in zip(zeros, back, strict=True)}, _total(a * offset)
+
+
+def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:
+    """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: of the line below a ReLU."""
+    lower, upper = box.lower[:, None], box.upper[:, None]
+    if h is RELU:
+        chord = upper / (upper - lower).clamp_min(1e-300)
+        both = (lower < 0) & (upper > 0)
+        active = (lower >= 0).to(lower.dtype)
+        free = (upper > -lower).to(lower.dtype) if slope is None else slope
+        above = torch.where(both, chord, active)
+        zero = torch.zeros_like(lower)
+        return Lines(torch.where(both, free, active), zero, above, torch.where(both, -chord * lower, zero))
+    below, above = tightest(h, lower, upper)
+    return Lines(below, extremes(h, below, lower, upper)[0], above, extremes(h, above, lower, upper)[1])
+
+
+_TURNS = 20
+_GOLDEN = 0.6180339887498949
+
+
+def tightest(h: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes of the lines below and above h with the least area between: that of the line below is highest in the middle.
+
+    The height in the middle is concave in the slope below, and convex above, so a search by golden section finds it. It looks
+    at h in 17 places; whatever slope it ends with, `extremes` then makes the line sound.
+    """
+    share = torch.linspace(0, 1, 17, dtype=lower.dtype, device=lower.device).view(-1, *[1] * lower.dim())
+    z = lower + (upper - lower) * share
+    value, slope, middle = h.value(z), h.slope(z), (lower + upper) / 2
+
+    def search(side: int) -> Tensor:
+        a, b = slope.amin(0), slope.amax(0)
+        for _ in range(_TURNS):
+            width = _GOLDEN * (b - a)
+            one, other = b - width, a + width
+            low, high = ((value - s * (z - middle)).amin(0) if side == 0 else -(value - s * (z - middle)).amax(0)
+                         for s in (one, other))  # fmt: skip
+            a, b = torch.where(low < high, one, a), torch.where(low < high, b, other)
+        return (a + b) / 2
+
+    return search(0), search(1)
+
+
+def _maximum(step: Step, a: Tensor, boxes: Mapping[str, Box]) -> tuple[dict[str, Tensor], Tensor]:
+    """Below: the entry of the window whose least value is the largest. Above: it, where it is at least all others, or else the
+    largest value of the window, a constant."""
+    (read,) = step.reads
+    box = boxes[read]
+    lower, upper = run(step, {read: box.lower}), run(step, {read: box.upper})
+    winner = _winners(step, box.lower)
+    others = box.upper.flatten(1).clone().scatter(1, winner.flatten(1), -torch.inf).view_as(box.upper)
+    # where windows overlap, the winner of another one is no less in the way
+    sure = (lower >= run(step, {read: others})) if _apart(step) else torch.zeros_like(lower, dtype=torch.bool)
+    down = a.clamp_max(0)
+    through = a.clamp_min(0) + torch.where(sure[:, None], down, 0)
+    constant = _total(torch.where(sure[:, None], 0, down) * upper[:, None])
+    back = through.new_zeros(*a.shape[:2], box.lower[0].numel())
+    places = winner.flatten(1)[:, None].expand(-1, a.shape[1], -1)
+    back = back.scatter_add(2, places, through.flatten(2))
+    return {read: back.unflatten(2, box.lower.shape[1:])}, constant
+
+
+def _winners(step: Step, lower: Tensor) -> Tensor:
+    """The place, in a flattened example, of the largest lower bound in each window."""
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[lower.dim() - 3]
+    _, places = pool(lower, *step.args[1:], return_indices=True, **step.kwargs)
+    plane = lower[0, 0].numel()
+    channels = torch.arange(lower.shape[1]).view(1, -1, *[1] * (lower.dim() - 2))
+    return places + plane * channels
+
+
+def _apart(step: Step) -> bool:
+    """Whether no two windows share an entry."""
+    kernel, stride = (*step.args[1:3], ())[:2]
+    dilation = step.args[4] if len(step.args) > 4 else 1
+    wide = [s >= k for k, s in zip(_several(kernel), _several(stride or kernel), strict=False)]
+    return all(wide) and all(d == 1 for d in _several(dilation))
+
+
+def _several(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * 3

@@ -1,0 +1,166 @@
+"""A traced network as steps on batches of values: what does not depend on the input is computed once and is a number.
+
+`program(model, example)` is what every technique of this room reads; a technique is a table from a step's kind to a rule.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.errors import ShapeError, Unsupported
+from morphogen.graph.trace import Node, Ref, refs, trace
+from morphogen.layers.dag_levels import without_dags
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation. args: constants and, for what depends on the input, a `Ref`. shape: of one example's value."""
+
+    name: str
+    kind: str
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values that it is computed from, each once."""
+        return tuple(dict.fromkeys(ref.name for ref in refs(self.args)))
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in order. input, output: names of values; shapes: of each value, for one example."""
+
+    input: str
+    output: str
+    steps: tuple[Step, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's output, (batch, ...)."""
+        return self.values(x)[self.output]
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """Every value, by name."""
+        found = {self.input: x.to(self.dtype)}
+        for step in self.steps:
+            found[step.name] = run(step, found)
+        return found
+
+
+def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float64) -> Program:
+    """What `model` computes in evaluation mode, in `dtype`.
+
+    example: (batch, ...), at least two rows, such as the network will be bounded on. Raises `Unsupported` for several inputs or
+    outputs and for an operation that mixes examples, and `ShapeError` for weights that are no numbers.
+    """
+    model = without_dags(model)
+    graph = trace(model, example)
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    known: dict[str, Any] = {}
+    steps: list[Step] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    inputs = [node for node in graph.nodes if node.op == "input"]
+    if len(inputs) != 1:
+        raise Unsupported(f"bounds: the network has {len(inputs)} inputs; give one that takes a single tensor")
+    shapes[inputs[0].name] = inputs[0].shape[1:]
+    output, several = "", {}
+    for node in graph.nodes:
+        if node.op == "tensor":
+            known[node.name] = _checked(node.target, tensors[node.target].detach(), dtype)
+        elif node.op == "output":
+            outputs = [ref.name for ref in refs(node.args)]
+            if len(outputs) != 1 or outputs[0] not in shapes:
+                raise Unsupported(f"bounds: the network returns {len(outputs)} values; give one that returns a single tensor")
+            output = outputs[0]
+        elif node.op != "input" and not node.kind.startswith("_assert"):
+            args, kwargs = (_known(part, known, dtype) for part in (node.args, node.kwargs))
+            made = Step(node.name, _kind(node), _operation(node), args, kwargs, node.shape[1:])
+            if not made.reads:
+                known[node.name] = made.op(*args, **kwargs)
+            elif node.kind in SEVERAL:
+                several[node.name] = made
+            else:
+                if made.kind == "getitem":
+                    made = _picked(made, several)
+                shapes[node.name] = made.shape
+                steps.append(made)
+    return Program(inputs[0].name, output, tuple(_needed(steps, output)), shapes, dtype)
+
+
+SEVERAL = frozenset("split split_with_sizes chunk unbind".split())
+
+
+def _picked(item: Step, several: Mapping[str, Step]) -> Step:
+    """One of the values of an operation that gives several, as an operation of its own."""
+    (name,) = item.reads
+    if name not in several:
+        raise Unsupported(f"bounds: no rule takes one of the values of node '{name}'; add one to morphogen.bounds.rules")
+    whole, place = several[name], item.args[1]
+    return replace(whole, name=item.name, shape=item.shape, op=lambda *args, **kwargs: whole.op(*args, **kwargs)[place])
+
+
+def run(step: Step, values: Mapping[str, Any]) -> Any:
+    """The step's value where those that it reads are given; any leading size serves as a batch."""
+    if step.kind in RESHAPES:
+        (name,) = step.reads
+        return values[name].reshape(len(values[name]), *step.shape)
+    return step.op(*_filled(step.args, values), **step.kwargs)
+
+
+RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view squeeze unsqueeze".split())
+
+
+def _filled(arg: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(arg, Ref):
+        return values[arg.name]
+    return type(arg)(_filled(part, values) for part in arg) if isinstance(arg, (list, tuple)) else arg
+
+
+def _known(arg: Any, known: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Values that do not depend on the input in the place of their names; floating types become `dtype`."""
+    if isinstance(arg, Ref):
+        return known.get(arg.name, arg)
+    if isinstance(arg, dict):
+        return {key: _known(value, known, dtype) for key, value in arg.items()}
+    if isinstance(arg, (list, tuple)):
+        return type(arg)(_known(part, known, dtype) for part in arg)
+    return dtype if isinstance(arg, torch.dtype) and arg.is_floating_point else arg
+
+
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    if not bool(tensor.isfinite().all()):
+        raise ShapeError(f"bounds: '{name}' holds NaN or infinite values; nothing can be proved about such a network")
+    return tensor.to(dtype)
+
+
+def _kind(node: Node) -> str:
+    return "getitem" if "getitem" in node.op else node.kind
+
+
+def _operation(node: Node) -> Callable[..., Any]:
+    if "getitem" in node.op:
+        return operator.getitem
+    found: Any = torch.ops
+    for part in node.op.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _needed(steps: list[Step], output: str) -> Iterator[Step]:
+    """Those that the output depends on, in order."""
+    wanted, kept = {output}, []
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted.update(step.reads)
+            kept.append(step)
+    yield from reversed(kept)

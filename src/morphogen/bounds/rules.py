@@ -1,0 +1,79 @@
+"""What kind of operation each step is, for every technique: affine, an activation, or a maximum."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morphogen.bounds.activation import ACTIVATIONS, Activation, leaky
+from morphogen.bounds.program import RESHAPES, Step, run
+from morphogen.errors import Unsupported
+from morphogen.graph.trace import refs
+
+# Linear with coefficients that are not negative: bounds go through as values do.
+MONOTONE = RESHAPES | frozenset(
+    "cat stack permute transpose swapaxes t numpy_T expand slice select index_select split split_with_sizes chunk getitem "
+    "unbind narrow clone contiguous alias detach to _to_copy dropout feature_dropout alpha_dropout add add_ mean sum "
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d pad constant_pad_nd "
+    "roll flip upsample_nearest2d pixel_shuffle repeat".split()
+)
+# Each entry of the result is an affine function of one entry: its ends are those of the bounds, in one order or the other.
+SCALED = frozenset("mul mul_ div div_ neg rsub batch_norm instance_norm".split())
+# (weight, bias) among the arguments.
+WEIGHTED = dict.fromkeys("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (1, 2))
+PRODUCTS = frozenset("matmul mm".split())
+MAXIMA = frozenset("max_pool1d max_pool2d max_pool3d".split())
+DIFFERENCES = frozenset("sub sub_".split())
+
+
+def affine(step: Step) -> bool:
+    """Whether the step is an affine function of what it reads. Products and quotients of two such values are not."""
+    variables = [i for i, arg in enumerate(step.args) if _varies(arg)]
+    if step.kind in SCALED:
+        return len(variables) == 1 and (step.kind not in ("div", "div_") or variables == [0])
+    if step.kind in PRODUCTS:
+        return len(variables) == 1
+    return step.kind in MONOTONE or step.kind in DIFFERENCES or (step.kind in WEIGHTED and variables == [0])
+
+
+def activation(step: Step) -> Activation | None:
+    """What the step applies to each entry, None where it is no activation."""
+    given = step.args[1:]
+    if step.kind in ("leaky_relu", "leaky_relu_"):
+        return leaky(given[0] if given else 0.01)
+    plain = not given or step.kind in ("relu", "relu_", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
+    return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
+
+
+def _usual(step: Step) -> bool:
+    """Whether an activation's options are the usual ones."""
+    usual: Mapping[str, tuple[Any, ...]] = {"elu": (1.0, 1.0, 1.0), "softplus": (1.0, 20.0)}
+    return tuple(step.args[1:]) == usual.get(step.kind, ())[: len(step.args) - 1] and step.kwargs.get("approximate") != "tanh"
+
+
+def refuse(step: Step, technique: str) -> Unsupported:
+    """The error for a step that a technique has no rule for."""
+    return Unsupported(
+        f"{technique}: no rule bounds '{step.kind}' at node '{step.name}'; add one to morphogen.bounds.rules, or verify the "
+        "part of the network that does without it"
+    )
+
+
+def _varies(arg: Any) -> bool:
+    return any(True for _ in refs(arg))
+
+
+def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
+    """How far the value of a weighted step can move when what it reads moves by `radius`: |W| radius."""
+    if step.kind in PRODUCTS:
+        arguments = [arg.abs() if isinstance(arg, Tensor) else arg for arg in step.args]
+    else:
+        weight, bias = WEIGHTED[step.kind]
+        arguments = [
+            arg.abs() if i == weight else torch.zeros_like(arg) if i == bias and isinstance(arg, Tensor) else arg
+            for i, arg in enumerate(step.args)
+        ]
+    moved = Step(step.name, step.kind, step.op, tuple(arguments), step.kwargs, step.shape)
+    found: Tensor = run(moved, radius)
+    return found

@@ -1,0 +1,164 @@
+"""Bounds hold for every input that is tried, tighter techniques lie inside looser ones, what cannot be bounded is refused."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import morphogen as mg
+from morphogen import ShapeError, Unsupported
+from morphogen.bounds import Box, interval, linear, program
+from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
+from morphogen.bounds.box import ball
+from morphogen.bounds.linear import lines, lower_bound
+from morphogen.layers.linked import LKReLU
+from morphogen.models import convnet, dagnet
+
+
+class Branches(nn.Module):
+    """Sums, differences, parts and joints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.one(x))
+        first, second = (x - torch.sigmoid(self.two(y))).chunk(2, 1)
+        return self.three(torch.cat([first, 2 * y, second.tanh()], 1))
+
+
+def between(activation: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 12), activation, nn.Linear(12, 12), activation, nn.Linear(12, 3))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    **{
+        type(activation).__name__: (lambda a=activation: between(a), (6,))
+        for activation in (nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.SELU(), nn.GELU(), nn.SiLU(), nn.Softplus(),
+                           nn.LeakyReLU(0.1))
+    },
+    "pooled": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU(),
+            nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 3),
+        ),
+        (1, 8, 8),
+    ),
+    "overlapping pools": (
+        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 1), nn.Flatten(), nn.Linear(48, 3)), (1, 8, 8)
+    ),
+    "convnet": (lambda: convnet((1, 8, 8), 3, 4), (1, 8, 8)),
+    "branches": (Branches, (6,)),
+    "DAG": (lambda: dagnet(6, 3, 7), (6,)),
+    "linked DAG": (lambda: dagnet(6, 3, 5, linked=True), (6,)),
+    "linked": (lambda: nn.Sequential(nn.Linear(6, 8), LKReLU(), nn.Linear(16, 3)), (6,)),
+    "learned depth": (
+        lambda: nn.Sequential(nn.Linear(6, 5), mg.LearnedDepth(lambda _: nn.Linear(5, 5), w=2.3), nn.Linear(5, 3)), (6,)
+    ),
+}  # fmt: skip
+
+
+def inside(box: Box, count: int, draw: torch.Generator) -> Tensor:
+    """Points of a box: corners and others, (count, *shape)."""
+    share = torch.rand(count, *box.lower.shape, generator=draw, dtype=box.lower.dtype)
+    share = torch.where(torch.rand(count, *[1] * box.lower.dim(), generator=draw) < 0.5, share.round(), share)
+    return (box.lower + share * box.width).clamp(box.lower, box.upper)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("radius", [0.01, 0.3])
+def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None:
+    torch.manual_seed(0)
+    build, shape = NETS[name]
+    model, x = build().eval(), torch.randn(3, *shape)
+    net = program(model, x)
+    torch.testing.assert_close(net(x), model.double()(x.double()), rtol=0, atol=1e-12)
+    box = ball(x.double(), radius)
+    loose, tight = interval(net, box), linear(net, box)
+    for point in inside(box, 60, torch.Generator().manual_seed(1)):
+        values = net.values(point)
+        for found in (loose, tight):
+            for step in net.steps:
+                assert (values[step.name] >= found[step.name].lower - 1e-12).all(), step.name
+                assert (values[step.name] <= found[step.name].upper + 1e-12).all(), step.name
+    for step in net.steps:
+        assert (tight[step.name].lower >= loose[step.name].lower - 1e-12).all()
+        assert (tight[step.name].upper <= loose[step.name].upper + 1e-12).all()
+    spec = torch.tensor([[[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]]])
+    least = lower_bound(net, tight, spec)
+    for point in inside(box, 60, torch.Generator().manual_seed(2)):
+        assert (torch.einsum("nko,bo->bk", spec.double(), net(point)) >= least - 1e-12).all()
+
+
+def test_a_network_by_hand() -> None:
+    """relu(a + b) - relu(a - b) on [-1, 1]^2: both sums lie in [-2, 2], so the chord above is z / 2 + 1, the line below 0."""
+    first, second = nn.Linear(2, 2), nn.Linear(2, 1)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        second.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        first.bias.zero_()
+        second.bias.fill_(0.5)
+    net = program(nn.Sequential(first, nn.ReLU(), second), torch.zeros(2, 2))
+    box = Box(-torch.ones(1, 2), torch.ones(1, 2))
+    assert [float(v) for v in vars(linear(net, box)[net.output]).values()] == [-1.5, 2.5]
+    assert [float(v) for v in vars(interval(net, box)[net.output]).values()] == [-1.5, 2.5]
+    slopes = {"relu": torch.ones(1, 1, 2).double()}
+    # with slope 1 below: a + b - ((a - b) / 2 + 1) + 0.5, least at -1, -1: -2 - 1 + 0.5
+    assert float(lower_bound(net, linear(net, box), torch.ones(1, 1, 1), None, slopes)) == pytest.approx(-2.5)
+
+
+def test_an_affine_network_is_bounded_exactly() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    net, box = program(model, torch.randn(2, 4)), ball(torch.randn(2, 4).double(), 0.5)
+    corners = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 4)
+    values = torch.stack([net(box.centre + corner) for corner in corners])
+    found = linear(net, box)[net.output]
+    torch.testing.assert_close(found.lower, values.amin(0))
+    torch.testing.assert_close(found.upper, values.amax(0))
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "leaky"])
+def test_the_extremes_of_an_activation_less_a_line(name: str) -> None:
+    h = leaky(0.1) if name == "leaky" else ACTIVATIONS[name]
+    draw = torch.Generator().manual_seed(0)
+    ends = (4 * torch.randn(400, 2, generator=draw, dtype=torch.float64)).sort(1).values
+    ends[:20, 1] = ends[:20, 0]
+    lower, upper = ends.T
+    for s in (torch.zeros(400).double(), 1.3 * torch.rand(400, generator=draw, dtype=torch.float64) - 0.15):
+        least, most = extremes(h, s, lower, upper)
+        z = (lower + (upper - lower) * torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]).clamp(lower, upper)
+        seen = h.value(z) - s * z
+        assert (seen >= least - 1e-12 * (1 + least.abs())).all()
+        assert (seen <= most + 1e-12 * (1 + most.abs())).all()
+        torch.testing.assert_close(least, seen.amin(0), rtol=1e-2, atol=5e-3)
+        torch.testing.assert_close(most, seen.amax(0), rtol=1e-2, atol=5e-3)
+    box = Box(lower[None], upper[None])
+    found = lines(h, box)
+    z = z[:, None, None]
+    rounding = 1e-12 * (1 + h.value(z).abs().amax(0))
+    assert (found.below * z + found.below_at <= h.value(z) + rounding).all()
+    assert (found.above * z + found.above_at >= h.value(z) - rounding).all()
+
+
+def test_what_cannot_be_bounded_is_refused() -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.sigmoid()
+
+    x = torch.randn(2, 3)
+    for technique in (interval, linear):
+        net = program(Product(), x)
+        with pytest.raises(Unsupported, match="no rule bounds 'mul' at node 'mul'"):
+            technique(net, Box(x, x))
+    with pytest.raises(ShapeError, match="lower 1.0 is above upper 0.0 at \\(0, 2\\); the box is empty"):
+        Box(torch.tensor([[0.0, 0.0, 1.0]]), torch.zeros(1, 3))
+    with pytest.raises(ShapeError, match="a bound is NaN"):
+        Box(torch.full((1, 3), float("nan")), torch.zeros(1, 3))
+    broken = nn.Linear(3, 2)
+    with torch.no_grad():
+        broken.weight[0, 0] = float("nan")
+    with pytest.raises(ShapeError, match="'weight' holds NaN or infinite values"):
+        program(broken, x)
