@@ -109,6 +109,26 @@ def reproduce(
 
 
 @app.command()
+def verify(
+    network: Annotated[Path, typer.Argument(help="an ONNX file")],
+    prop: Annotated[Path, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")],
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds, then the answer is unknown")] = 60.0,
+) -> None:
+    """Prove that NETWORK has no unsafe input, or find one: sat (with the input), unsat or unknown; exit codes 0, 1 and 3."""
+    console = Console(stderr=True)
+    with console.status("bounding") as status:
+        search = import_module("morphogen.bounds.verify").verify
+        told = lambda bound, count: status.update(f"least bound {bound:.4g}, {count:,} boxes open")  # noqa: E731
+        found = search(network, prop, timeout, told)
+    typer.echo(found.status)
+    if found.witness is not None:
+        pairs = [*(("X", i, v) for i, v in enumerate(found.witness)), *(("Y", i, v) for i, v in enumerate(found.output))]
+        typer.echo("(" + "\n ".join(f"({kind}_{i} {value:.9g})" for kind, i, value in pairs) + ")")
+    console.print(f"bound {found.bound:.6g}, {found.boxes:,} boxes, {found.seconds:.1f} s")
+    raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
+
+
+@app.command()
 def diff(
     before: Annotated[Path, typer.Argument(help="a structure.json, or a checkpoint that morphogen.save wrote")],
     after: Annotated[Path, typer.Argument(help="another")],

@@ -11,12 +11,7 @@ from morphogen.bounds.activation import extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rules import (
-    DIFFERENCES,
     MAXIMA,
-    MONOTONE,
-    PRODUCTS,
-    SCALED,
-    WEIGHTED,
     absolute,
     activation,
     affine,
@@ -36,30 +31,13 @@ def passed(step: Step, boxes: Mapping[str, Box]) -> Box:
     """Bounds on a step's value from those on what it reads. Raises `Unsupported` where no rule does."""
     lower, upper = {n: boxes[n].lower for n in step.reads}, {n: boxes[n].upper for n in step.reads}
     h = activation(step)
-    if step.kind in MAXIMA or (step.kind in MONOTONE and affine(step)) or (h is not None and h.monotone):
+    if step.kind in MAXIMA or (h is not None and h.monotone):
         return Box(run(step, lower), run(step, upper))
     if h is not None:
         (box,) = (boxes[n] for n in step.reads)
         return Box(*extremes(h, torch.zeros_like(box.lower), box.lower, box.upper))
-    if step.kind in SCALED and affine(step):
-        ends = run(step, lower), run(step, upper)
-        return Box(torch.minimum(*ends), torch.maximum(*ends))
-    if (step.kind in WEIGHTED or step.kind in PRODUCTS) and affine(step):
-        centre = run(step, {n: boxes[n].centre for n in step.reads})
-        radius = absolute(step, {n: boxes[n].radius for n in step.reads})
-        return Box(centre - radius, centre + radius)
-    if step.kind in DIFFERENCES:
-        return _difference(step, boxes)
-    raise refuse(step, "interval")
-
-
-def _difference(step: Step, boxes: Mapping[str, Box]) -> Box:
-    """a - b, where either may be a constant."""
-    ends = []
-    for first, second in (("lower", "upper"), ("upper", "lower")):
-        a, b = (
-            getattr(boxes[arg.name], end) if hasattr(arg, "name") and not isinstance(arg, torch.Tensor) else arg
-            for arg, end in zip(step.args[:2], (first, second), strict=True)
-        )
-        ends.append(step.op(a, b, **step.kwargs))
-    return Box(*ends)
+    if not affine(step):
+        raise refuse(step, "interval")
+    centre = run(step, {n: boxes[n].centre for n in step.reads})
+    radius = absolute(step, {n: boxes[n].radius for n in step.reads})
+    return Box(centre - radius, centre + radius)

@@ -108,9 +108,11 @@ def _back(
     if h is not None:
         (read,) = step.reads
         found = lines(h, boxes[read], slope)
-        up, down = a.clamp_min(0), a.clamp_max(0)
-        constant = _total(up * found.below_at) + _total(down * found.above_at)
-        return {read: up * found.below + down * found.above}, constant
+        down = a.clamp_max(0)  # a below-line where a is positive, the other one elsewhere, in as few passes as can be
+        constant = _dot(down, found.above_at - found.below_at)
+        if bool(found.below_at.any()):
+            constant = constant + _dot(a, found.below_at)
+        return {read: torch.addcmul(a * found.below, down, found.above - found.below)}, constant
     if step.kind in MAXIMA:
         return _maximum(step, a, boxes)
     if not affine(step):
@@ -123,6 +125,12 @@ def _back(
         (read,) = step.reads
         return {read: a @ weight}, 0.0 if bias is None else _total(a * bias)
     return _transposed(step, a, net)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of a (batch, count, *shape) times b (batch, 1 or count, *shape), (batch, count)."""
+    a, b = a.flatten(2), b.flatten(2)
+    return (a @ b.transpose(1, 2))[..., 0] if b.shape[1] == 1 else (a * b).sum(2)
 
 
 def _total(a: Tensor) -> Tensor:

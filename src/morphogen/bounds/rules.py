@@ -1,6 +1,7 @@
 """What kind of operation each step is, for every technique: affine, an activation, or a maximum."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,15 +66,33 @@ def _varies(arg: Any) -> bool:
 
 
 def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
-    """How far the value of a weighted step can move when what it reads moves by `radius`: |W| radius."""
-    if step.kind in PRODUCTS:
-        arguments = [arg.abs() if isinstance(arg, Tensor) else arg for arg in step.args]
-    else:
-        weight, bias = WEIGHTED[step.kind]
-        arguments = [
-            arg.abs() if i == weight else torch.zeros_like(arg) if i == bias and isinstance(arg, Tensor) else arg
+    """|J| radius, J the derivative of an affine step: how far its value can move when what it reads moves by `radius`."""
+    if step.kind in WEIGHTED or step.kind in PRODUCTS:
+        _, bias = WEIGHTED.get(step.kind, (None, None))
+        arguments = tuple(
+            arg if not isinstance(arg, Tensor) else torch.zeros_like(arg) if i == bias else arg.abs()
             for i, arg in enumerate(step.args)
-        ]
-    moved = Step(step.name, step.kind, step.op, tuple(arguments), step.kwargs, step.shape)
-    found: Tensor = run(moved, radius)
+        )
+        return _run(replace(step, args=arguments), radius)
+    if step.kind in DIFFERENCES:
+        return sum((radius[name] for name in step.reads), start=torch.zeros(()))
+    if step.kind in ("mul", "mul_", "div", "div_"):
+        return _run(replace(step, args=tuple(_positive(arg) for arg in step.args)), radius)
+    if step.kind in ("neg", "rsub"):
+        return radius[step.reads[0]]
+    if step.kind in SCALED:
+        x, weight, _, mean, variance, *options = step.args
+        scale = None if weight is None else weight.abs()
+        nothing = None if mean is None else torch.zeros_like(mean)
+        return _run(replace(step, args=(x, scale, None, nothing, variance, *options)), radius)
+    # what is constant among the arguments of the others adds something
+    return _run(step, radius) - _run(step, {name: torch.zeros_like(value) for name, value in radius.items()})
+
+
+def _run(step: Step, values: Mapping[str, Tensor]) -> Tensor:
+    found: Tensor = run(step, values)
     return found
+
+
+def _positive(arg: Any) -> Any:
+    return arg.abs() if isinstance(arg, Tensor) else abs(arg) if isinstance(arg, (int, float)) else arg

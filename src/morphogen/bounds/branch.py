@@ -1,0 +1,106 @@
+"""A complete search over the input: boxes whose bounds do not decide are cut in two, `split_inputs(net, unsafe, box, ...)`.
+
+Complete where a network is piecewise linear and inputs are few, such as the five of ACAS Xu; anytime elsewhere. All open boxes
+are bounded in batches, the worst first, each is cut where it changes the bound the most, and at every box the network is run at
+the point where its bound is attained, which is how counterexamples are found.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from morphogen.bounds.box import Box
+from morphogen.bounds.linear import backward, linear
+from morphogen.bounds.program import Program
+
+_MARGIN = 1e-9  # by which a bound must clear 0: sums in float64 through a network are off by less
+
+
+@dataclass(frozen=True)
+class Unsafe:
+    """Outputs y with rows y <= limits, all of them. rows: (k, outputs), limits: (k,)."""
+
+    rows: Tensor
+    limits: Tensor
+
+    def excess(self, y: Tensor) -> Tensor:
+        """By how much outputs (batch, ...) are safe: the largest row's surplus, (batch,); unsafe where it is at most 0."""
+        return (y.flatten(1) @ self.rows.T - self.limits).amax(1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """status: "unsat" (no input of the box is unsafe: proved), "sat" (witness is one) or "unknown". bound: the excess of every
+    input is at least so much. boxes: how many were bounded. seconds: that it took."""
+
+    status: str
+    bound: float
+    witness: Tensor | None = None
+    boxes: int = 0
+    seconds: float = 0.0
+
+
+def split_inputs(
+    net: Program, unsafe: Unsafe, box: Box, seconds: float, batch: int = 256, tell: Callable[[float, int], None] | None = None
+) -> Verdict:
+    """Prove that no input of a box is unsafe, or find one that is.
+
+    box: of one example, (1, *shape). seconds: after which the answer is "unknown". tell: called with the least bound and the
+    number of open boxes as the search goes on.
+    """
+    began, seen = time.perf_counter(), 0
+    lower, upper = box.lower.to(net.dtype), box.upper.to(net.dtype)
+    bounds = lower.new_full((1,), -torch.inf)
+    spec = unsafe.rows.view(1, len(unsafe.rows), *net.shapes[net.output]).to(net.dtype)
+    least = torch.inf  # of the boxes that are proved
+    while len(lower):
+        spent = time.perf_counter() - began
+        if spent > seconds:
+            return Verdict("unknown", min(least, float(bounds.min())), None, seen, spent)
+        worst = bounds.topk(min(batch, len(bounds)), largest=False).indices
+        rest = torch.ones(len(bounds), dtype=torch.bool).index_fill(0, worst, False)
+        here = Box(lower[worst], upper[worst])
+        found, coefficients = _bounded(net, unsafe, spec, here)
+        seen += len(worst)
+        points = torch.where(coefficients > 0, here.lower, here.upper)
+        tried = torch.cat([points, here.centre])
+        excess = unsafe.excess(net(tried))
+        if float(excess.min()) <= 0:
+            return Verdict("sat", float(excess.min()), tried[excess.argmin()], seen, time.perf_counter() - began)
+        open_ = found <= _MARGIN
+        least = min(least, float(found[~open_].min())) if bool((~open_).any()) else least
+        halves = _halves(Box(here.lower[open_], here.upper[open_]), coefficients[open_])
+        lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])
+        bounds = torch.cat([bounds[rest], found[open_].repeat(2)])
+        if tell:
+            tell(float(bounds.min()) if len(bounds) else least, len(bounds))
+    return Verdict("unsat", least, None, seen, time.perf_counter() - began)
+
+
+def _bounded(net: Program, unsafe: Unsafe, spec: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """(the best lower bound on any row's surplus, (batch,), and that row's coefficients on the input, (batch, *shape))."""
+    boxes = linear(net, box)
+    coefficients, constant = backward(net, boxes, spec)
+    dims = tuple(range(2, coefficients.dim()))
+    least = (coefficients.clamp_min(0) * box.lower[:, None] + coefficients.clamp_max(0) * box.upper[:, None]).sum(dims)
+    surplus, best = (constant + least - unsafe.limits).max(1)
+    return surplus, coefficients[torch.arange(len(best)), best]
+
+
+def _halves(box: Box, coefficients: Tensor) -> Box:
+    """Each box cut in two across the edge along which its bound changes the most: first all lower halves, then all upper."""
+    if not len(box.lower):
+        return box
+    flat = (box.width * coefficients.abs()).flatten(1)
+    # an edge that no longer counts is still cut once all others are short
+    score = flat + 1e-3 * flat.amax(1, keepdim=True) * box.width.flatten(1) / box.width.flatten(1).amax(1, keepdim=True)
+    edge = score.argmax(1)
+    rows = torch.arange(len(edge))
+    middle = box.centre.flatten(1)[rows, edge]
+    below, above = box.upper.flatten(1).clone(), box.lower.flatten(1).clone()
+    below[rows, edge], above[rows, edge] = middle, middle
+    shape = box.lower.shape
+    return Box(torch.cat([box.lower, above.view(shape)]), torch.cat([below.view(shape), box.upper]))

@@ -1,0 +1,121 @@
+"""Properties and networks from files: what is read is what is written, verdicts are right, faults are said in one line."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from morphogen import DataError, MorphogenError, Unsupported
+from morphogen.bounds import Box, program
+from morphogen.bounds.branch import Unsafe, split_inputs
+from morphogen.bounds.verify import verify
+from morphogen.cli import app
+from morphogen.formats.onnx import export_onnx
+from morphogen.formats.onnx_reader import read_onnx
+from morphogen.formats.vnnlib import parse_vnnlib
+
+HEAD = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
+BOX = "(assert (and (>= X_0 -1) (<= X_0 1.0) (>= X_1 0) (<= X_1 2e0)))\n"
+
+
+def test_a_property_is_a_disjunction_of_boxes_and_half_spaces() -> None:
+    text = HEAD + BOX + "; unsafe\n(assert (or (and (<= Y_0 Y_1) (>= Y_1 (+ 1 (* 2 Y_0)))) (>= (- Y_0 3) 0)))"
+    found = parse_vnnlib(text)
+    assert (found.inputs, found.outputs, len(found.clauses)) == (2, 2, 2)
+    first, second = found.clauses
+    assert (first.lower.tolist(), first.upper.tolist()) == ([-1, 0], [1, 2])
+    assert (first.rows.tolist(), first.limits.tolist()) == ([[1, -1], [2, -1]], [0, -1])
+    assert (second.rows.tolist(), second.limits.tolist()) == ([[-1, 0]], [-3])
+    boxes = parse_vnnlib(HEAD + "(assert (or (and (>= X_0 0) (<= X_0 1)) (and (>= X_0 2) (<= X_0 3))))"
+                         "(assert (and (>= X_1 0) (<= X_1 0)))(assert (<= Y_0 0))")  # fmt: skip
+    assert [clause.lower.tolist() for clause in boxes.clauses] == [[0, 0], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + BOX + "(assert (<= Y_2 0))", "line 6, column 13: Y_2 is not declared"),
+        (HEAD + BOX + "(assert (<= Y_0 1.x))", "line 6, column 17: '1.x' is neither a number nor a variable"),
+        (HEAD + BOX + "(assert (<= Y_0 0)", "line 6, column 1: this '\\(' is never closed"),
+        (HEAD + BOX + "(assert (= Y_0 0))", "line 6, column 10: '=' here; and, or, <= or >="),
+        (HEAD + BOX + "(asert (<= Y_0 0))", "line 6, column 2: 'asert' here; declare-const"),
+        (HEAD + BOX + ")", "line 6, column 1: '\\)' here; '\\(' was expected"),
+        (HEAD + BOX + "(assert (<= X_0 Y_0))", "several inputs, or inputs and outputs"),
+        (HEAD + BOX + "(assert (<= (* Y_0 Y_1) 0))", "a product of two variables"),
+        (HEAD + "(assert (<= X_0 1))", "X_0 has no lower bound"),
+        (HEAD + BOX + "(assert (<= X_1 -1))", "X_1 is asserted to be at least 0 and at most -1"),
+        ("(declare-const X_1 Real)", "X_1 is declared where X_0 comes next"),
+        ("", "declares 0 inputs and 0 outputs"),
+    ],
+)
+def test_malformed_properties_are_said_with_their_place(text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        parse_vnnlib(text)
+
+
+def small(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
+    model = small(seed)
+    net, box = program(model, torch.zeros(2, 2)), Box(-torch.ones(1, 2), torch.ones(1, 2))
+    axis = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    y = net(torch.cartesian_prod(axis, axis))
+    rows = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    least = float((y @ rows.T).min())
+    for limit, status in ((least - 0.01, "unsat"), (least + 1e-6, "sat")):
+        found = split_inputs(net, Unsafe(rows, torch.tensor([limit], dtype=torch.float64)), box, 60)
+        assert found.status == status
+        if found.witness is not None:
+            assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
+    assert split_inputs(net, Unsafe(rows, torch.tensor([least - 1e-4]).double()), box, 0.0).status == "unknown"
+
+
+def test_from_files_to_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
+    model = small(1)
+    export_onnx(model, torch.randn(3, 2), tmp_path / "net.onnx")
+    net = program(model, torch.zeros(2, 2))
+    axis = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    y = net(torch.cartesian_prod(axis, axis + 1))[:, 0]
+    for limit, status, code in ((float(y.max()) + 0.1, "unsat", 1), (float(y.max()) - 0.01, "sat", 0)):
+        (tmp_path / "p.vnnlib").write_text(HEAD + BOX + f"(assert (>= Y_0 {limit}))")
+        found = verify(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
+        assert found.status == status
+        result = CliRunner().invoke(app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "p.vnnlib")])
+        assert (result.exit_code, result.stdout.split("\n")[0]) == (code, status)
+        if status == "sat":
+            session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+            assert session.run(None, {"input": found.witness[None]})[0][0, 0] >= limit - 1e-6
+            assert result.stdout.split("\n")[1].startswith("((X_0 ")
+    (tmp_path / "q.vnnlib").write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= X_0 1) (>= X_0 0)))")
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "q.vnnlib")])
+    assert isinstance(result.exception, MorphogenError)
+    assert "is over 1 inputs and 1 outputs" in str(result.exception)
+
+
+def test_a_file_is_read_as_onnxruntime_runs_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    models = (
+        nn.Sequential(nn.Conv2d(1, 3, 3, padding=1, stride=2), nn.BatchNorm2d(3), nn.LeakyReLU(0.1), nn.MaxPool2d(2),
+                      nn.Flatten(), nn.Linear(12, 4), nn.Sigmoid(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 2), nn.ELU()),
+    )  # fmt: skip
+    for model, batch in itertools.product(models, (1, 3)):
+        x = torch.randn(batch, 1, 8, 8)
+        export_onnx(model.eval(), x, tmp_path / "net.onnx")
+        seen = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": x.numpy()})[0]
+        np.testing.assert_allclose(read_onnx(tmp_path / "net.onnx")(x).detach().numpy(), seen, atol=1e-5)
+    (tmp_path / "no.onnx").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot be read as ONNX"):
+        read_onnx(tmp_path / "no.onnx")
+    export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Hardswish()), x, tmp_path / "odd.onnx")
+    with pytest.raises(Unsupported, match="operator HardSwish"):
+        read_onnx(tmp_path / "odd.onnx")
