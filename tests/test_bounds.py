@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import ShapeError, Unsupported
-from morphogen.bounds import Box, interval, linear, program
+from morphogen.bounds import Box, ball, forward, interval, linear, lower_bound, program
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
-from morphogen.bounds.box import ball
-from morphogen.bounds.linear import lines, lower_bound
+from morphogen.bounds.linear import lines
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
 
@@ -76,10 +75,10 @@ def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None
     net = program(model, x)
     torch.testing.assert_close(net(x), model.double()(x.double()), rtol=0, atol=1e-12)
     box = ball(x.double(), radius)
-    loose, tight = interval(net, box), linear(net, box)
+    loose, tight, other = interval(net, box), linear(net, box), forward(net, box)
     for point in inside(box, 60, torch.Generator().manual_seed(1)):
         values = net.values(point)
-        for found in (loose, tight):
+        for found in (loose, tight, other):
             for step in net.steps:
                 assert (values[step.name] >= found[step.name].lower - 1e-12).all(), step.name
                 assert (values[step.name] <= found[step.name].upper + 1e-12).all(), step.name
