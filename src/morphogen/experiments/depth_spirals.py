@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class Config:
     search: float = 0.5  # the part of the steps in which the depth is learned; then the blocks that are open stay
     every: int = 50
     rate: float = 1e-2
+    scale: float = 2.0  # of the depth's learning rate: at 1 depths differ by 1.3 between seeds, at 5 accuracy is lower
     # of w^2: the largest of 3e-4, 1e-3, 3e-3 whose mean validation accuracy, over seeds 10 and 11, is at least 0.997 everywhere
     price: float = 3e-3
     depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)  # of the grid
@@ -138,7 +140,9 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
     torch.manual_seed(seed)
     layer = LearnedDepth(partial(block, config.width), penalty=partial(quadratic, factor=config.price), floor=0.1, ahead=True)
     model = network(config.width, layer)
-    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.rate, fused=True)
+    weights = [p for p in model.parameters() if p.requires_grad and p is not layer.w]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": [layer.w], "scale": config.scale}]
+    optimizer = Adam(groups, lr=config.rate, fused=True)
     steps, path = [], []
     began = time.perf_counter()
     for step in range(config.steps):
