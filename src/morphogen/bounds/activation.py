@@ -34,10 +34,6 @@ def extremes(h: Activation, s: Tensor, lower: Tensor, upper: Tensor) -> tuple[Te
     return values.amin(0), values.amax(0)
 
 
-def _never(s: Tensor) -> Sequence[Tensor]:
-    return ()
-
-
 def _kink(s: Tensor) -> Sequence[Tensor]:
     return (torch.zeros_like(s),)
 

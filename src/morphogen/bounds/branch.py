@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import backward, linear
+from morphogen.bounds.linear import backward, least, linear
 from morphogen.bounds.program import Program
 
 _MARGIN = 1e-9  # by which a bound must clear 0: sums in float64 through a network are off by less
@@ -55,11 +55,11 @@ def split_inputs(
     lower, upper = box.lower.to(net.dtype), box.upper.to(net.dtype)
     bounds = lower.new_full((1,), -torch.inf)
     spec = unsafe.rows.view(1, len(unsafe.rows), *net.shapes[net.output]).to(net.dtype)
-    least = torch.inf  # of the boxes that are proved
+    proved = torch.inf  # the least bound of the boxes that are
     while len(lower):
         spent = time.perf_counter() - began
         if spent > seconds:
-            return Verdict("unknown", min(least, float(bounds.min())), None, seen, spent)
+            return Verdict("unknown", min(proved, float(bounds.min())), None, seen, spent)
         worst = bounds.topk(min(batch, len(bounds)), largest=False).indices
         rest = torch.ones(len(bounds), dtype=torch.bool).index_fill(0, worst, False)
         here = Box(lower[worst], upper[worst])
@@ -71,22 +71,20 @@ def split_inputs(
         if float(excess.min()) <= 0:
             return Verdict("sat", float(excess.min()), tried[excess.argmin()], seen, time.perf_counter() - began)
         open_ = found <= _MARGIN
-        least = min(least, float(found[~open_].min())) if bool((~open_).any()) else least
-        halves = _halves(Box(here.lower[open_], here.upper[open_]), coefficients[open_])
+        proved = min(proved, float(found[~open_].min())) if bool((~open_).any()) else proved
+        halves = _halves(here[open_], coefficients[open_])
         lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])
         bounds = torch.cat([bounds[rest], found[open_].repeat(2)])
         if tell:
-            tell(float(bounds.min()) if len(bounds) else least, len(bounds))
-    return Verdict("unsat", least, None, seen, time.perf_counter() - began)
+            tell(float(bounds.min()) if len(bounds) else proved, len(bounds))
+    return Verdict("unsat", proved, None, seen, time.perf_counter() - began)
 
 
 def _bounded(net: Program, unsafe: Unsafe, spec: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """(the best lower bound on any row's surplus, (batch,), and that row's coefficients on the input, (batch, *shape))."""
     boxes = linear(net, box)
     coefficients, constant = backward(net, boxes, spec)
-    dims = tuple(range(2, coefficients.dim()))
-    least = (coefficients.clamp_min(0) * box.lower[:, None] + coefficients.clamp_max(0) * box.upper[:, None]).sum(dims)
-    surplus, best = (constant + least - unsafe.limits).max(1)
+    surplus, best = (least(coefficients, constant, box) - unsafe.limits).max(1)
     return surplus, coefficients[torch.arange(len(best)), best]
 
 

@@ -76,10 +76,12 @@ def lower_bound(
     of the lines below ReLUs, (batch, 1 or count, *shape) each, by the activation's name; by default 1 where most of the
     interval is positive, else 0.
     """
-    coefficients, constant = backward(net, boxes, spec, name, slopes)
-    box, dims = boxes[net.input], tuple(range(2, coefficients.dim()))
-    least = coefficients.clamp_min(0) * box.lower[:, None] + coefficients.clamp_max(0) * box.upper[:, None]
-    return constant + least.sum(dims)
+    return least(*backward(net, boxes, spec, name, slopes), boxes[net.input])
+
+
+def least(coefficients: Tensor, constant: Tensor, box: Box) -> Tensor:
+    """The least values, (batch, count), of what `backward` gives on a box of inputs."""
+    return constant + _total(coefficients.clamp_min(0) * box.lower[:, None] + coefficients.clamp_max(0) * box.upper[:, None])
 
 
 def backward(

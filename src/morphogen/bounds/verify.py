@@ -1,6 +1,5 @@
 """Whether a network can do what a property forbids: `verify(network, property, seconds) -> Answer`."""
 
-import gzip
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from morphogen.bounds.box import Box
 from morphogen.bounds.branch import Unsafe, split_inputs
 from morphogen.bounds.program import program
 from morphogen.errors import DataError
+from morphogen.formats.compressed import read_bytes
 from morphogen.formats.onnx_reader import OnnxNet, read_onnx
 from morphogen.formats.vnnlib import Clause, Property, read_vnnlib
 
@@ -77,8 +77,7 @@ def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Pa
 def _replayed(path: Path, net: OnnxNet, witness: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(the input in float32, what onnxruntime makes of it)."""
     onnxruntime = import_module("onnxruntime")  # slow to load, and needed for counterexamples alone
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    session = onnxruntime.InferenceSession(raw)
+    session = onnxruntime.InferenceSession(read_bytes(path))
     given = session.get_inputs()[0]
     x = witness.to(torch.float32).numpy().ravel()
     shape = [size if isinstance(size, int) and size > 0 else 1 for size in given.shape]

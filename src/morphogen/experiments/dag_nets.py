@@ -14,7 +14,6 @@ from torch.optim import SGD, Adam, Optimizer
 from morphogen.data.load import load
 from morphogen.data.split import split
 from morphogen.experiments.images import objective, scores
-from morphogen.layers.dag import Dag
 from morphogen.models.dagnet import dagnet
 from morphogen.resize.apply import count_parameters
 from morphogen.train import Batches, State, generator, train
@@ -143,14 +142,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"SGD": SGD, "Adam": partial(A
 
 @dataclass(frozen=True)
 class Fit:
-    """One training: after each epoch the test accuracy and the seconds so far; the last one's validation accuracy. weights: the
-    multiplications of one example."""
+    """One training: after each epoch the test accuracy and the seconds so far; the last one's validation accuracy."""
 
     test: tuple[float, ...]
     seconds: tuple[float, ...]
     validation: float
     parameters: int
-    weights: int
 
 
 def fitted(
@@ -169,8 +166,7 @@ def fitted(
         spent += time.perf_counter() - began
         seconds.append(spent)
         test.append(scores(model, data.test)[1])
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Dag)))
-    return Fit(tuple(test), tuple(seconds), scores(model, data.validation)[1], count_parameters(model), weights)
+    return Fit(tuple(test), tuple(seconds), scores(model, data.validation)[1], count_parameters(model))
 
 
 def chosen(

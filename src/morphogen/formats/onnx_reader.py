@@ -3,7 +3,6 @@
 The operations are those of verification benchmarks; a table from ONNX operator to function, and an unknown one is named.
 """
 
-import gzip
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morphogen.errors import DataError, Unsupported
+from morphogen.formats.compressed import read_bytes
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def read_onnx(path: str | Path) -> OnnxNet:
     """
     path = Path(path)
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        graph = onnx.load_from_string(raw).graph
+        graph = onnx.load_from_string(read_bytes(path)).graph
     except Exception as error:  # protobuf raises kinds of its own
         raise DataError(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]})") from error
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

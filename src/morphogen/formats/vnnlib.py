@@ -5,7 +5,6 @@ VNN-LIB standard of VNN-COMP 2021 to 2023 (an SMT-LIB subset: declarations of X_
 terms).
 """
 
-import gzip
 import itertools
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import NoReturn
 import numpy as np
 
 from morphogen.errors import DataError
+from morphogen.formats.compressed import read_bytes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_vnnlib(path: str | Path) -> Property:
     """
     path = Path(path)
     try:
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = read_bytes(path)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a VNN-LIB file") from error
     return parse_vnnlib(text.decode("utf-8", "replace"), str(path))
@@ -166,15 +166,8 @@ def _alternatives(formula: object, reader: _Reader, counts: dict[str, int]) -> _
         case [_Word("or"), *parts] if parts:
             return [chosen for part in parts for chosen in _alternatives(part, reader, counts)]
         case [_Word("<=" | ">=" | "<" | ">") as sign, left, right]:
-            terms: dict[tuple[str, int], float] = {}
-            constant = 0.0
-            for side, factor in ((left, 1.0), (right, -1.0)):
-                if sign.text[0] == ">":
-                    factor = -factor
-                found, value = _linear(side, reader, counts)
-                constant += factor * value
-                for variable, weight in found.items():
-                    terms[variable] = terms.get(variable, 0.0) + factor * weight
+            way = -1.0 if sign.text[0] == ">" else 1.0
+            terms, constant = _sum([(way, left), (-way, right)], reader, counts)
             return [[_Row(tuple(terms.items()), -constant, sign, reader)]]
         case [_Word() as at, *_]:
             reader.fail(at, f"'{at.text}' here; and, or, <= or >= with two sides was expected")

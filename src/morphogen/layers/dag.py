@@ -330,8 +330,7 @@ def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
     layout = replace(old, inputs=inputs, blocks=_blocks_after(dag, nodes))
     if dag.sources is None or dag.starts is None:
         node, row = entries(layout)
-        index = flat_places(old, nodes[node], map_[row])
-        return Moved((old, None, None), layout, None, None, torch.where((nodes[node] < 0) | (map_[row] < 0), -1, index), first)
+        return Moved((old, None, None), layout, None, None, flat_places(old, nodes[node], map_[row]), first)
     back = torch.full((old.values,), -1)
     back[map_[map_ >= 0]] = torch.arange(len(map_))[map_ >= 0]
     place = torch.full((old.nodes,), -1)

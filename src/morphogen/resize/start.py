@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from morphogen.graph.widths import FLAT
 from morphogen.resize.plan import NEW, Row
 
 Start = Callable[[Row, Tensor, Tensor, torch.Generator | None], Tensor]
@@ -56,7 +57,7 @@ STARTS: dict[str, Start] = {
     "in a group": constant(0.0),
     "in and more": constant(0.0),
     "value": constant(0.0),
-    "flat": constant(0.0),  # new nodes of a `Dag` draw theirs afterwards
+    FLAT: constant(0.0),  # new nodes of a `Dag` draw theirs afterwards
     "bias": constant(0.0),
     "scale": constant(1.0),
     "slope": constant(0.25),
