@@ -58,6 +58,20 @@ def test_every_solver_is_the_loop(kind: str, two: bool, inner: bool, dtype: torc
         close(evaluated(dag(x, weight, bias, layout, solver), inputs), expected, dtype)
 
 
+@pytest.mark.parametrize("how", [{"block_size": 30}, {"wiring": "random", "fan_in": 9}])
+def test_batches_of_several_tiles_and_inputs_without_gradient(how: dict) -> None:
+    torch.manual_seed(0)
+    model, x = Dag(5, 61, **how).double(), torch.randn(600, 5, dtype=torch.float64)
+    out = model(x)
+    torch.testing.assert_close(torch.cat([model(rows) for rows in x.split(7)]), out, rtol=0, atol=1e-12)
+    weights = tuple(model.parameters())
+    expected = evaluated(model(x.clone().requires_grad_()), weights)
+    close(evaluated(out, weights), expected, torch.float64)
+    parts = [torch.autograd.grad(model(rows), weights, torch.ones(len(rows), 61, dtype=x.dtype)) for rows in x.split(7)]
+    whole = torch.autograd.grad(model(x), weights, torch.ones_like(out))
+    close(tuple(map(sum, zip(*parts, strict=True))), whole, torch.float64)
+
+
 def by_hand(model: Dag, x: Tensor) -> Tensor:
     """Node after node, from the matrix."""
     matrix, g, values = model.matrix(), KINDS[model.kind].value, list(x.T)

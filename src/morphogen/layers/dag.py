@@ -299,7 +299,7 @@ def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
 
 def blocks_of(nodes: int, block_size: int | None) -> tuple[int, ...]:
     """The nodes of each block, all but the last alike; by default as many as are fast."""
-    step = block_size or (128 if nodes <= 2048 else 256)
+    step = block_size or (128 if nodes <= 512 else 256)
     return tuple(min(step, nodes - first) for first in range(0, nodes, step))
 
 

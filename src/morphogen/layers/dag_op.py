@@ -127,24 +127,27 @@ def _forward(
 
 def _backward(
     gradient: Tensor, weight: Tensor, places: Tensor | None, values: Tensor, sums: Tensor,
-    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
+    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str, whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, weight and bias, from that of all values."""
+    """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
-    flowing = gradient.clone(memory_format=torch.contiguous_format)
+    first = 0 if whole else inputs  # row of values whose gradient is wanted
+    flowing = gradient[first:].clone(memory_format=torch.contiguous_format)
     deltas = values.new_empty(layout.nodes, values.shape[1])
     weight = spread(weight, places, layout)
     found = torch.empty_like(weight)
     solve = _SOLVERS[_solver(solver, values, kind)][1]
     for part, own in zip(reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True):
         rows, delta = part.rows(layout.width), deltas[part.nodes]
-        solve(layout, part, sums[part.nodes] if len(sums) else sums, values[rows], flowing[rows], delta)
-        before = flowing[: part.before]
-        torch.addmm(before, part.panel.T, delta, out=before)
+        own_rows = slice(rows.start - first, rows.stop - first)
+        solve(layout, part, sums[part.nodes] if len(sums) else sums, values[rows], flowing[own_rows], delta)
+        before = flowing[: part.before - first]
+        torch.addmm(before, part.panel[:, first:].T, delta, out=before)
         torch.mm(delta, values[: part.before].T, out=own.panel)
         if inner:
             torch.take(delta @ values[rows].T, below(part.size, layout.width, delta.device), out=own.triangle)
-    return flowing[:inputs].T.contiguous(), found if places is None else found[places], deltas.sum(1)
+    back = flowing[: inputs - first].T.contiguous() if whole else flowing.new_empty(0, inputs)
+    return back, found if places is None else found[places], deltas.sum(1)
 
 
 @lru_cache(maxsize=32)
@@ -290,7 +293,7 @@ _FORWARD = torch.library.custom_op(
 _BACKWARD = torch.library.custom_op(
     "morphogen::dag_backward", _backward, mutates_args=(),
     schema="(Tensor gradient, Tensor weight, Tensor? places, Tensor values, Tensor sums, "
-    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    f"{_ARGUMENTS}, bool whole) -> (Tensor, Tensor, Tensor)",
 )  # fmt: skip
 
 
@@ -306,9 +309,9 @@ def _(
 @_BACKWARD.register_fake
 def _(
     gradient: Tensor, weight: Tensor, places: Tensor | None, values: Tensor, sums: Tensor,
-    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
+    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str, whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return values.new_empty(values.shape[1], inputs), torch.empty_like(weight), values.new_empty(sum(blocks))
+    return values.new_empty(values.shape[1] if whole else 0, inputs), torch.empty_like(weight), values.new_empty(sum(blocks))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -318,7 +321,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _derive(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_BACKWARD(gradient, *ctx.saved_tensors, *ctx.about), None, *(None,) * len(ctx.about))
+    whole = ctx.needs_input_grad[0]
+    x, *others = _BACKWARD(gradient, *ctx.saved_tensors, *ctx.about, whole)
+    return (x if whole else None, *others, None, *(None,) * len(ctx.about))
 
 
 _FORWARD.register_autograd(_derive, setup_context=_save)

@@ -5,6 +5,7 @@ by level, a level being those whose sources are all known.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -74,14 +75,13 @@ def _forward(
     inputs, nodes, kept = x.shape[1], len(bias), kind != "relu"
     values = x.new_empty(len(ends) - 1, len(x))
     values[:inputs] = x.T
-    # the sum of a plain ReLU is made in the place of its value
-    sums = values[inputs:] if not kept and not two else x.new_empty(nodes, len(x))
-    sums.copy_(bias[:, None].expand_as(sums))
+    sums = x.new_empty(nodes if kept else 0, len(x))
     if _native(solver, x, kind):
-        arrays = [t.detach().numpy() for t in (weight, sources, starts, sums, values)]
+        arrays = [t.detach().numpy() for t in (weight, sources, starts, bias, sums, values)]
         shared(bind(kernels().sparse, kind, two, *arrays, inputs, nodes), len(x), COLUMNS)
     else:
         width = 2 if two else 1
+        sums = bias[:, None].repeat(1, len(x))
         for level, entries, rows in _by_level(levels, starts):
             sums.index_add_(0, rows, weight[entries, None] * values[sources[entries]])
             out = inputs + width * level
@@ -92,18 +92,21 @@ def _forward(
 def _backward(
     gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor,
     sources: Tensor, starts: Tensor, order: Tensor, readers: Tensor, ends: Tensor, levels: Tensor,
-    kind: str, two: bool, solver: str,
+    kind: str, two: bool, solver: str, whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     nodes, width = len(starts) - 1, 2 if two else 1
     inputs, batch = len(values) - width * nodes, values.shape[1]
-    flowing = gradient.clone(memory_format=torch.contiguous_format)
     deltas, found = values.new_empty(nodes, batch), torch.empty_like(weight)
+    back = values.new_empty(inputs if whole else 0, batch)
     if _native(solver, values, kind):
-        arrays = [t.detach().numpy() for t in (weight, order, readers, ends, sums, values, flowing, deltas)]
+        about = (weight[order], readers, ends, sums, values, gradient.contiguous(), deltas, back)
+        arrays = [t.detach().numpy() for t in about]
         shared(bind(kernels().sparse_back, kind, two, *arrays, inputs, nodes), batch, COLUMNS)
-        about = [t.detach().numpy() for t in (sources, starts, deltas, values, found)]
-        shared(lambda begin, end: kernels().products(*about, batch, begin, end), nodes, _NODES)
+        arrays = [t.detach().numpy() for t in (sources, starts, deltas, values, found)]
+        shared(partial(kernels().products, *arrays, batch), nodes, _NODES)
     else:
+        flowing = gradient.clone()
         z = sums_of(kind, two, sums, values[inputs:])
         for level, entries, rows in reversed(list(_by_level(levels, starts))):
             out = inputs + width * level
@@ -111,7 +114,8 @@ def _backward(
             deltas[level] = pulled(kind, two, z[level], above)
             flowing.index_add_(0, sources[entries], weight[entries, None] * deltas[rows])
             found[entries] = (deltas[rows] * values[sources[entries]]).sum(1)
-    return flowing[:inputs].T.contiguous(), found, deltas.sum(1)
+        back = flowing[: len(back)]
+    return back.T.contiguous() if whole else back.view(0, inputs), found, deltas.sum(1)
 
 
 def _by_level(levels: Tensor, starts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -139,7 +143,8 @@ _FORWARD = torch.library.custom_op(
 )  # fmt: skip
 _BACKWARD = torch.library.custom_op(
     "morphogen::sparse_dag_backward", _backward, mutates_args=(),
-    schema=f"(Tensor gradient, Tensor weight, Tensor values, Tensor sums, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor gradient, Tensor weight, Tensor values, Tensor sums, {_ARGUMENTS}, bool whole) "
+    "-> (Tensor, Tensor, Tensor)",
 )  # fmt: skip
 
 
@@ -153,7 +158,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, *about: Any) -> tuple[Tensor, Ten
 def _(gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor, *about: Any) -> tuple[Tensor, Tensor, Tensor]:
     nodes = about[1].shape[0] - 1
     inputs = values.shape[0] - (2 if about[7] else 1) * nodes
-    return values.new_empty(values.shape[1], inputs), torch.empty_like(weight), values.new_empty(nodes)
+    return values.new_empty(values.shape[1] if about[-1] else 0, inputs), torch.empty_like(weight), values.new_empty(nodes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -165,7 +170,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _derive(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     weight, values, sums, *tensors = ctx.saved_tensors
-    return (*_BACKWARD(gradient, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver), *(None,) * 9)
+    whole = ctx.needs_input_grad[0]
+    x, *others = _BACKWARD(gradient, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver, whole)
+    return (x if whole else None, *others, *(None,) * 9)
 
 
 _FORWARD.register_autograd(_derive, setup_context=_save)

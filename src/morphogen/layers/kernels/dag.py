@@ -1,182 +1,245 @@
 """What is sequential in a DAG network, as loops over tiles of the batch: nodes inside a block, and sparse wirings whole.
 
-Values stand feature-major, one row of the batch for each feature, so that every sum runs along memory. Sums take eight sources
-at a time: one load each, one store for all. float32 for every kind; float64 for ReLU.
+A tile's values are copied into an array of their own whose rows have a length that is known when this is compiled: the compiler
+then sees that no two rows overlap, and works on four rows and four sources at once. float32 for every kind; float64 for ReLU.
 
 Arguments: `kind` by number; `two`: whether a node puts out two rows, linked; `sums` (nodes, batch) before and `values` after
-the activation; `triangle`: weights inside a block, row after row, without the zeros; columns begin to end are worked on.
+the activation, feature-major; `triangle`: weights inside a block, row after row, without the zeros; columns begin to end are
+worked on.
 """
 
+import numpy as np
 from numba import njit
 
 from morphogen.layers.kernels.linked import NUMBERS, _0, _back, _pair
 
 __all__ = ["NUMBERS", "products", "solve", "solve_back", "sparse", "sparse_back"]
 
-# columns at a time: a block of 128 nodes then stays in the first cache
-_TILE = 64
+# columns at a time, at most
+_TILE = 128  # inside a block, whose values then stay in the second cache
+_WIDE = 256  # of a sparse wiring, where finding a row costs more than reading it
+
+_helper = njit(inline="always")
 
 
-@njit
-def _add(sums, row, weights, first, values, start, count, begin, end):
-    """sums[row] += weights[first:first+count] @ values[start:start+count], in columns begin to end."""
-    k = 0
-    while k + 8 <= count:
-        a, b, c, d = weights[first + k], weights[first + k + 1], weights[first + k + 2], weights[first + k + 3]
-        e, f, g, h = weights[first + k + 4], weights[first + k + 5], weights[first + k + 6], weights[first + k + 7]
-        at = start + k
-        for i in range(begin, end):
-            sums[row, i] += ((a * values[at, i] + b * values[at + 1, i]) + (c * values[at + 2, i] + d * values[at + 3, i])) + (
-                (e * values[at + 4, i] + f * values[at + 5, i]) + (g * values[at + 6, i] + h * values[at + 7, i])
-            )
-        k += 8
-    while k < count:
-        a = weights[first + k]
-        for i in range(begin, end):
-            sums[row, i] += a * values[start + k, i]
-        k += 1
+@_helper
+def _copied(tile, row, source, at, begin, wide):
+    """tile[row, :wide] = source[at, begin:begin + wide]."""
+    for i in range(wide):
+        tile[row, i] = source[at, begin + i]
 
 
-@njit
-def _gather(sums, row, weights, places, values, first, last, begin, end):
-    """sums[row] += weights[first:last] @ values[places[first:last]]."""
+@_helper
+def _stored(tile, row, into, at, begin, wide):
+    for i in range(wide):
+        into[at, begin + i] = tile[row, i]
+
+
+@_helper
+def _activate(kind, sums, row, values, at, two, wide):
+    """What a node puts out: one row of values, or two where it is linked."""
+    if kind == 0 and not two:  # alone in its loop, since the others would slow it
+        for i in range(wide):
+            values[at, i] = max(sums[row, i], _0)
+    else:
+        for i in range(wide):
+            positive, negative = _pair(kind, sums[row, i])
+            values[at, i] = positive
+            if two:
+                values[at + 1, i] = negative
+
+
+@_helper
+def _pull(kind, sums, node, values, source, gradients, at, two, deltas, row, begin, wide):
+    """deltas[row]: the gradient of a node's sum, from those of what it put out. A ReLU's sum is read off its values."""
+    if kind == 0 and not two:
+        for i in range(wide):
+            deltas[row, i] = gradients[at, i] if values[source, begin + i] > _0 else _0
+    else:
+        for i in range(wide):
+            read = values[source, begin + i] - values[source + 1, begin + i] if two else values[source, begin + i]
+            z = read if kind == 0 else sums[node, begin + i]
+            deltas[row, i] = _back(kind, z, gradients[at, i], gradients[at + 1, i] if two else _0)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
+    """Nodes in groups of four: all four from what stands before them, then among themselves."""
+    width = 2 if two else 1
+    v = np.empty((width * nodes, _TILE), values.dtype)
+    z = np.empty((4, _TILE), values.dtype)
+    for tile in range(begin, end, _TILE):
+        wide = min(_TILE, end - tile)
+        for low in range(0, nodes, 4):
+            group = min(4, nodes - low)
+            for j in range(group):
+                _copied(z, j, sums, low + j, tile, wide)
+            # rows of the triangle grow by `width` each
+            p = width * (low * (low - 1) // 2)
+            q = p + width * low
+            r = q + width * (low + 1)
+            s = r + width * (low + 2)
+            if inner and group == 4:
+                for k in range(0, width * low, 4):
+                    a0, a1, a2, a3 = triangle[p + k], triangle[p + k + 1], triangle[p + k + 2], triangle[p + k + 3]
+                    b0, b1, b2, b3 = triangle[q + k], triangle[q + k + 1], triangle[q + k + 2], triangle[q + k + 3]
+                    c0, c1, c2, c3 = triangle[r + k], triangle[r + k + 1], triangle[r + k + 2], triangle[r + k + 3]
+                    d0, d1, d2, d3 = triangle[s + k], triangle[s + k + 1], triangle[s + k + 2], triangle[s + k + 3]
+                    for i in range(wide):
+                        e, f, g, h = v[k, i], v[k + 1, i], v[k + 2, i], v[k + 3, i]
+                        z[0, i] += (a0 * e + a1 * f) + (a2 * g + a3 * h)
+                        z[1, i] += (b0 * e + b1 * f) + (b2 * g + b3 * h)
+                        z[2, i] += (c0 * e + c1 * f) + (c2 * g + c3 * h)
+                        z[3, i] += (d0 * e + d1 * f) + (d2 * g + d3 * h)
+            for j in range(group):
+                if inner:
+                    row = width * ((low + j) * (low + j - 1) // 2)
+                    for k in range(width * low if group == 4 else 0, width * (low + j)):
+                        a = triangle[row + k]
+                        for i in range(wide):
+                            z[j, i] += a * v[k, i]
+                if kind != 0:
+                    _stored(z, j, sums, low + j, tile, wide)
+                _activate(kind, z, j, v, width * (low + j), two, wide)
+        for row in range(width * nodes):
+            _stored(v, row, values, row, tile, wide)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, nodes, begin, end):
+    """Nodes in groups of four, from the last: a group among itself, then all four into those before it."""
+    width = 2 if two else 1
+    flowing = np.empty((width * nodes, _TILE), values.dtype)
+    d = np.zeros((4, _TILE), values.dtype)
+    for tile in range(begin, end, _TILE):
+        wide = min(_TILE, end - tile)
+        for row in range(width * nodes):
+            _copied(flowing, row, gradients, row, tile, wide)
+        for low in range((nodes - 1) // 4 * 4, -1, -4):
+            group = min(4, nodes - low)
+            for j in range(group - 1, -1, -1):
+                at = width * (low + j)
+                _pull(kind, sums, low + j, values, at, flowing, at, two, d, j, tile, wide)
+                _stored(d, j, deltas, low + j, tile, wide)
+                if inner:
+                    row = width * ((low + j) * (low + j - 1) // 2)
+                    for k in range(width * low if group == 4 else 0, width * (low + j)):
+                        a = triangle[row + k]
+                        for i in range(wide):
+                            flowing[k, i] += a * d[j, i]
+            if inner and group == 4:
+                p = width * (low * (low - 1) // 2)
+                q = p + width * low
+                r = q + width * (low + 1)
+                s = r + width * (low + 2)
+                for k in range(0, width * low, 4):
+                    a0, a1, a2, a3 = triangle[p + k], triangle[p + k + 1], triangle[p + k + 2], triangle[p + k + 3]
+                    b0, b1, b2, b3 = triangle[q + k], triangle[q + k + 1], triangle[q + k + 2], triangle[q + k + 3]
+                    c0, c1, c2, c3 = triangle[r + k], triangle[r + k + 1], triangle[r + k + 2], triangle[r + k + 3]
+                    d0, d1, d2, d3 = triangle[s + k], triangle[s + k + 1], triangle[s + k + 2], triangle[s + k + 3]
+                    for i in range(wide):
+                        e, f, g, h = d[0, i], d[1, i], d[2, i], d[3, i]
+                        flowing[k, i] += (a0 * e + b0 * f) + (c0 * g + d0 * h)
+                        flowing[k + 1, i] += (a1 * e + b1 * f) + (c1 * g + d1 * h)
+                        flowing[k + 2, i] += (a2 * e + b2 * f) + (c2 * g + d2 * h)
+                        flowing[k + 3, i] += (a3 * e + b3 * f) + (c3 * g + d3 * h)
+
+
+@_helper
+def _gather(z, weights, v, rows, first, last, wide):
+    """z[0] += sum of weights[k] * v[rows[k]] over k from first to last."""
     k = first
     while k + 8 <= last:
         a, b, c, d = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
         e, f, g, h = weights[k + 4], weights[k + 5], weights[k + 6], weights[k + 7]
-        p, q, r, s = places[k], places[k + 1], places[k + 2], places[k + 3]
-        t, u, v, w = places[k + 4], places[k + 5], places[k + 6], places[k + 7]
-        for i in range(begin, end):
-            sums[row, i] += ((a * values[p, i] + b * values[q, i]) + (c * values[r, i] + d * values[s, i])) + (
-                (e * values[t, i] + f * values[u, i]) + (g * values[v, i] + h * values[w, i])
+        p, q, r, s = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        t, u, w, x = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
+        for i in range(wide):
+            z[0, i] += ((a * v[p, i] + b * v[q, i]) + (c * v[r, i] + d * v[s, i])) + (
+                (e * v[t, i] + f * v[u, i]) + (g * v[w, i] + h * v[x, i])
             )
         k += 8
-    while k < last:
-        a, p = weights[k], places[k]
-        for i in range(begin, end):
-            sums[row, i] += a * values[p, i]
-        k += 1
-
-
-@njit
-def _activate(kind, sums, row, values, at, two, begin, end):
-    """What the node `row` puts out: one row of values, or two where it is linked."""
-    for i in range(begin, end):
-        positive, negative = _pair(kind, sums[row, i])
-        values[at, i] = positive
-        if two:
-            values[at + 1, i] = negative
-
-
-@njit
-def _pull(kind, sums, row, values, gradients, at, two, deltas, begin, end):
-    """deltas[row]: the gradient of the node's sum, from those of what it put out. A ReLU's sum is read off its values."""
-    for i in range(begin, end):
-        read = values[at, i] - values[at + 1, i] if two else values[at, i]
-        z = read if kind == 0 else sums[row, i]
-        deltas[row, i] = _back(kind, z, gradients[at, i], gradients[at + 1, i] if two else _0)
-
-
-@njit(nogil=True, cache=True)
-def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
-    width = 2 if two else 1
-    for tile in range(begin, end, _TILE):
-        stop = min(tile + _TILE, end)
-        first = 0
-        for j in range(nodes):
-            if inner:
-                _add(sums, j, triangle, first, values, 0, width * j, tile, stop)
-                first += width * j
-            _activate(kind, sums, j, values, width * j, two, tile, stop)
-
-
-@njit(nogil=True, cache=True)
-def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, nodes, begin, end):
-    """Nodes in groups of eight, from the last: a group among itself, then all eight into those before it."""
-    width = 2 if two else 1
-    for tile in range(begin, end, _TILE):
-        stop = min(tile + _TILE, end)
-        last = nodes
-        while last > 0:
-            low = max(0, last - 8)
-            for j in range(last - 1, low - 1, -1):
-                _pull(kind, sums, j, values, gradients, width * j, two, deltas, tile, stop)
-                if inner:
-                    row = width * (j * (j - 1) // 2)
-                    for k in range(width * low, width * j):
-                        a = triangle[row + k]
-                        for i in range(tile, stop):
-                            gradients[k, i] += a * deltas[j, i]
-            if inner and last - low == 8:
-                base = width * (low * (low - 1) // 2)
-                for k in range(width * low):
-                    # rows of the triangle grow by `width` each
-                    a = triangle[base + k]
-                    b = triangle[base + width * low + k]
-                    c = triangle[base + width * (2 * low + 1) + k]
-                    d = triangle[base + width * (3 * low + 3) + k]
-                    e = triangle[base + width * (4 * low + 6) + k]
-                    f = triangle[base + width * (5 * low + 10) + k]
-                    g = triangle[base + width * (6 * low + 15) + k]
-                    h = triangle[base + width * (7 * low + 21) + k]
-                    for i in range(tile, stop):
-                        four = (a * deltas[low, i] + b * deltas[low + 1, i]) + (c * deltas[low + 2, i] + d * deltas[low + 3, i])
-                        gradients[k, i] += four + (
-                            (e * deltas[low + 4, i] + f * deltas[low + 5, i])
-                            + (g * deltas[low + 6, i] + h * deltas[low + 7, i])
-                        )
-            last = low
-
-
-@njit(nogil=True, cache=True)
-def sparse(kind, two, weights, places, starts, sums, values, inputs, nodes, begin, end):
-    width = 2 if two else 1
-    for tile in range(begin, end, _TILE):
-        stop = min(tile + _TILE, end)
-        for j in range(nodes):
-            _gather(sums, j, weights, places, values, starts[j], starts[j + 1], tile, stop)
-            _activate(kind, sums, j, values, inputs + width * j, two, tile, stop)
-
-
-@njit
-def _gather_readers(gradients, row, weights, order, readers, deltas, first, last, begin, end):
-    """gradients[row] += what flows back from the nodes that read it."""
-    k = first
-    while k + 4 <= last:
-        a, b, c, d = weights[order[k]], weights[order[k + 1]], weights[order[k + 2]], weights[order[k + 3]]
-        p, q, r, s = readers[k], readers[k + 1], readers[k + 2], readers[k + 3]
-        for i in range(begin, end):
-            gradients[row, i] += (a * deltas[p, i] + b * deltas[q, i]) + (c * deltas[r, i] + d * deltas[s, i])
+    if k + 4 <= last:
+        a, b, c, d = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        p, q, r, s = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        for i in range(wide):
+            z[0, i] += (a * v[p, i] + b * v[q, i]) + (c * v[r, i] + d * v[s, i])
         k += 4
     while k < last:
-        a, p = weights[order[k]], readers[k]
-        for i in range(begin, end):
-            gradients[row, i] += a * deltas[p, i]
+        a, p = weights[k], rows[k]
+        for i in range(wide):
+            z[0, i] += a * v[p, i]
         k += 1
 
 
-@njit(nogil=True, cache=True)
-def sparse_back(kind, two, weights, order, readers, starts, sums, values, gradients, deltas, inputs, nodes, begin, end):
-    """order, readers, starts: the wiring by source: for each row of values, places in `weights` and the nodes there."""
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def sparse(kind, two, weights, places, starts, bias, sums, values, inputs, nodes, begin, end):
+    """values: the inputs are there. sums: written unless the kind is ReLU."""
     width = 2 if two else 1
-    for tile in range(begin, end, _TILE):
-        stop = min(tile + _TILE, end)
+    v = np.empty((inputs + width * nodes, _WIDE), values.dtype)
+    z = np.empty((1, _WIDE), values.dtype)
+    for tile in range(begin, end, _WIDE):
+        wide = min(_WIDE, end - tile)
+        for row in range(inputs):
+            _copied(v, row, values, row, tile, wide)
+        for j in range(nodes):
+            for i in range(wide):
+                z[0, i] = bias[j]
+            _gather(z, weights, v, places, starts[j], starts[j + 1], wide)
+            if kind != 0:
+                _stored(z, 0, sums, j, tile, wide)
+            _activate(kind, z, 0, v, inputs + width * j, two, wide)
+        for row in range(inputs, inputs + width * nodes):
+            _stored(v, row, values, row, tile, wide)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def sparse_back(kind, two, weights, readers, starts, sums, values, gradients, deltas, back, inputs, nodes, begin, end):
+    """weights, readers, starts: the wiring by source: for each row of values, the weights and the nodes that read it. back
+    (inputs or 0, batch): the gradients of the inputs, written where there is room."""
+    width = 2 if two else 1
+    d = np.empty((nodes, _WIDE), values.dtype)
+    g = np.empty((2, _WIDE), values.dtype)
+    for tile in range(begin, end, _WIDE):
+        wide = min(_WIDE, end - tile)
         for j in range(nodes - 1, -1, -1):
             at = inputs + width * j
-            for row in range(at, at + width):
-                _gather_readers(gradients, row, weights, order, readers, deltas, starts[row], starts[row + 1], tile, stop)
-            _pull(kind, sums, j, values, gradients, at, two, deltas, tile, stop)
-        for row in range(inputs):
-            _gather_readers(gradients, row, weights, order, readers, deltas, starts[row], starts[row + 1], tile, stop)
+            for half in range(width):
+                _copied(g, 0, gradients, at + width - 1 - half, tile, wide)
+                _gather(g, weights, d, readers, starts[at + width - 1 - half], starts[at + width - half], wide)
+                if half == 0 and two:
+                    for i in range(wide):
+                        g[1, i] = g[0, i]
+            _pull(kind, sums, j, values, at, g, 0, two, d, j, tile, wide)
+            _stored(d, j, deltas, j, tile, wide)
+        for row in range(len(back)):
+            _copied(g, 0, gradients, row, tile, wide)
+            _gather(g, weights, d, readers, starts[row], starts[row + 1], wide)
+            _stored(g, 0, back, row, tile, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def products(places, starts, deltas, values, found, columns, begin, end):
     """found[k] = deltas[j] . values[places[k]] for the entries of the nodes from begin to end."""
     for j in range(begin, end):
-        for k in range(starts[j], starts[j + 1]):
+        k = starts[j]
+        while k + 4 <= starts[j + 1]:
+            p, q, r, s = places[k], places[k + 1], places[k + 2], places[k + 3]
+            a = deltas[j, 0] * values[p, 0]
+            b = deltas[j, 0] * values[q, 0]
+            c = deltas[j, 0] * values[r, 0]
+            d = deltas[j, 0] * values[s, 0]
+            for i in range(1, columns):
+                a += deltas[j, i] * values[p, i]
+                b += deltas[j, i] * values[q, i]
+                c += deltas[j, i] * values[r, i]
+                d += deltas[j, i] * values[s, i]
+            found[k], found[k + 1], found[k + 2], found[k + 3] = a, b, c, d
+            k += 4
+        while k < starts[j + 1]:
             place = places[k]
             total = deltas[j, 0] * values[place, 0]
             for i in range(1, columns):
                 total += deltas[j, i] * values[place, i]
             found[k] = total
+            k += 1
