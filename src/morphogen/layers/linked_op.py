@@ -76,7 +76,8 @@ KINDS: dict[str, Kind] = {
 
 def linked(z: Tensor, kind: str, dim: int) -> Tensor:
     """[g(z), g(-z)] along `dim`, g a name of `KINDS`. Keeps z alone for the backward pass; can be differentiated again."""
-    result: Tensor = _Linked.apply(z, kind, dim)  # type: ignore[no-untyped-call]
+    function = _Linked if torch.compiler.is_compiling() or _transformed() else _Kept
+    result: Tensor = function.apply(z, kind, dim)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -107,9 +108,9 @@ def _compilable(z: Tensor) -> bool:
 def _run(name: str, kind: str, dim: int, *tensors: Tensor) -> None:
     """A compiled loop over `tensors`, the last but one of them shaped as z and all in one order of memory."""
     z, kernels = tensors[-2], _kernels()
-    order = (0, 2, 3, 1) if _last(z) else tuple(range(z.dim()))
-    # what lies between two steps along the dimensions before `dim`
-    run = math.prod(z.shape[i] for i in order[order.index(dim) :])
+    shape = z.shape
+    # what lies between two steps along the dimensions before `dim`; in memory the channels come last of (0, 2, 3, 1), or not
+    run = math.prod(shape[i] for i in _LAST[_LAST.index(dim) :]) if _last(z) else math.prod(shape[dim:])
     kernel, number, addresses = getattr(kernels, name), kernels.NUMBERS[kind], [t.data_ptr() for t in tensors]
     shared(lambda begin, end: kernel(number, *addresses, begin, end, run), z.numel() // run, _LEAST // run)
 
@@ -138,6 +139,9 @@ def _(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
     return torch.empty_like(_ordered(z, z))
 
 
+_LAST = (0, 2, 3, 1)
+
+
 def _last(z: Tensor) -> bool:
     """Whether memory runs over the channels first."""
     return z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
@@ -150,8 +154,9 @@ def _ordered(t: Tensor, z: Tensor) -> Tensor:
 def _doubled(z: Tensor, dim: int) -> Tensor:
     shape = list(z.shape)
     shape[dim] *= 2
-    order = torch.channels_last if _last(z) else torch.contiguous_format
-    return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=order)
+    if _last(z):
+        return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
+    return z.new_empty(shape)
 
 
 class _Linked(torch.autograd.Function):
@@ -173,6 +178,22 @@ class _Linked(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int) -> tuple[Tensor, int]:
         return linked(z.movedim(dims[0], 0), kind, dim + 1), 0
+
+
+class _Kept(torch.autograd.Function):
+    """The same for plain calls: with a context of its own, which `torch.func` cannot take, a call costs 0.1 ms less."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, kind: str, dim: int) -> Tensor:
+        ctx.kind, ctx.dim = kind, dim
+        ctx.save_for_backward(z)
+        return _forward(z, kind, dim)
+
+    backward = _Linked.backward
+
+
+# not public: where it is missing, every call goes the longer way
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 class _Slope(torch.autograd.Function):

@@ -25,41 +25,69 @@ _helper = njit(inline="always")
 @_helper
 def _copied(tile, row, source, at, begin, wide):
     """tile[row, :wide] = source[at, begin:begin + wide]."""
+    given = source[at, begin : begin + wide]  # an index that might be negative would keep the loop from becoming vectors
     for i in range(wide):
-        tile[row, i] = source[at, begin + i]
+        tile[row, i] = given[i]
 
 
 @_helper
 def _stored(tile, row, into, at, begin, wide):
+    found = into[at, begin : begin + wide]
     for i in range(wide):
-        into[at, begin + i] = tile[row, i]
+        found[i] = tile[row, i]
 
 
 @_helper
-def _activate(kind, sums, row, values, at, two, wide):
-    """What a node puts out: one row of values, or two where it is linked."""
-    if kind == 0 and not two:  # alone in its loop, since the others would slow it
-        for i in range(wide):
-            values[at, i] = max(sums[row, i], _0)
+def _put_out(kind, two, sums, row, values, at, wide):
+    for i in range(wide):
+        positive, negative = _pair(kind, sums[row, i])
+        values[at, i] = positive
+        if two:
+            values[at + 1, i] = negative
+
+
+@_helper
+def _activate(kind, two, sums, row, values, at, wide):
+    """What a node puts out: one row of values, or two where it is linked. A kind that is a constant has its loop to itself."""
+    if kind == 0:
+        _put_out(0, two, sums, row, values, at, wide)
+    elif kind == 1:
+        _put_out(1, two, sums, row, values, at, wide)
+    elif kind == 2:
+        _put_out(2, two, sums, row, values, at, wide)
+    elif kind == 3:
+        _put_out(3, two, sums, row, values, at, wide)
     else:
-        for i in range(wide):
-            positive, negative = _pair(kind, sums[row, i])
-            values[at, i] = positive
-            if two:
-                values[at + 1, i] = negative
+        _put_out(4, two, sums, row, values, at, wide)
 
 
 @_helper
-def _pull(kind, sums, node, values, source, gradients, at, two, deltas, row, begin, wide):
+def _taken_back(kind, two, z, gradients, at, deltas, row, wide):
+    for i in range(wide):
+        deltas[row, i] = _back(kind, z[i], gradients[at, i], gradients[at + 1, i] if two else _0)
+
+
+@_helper
+def _pull(kind, two, sums, node, values, source, gradients, at, deltas, row, begin, wide):
     """deltas[row]: the gradient of a node's sum, from those of what it put out. A ReLU's sum is read off its values."""
-    if kind == 0 and not two:
-        for i in range(wide):
-            deltas[row, i] = gradients[at, i] if values[source, begin + i] > _0 else _0
+    if kind == 0:
+        first = values[source, begin : begin + wide]
+        if two:
+            second = values[source + 1, begin : begin + wide]
+            for i in range(wide):
+                deltas[row, i] = _back(0, first[i] - second[i], gradients[at, i], gradients[at + 1, i])
+        else:
+            _taken_back(0, False, first, gradients, at, deltas, row, wide)
+        return
+    z = sums[node, begin : begin + wide]
+    if kind == 1:
+        _taken_back(1, two, z, gradients, at, deltas, row, wide)
+    elif kind == 2:
+        _taken_back(2, two, z, gradients, at, deltas, row, wide)
+    elif kind == 3:
+        _taken_back(3, two, z, gradients, at, deltas, row, wide)
     else:
-        for i in range(wide):
-            read = values[source, begin + i] - values[source + 1, begin + i] if two else values[source, begin + i]
-            z = read if kind == 0 else sums[node, begin + i]
-            deltas[row, i] = _back(kind, z, gradients[at, i], gradients[at + 1, i] if two else _0)
+        _taken_back(4, two, z, gradients, at, deltas, row, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
@@ -100,7 +128,7 @@ def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
                             z[j, i] += a * v[k, i]
                 if kind != 0:
                     _stored(z, j, sums, low + j, tile, wide)
-                _activate(kind, z, j, v, width * (low + j), two, wide)
+                _activate(kind, two, z, j, v, width * (low + j), wide)
         for row in range(width * nodes):
             _stored(v, row, values, row, tile, wide)
 
@@ -119,7 +147,7 @@ def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, node
             group = min(4, nodes - low)
             for j in range(group - 1, -1, -1):
                 at = width * (low + j)
-                _pull(kind, sums, low + j, values, at, flowing, at, two, d, j, tile, wide)
+                _pull(kind, two, sums, low + j, values, at, flowing, at, d, j, tile, wide)
                 _stored(d, j, deltas, low + j, tile, wide)
                 if inner:
                     row = width * ((low + j) * (low + j - 1) // 2)
@@ -188,7 +216,7 @@ def sparse(kind, two, weights, places, starts, bias, sums, values, inputs, nodes
             _gather(z, weights, v, places, starts[j], starts[j + 1], wide)
             if kind != 0:
                 _stored(z, 0, sums, j, tile, wide)
-            _activate(kind, z, 0, v, inputs + width * j, two, wide)
+            _activate(kind, two, z, 0, v, inputs + width * j, wide)
         for row in range(inputs, inputs + width * nodes):
             _stored(v, row, values, row, tile, wide)
 
@@ -210,7 +238,7 @@ def sparse_back(kind, two, weights, readers, starts, sums, values, gradients, de
                 if half == 0 and two:
                     for i in range(wide):
                         g[1, i] = g[0, i]
-            _pull(kind, sums, j, values, at, g, 0, two, d, j, tile, wide)
+            _pull(kind, two, sums, j, values, at, g, 0, d, j, tile, wide)
             _stored(d, j, deltas, j, tile, wide)
         for row in range(len(back)):
             _copied(g, 0, gradients, row, tile, wide)

@@ -22,8 +22,11 @@ _E5, _E6, _E7 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.flo
 _P, _Q1, _Q2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.284496736)
 _Q3, _Q4, _Q5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
 
+# division by zero is infinite, as it is in an array: a check for it would be a branch in every loop
+_plain = njit(error_model="numpy")
 
-@njit
+
+@_plain
 def _parts(x):
     """(2^k, e^r - 1) of x <= 0: plain arithmetic, so that the compiler makes vectors of it."""
     x = _LEAST if x < _LEAST else x  # written so that what is not a number stays one
@@ -34,54 +37,54 @@ def _parts(x):
     return power, ((((((_E7 * r + _E6) * r + _E5) * r + _E4) * r + _E3) * r + _E2) * r * r) + r
 
 
-@njit
+@_plain
 def _exp(x):
     power, rest = _parts(x)
     return power * rest + power
 
 
-@njit
+@_plain
 def _expm1(x):
     power, rest = _parts(x)
     return power * rest + (power - _1)
 
 
-@njit
+@_plain
 def _relu(z):
     return (_0 if z <= _0 else z), (_0 if z >= _0 else -z)
 
 
-@njit
+@_plain
 def _relu_back(z, positive, negative):
     # chosen, not multiplied: what is blocked may be infinite
     return (_0 if z <= _0 else positive) - (_0 if z >= _0 else negative)
 
 
-@njit
+@_plain
 def _elu(z):
     rest = _expm1(-abs(z))
     return (rest if z <= _0 else z), (rest if z >= _0 else -z)
 
 
-@njit
+@_plain
 def _elu_slopes(z):
     flat = _exp(-abs(z))
     return (flat if z <= _0 else _1), (flat if z >= _0 else _1)
 
 
-@njit
+@_plain
 def _selu(z):
     rest = _ALPHA * _expm1(-abs(z))
     return _SCALE * (rest if z <= _0 else z), _SCALE * (rest if z >= _0 else -z)
 
 
-@njit
+@_plain
 def _selu_slopes(z):
     flat = _ALPHA * _exp(-abs(z))
     return _SCALE * (flat if z <= _0 else _1), _SCALE * (flat if z >= _0 else _1)
 
 
-@njit
+@_plain
 def _shares(z):
     """(sigmoid(z), sigmoid(-z)), the small one exact too."""
     small = _exp(-abs(z))
@@ -90,19 +93,19 @@ def _shares(z):
     return (small if z < _0 else large), (large if z < _0 else small)
 
 
-@njit
+@_plain
 def _silu(z):
     up, down = _shares(z)
     return z * up, -z * down
 
 
-@njit
+@_plain
 def _silu_slopes(z):
     up, down = _shares(z)
     return up + z * up * down, down - z * up * down
 
 
-@njit
+@_plain
 def _normal(z):
     """(distribution(z), distribution(-z), density(z)) of the standard normal."""
     size = abs(z) * _ROOT_HALF
@@ -113,19 +116,19 @@ def _normal(z):
     return (small if z < _0 else large), (large if z < _0 else small), _DENSITY * bell
 
 
-@njit
+@_plain
 def _gelu(z):
     up, down, _ = _normal(z)
     return z * up, -z * down
 
 
-@njit
+@_plain
 def _gelu_slopes(z):
     up, down, density = _normal(z)
     return up + z * density, down - z * density
 
 
-@njit
+@_plain
 def _pair(kind, z):
     if kind == 0:
         return _relu(z)
@@ -138,7 +141,7 @@ def _pair(kind, z):
     return _gelu(z)
 
 
-@njit
+@_plain
 def _slopes(kind, z):
     if kind == 1:
         return _elu_slopes(z)
@@ -149,7 +152,7 @@ def _slopes(kind, z):
     return _gelu_slopes(z)
 
 
-@njit
+@_plain
 def _back(kind, z, positive, negative):
     if kind == 0:
         return _relu_back(z, positive, negative)
@@ -157,29 +160,33 @@ def _back(kind, z, positive, negative):
     return up * positive - down * negative
 
 
-# Copied into each caller, where `kind` is a constant, so that the loop holds one kind alone.
+# Copied into each caller, where `kind` is a constant, so that the loop holds one kind alone. Rows are slices from 0 on: an
+# index that might be negative would keep the compiler from making vectors of the loop.
 @njit(inline="always")
 def _write_pair(kind, z, out, begin, end, inner):
     for row in range(begin, end):
-        source, target = row * inner, 2 * row * inner
+        given = z[row * inner : (row + 1) * inner]
+        first, second = out[2 * row * inner : (2 * row + 1) * inner], out[(2 * row + 1) * inner : 2 * (row + 1) * inner]
         for i in range(inner):
-            positive, negative = _pair(kind, z[source + i])
-            out[target + i] = positive
-            out[target + inner + i] = negative
+            positive, negative = _pair(kind, given[i])
+            first[i] = positive
+            second[i] = negative
 
 
 @njit(inline="always")
 def _write_back(kind, gradient, z, out, begin, end, inner):
     for row in range(begin, end):
-        target, source = row * inner, 2 * row * inner
+        given, result = z[row * inner : (row + 1) * inner], out[row * inner : (row + 1) * inner]
+        first = gradient[2 * row * inner : (2 * row + 1) * inner]
+        second = gradient[(2 * row + 1) * inner : 2 * (row + 1) * inner]
         for i in range(inner):
-            out[target + i] = _back(kind, z[target + i], gradient[source + i], gradient[source + inner + i])
+            result[i] = _back(kind, given[i], first[i], second[i])
 
 
 _FLOATS, _WHOLE = types.CPointer(types.float32), types.intp
 
 
-@cfunc(types.void(_WHOLE, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True)
+@cfunc(types.void(_WHOLE, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True, error_model="numpy")
 def _forward(kind, z, out, begin, end, inner):
     given, result = carray(z, end * inner), carray(out, 2 * end * inner)
     if kind == 0:
@@ -194,7 +201,7 @@ def _forward(kind, z, out, begin, end, inner):
         _write_pair(4, given, result, begin, end, inner)
 
 
-@cfunc(types.void(_WHOLE, _FLOATS, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True)
+@cfunc(types.void(_WHOLE, _FLOATS, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True, error_model="numpy")
 def _backward(kind, gradient, z, out, begin, end, inner):
     above, given, result = carray(gradient, 2 * end * inner), carray(z, end * inner), carray(out, end * inner)
     if kind == 0:
