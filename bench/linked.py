@@ -7,6 +7,8 @@ activation is twice its input, so its peers read tensors of twice the size.
 
 Whole networks at equal multiplications: four 3 x 3 convolutions, linked with 32 units each, plain with sqrt(2) times as many.
 The article's ratios, 2.09 (batch norm) and 1.38 (SELU), are wall times of whole runs on a GPU.
+
+The identity W [z+; z-] = (W1 - W2)/2 z + (W1 + W2)/2 |z| of LK-ReLU and the linear layer behind it: what it would save.
 """
 
 import json
@@ -16,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
@@ -44,6 +47,39 @@ def layers(shape: tuple[int, ...]) -> dict[str, float]:
     runs["linked"] = partial(passes, LKReLU(), torch.randn(shape, requires_grad=True), gradient)
     times = in_turns(runs, turns=max(20, min(300, 30_000_000 // gradient.numel())))
     return {name: ratio(times, name, "linked") for name in peers}
+
+
+# batch, units, outputs
+BEHIND = ((256, 512, 10), (256, 512, 512), (2048, 1024, 10), (2048, 1024, 1024))
+
+
+def by_definition(z: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(LKReLU()(z), weight)
+
+
+def by_identity(z: Tensor, weight: Tensor) -> Tensor:
+    first, second = weight.chunk(2, 1)
+    return torch.addmm(F.linear(z, (first - second) / 2), z.abs(), ((first + second) / 2).T)
+
+
+def behind(batch: int, units: int, outputs: int) -> tuple[float, float]:
+    """The time of the layer by its definition over that by the identity: (forward and backward, forward)."""
+    z, weight = torch.randn(batch, units, requires_grad=True), torch.randn(outputs, 2 * units, requires_grad=True)
+    gradient = torch.randn(batch, outputs)
+
+    def both(way: Callable[..., Tensor]) -> None:
+        torch.autograd.grad(way(z, weight), (z, weight), gradient)
+
+    def forward(way: Callable[..., Tensor]) -> None:
+        with torch.no_grad():
+            way(z, weight)
+
+    turns = max(15, min(300, int(1e9 / (batch * units * (outputs + 100)))))
+    found = []
+    for run in (both, forward):
+        times = in_turns({"definition": partial(run, by_definition), "identity": partial(run, by_identity)}, turns)
+        found.append(ratio(times, "definition", "identity"))
+    return found[0], found[1]
 
 
 def network(units: int, activation: Callable[[], nn.Module], widen: int = 1, norm: bool = False) -> nn.Sequential:
@@ -82,7 +118,8 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: layers(shape) for name, shape in SHAPES.items()}
     whole = networks()
-    result = {"layers": found, "networks": whole, "environment": environment()}
+    identity = {f"{batch:,} x {units:,} -> {outputs:,}": behind(batch, units, outputs) for batch, units, outputs in BEHIND}
+    result = {"layers": found, "networks": whole, "identity": identity, "environment": environment()}
     (RESULTS / "linked.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [
         "| forward and backward, time / LK-ReLU on equal outputs | " + " | ".join(ASKED) + " |",
@@ -94,6 +131,12 @@ def main() -> None:
         "| four convolutions, training step, equal multiplications | " + " | ".join(f"{whole[p]:.2f}" for p in ASKED) + " |"
     )
     lines.append("| the article, whole runs on a GPU | – | 2.09 | 1.38 |")
+    lines += [
+        "",
+        "| LK-ReLU and a linear layer, time / that by the identity | forward and backward | forward |",
+        "|---|--:|--:|",
+    ]
+    lines += [f"| {name} | {both:.2f} | {forward:.2f} |" for name, (both, forward) in identity.items()]
     lines += ["", "; ".join(f"{k} {v}" for k, v in environment().items())]
     (RESULTS / "linked.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
