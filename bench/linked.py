@@ -133,7 +133,7 @@ def main() -> None:
     lines.append("| the article, whole runs on a GPU | – | 2.09 | 1.38 |")
     lines += [
         "",
-        "| LK-ReLU and a linear layer, time / that by the identity | forward and backward | forward |",
+        "| linear layer behind LK-ReLU, time / by the identity | forward and backward | forward |",
         "|---|--:|--:|",
     ]
     lines += [f"| {name} | {both:.2f} | {forward:.2f} |" for name, (both, forward) in identity.items()]
