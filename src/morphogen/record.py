@@ -88,6 +88,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A plot of one number for each row and column: `panel` names it; rows of values, the first on top."""
+
+    panel: str
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """A scalar of one run, by step. times: of the clock, in seconds, where they were noted. run: may have slashes."""
 
@@ -119,6 +127,7 @@ class Reproduction:
     environment: dict[str, str] = field(default_factory=dict)
     traces: tuple[Trace, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict, metadata={"json": False})
+    grids: tuple[Grid, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from morphogen.experiments.over_seeds import over_seeds
 from morphogen.layers.dag import Dag
 from morphogen.layers.dag_stats import Stats
 from morphogen.models.dagnet import dagnet
-from morphogen.record import Claim, Curve, Reproduction
+from morphogen.record import Claim, Curve, Grid, Reproduction
 from morphogen.resize.nodes import full_gradient, rewire
 from morphogen.train import State, generator
 
@@ -62,14 +62,29 @@ def moved(state: State, parts: Data, config: Config, seed: int) -> None:
     rewire(dag, config.share, gradient, optimizers=[state.optimizer], generator=generator(seed, 9, state.round))
 
 
-def trained(config: Config, seed: int) -> dict[str, Fit]:
-    """A network for each number of sources, the full wiring, and the wiring that moves."""
+def wired(dag: Dag, parts: int = 32) -> tuple[tuple[float, ...], ...]:
+    """The share of all possible connections that there are, by parts of the nodes (rows) and of what can be read (columns)."""
+    node, source = dag.entries()
+    rows, columns = node * parts // dag.nodes, source * parts // dag.layout.values
+    there = torch.bincount(rows * parts + columns, minlength=parts**2).view(parts, parts)
+    able = torch.arange(dag.layout.values)[None] < dag.in_features + torch.arange(dag.nodes)[:, None]
+    node, source = able.nonzero(as_tuple=True)
+    cells = node * parts // dag.nodes * parts + source * parts // dag.layout.values
+    possible = torch.bincount(cells, minlength=parts**2).view(parts, parts)
+    return tuple(tuple(row) for row in (there / possible.clamp_min(1)).tolist())
+
+
+def trained(config: Config, seed: int, seen: dict[str, Dag] | None = None) -> dict[str, Fit]:
+    """A network for each number of sources, the full wiring, and the wiring that moves. seen: receives two of the networks."""
     parts = data(config.data, seed, config.rows)
     last = config.epochs * max(1, len(parts.train[0]) // config.batch)
 
     def one(hook: Callable[[State], None] | None = None, **how: Any) -> Fit:
         model = dagnet(parts.features, parts.classes, config.nodes, generator=generator(seed, 3), **how)
-        return fitted(model, parts, "Adam", config.rate, config.epochs, config.batch, seed, hook)
+        found = fitted(model, parts, "Adam", config.rate, config.epochs, config.batch, seed, hook)
+        if seen is not None and how.get("fan_in") == config.rewired:
+            seen[REWIRED if hook else "drawn"] = model.dag  # type: ignore[assignment]
+        return found
 
     def move(state: State) -> None:
         if state.step < last:
@@ -105,7 +120,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     """All numbers of sources, the full wiring, and a wiring that moves."""
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
     began = time.perf_counter()
-    runs = [trained(config, seed) for seed in range(seeds)]
+    seen: dict[str, Dag] = {}
+    runs = [trained(config, seed, None if seed else seen) for seed in range(seeds)]
     shapes = {n: [distances(config.nodes, n, seed) for seed in range(seeds)] for n in config.fans}
     claims = [over_seeds(f"{name}: test accuracy", [run[name].test[-1] for run in runs]) for name in runs[0]]
     claims += [over_seeds(f"{name}: seconds an epoch", [run[name].seconds[-1] / config.epochs for run in runs])
@@ -125,8 +141,10 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         "accuracy": ("sources a node", "test accuracy"), "hops": ("sources a node", "mean hops to the reader"),
         "histogram": ("hops", "share of nodes"),
     }  # fmt: skip
+    grids = tuple(Grid(f"wiring of {_name(config.rewired)}, {name}", wired(dag)) for name, dag in seen.items())
+    axes |= dict.fromkeys((grid.panel for grid in grids), ("source (32 parts; inputs first)", "node (32 parts)"))
     return Reproduction(
         "dagnn-hops", "Few sources a neuron", "DagNN, post of 2017", "default",
         {key: str(value) for key, value in vars(config).items()}, tuple(claims), tuple(curves), axes, (),
-        time.perf_counter() - began,
+        time.perf_counter() - began, grids=grids,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from morphogen.record import Claim, Reproduction, to_json, write_atomic
+from morphogen.record import Claim, Grid, Reproduction, to_json, write_atomic
 
 HEADER = ("claim", "published", "measured", "accepted", "verdict", "source")
 
@@ -39,11 +39,28 @@ def picture_of(panel: str) -> str:
 
 def panels(reproduction: Reproduction) -> tuple[str, ...]:
     """The names of the plots, in order."""
-    return tuple(dict.fromkeys(curve.panel for curve in reproduction.curves))
+    drawn = [curve.panel for curve in reproduction.curves] + [grid.panel for grid in reproduction.grids]
+    return tuple(dict.fromkeys(drawn))
 
 
 def plot(reproduction: Reproduction, panel: str) -> Figure:
-    """One panel. A published curve, "published NAME", is dashed, in the colour of the curve whose name ends in NAME."""
+    """One panel."""
+    grid = next((grid for grid in reproduction.grids if grid.panel == panel), None)
+    return lines(reproduction, panel) if grid is None else cells_of(reproduction, grid)
+
+
+def cells_of(reproduction: Reproduction, grid: Grid) -> Figure:
+    """A grid, as colours."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(grid.values, aspect="auto", cmap="viridis", interpolation="nearest"))
+    x, y = reproduction.axes.get(grid.panel, ("", ""))
+    axes.set(xlabel=x, ylabel=y, title=f"{reproduction.title}: {grid.panel}")
+    return figure
+
+
+def lines(reproduction: Reproduction, panel: str) -> Figure:
+    """Curves. A published curve, "published NAME", is dashed, in the colour of the curve whose name ends in NAME."""
     many = sum(curve.panel == panel for curve in reproduction.curves) > 10
     figure = Figure(figsize=(7, 6 if many else 4.2), layout="constrained")
     axes = figure.subplots()
