@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -14,6 +15,7 @@ from morphogen import Grow, PlanError, ShapeError, Shrink, Split, resize
 from morphogen.formats.onnx import export_onnx
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
+from morphogen.layers.cascade import Cascade
 from morphogen.layers.dag import Dag, places
 from morphogen.layers.dag_graph import from_networkx, to_networkx
 from morphogen.layers.dag_levels import by_levels, without_dags
@@ -24,7 +26,7 @@ from morphogen.measures.importance import unit_importance
 from morphogen.resize.checkpoint import load_ledger
 from morphogen.resize.doctor import doctor
 from morphogen.resize.firefly import firefly
-from morphogen.resize.nodes import full_gradient, grow_nodes, prune_weights, rewire
+from morphogen.resize.nodes import add_stage, full_gradient, grow_nodes, prune_weights, rewire
 from morphogen.transforms.freeze import freeze
 
 VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]
@@ -570,3 +572,56 @@ def test_graphs_that_are_none_are_refused() -> None:
     ]:  # fmt: skip
         with pytest.raises(ShapeError, match=reason):
             from_networkx(graph, inputs)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1)])
+def test_a_cascade_keeps_its_function_and_what_it_has_learned(linked: bool, optimizer: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Cascade(4, 6, 3, linked=linked).double(), torch.randn(9, 4, dtype=torch.float64)
+    trainer = optimizer(model.parameters())
+
+    def step() -> None:
+        trainer.zero_grad()
+        model(x).square().mean().backward()
+        trainer.step()
+
+    step()
+    before, state, parts = model(x), copy.deepcopy(trainer.state_dict()), copy.deepcopy(model.state_dict())
+    applied = add_stage(model, 5, optimizers=[trainer])
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in learning} == {id(p) for group in trainer.param_groups for p in group["params"]}
+    assert {id(p) for p in trainer.state} <= {id(p) for p in learning}
+    first = [p.detach().clone() for p in model.stages[0].parameters()]
+    second = model.stages[1].weight.detach().clone()
+    step()
+    step()  # the readout's weights on the new nodes are no longer zero
+    assert all(torch.equal(a, b) for a, b in zip(first, model.stages[0].parameters(), strict=True))
+    assert not torch.equal(second, model.stages[1].weight)
+    with pytest.raises(PlanError, match="was changed since"):
+        applied.undo()
+    again = Cascade(4, 6, 3, linked=linked).double()
+    again.load_state_dict(parts)
+    trainer = optimizer(again.parameters())
+    trainer.load_state_dict(state)
+    add_stage(again, 5, optimizers=[trainer]).undo()
+    assert all(torch.equal(value, parts[name]) for name, value in again.state_dict().items())
+    assert all(p.requires_grad for p in again.parameters())
+    restored = trainer.state_dict()
+    assert restored["param_groups"] == state["param_groups"]
+    for number, entries in state["state"].items():
+        assert str(restored["state"][number]) == str(entries)
+
+
+def test_a_cascade_becomes_plain_layers() -> None:
+    model, x = Cascade(4, 6, 3), torch.randn(5, 4)
+    add_stage(model, 5)
+    torch.nn.init.normal_(model.readout.weight)
+    plain, certificate = freeze(model, x)
+    assert not any(isinstance(module, Dag) for module in plain.modules())
+    assert certificate.max_error <= 1e-5
+    with pytest.raises(PlanError, match="count=0"):
+        add_stage(model, 0)
+    with pytest.raises(ShapeError, match="in_features=4"):
+        model(torch.ones(2, 3))

@@ -1,4 +1,4 @@
-"""Nodes and weights join and leave a `Dag` while it is trained: `grow_nodes`, `prune_weights`, `rewire`.
+"""Nodes and weights join and leave a `Dag` while it is trained: `grow_nodes`, `prune_weights`, `rewire`, and `add_stage`.
 
 As in every resize, parameters keep their identity, the optimizers' state is cut by the same entries, and `undo()` takes it
 back.
@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
+from morphogen.layers.cascade import Cascade
 from morphogen.layers.dag import Dag, entries, moved, places
 from morphogen.layers.dag_op import Layout, spread
 from morphogen.layers.dag_op import dag as values
 from morphogen.record import Receipt
 from morphogen.resize.apply import Applied, applied, commit, count_parameters, cut_states, refresh_sizes
+from morphogen.resize.blocks import enrol, release
 from morphogen.resize.optim import checked_fresh, take
 from morphogen.resize.plan import NEW, tensors_of
 
@@ -42,6 +44,40 @@ def grow_nodes(
         dag, cuts, change.layout, (change.sources, change.starts), f"grow {count} nodes", optimizers, fresh,
         lambda: dag.start(change.first, generator), dag.readout is not None,
     )  # fmt: skip
+
+
+def add_stage(
+    cascade: Cascade, count: int,
+    *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: float = 1.0,
+) -> Applied:  # fmt: skip
+    """Begin a new stage of `count` nodes, which alone learns from now on, with the readout: the nodes that are there are
+    frozen, and the optimizers let go of them.
+
+    The readout's new weights are zero, so the function stays. The new nodes join the group of the readout's weight. Errors:
+    `PlanError` for a count below 1.
+    """
+    if count < 1:
+        raise PlanError(f"add_stage: count={count}; give at least 1")
+    before, weight, width = count_parameters(cascade), cascade.readout.weight, cascade.features
+    stage = cascade.new_stage(count, generator)
+    index = _extended(width, width + stage.layout.width * count)
+    states = cut_states(optimizers, weight, [(1, index, "readout.weight")], checked_fresh(fresh))
+    back: list[Callable[[], None]] = []
+    for parameter in cascade.stages[-1].parameters():
+        back.append(lambda p=parameter, learned=parameter.requires_grad: p.requires_grad_(learned))  # type: ignore[misc]
+        parameter.requires_grad_(False)
+        for optimizer in optimizers:
+            release(optimizer, parameter, back)
+    for parameter in stage.parameters():
+        for optimizer in optimizers:
+            enrol(optimizer, weight, parameter, back)
+    cascade.stages.append(stage)
+    back.append(lambda: cascade.stages.__delitem__(-1))
+    commit([(weight, take(weight.detach(), 1, index))], states, back)
+    refresh_sizes(cascade, back)
+    sizes = {"stages": (len(cascade.stages) - 1, len(cascade.stages)), "readout.weight": (width, len(index))}
+    receipt = Receipt((f"begin a stage of {count} nodes",), sizes, (before, count_parameters(cascade)), keeps=True)
+    return applied(cascade, receipt, back)
 
 
 def prune_weights(dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = ()) -> Applied:
