@@ -10,7 +10,7 @@ import morphogen as mg
 from morphogen import ShapeError, Unsupported
 from morphogen.bounds import Box, ball, forward, interval, linear, lower_bound, program
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
-from morphogen.bounds.linear import lines
+from morphogen.bounds.linear import Free, lines
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
 
@@ -103,9 +103,9 @@ def test_a_network_by_hand() -> None:
     box = Box(-torch.ones(1, 2), torch.ones(1, 2))
     assert [float(v) for v in vars(linear(net, box)[net.output]).values()] == [-1.5, 2.5]
     assert [float(v) for v in vars(interval(net, box)[net.output]).values()] == [-1.5, 2.5]
-    slopes = {"relu": torch.ones(1, 1, 2).double()}
+    free = Free({"relu": torch.ones(1, 1, 1, 2).double()})
     # with slope 1 below: a + b - ((a - b) / 2 + 1) + 0.5, least at -1, -1: -2 - 1 + 0.5
-    assert float(lower_bound(net, linear(net, box), torch.ones(1, 1, 1), None, slopes)) == pytest.approx(-2.5)
+    assert float(lower_bound(net, linear(net, box), torch.ones(1, 1, 1), free=free)) == pytest.approx(-2.5)
 
 
 def test_an_affine_network_is_bounded_exactly() -> None:

@@ -5,15 +5,20 @@ linear(net, ball(x, 0.1))           # every value between two numbers, by name; 
 verify("net.onnx", "p.vnnlib")      # sat, unsat or unknown
 """
 
+from morphogen.bounds.alpha import alpha, optimised
+from morphogen.bounds.attack import attack
 from morphogen.bounds.box import Box, ball
-from morphogen.bounds.branch import Unsafe, Verdict, split_inputs
+from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import linear, lower_bound
+from morphogen.bounds.linear import Free, linear, lower_bound
+from morphogen.bounds.lp import least_of
 from morphogen.bounds.program import Program, program
+from morphogen.bounds.units import split_units
+from morphogen.bounds.unsafe import Unsafe, Verdict
 from morphogen.bounds.verify import Answer, verify
 
 __all__ = [
-    "Answer", "Box", "Program", "Unsafe", "Verdict", "ball", "forward", "interval", "linear", "lower_bound", "program",
-    "split_inputs", "verify",
+    "Answer", "Box", "Free", "Program", "Unsafe", "Verdict", "alpha", "attack", "ball", "forward", "interval", "least_of",
+    "linear", "lower_bound", "optimised", "program", "split_inputs", "split_units", "verify",
 ]  # fmt: skip

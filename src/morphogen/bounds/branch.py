@@ -7,7 +7,6 @@ the point where its bound is attained, which is how counterexamples are found.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,32 +14,7 @@ from torch import Tensor
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import backward, least, linear
 from morphogen.bounds.program import Program
-
-_MARGIN = 1e-9  # by which a bound must clear 0: sums in float64 through a network are off by less
-
-
-@dataclass(frozen=True)
-class Unsafe:
-    """Outputs y with rows y <= limits, all of them. rows: (k, outputs), limits: (k,)."""
-
-    rows: Tensor
-    limits: Tensor
-
-    def excess(self, y: Tensor) -> Tensor:
-        """By how much outputs (batch, ...) are safe: the largest row's surplus, (batch,); unsafe where it is at most 0."""
-        return (y.flatten(1) @ self.rows.T - self.limits).amax(1)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """status: "unsat" (no input of the box is unsafe: proved), "sat" (witness is one) or "unknown". bound: the excess of every
-    input is at least so much. boxes: how many were bounded. seconds: that it took."""
-
-    status: str
-    bound: float
-    witness: Tensor | None = None
-    boxes: int = 0
-    seconds: float = 0.0
+from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
 
 
 def split_inputs(
@@ -70,7 +44,7 @@ def split_inputs(
         excess = unsafe.excess(net(tried))
         if float(excess.min()) <= 0:
             return Verdict("sat", float(excess.min()), tried[excess.argmin()], seen, time.perf_counter() - began)
-        open_ = found <= _MARGIN
+        open_ = found <= MARGIN
         proved = min(proved, float(found[~open_].min())) if bool((~open_).any()) else proved
         halves = _halves(here[open_], coefficients[open_])
         lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])

@@ -5,7 +5,8 @@ activation other than ReLU are those of least area, found by search over the slo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,16 @@ class Lines:
     above_at: Tensor
 
 
-def linear(net: Program, box: Box) -> dict[str, Box]:
+class Bound(Protocol):
+    """(net, boxes, spec, name of the value) -> the least values, as `lower_bound`."""
+
+    def __call__(self, net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None) -> Tensor: ...
+
+
+def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
     """Bounds on every value by name, at least as tight as `interval`. What activations read, and the output, is bounded by
-    linear functions of the input, everything else from what it reads. box: of inputs, (batch, *net.shapes[net.input])."""
+    linear functions of the input, everything else from what it reads. box: of inputs, (batch, *net.shapes[net.input]). bound:
+    how those functions are found, `lower_bound` by default."""
     boxes: dict[str, Box] = {net.input: box.to(net.dtype)}
     wanted = {name for step in net.steps if not affine(step) for name in step.reads} | {net.output}
     bent: set[str] = set()  # values that are no affine function of the input: their intervals are not exact
@@ -41,11 +49,11 @@ def linear(net: Program, box: Box) -> dict[str, Box]:
         if not affine(step) or bent.intersection(step.reads):
             bent.add(step.name)
         if step.name in wanted and (step.name in bent or step.kind not in WEIGHTED or step.reads != (net.input,)):
-            boxes[step.name] = boxes[step.name].meet(_tightened(net, step.name, boxes))
+            boxes[step.name] = boxes[step.name].meet(_tightened(net, step.name, boxes, bound or lower_bound))
     return boxes
 
 
-def _tightened(net: Program, name: str, boxes: Mapping[str, Box]) -> Box:
+def _tightened(net: Program, name: str, boxes: Mapping[str, Box], bound: Bound) -> Box:
     """Linear bounds on a value; on those of its entries alone that are used with both signs, where it goes into ReLUs."""
     box, shape = boxes[name], net.shapes[name]
     lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
@@ -58,7 +66,7 @@ def _tightened(net: Program, name: str, boxes: Mapping[str, Box]) -> Box:
         one = torch.zeros(1, len(part), lower.shape[1], dtype=net.dtype)
         one[0, torch.arange(len(part)), part] = 1
         spec = torch.cat([one, -one], 1).unflatten(2, shape)
-        found = lower_bound(net, boxes, spec, name)
+        found = bound(net, boxes, spec, name)
         lower[:, part], upper[:, part] = found[:, : len(part)], -found[:, len(part) :]
     return Box(torch.minimum(lower, upper).view_as(box.lower), torch.maximum(lower, upper).view_as(box.upper))
 
@@ -67,16 +75,29 @@ def _count(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
+@dataclass(frozen=True)
+class Free:
+    """What a linear bound may choose, all of it sound.
+
+    slopes: by activation, (lines, batch, 1 or count, *shape): of the lines below and above it; a ReLU has one, below. shifts:
+    by value, (batch, 1 or count, *shape): functions that are at least 0 on the set in question, given by their coefficients on
+    that value, and taken away.
+    """
+
+    slopes: Mapping[str, Tensor] = field(default_factory=dict)
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def lower_bound(
-    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, slopes: Mapping[str, Tensor] | None = None
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, free: Free | None = None
 ) -> Tensor:
     """The least values, (batch, count), that linear functions of a value (the output's by default) can have.
 
-    spec: their coefficients, (batch or 1, count, *shape of the value). boxes: of what activations read, from `linear`. slopes:
-    of the lines below ReLUs, (batch, 1 or count, *shape) each, by the activation's name; by default 1 where most of the
-    interval is positive, else 0.
+    spec: their coefficients, (batch or 1, count, *shape of the value). boxes: of what activations read, from `linear`. free:
+    without it a ReLU's line below has the slope 1 where most of the interval is positive, else 0, and other activations have
+    the two lines with the least area between them.
     """
-    return least(*backward(net, boxes, spec, name, slopes), boxes[net.input])
+    return least(*backward(net, boxes, spec, name, free), boxes[net.input])
 
 
 def least(coefficients: Tensor, constant: Tensor, box: Box) -> Tensor:
@@ -85,16 +106,23 @@ def least(coefficients: Tensor, constant: Tensor, box: Box) -> Tensor:
 
 
 def backward(
-    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, slopes: Mapping[str, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value for every input x."""
-    name, batch = name or net.output, len(boxes[net.input].lower)
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, free: Free | None = None,
+    seen: dict[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value for every input x.
+
+    seen: receives the coefficients on each activation, by name."""
+    name, batch, free = name or net.output, len(boxes[net.input].lower), free or Free()
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
     constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
     for step in reversed(net.steps):
         if (a := waiting.pop(step.name, None)) is None:
             continue
-        back, added = _back(step, a, net, boxes, None if slopes is None else slopes.get(step.name))
+        if step.name in free.shifts:
+            a = a - free.shifts[step.name]
+        if seen is not None and activation(step) is not None:
+            seen[step.name] = a
+        back, added = _back(step, a, net, boxes, free.slopes.get(step.name))
         constant = constant + added
         for read, coefficient in back.items():
             waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
@@ -151,17 +179,17 @@ def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor],
 
 
 def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:
-    """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: of the line below a ReLU."""
+    """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: see `Free`."""
     lower, upper = box.lower[:, None], box.upper[:, None]
     if h is RELU:
         chord = upper / (upper - lower).clamp_min(1e-300)
         both = (lower < 0) & (upper > 0)
         active = (lower >= 0).to(lower.dtype)
-        free = (upper > -lower).to(lower.dtype) if slope is None else slope
+        free = (upper > -lower).to(lower.dtype) if slope is None else slope[0]
         above = torch.where(both, chord, active)
         zero = torch.zeros_like(lower)
         return Lines(torch.where(both, free, active), zero, above, torch.where(both, -chord * lower, zero))
-    below, above = tightest(h, lower, upper)
+    below, above = tightest(h, lower, upper) if slope is None else slope
     return Lines(below, extremes(h, below, lower, upper)[0], above, extremes(h, above, lower, upper)[1])
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.branch import Unsafe, split_inputs
+from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.program import program
+from morphogen.bounds.units import split_units, splittable
+from morphogen.bounds.unsafe import Unsafe
 from morphogen.errors import DataError
 from morphogen.formats.compressed import read_bytes
 from morphogen.formats.onnx_reader import OnnxNet, read_onnx
@@ -45,20 +47,36 @@ def verify(
     net, wanted = read_onnx(network), read_vnnlib(prop)
     _checked(net, wanted, network, prop)
     steps = program(net, torch.zeros(2, *net.shape))
+    inputs_first = int(np.prod(net.shape)) <= _FEW or not splittable(steps)
     least, boxes, status = torch.inf, 0, "unsat"
-    for clause in wanted.clauses:
+    for clauses in _alike(wanted, inputs_first):
         left = seconds - (time.perf_counter() - began)
-        unsafe = Unsafe(torch.tensor(clause.rows), torch.tensor(clause.limits))
-        found = split_inputs(steps, unsafe, _box(clause, net), left, tell=tell)
+        unsafe = [Unsafe(torch.tensor(clause.rows), torch.tensor(clause.limits)) for clause in clauses]
+        box = _box(clauses[0], net)
+        if inputs_first:
+            found = split_inputs(steps, unsafe[0], box, left, tell=tell)
+        else:
+            found = split_units(steps, unsafe, box, left, tell=tell)
         boxes, least = boxes + found.boxes, min(least, found.bound)
         if found.witness is not None:
             witness, output = _replayed(Path(network), net, found.witness)
-            if bool((clause.rows @ output <= clause.limits + _REPLAY).all()):
+            if any(bool((clause.rows @ output <= clause.limits + _REPLAY).all()) for clause in clauses):
                 return Answer("sat", found.bound, witness, output, boxes, time.perf_counter() - began)
             status = "unknown"
         elif found.status == "unknown":
             status = "unknown"
     return Answer(status, least, None, None, boxes, time.perf_counter() - began)
+
+
+_FEW = 16  # inputs of a network whose boxes are worth cutting
+
+
+def _alike(wanted: Property, single: bool) -> list[list[Clause]]:
+    """Clauses over one box together, unless each is to be searched for itself."""
+    groups: dict[object, list[Clause]] = {}
+    for number, clause in enumerate(wanted.clauses):
+        groups.setdefault(number if single else (clause.lower.tobytes(), clause.upper.tobytes()), []).append(clause)
+    return list(groups.values())
 
 
 def _box(clause: Clause, net: OnnxNet) -> Box:

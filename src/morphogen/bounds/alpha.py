@@ -1,0 +1,143 @@
+"""Linear bounds with the best lines, `alpha(net, box)`, and under splits, `optimised(net, boxes, spec, signs=...)`.
+
+Which line lies below an activation is free where it bends (a ReLU's may have any slope from 0 to 1), and where a unit's sign is
+known, any multiple of that fact may be added. Both are found for every bound by gradient ascent; each step is sound, the best
+one counts, and the first is the plain linear bound.
+
+Source: alpha-CROWN, Xu et al. 2021 (arXiv 2011.13824); beta-CROWN, Wang et al. 2021 (arXiv 2103.06624). Differs: bounds inside
+the network are made as tight as they can be one after the other, each for its own sake, where the original moves all of them
+for the last one's: tighter bounds never loosen what follows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from morphogen.bounds.activation import RELU, Activation
+from morphogen.bounds.box import Box
+from morphogen.bounds.linear import Free, backward, least, linear, tightest
+from morphogen.bounds.program import Program
+from morphogen.bounds.rules import activation
+
+_RATE, _SPLIT_RATE, _DECAY = 0.5, 0.05, 0.98
+
+
+@dataclass(frozen=True)
+class Found:
+    """bound: (batch, count). free: of the best step, slopes as shares of what is allowed. coefficients (batch, count, *input):
+    of the last step's function of the input. seen: that step's coefficients on each activation, by name."""
+
+    bound: Tensor
+    free: Free
+    coefficients: Tensor
+    seen: Mapping[str, Tensor]
+
+
+def alpha(net: Program, box: Box, steps: int = 20) -> dict[str, Box]:
+    """Bounds on every value by name, at least as tight as those of `linear`; arguments as there. steps: of ascent."""
+    return linear(net, box, bound=partial(_bound, steps=steps))
+
+
+def _bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, *, steps: int) -> Tensor:
+    return optimised(net, boxes, spec, name, steps=steps).bound
+
+
+def optimised(
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None,
+    signs: Mapping[str, Tensor] | None = None, start: Free | None = None, steps: int = 20, enough: float = torch.inf,
+) -> Found:  # fmt: skip
+    """The best lower bounds on linear functions of a value that the steps come by; arguments as for `lower_bound`.
+
+    boxes: cut to what the signs say. signs: by value, (batch, *shape), 1 where it is at least 0, -1 where it is at most 0, and
+    0 where nothing is known. start: of an earlier call, shares and multipliers. enough: bounds above it need not rise.
+    """
+    batch, count = len(boxes[net.input].lower), spec.shape[1]
+    known = {v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())}
+    ends = _ends(net, boxes)
+    begun = start or Free()
+    shares = {
+        n: begun.slopes[n] if n in begun.slopes else _plain(h, low, high, boxes[read], batch, count)
+        for n, (h, read, low, high) in ends.items()
+    }  # fmt: skip
+    multipliers = {
+        v: begun.shifts[v] if v in begun.shifts else sign.new_zeros(batch, count, *sign.shape[2:]) for v, sign in known.items()
+    }
+    shares, multipliers = ({k: t.detach().clone().requires_grad_() for k, t in of.items()} for of in (shares, multipliers))
+    groups: list[dict[str, Any]] = [
+        {"params": list(shares.values())},
+        {"params": list(multipliers.values()), "lr": _SPLIT_RATE},
+    ]
+    optimizer = Adam(groups, lr=_RATE) if shares or multipliers else None
+    best = Found(spec.new_full((batch, count), -torch.inf, dtype=net.dtype), Free(shares, multipliers), spec, {})
+    for step in range(steps + 1):
+        seen: dict[str, Tensor] = {}
+        with torch.set_grad_enabled(step < steps and bool(shares or multipliers)):
+            slopes = {n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()}
+            shifts = {v: known[v] * m for v, m in multipliers.items()}
+            coefficients, constant = backward(net, boxes, spec, name, Free(slopes, shifts), seen)
+            bound = least(coefficients, constant, boxes[net.input])
+        best = _better(best, bound.detach(), shares, multipliers, coefficients.detach(), seen)
+        if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
+            break
+        optimizer.zero_grad()
+        (-bound[best.bound <= enough].sum()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for share in shares.values():
+                share.clamp_(0, 1)
+            for multiplier in multipliers.values():
+                multiplier.clamp_min_(0)
+        for group in optimizer.param_groups:
+            group["lr"] *= _DECAY
+    return best
+
+
+def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
+    """For each activation that bends on its interval: (it, what it reads, the least and the largest slope of a line that may
+    touch it there), shaped as `Free.slopes`."""
+    found = {}
+    for step in net.steps:
+        h = activation(step)
+        if h is None or step.reads[0] not in boxes:
+            continue
+        box = boxes[step.reads[0]]
+        if h is RELU:
+            if bool(((box.lower < 0) & (box.upper > 0)).any()):
+                zero = torch.zeros_like(box.lower)[None, :, None]
+                found[step.name] = (h, step.reads[0], zero, zero + 1)
+        else:
+            places = torch.linspace(0, 1, 17, dtype=net.dtype).view(-1, *[1] * box.lower.dim())
+            slopes = h.slope(box.lower + box.width * places)
+            low, high = (t[None, :, None].expand(2, *(-1,) * 2, *t.shape[1:]) for t in (slopes.amin(0), slopes.amax(0)))
+            found[step.name] = (h, step.reads[0], low, high)
+    return found
+
+
+def _plain(h: Activation, low: Tensor, high: Tensor, box: Box, batch: int, count: int) -> Tensor:
+    """The shares at which lines are those of `lower_bound`."""
+    if h is RELU:
+        share = (box.upper > -box.lower).to(low.dtype)[None, :, None]
+    else:
+        share = (torch.stack(tightest(h, box.lower, box.upper))[:, :, None] - low) / (high - low).clamp_min(1e-12)
+    return share.clamp(0, 1).expand(len(low), batch, count, *box.lower.shape[1:])
+
+
+def _better(
+    best: Found, bound: Tensor, shares: Mapping[str, Tensor], multipliers: Mapping[str, Tensor], coefficients: Tensor,
+    seen: Mapping[str, Tensor],
+) -> Found:  # fmt: skip
+    """The best of each bound, with what it was found by."""
+    better = bound > best.bound
+
+    def chosen(new: Tensor, old: Tensor, lines: int) -> Tensor:
+        where = better.view(*(1,) * lines, *better.shape, *(1,) * (new.dim() - lines - 2))
+        return torch.where(where, new.detach(), old.detach())
+
+    slopes = {n: chosen(share, best.free.slopes[n], 1) for n, share in shares.items()}
+    shifts = {v: chosen(m, best.free.shifts[v], 0) for v, m in multipliers.items()}
+    return Found(torch.maximum(bound, best.bound), Free(slopes, shifts), coefficients, {n: a.detach() for n, a in seen.items()})

@@ -1,0 +1,272 @@
+"""A complete search over the signs of ReLUs: parts whose bounds do not decide are cut where one unit is 0, `split_units`.
+
+Complete where a network is piecewise linear, whatever the number of inputs: once every unit has its sign, a linear program
+decides. Parts are bounded in batches, the worst first; the unit that is cut is the one of a few likely ones whose two halves
+have the best worse bound.
+
+Source: beta-CROWN, Wang et al. 2021 (arXiv 2103.06624); the choice of the unit: filtered smart branching, De Palma et al. 2021
+(arXiv 2104.06718).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from morphogen.bounds.activation import RELU
+from morphogen.bounds.alpha import Found, alpha, optimised
+from morphogen.bounds.attack import attack
+from morphogen.bounds.box import Box
+from morphogen.bounds.linear import Free, linear, lower_bound
+from morphogen.bounds.lp import least_of
+from morphogen.bounds.program import Program
+from morphogen.bounds.rules import activation, affine
+from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
+
+Signs = Mapping[str, Tensor]
+"""By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known."""
+
+_STEPS = 12  # of ascent for a part
+_TRIED = 4  # units that may be cut are compared by their halves
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the inputs: those with these signs (int8, without a batch). clause: which of the unsafe sets is in question.
+    bound: of its excess. free: for its halves to begin from. seen: see `alpha.Found`."""
+
+    clause: int
+    signs: dict[str, Tensor]
+    bound: float
+    free: Free
+    seen: dict[str, Tensor]
+
+
+def splittable(net: Program) -> bool:
+    """Whether every step that is not affine is a ReLU."""
+    return all(affine(step) or activation(step) is RELU for step in net.steps)
+
+
+def split_units(
+    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float, batch: int = 32,
+    tell: Callable[[float, int], None] | None = None,
+) -> Verdict:  # fmt: skip
+    """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as for `split_inputs`."""
+    return _Search(net, _alike(unsafe), box.to(net.dtype), seconds, tell).run(batch)
+
+
+def _alike(unsafe: Sequence[Unsafe]) -> list[Unsafe]:
+    """All sets with as many rows: a row that stands twice changes nothing."""
+    most = max(len(u.rows) for u in unsafe)
+    fill = [torch.arange(most).clamp_max(len(u.rows) - 1) for u in unsafe]
+    return [Unsafe(u.rows[rows], u.limits[rows]) for u, rows in zip(unsafe, fill, strict=True)]
+
+
+class _Search:
+    """What stays the same during one search, and what it has seen."""
+
+    def __init__(
+        self, net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float, tell: Callable[[float, int], None] | None
+    ) -> None:
+        self.net, self.unsafe, self.box, self.tell = net, unsafe, box, tell
+        self.began, self.limit = time.perf_counter(), seconds
+        self.rows = torch.stack([u.rows for u in unsafe]).to(net.dtype).unflatten(2, net.shapes[net.output])
+        self.limits = torch.stack([u.limits for u in unsafe]).to(net.dtype)
+        self.reads = {step.name: step.reads[0] for step in net.steps if activation(step) is RELU}
+        self.seen, self.proved = 0, torch.inf
+        self.witness: tuple[Tensor, float] | None = None
+
+    @property
+    def spent(self) -> float:
+        return time.perf_counter() - self.began
+
+    def run(self, batch: int) -> Verdict:
+        heap: list[tuple[float, int, Part]] = []
+        number = count()
+        for part in self.roots():
+            heappush(heap, (part.bound, next(number), part))
+        while heap and self.witness is None and self.spent < self.limit:
+            worst = [heappop(heap)[2] for _ in range(min(batch, len(heap)))]
+            for part in self.halved(worst):
+                heappush(heap, (part.bound, next(number), part))
+            if self.tell:
+                self.tell(heap[0][0] if heap else self.proved, len(heap))
+        if self.witness is not None:
+            return Verdict("sat", self.witness[1], self.witness[0], self.seen, self.spent)
+        least = min(self.proved, heap[0][0] if heap else torch.inf)
+        return Verdict("unknown" if heap else "unsat", least, None, self.seen, self.spent)
+
+    def roots(self) -> Iterator[Part]:
+        """The clauses that cheaper ways leave open: linear bounds, an attack, then bounds with the best lines."""
+        clauses, rows = self.limits.shape
+        spec = self.rows.flatten(0, 1)[None]
+        self.boxes = linear(self.net, self.box)
+        surplus = (lower_bound(self.net, self.boxes, spec).view(clauses, rows) - self.limits).amax(1)
+        open_ = (surplus <= MARGIN).nonzero()[:, 0].tolist()
+        self.settle(surplus)
+        for clause in open_:
+            self.look(attack(self.net, self.unsafe[clause], self.box)[0], clause)
+            if self.witness is not None:
+                return
+        if not open_:
+            return
+        self.boxes = alpha(self.net, self.box, _STEPS)
+        found = optimised(self.net, self.boxes, self.rows[open_].flatten(0, 1)[None], steps=2 * _STEPS)
+        yield from self.parts(_by_clause(found, len(open_), rows), open_, [{} for _ in open_])
+
+    def halved(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """The halves of each part that remain open."""
+        chosen = self.choices(parts)
+        undecided = [part for part, units in zip(parts, chosen, strict=True) if not units]
+        for part in undecided:
+            yield from self.decided(part)
+        both = [(part, half) for part, units in zip(parts, chosen, strict=True) if units for half in self.best_cut(part, units)]
+        if both:
+            owners, signs = [part for part, _ in both], [half for _, half in both]
+            found = self.bounded(owners, signs, _STEPS)
+            yield from self.parts(found, [part.clause for part in owners], signs)
+
+    def parts(self, found: Found, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]) -> Iterator[Part]:
+        """Those that are not proved, after a look at the points where their bounds are attained."""
+        limits = self.limits[torch.tensor(clauses)]
+        surplus, best = (found.bound - limits).max(1)
+        self.seen += len(surplus)
+        self.settle(surplus)
+        rows = torch.arange(len(best))
+        corners = torch.where(found.coefficients[rows, best] > 0, self.box.lower, self.box.upper)
+        for i, clause in enumerate(clauses):
+            self.look(corners[i : i + 1], clause)
+            if float(surplus[i]) <= MARGIN:
+                free = Free({n: s[:, i] for n, s in found.free.slopes.items()}, {v: s[i] for v, s in found.free.shifts.items()})
+                seen = {n: a[i, best[i]] for n, a in found.seen.items()}
+                yield Part(clause, signs[i], float(surplus[i]), free, seen)
+
+    def choices(self, parts: Sequence[Part]) -> list[list[tuple[str, int]]]:
+        """A few units of each part, by what their lines may lose; none where every unit has its sign."""
+        found: list[list[tuple[str, int]]] = []
+        for part in parts:
+            names, scores, sizes = [], [], []
+            for step, read in self.reads.items():
+                if step not in part.seen:
+                    continue
+                box = _cut(self.boxes[read], part.signs.get(read))
+                lower, upper = box.lower[0], box.upper[0]
+                a, bends = part.seen[step], (lower < 0) & (upper > 0)
+                chord = upper * -lower / (upper - lower).clamp_min(1e-300)
+                share = part.free.slopes[step][0].mean(0) if step in part.free.slopes else torch.zeros_like(lower)
+                loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * torch.maximum(share * -lower, (1 - share) * upper)
+                names.append(read)
+                scores.append(torch.where(bends, loss + 1e-12 * chord, -1.0).flatten())
+                sizes.append(loss.numel())
+            if not names:
+                found.append([])
+                continue
+            score, places = torch.cat(scores).topk(min(_TRIED, sum(sizes)))
+            found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > 0])
+        return found
+
+    def best_cut(self, part: Part, units: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
+        """The two halves by the unit whose worse half has the best bound."""
+        halves = [self.with_sign(part, unit, sign) for unit in units for sign in (1, -1)]
+        if len(units) == 1:
+            return halves
+        found = self.bounded([part] * len(halves), halves, 0)
+        worse = (found.bound - self.limits[part.clause]).amax(1).view(-1, 2).amin(1)
+        at = 2 * int(worse.argmax())
+        return halves[at : at + 2]
+
+    def with_sign(self, part: Part, unit: tuple[str, int], sign: int) -> dict[str, Tensor]:
+        name, place = unit
+        old = part.signs.get(name)
+        new = torch.zeros(self.net.shapes[name], dtype=torch.int8) if old is None else old.clone()
+        new.view(-1)[place] = sign
+        return {**part.signs, name: new}
+
+    def bounded(self, parts: Sequence[Part], signs: Sequence[dict[str, Tensor]], steps: int) -> Found:
+        """Bounds of parts, each with the signs given."""
+        size = len(parts)
+        names = {name for each in signs for name in each}
+        stacked = {
+            name: torch.stack([each.get(name, torch.zeros(self.net.shapes[name], dtype=torch.int8)) for each in signs])
+            for name in names
+        }  # fmt: skip
+        wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {self.net.input}
+        boxes = {name: _cut(_repeated(self.boxes[name], size), stacked.get(name)) for name in wanted}
+        slopes = {n: torch.stack([part.free.slopes[n] for part in parts], 1) for n in _common(p.free.slopes for p in parts)}
+        shape = self.rows.shape[1]
+        shifts = {
+            v: torch.stack([
+                part.free.shifts[v] if v in part.free.shifts else torch.zeros(shape, *self.net.shapes[v], dtype=self.net.dtype)
+                for part in parts
+            ])
+            for v in names
+        }  # fmt: skip
+        spec = self.rows[torch.tensor([part.clause for part in parts])]
+        return optimised(self.net, boxes, spec, None, stacked, Free(slopes, shifts), steps, torch.inf)
+
+    def decided(self, part: Part) -> Iterator[Part]:
+        """Every unit has its sign: the network is linear there."""
+        boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
+        for row, limit in zip(self.rows[part.clause], self.limits[part.clause], strict=True):
+            bound, point = least_of(self.net, boxes, row)
+            if point is not None:
+                self.look(point, part.clause)
+            if bound - float(limit) > MARGIN:
+                self.proved = min(self.proved, bound - float(limit))
+                return
+        if self.witness is None:  # within rounding of the limit: nobody can tell
+            self.limit = 0.0
+            yield replace(part, seen={})
+
+    def settle(self, surplus: Tensor) -> None:
+        safe = surplus[surplus > MARGIN]
+        if len(safe):
+            self.proved = min(self.proved, float(safe.min()))
+
+    def look(self, x: Tensor, clause: int) -> None:
+        excess = float(self.unsafe[clause].excess(self.net(x)))
+        if excess <= 0 and self.witness is None:
+            self.witness = x, excess
+
+
+def _by_clause(found: Found, clauses: int, rows: int) -> Found:
+    """Bounds of one example by (clauses * rows,) as those of `clauses` examples."""
+
+    def turned(t: Tensor) -> Tensor:
+        return t[0].view(clauses, rows, *t.shape[2:])
+
+    slopes = {n: torch.stack([turned(line) for line in s]) for n, s in found.free.slopes.items()}
+    return Found(
+        turned(found.bound), Free(slopes), turned(found.coefficients), {n: turned(a) for n, a in found.seen.items()}
+    )  # fmt: skip
+
+
+def _cut(box: Box, sign: Tensor | None) -> Box:
+    """What of a box has the signs."""
+    if sign is None:
+        return box
+    lower = torch.where(sign > 0, box.lower.clamp_min(0), box.lower)
+    upper = torch.where(sign < 0, box.upper.clamp_max(0), box.upper)
+    return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+def _repeated(box: Box, size: int) -> Box:
+    return Box(*(t.expand(size, *t.shape[1:]) for t in (box.lower, box.upper)))
+
+
+def _common(names: Iterator[Mapping[str, Tensor]]) -> set[str]:
+    first, *others = (set(each) for each in names)
+    return first.intersection(*others)
+
+
+def _place(names: Sequence[str], sizes: Sequence[int], place: int) -> tuple[str, int]:
+    """(value, place in it) of a place in all values one behind the other."""
+    for name, size in zip(names, sizes, strict=True):
+        if place < size:
+            return name, place
+        place -= size
+    raise IndexError(place)
