@@ -8,7 +8,18 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import ShapeError, Unsupported
-from morphogen.bounds import Box, ball, forward, interval, linear, lower_bound, program
+from morphogen.bounds import (
+    Box,
+    alpha,
+    ball,
+    forward,
+    interval,
+    least_of,
+    linear,
+    lower_bound,
+    optimised,
+    program,
+)
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
 from morphogen.bounds.linear import Free, lines
 from morphogen.layers.linked import LKReLU
@@ -75,16 +86,18 @@ def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None
     net = program(model, x)
     torch.testing.assert_close(net(x), model.double()(x.double()), rtol=0, atol=1e-12)
     box = ball(x.double(), radius)
-    loose, tight, other = interval(net, box), linear(net, box), forward(net, box)
+    loose, tight, other, best = interval(net, box), linear(net, box), forward(net, box), alpha(net, box, 3)
     for point in inside(box, 60, torch.Generator().manual_seed(1)):
         values = net.values(point)
-        for found in (loose, tight, other):
+        for found in (loose, tight, other, best):
             for step in net.steps:
                 assert (values[step.name] >= found[step.name].lower - 1e-12).all(), step.name
                 assert (values[step.name] <= found[step.name].upper + 1e-12).all(), step.name
     for step in net.steps:
         assert (tight[step.name].lower >= loose[step.name].lower - 1e-12).all()
         assert (tight[step.name].upper <= loose[step.name].upper + 1e-12).all()
+        assert (best[step.name].lower >= tight[step.name].lower - 1e-12).all()
+        assert (best[step.name].upper <= tight[step.name].upper + 1e-12).all()
     spec = torch.tensor([[[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]]])
     least = lower_bound(net, tight, spec)
     for point in inside(box, 60, torch.Generator().manual_seed(2)):
@@ -161,3 +174,57 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         broken.weight[0, 0] = float("nan")
     with pytest.raises(ShapeError, match="'weight' holds NaN or infinite values"):
         program(broken, x)
+
+
+def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
+    """The relaxation's optimum is where the best lines lead, and the program in whole numbers is the truth."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        net, box = program(model, torch.randn(2, 3)), Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double())
+        row = torch.tensor([1.0, -1.0]).double()
+        boxes, spec = linear(net, box), row.view(1, 1, 2)
+        out = interval(net, box)[net.output]
+        plain, best = float(lower_bound(net, boxes, spec)), float(optimised(net, boxes, spec, steps=200).bound)
+        relaxed, point = least_of(net, boxes, row[None], torch.zeros(1))
+        exact, where = least_of(net, boxes, row[None], torch.zeros(1), whole=True)
+        axis = torch.linspace(-1, 1, 41, dtype=torch.float64)
+        seen = float((net(torch.cartesian_prod(axis, axis, axis)) @ row).min())
+        assert float(out.lower[0, 0] - out.upper[0, 1]) - 1e-9 <= plain <= best + 1e-9
+        assert best <= relaxed + 1e-9
+        assert relaxed - best < 2e-3
+        assert relaxed <= exact + 2e-6
+        assert exact <= seen
+        assert float(net(where) @ row) == pytest.approx(exact, abs=1e-4)
+        assert point.shape == box.lower.shape
+
+
+def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    net, box = program(model, torch.randn(2, 2)), Box(-torch.ones(1, 2).double(), torch.ones(1, 2).double())
+    boxes, name, spec = linear(net, box), net.steps[0].name, torch.ones(1, 1, 1).double()
+    points = box.lower + 2 * torch.rand(4000, 2).double()
+    z, y = net.values(points)[name], net(points)[:, 0]
+    for unit in range(4):
+        for sign in (1, -1):
+            signs = torch.zeros(1, 4).double()
+            signs[0, unit] = sign
+            lower = torch.where(signs > 0, boxes[name].lower.clamp_min(0), boxes[name].lower)
+            upper = torch.where(signs < 0, boxes[name].upper.clamp_max(0), boxes[name].upper)
+            cut = {**boxes, name: Box(torch.minimum(lower, upper), torch.maximum(lower, upper))}
+            there = sign * z[:, unit] >= 0
+            free, held = (optimised(net, cut, spec, signs=s, steps=60).bound for s in (None, {name: signs}))
+            assert float(held) >= float(free) - 1e-9
+            if bool(there.any()):
+                assert float(held) <= float(y[there].min()) + 1e-9
+                assert least_of(net, cut, torch.ones(1, 1).double(), torch.zeros(1))[0] <= float(y[there].min()) + 1e-9
+    # x >= 0.9 and x <= -0.9 at once: the linear program says that there is none
+    both = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        both[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        both[0].bias.fill_(-0.9)
+    net, box = program(both, torch.zeros(2, 1)), Box(-torch.ones(1, 1).double(), torch.ones(1, 1).double())
+    boxes, name = linear(net, box), net.steps[0].name
+    empty = {**boxes, name: Box(torch.zeros(1, 2).double(), boxes[name].upper)}
+    assert least_of(net, empty, torch.ones(1, 1).double(), torch.zeros(1)) == (torch.inf, None)

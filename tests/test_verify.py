@@ -10,10 +10,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import morphogen as mg
 from morphogen import DataError, MorphogenError, Unsupported
 from morphogen.bounds import Box, program
-from morphogen.bounds.branch import Unsafe, split_inputs
-from morphogen.bounds.verify import verify
+from morphogen.bounds.branch import split_inputs
+from morphogen.bounds.files import verify_file
+from morphogen.bounds.instances import run_instances
+from morphogen.bounds.units import split_units
+from morphogen.bounds.unsafe import Unsafe
 from morphogen.cli import app
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.onnx_reader import read_onnx
@@ -76,7 +80,12 @@ def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
         assert found.status == status
         if found.witness is not None:
             assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
+        found = split_units(net, [Unsafe(rows, torch.tensor([limit - far]).double()) for far in (1.0, 0.0)], box, 60)
+        assert found.status == status
+        if found.witness is not None:
+            assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
     assert split_inputs(net, Unsafe(rows, torch.tensor([least - 1e-4]).double()), box, 0.0).status == "unknown"
+    assert split_units(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status == "unknown"
 
 
 def test_from_files_to_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
@@ -87,7 +96,7 @@ def test_from_files_to_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
     y = net(torch.cartesian_prod(axis, axis + 1))[:, 0]
     for limit, status, code in ((float(y.max()) + 0.1, "unsat", 1), (float(y.max()) - 0.01, "sat", 0)):
         (tmp_path / "p.vnnlib").write_text(HEAD + BOX + f"(assert (>= Y_0 {limit}))")
-        found = verify(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
+        found = verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
         assert found.status == status
         result = CliRunner().invoke(app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "p.vnnlib")])
         assert (result.exit_code, result.stdout.split("\n")[0]) == (code, status)
@@ -119,3 +128,59 @@ def test_a_file_is_read_as_onnxruntime_runs_it(tmp_path: Path) -> None:
     export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Hardswish()), x, tmp_path / "odd.onnx")
     with pytest.raises(Unsupported, match="operator HardSwish"):
         read_onnx(tmp_path / "odd.onnx")
+
+
+def test_both_rows_of_a_set_must_hold() -> None:
+    """Unsafe where y0 <= a and y1 <= b: each alone can be, both cannot."""
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(20))
+        model[0].bias.zero_()
+        model[2].weight.zero_()
+        model[2].weight[0, 0], model[2].weight[1, 0] = 1.0, -1.0  # y = (relu(x0), -relu(x0))
+        model[2].bias.zero_()
+    box = Box(-torch.ones(1, 20).double(), torch.ones(1, 20).double())
+    rows = torch.eye(2).double()
+    assert mg.verify(model, box, Unsafe(rows, torch.tensor([0.4, -0.6]).double())).status == "unsat"
+    found = mg.verify(model, box, Unsafe(rows, torch.tensor([0.6, -0.5]).double()))
+    assert found.status == "sat"
+    assert 0.5 - 1e-6 <= float(found.witness[0]) <= 0.6 + 1e-6
+
+
+def test_robust_accuracy_counts_what_is_proved_and_what_is_broken() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(40, 20)
+    y = (x[:, :10].sum(1) > x[:, 10:].sum(1)).long()
+    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    found = [mg.robust_accuracy(model, x, y, radius, 0.0, 1.0, seconds=20) for radius in (0.0, 0.02, 0.3)]
+    assert [each.right for each in found] == [int((model(x).argmax(1) == y).sum())] * 3
+    assert found[0].robust == found[0].right
+    assert found[0].robust >= found[1].robust > found[2].robust
+    assert all(each.robust + each.broken + each.unknown == each.right for each in found)
+    assert found[1].unknown == found[2].unknown == 0
+    assert mg.robust_accuracy(model, x, y, 0.02, 0.0, 1.0, seconds=0).robust <= found[1].robust
+
+
+def test_a_listing_is_verified_once_and_gone_on_with(tmp_path: Path) -> None:
+    export_onnx(small(1), torch.randn(3, 2), tmp_path / "net.onnx")
+    for name, limit in (("far", 100), ("near", -100)):
+        (tmp_path / f"{name}.vnnlib").write_text(HEAD + BOX + f"(assert (>= Y_0 {limit}))")
+    (tmp_path / "bad.vnnlib").write_text("(")
+    listing, out = tmp_path / "instances.csv", tmp_path / "results.csv"
+    listing.write_text("net.onnx,far.vnnlib,20\nnet.onnx,bad.vnnlib,20\n")
+    first = CliRunner().invoke(app, ["verify", "--instances", str(listing), "--out", str(out)])
+    assert first.exit_code == 0
+    listing.write_text(listing.read_text() + "net.onnx,near.vnnlib,20\n")
+    results = run_instances(listing, out, jobs=2)
+    assert [result.status for result in results] == ["unsat", "error", "sat"]
+    assert "line 1, column 1" in results[1].said
+    assert len(out.read_text().splitlines()) == 4
+    listing.write_text("net.onnx;far.vnnlib;20\n")
+    with pytest.raises(DataError, match="network, property, seconds"):
+        run_instances(listing, out)
+    assert CliRunner().invoke(app, ["verify"]).exit_code != 0

@@ -1,5 +1,6 @@
 """Morphogen: a network's structure is something you learn, edit, rewrite exactly, judge and prove."""
 
+from morphogen.bounds import robust_accuracy, verify
 from morphogen.errors import (
     DataError,
     MorphogenError,
@@ -41,5 +42,5 @@ __all__ = [
     "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "LearnedWidth",
     "MorphogenError", "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split",
     "Unsupported", "Width", "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "gradmax", "load", "plan",
-    "replay", "resize", "save", "structure", "trace", "widths",
+    "replay", "resize", "robust_accuracy", "save", "structure", "trace", "verify", "widths",
 ]  # fmt: skip

@@ -2,11 +2,14 @@
 
 import os
 import sys
+import time
+from collections import Counter
 from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from statistics import median
+from typing import Annotated, Any
 
 # Before torch is imported: its CPU threads then wait without spinning, which other processes on the machine would pay for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from morphogen.data.load import load
-from morphogen.errors import MorphogenError
+from morphogen.errors import DataError, MorphogenError
 from morphogen.export import claim, free_folder
 from morphogen.fit import environment
 from morphogen.resize import diff as difference
@@ -110,22 +113,59 @@ def reproduce(
 
 @app.command()
 def verify(
-    network: Annotated[Path, typer.Argument(help="an ONNX file")],
-    prop: Annotated[Path, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")],
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds, then the answer is unknown")] = 60.0,
+    network: Annotated[Path | None, typer.Argument(help="an ONNX file")] = None,
+    prop: Annotated[Path | None, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds, then it is unknown; 60, or as listed")] = None,
+    instances: Annotated[Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, with --instances")] = 1,
+    out: Annotated[Path, typer.Option(help="the table of results, with --instances; what it has is not run again")] = Path(
+        "results.csv"
+    ),
 ) -> None:
     """Prove that NETWORK has no unsafe input, or find one: sat (with the input), unsat or unknown; exit codes 0, 1 and 3."""
-    console = Console(stderr=True)
+    if instances is not None:
+        if network is not None:
+            raise DataError("verify: --instances names the networks; leave NETWORK and PROPERTY away")
+        _verify_all(instances, out, timeout, jobs)
+        return
+    if network is None or prop is None:
+        raise DataError("verify: give NETWORK and PROPERTY, or --instances instances.csv")
+    console, began, last = Console(stderr=True), time.perf_counter(), [0.0]
     with console.status("bounding") as status:
-        search = import_module("morphogen.bounds.verify").verify
-        told = lambda bound, count: status.update(f"least bound {bound:.4g}, {count:,} boxes open")  # noqa: E731
-        found = search(network, prop, timeout, told)
+        search = import_module("morphogen.bounds.files").verify_file
+
+        def told(bound: float, count: int) -> None:
+            line, spent = f"least bound {bound:.4g}, {count:,} parts open", time.perf_counter() - began
+            status.update(line)
+            if spent > 2 * last[0] + 1:  # 1 s, 3 s, 7 s, 15 s, ...
+                last[0] = spent
+                console.print(f"{spent:6.1f} s  {line}", highlight=False)
+
+        found = search(network, prop, timeout or 60.0, told)
     typer.echo(found.status)
     if found.witness is not None:
         pairs = [*(("X", i, v) for i, v in enumerate(found.witness)), *(("Y", i, v) for i, v in enumerate(found.output))]
         typer.echo("(" + "\n ".join(f"({kind}_{i} {value:.9g})" for kind, i, value in pairs) + ")")
-    console.print(f"bound {found.bound:.6g}, {found.boxes:,} boxes, {found.seconds:.1f} s")
+    console.print(f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False)
     raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
+
+
+def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> None:
+    """Every problem of a listing, with a line each and a count at the end."""
+    console = Console(soft_wrap=True, highlight=False)
+
+    def told(result: Any, left: int) -> None:
+        said = f"  {result.said}" if result.said else ""
+        console.print(f"{result.status:8}{result.seconds:7.1f} s  {result.network}  {result.prop}  ({left} left){said}")
+
+    results = import_module("morphogen.bounds.instances").run_instances(listing, out, timeout, jobs, told)
+    counts = Counter(result.status for result in results)
+    table = Table("status", "problems", "median s", "longest s")
+    for status, count in counts.most_common():
+        times = [result.seconds for result in results if result.status == status]
+        table.add_row(status, str(count), f"{median(times):.2f}", f"{max(times):.1f}")
+    console.print(table)
+    console.print(f"{len(results)} results in {out}")
 
 
 @app.command()

@@ -40,7 +40,9 @@ class Found:
 
 def alpha(net: Program, box: Box, steps: int = 20) -> dict[str, Box]:
     """Bounds on every value by name, at least as tight as those of `linear`; arguments as there. steps: of ascent."""
-    return linear(net, box, bound=partial(_bound, steps=steps))
+    plain, best = linear(net, box), linear(net, box, bound=partial(_bound, steps=steps))
+    # tighter bounds inside make for other lines behind, which are not better for every one
+    return {name: found.meet(plain[name]) for name, found in best.items()}
 
 
 def _bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, *, steps: int) -> Tensor:
@@ -50,13 +52,16 @@ def _bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | Non
 def optimised(
     net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None,
     signs: Mapping[str, Tensor] | None = None, start: Free | None = None, steps: int = 20, enough: float = torch.inf,
+    limits: Tensor | None = None,
 ) -> Found:  # fmt: skip
     """The best lower bounds on linear functions of a value that the steps come by; arguments as for `lower_bound`.
 
     boxes: cut to what the signs say. signs: by value, (batch, *shape), 1 where it is at least 0, -1 where it is at most 0, and
-    0 where nothing is known. start: of an earlier call, shares and multipliers. enough: bounds above it need not rise.
+    0 where nothing is known. start: of an earlier call, shares and multipliers. enough: bounds above it need not rise. limits:
+    (batch, count); with them there is one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean.
     """
-    batch, count = len(boxes[net.input].lower), spec.shape[1]
+    batch, rows = len(boxes[net.input].lower), spec.shape[1]
+    count = rows if limits is None else 1
     known = {v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())}
     ends = _ends(net, boxes)
     begun = start or Free()
@@ -68,20 +73,24 @@ def optimised(
         v: begun.shifts[v] if v in begun.shifts else sign.new_zeros(batch, count, *sign.shape[2:]) for v, sign in known.items()
     }
     shares, multipliers = ({k: t.detach().clone().requires_grad_() for k, t in of.items()} for of in (shares, multipliers))
-    groups: list[dict[str, Any]] = [
-        {"params": list(shares.values())},
-        {"params": list(multipliers.values()), "lr": _SPLIT_RATE},
-    ]
-    optimizer = Adam(groups, lr=_RATE) if shares or multipliers else None
-    best = Found(spec.new_full((batch, count), -torch.inf, dtype=net.dtype), Free(shares, multipliers), spec, {})
+    mix = spec.new_full((batch, rows), 1 / rows, dtype=net.dtype) if begun.mix is None else begun.mix
+    mix = mix.detach().clone().requires_grad_(limits is not None and rows > 1)
+    free = [*shares.values(), mix] if mix.requires_grad else [*shares.values()]
+    groups: list[dict[str, Any]] = [{"params": free}, {"params": [*multipliers.values()], "lr": _SPLIT_RATE}]
+    optimizer = Adam(groups, lr=_RATE) if free or multipliers else None
+    best = Found(spec.new_full((batch, count), -torch.inf, dtype=net.dtype), Free(shares, multipliers, mix), spec, {})
     for step in range(steps + 1):
         seen: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(step < steps and bool(shares or multipliers)):
+        with torch.set_grad_enabled(step < steps and optimizer is not None):
             slopes = {n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()}
             shifts = {v: known[v] * m for v, m in multipliers.items()}
-            coefficients, constant = backward(net, boxes, spec, name, Free(slopes, shifts), seen)
+            wanted = (
+                spec if limits is None else torch.einsum("bk,bk...->b...", mix, spec.expand(batch, *spec.shape[1:]))[:, None]
+            )
+            coefficients, constant = backward(net, boxes, wanted, name, Free(slopes, shifts), seen)
             bound = least(coefficients, constant, boxes[net.input])
-        best = _better(best, bound.detach(), shares, multipliers, coefficients.detach(), seen)
+            bound = bound if limits is None else bound - (mix * limits).sum(1, keepdim=True)
+        best = _better(best, bound.detach(), Free(shares, multipliers, mix), coefficients.detach(), seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
             break
         optimizer.zero_grad()
@@ -92,6 +101,7 @@ def optimised(
                 share.clamp_(0, 1)
             for multiplier in multipliers.values():
                 multiplier.clamp_min_(0)
+            mix.copy_(mix.clamp_min(1e-6) / mix.clamp_min(1e-6).sum(1, keepdim=True))
         for group in optimizer.param_groups:
             group["lr"] *= _DECAY
     return best
@@ -127,10 +137,7 @@ def _plain(h: Activation, low: Tensor, high: Tensor, box: Box, batch: int, count
     return share.clamp(0, 1).expand(len(low), batch, count, *box.lower.shape[1:])
 
 
-def _better(
-    best: Found, bound: Tensor, shares: Mapping[str, Tensor], multipliers: Mapping[str, Tensor], coefficients: Tensor,
-    seen: Mapping[str, Tensor],
-) -> Found:  # fmt: skip
+def _better(best: Found, bound: Tensor, free: Free, coefficients: Tensor, seen: Mapping[str, Tensor]) -> Found:
     """The best of each bound, with what it was found by."""
     better = bound > best.bound
 
@@ -138,6 +145,10 @@ def _better(
         where = better.view(*(1,) * lines, *better.shape, *(1,) * (new.dim() - lines - 2))
         return torch.where(where, new.detach(), old.detach())
 
-    slopes = {n: chosen(share, best.free.slopes[n], 1) for n, share in shares.items()}
-    shifts = {v: chosen(m, best.free.shifts[v], 0) for v, m in multipliers.items()}
-    return Found(torch.maximum(bound, best.bound), Free(slopes, shifts), coefficients, {n: a.detach() for n, a in seen.items()})
+    slopes = {n: chosen(share, best.free.slopes[n], 1) for n, share in free.slopes.items()}
+    shifts = {v: chosen(m, best.free.shifts[v], 0) for v, m in free.shifts.items()}
+    assert free.mix is not None
+    assert best.free.mix is not None
+    mix = torch.where(better[:, :1], free.mix.detach(), best.free.mix.detach())
+    read = {n: a.detach() for n, a in seen.items()}
+    return Found(torch.maximum(bound, best.bound), Free(slopes, shifts, mix), coefficients, read)

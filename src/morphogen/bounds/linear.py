@@ -61,6 +61,8 @@ def _tightened(net: Program, name: str, boxes: Mapping[str, Box], bound: Bound) 
     readers = [step for step in net.steps if name in step.reads]
     if name != net.output and all(activation(step) is RELU for step in readers):
         entries = ((lower < 0) & (upper > 0)).any(0).nonzero()[:, 0]
+    if not len(entries):
+        return box
     size = max(1, _CHUNK // max(1, len(lower) * max(sum(map(_count, net.shapes.values())), 1)))
     for part in entries.split(size):
         one = torch.zeros(1, len(part), lower.shape[1], dtype=net.dtype)
@@ -81,11 +83,12 @@ class Free:
 
     slopes: by activation, (lines, batch, 1 or count, *shape): of the lines below and above it; a ReLU has one, below. shifts:
     by value, (batch, 1 or count, *shape): functions that are at least 0 on the set in question, given by their coefficients on
-    that value, and taken away.
+    that value, and taken away. mix: (batch, count), weights of several bounds for one, see `alpha.optimised`.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
+    mix: Tensor | None = None
 
 
 def lower_bound(

@@ -42,25 +42,35 @@ class _Rows:
 
 
 def least_of(
-    net: Program, boxes: Mapping[str, Box], row: Tensor, whole: bool = False, seconds: float = torch.inf
+    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, whole: bool = False, seconds: float = torch.inf
 ) -> tuple[float, Tensor | None]:
-    """(a lower bound on row . output, the input (1, *shape) at the solver's optimum).
+    """(a lower bound on the largest of rows . output - limits, the input (1, *shape) at the solver's optimum).
 
-    boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a constraint of its own. row:
-    of the output's shape. whole: with whole numbers, which makes the bound exact for piecewise linear networks, if there is
-    time. Infinite where no input fits the boxes.
+    boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a constraint of its own.
+    rows: (k, *shape of the output); limits: (k,). whole: with whole numbers, which makes the bound exact for piecewise linear
+    networks, if there is time. Infinite where no input fits the boxes.
     """
-    wanted, rows, lower, upper, binary = _encoded(net, boxes, whole)
-    cost = (wanted.flatten(1) * row.flatten()).sum(1)
-    return _solved(cost, rows, lower, upper, binary, net, boxes[net.input], seconds)
+    wanted, held, lower, upper, binary = _encoded(net, boxes, whole)
+    surplus = wanted.flatten(1) @ rows.flatten(1).T
+    surplus[0] -= limits
+    # one more variable, the largest surplus, between what intervals say of it
+    out = boxes[net.output]
+    centre, reach = ((t.flatten() * part.flatten(1)).sum(1) for t, part in ((out.centre, rows), (out.radius, rows.abs())))
+    lower.append((centre - reach - limits).amax()[None])
+    upper.append((centre + reach - limits).amax()[None])
+    cost = torch.zeros(len(surplus), dtype=net.dtype)
+    cost[-1] = 1
+    held.add(cost[:, None] - surplus, 0.0, torch.inf)
+    return _solved(cost, held, lower, upper, [*binary, False], boxes[net.input], seconds)
 
 
 def _encoded(
     net: Program, boxes: Mapping[str, Box], whole: bool
 ) -> tuple[Tensor, _Rows, list[Tensor], list[Tensor], list[bool]]:
-    """(the output as an affine function of the variables, constraints, their bounds, which are whole)."""
+    """(the output as an affine function of the variables and one more, constraints, bounds of the variables but that one,
+    which are whole)."""
     inputs = boxes[net.input].lower[0].numel()
-    total = inputs + sum(_opens(step, boxes, whole) for step in net.steps if not affine(step))
+    total = 1 + inputs + sum(_opens(step, boxes, whole) for step in net.steps if not affine(step))
     start = torch.zeros(1 + total, inputs, dtype=net.dtype)
     start[1 : 1 + inputs] = torch.eye(inputs, dtype=net.dtype)
     known = {net.input: start.view(1 + total, *net.shapes[net.input])}
@@ -139,8 +149,7 @@ def _through(step: Step, known: Mapping[str, Tensor]) -> Tensor:
 
 
 def _solved(
-    cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], binary: list[bool], net: Program, box: Box,
-    seconds: float,
+    cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], binary: list[bool], box: Box, seconds: float
 ) -> tuple[float, Tensor | None]:  # fmt: skip
     highs: Any = import_module("highspy")  # slow to load, and needed here alone
     c, constant = cost[1:].numpy(), float(cost[0])

@@ -31,6 +31,7 @@ Signs = Mapping[str, Tensor]
 """By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known."""
 
 _STEPS = 12  # of ascent for a part
+_EXACT = 1e-9  # a loss below it is rounding
 _TRIED = 4  # units that may be cut are compared by their halves
 
 
@@ -115,8 +116,8 @@ class _Search:
         if not open_:
             return
         self.boxes = alpha(self.net, self.box, _STEPS)
-        found = optimised(self.net, self.boxes, self.rows[open_].flatten(0, 1)[None], steps=2 * _STEPS)
-        yield from self.parts(_by_clause(found, len(open_), rows), open_, [{} for _ in open_])
+        whole = [Part(clause, {}, -torch.inf, Free(), {}) for clause in open_]
+        yield from self.parts(self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_])
 
     def halved(self, parts: Sequence[Part]) -> Iterator[Part]:
         """The halves of each part that remain open."""
@@ -132,21 +133,22 @@ class _Search:
 
     def parts(self, found: Found, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]) -> Iterator[Part]:
         """Those that are not proved, after a look at the points where their bounds are attained."""
-        limits = self.limits[torch.tensor(clauses)]
-        surplus, best = (found.bound - limits).max(1)
+        surplus = found.bound[:, 0]
         self.seen += len(surplus)
         self.settle(surplus)
-        rows = torch.arange(len(best))
-        corners = torch.where(found.coefficients[rows, best] > 0, self.box.lower, self.box.upper)
+        corners = torch.where(found.coefficients[:, 0] > 0, self.box.lower, self.box.upper)
         for i, clause in enumerate(clauses):
             self.look(corners[i : i + 1], clause)
             if float(surplus[i]) <= MARGIN:
-                free = Free({n: s[:, i] for n, s in found.free.slopes.items()}, {v: s[i] for v, s in found.free.shifts.items()})
-                seen = {n: a[i, best[i]] for n, a in found.seen.items()}
+                free = Free(
+                    {n: s[:, i] for n, s in found.free.slopes.items()}, {v: s[i] for v, s in found.free.shifts.items()},
+                    None if found.free.mix is None else found.free.mix[i],
+                )  # fmt: skip
+                seen = {n: a[i, 0] for n, a in found.seen.items()}
                 yield Part(clause, signs[i], float(surplus[i]), free, seen)
 
     def choices(self, parts: Sequence[Part]) -> list[list[tuple[str, int]]]:
-        """A few units of each part, by what their lines may lose; none where every unit has its sign."""
+        """A few units of each part, by what their lines may lose; none where no line loses anything."""
         found: list[list[tuple[str, int]]] = []
         for part in parts:
             names, scores, sizes = [], [], []
@@ -157,16 +159,16 @@ class _Search:
                 lower, upper = box.lower[0], box.upper[0]
                 a, bends = part.seen[step], (lower < 0) & (upper > 0)
                 chord = upper * -lower / (upper - lower).clamp_min(1e-300)
-                share = part.free.slopes[step][0].mean(0) if step in part.free.slopes else torch.zeros_like(lower)
+                share = part.free.slopes[step][0, 0] if step in part.free.slopes else torch.zeros_like(lower)
                 loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * torch.maximum(share * -lower, (1 - share) * upper)
                 names.append(read)
-                scores.append(torch.where(bends, loss + 1e-12 * chord, -1.0).flatten())
+                scores.append(torch.where(bends, loss, 0.0).flatten())
                 sizes.append(loss.numel())
             if not names:
                 found.append([])
                 continue
             score, places = torch.cat(scores).topk(min(_TRIED, sum(sizes)))
-            found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > 0])
+            found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > _EXACT])
         return found
 
     def best_cut(self, part: Part, units: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
@@ -175,7 +177,7 @@ class _Search:
         if len(units) == 1:
             return halves
         found = self.bounded([part] * len(halves), halves, 0)
-        worse = (found.bound - self.limits[part.clause]).amax(1).view(-1, 2).amin(1)
+        worse = found.bound.view(-1, 2).amin(1)
         at = 2 * int(worse.argmax())
         return halves[at : at + 2]
 
@@ -197,28 +199,31 @@ class _Search:
         wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {self.net.input}
         boxes = {name: _cut(_repeated(self.boxes[name], size), stacked.get(name)) for name in wanted}
         slopes = {n: torch.stack([part.free.slopes[n] for part in parts], 1) for n in _common(p.free.slopes for p in parts)}
-        shape = self.rows.shape[1]
         shifts = {
             v: torch.stack([
-                part.free.shifts[v] if v in part.free.shifts else torch.zeros(shape, *self.net.shapes[v], dtype=self.net.dtype)
+                part.free.shifts[v] if v in part.free.shifts else torch.zeros(1, *self.net.shapes[v], dtype=self.net.dtype)
                 for part in parts
             ])
             for v in names
         }  # fmt: skip
-        spec = self.rows[torch.tensor([part.clause for part in parts])]
-        return optimised(self.net, boxes, spec, None, stacked, Free(slopes, shifts), steps, torch.inf)
+        mixes = [part.free.mix for part in parts if part.free.mix is not None]
+        mix = torch.stack(mixes) if len(mixes) == size else None
+        clauses = torch.tensor([part.clause for part in parts])
+        free, limits = Free(slopes, shifts, mix), self.limits[clauses]
+        return optimised(self.net, boxes, self.rows[clauses], None, stacked, free, steps, MARGIN, limits)
 
     def decided(self, part: Part) -> Iterator[Part]:
-        """Every unit has its sign: the network is linear there."""
+        """No line loses anything, as where every unit has its sign: a linear program decides, in whole numbers if need be."""
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
-        for row, limit in zip(self.rows[part.clause], self.limits[part.clause], strict=True):
-            bound, point = least_of(self.net, boxes, row)
-            if point is not None:
-                self.look(point, part.clause)
-            if bound - float(limit) > MARGIN:
-                self.proved = min(self.proved, bound - float(limit))
-                return
-        if self.witness is None:  # within rounding of the limit: nobody can tell
+        rows, limits = self.rows[part.clause], self.limits[part.clause]
+        bound, point = least_of(self.net, boxes, rows, limits)
+        if bound <= MARGIN:
+            bound, point = least_of(self.net, boxes, rows, limits, True, self.limit - self.spent)
+        if point is not None:
+            self.look(point, part.clause)
+        if bound > MARGIN:
+            self.proved = min(self.proved, bound)
+        elif self.witness is None:  # within rounding of the limit: nobody can tell
             self.limit = 0.0
             yield replace(part, seen={})
 
@@ -230,19 +235,7 @@ class _Search:
     def look(self, x: Tensor, clause: int) -> None:
         excess = float(self.unsafe[clause].excess(self.net(x)))
         if excess <= 0 and self.witness is None:
-            self.witness = x, excess
-
-
-def _by_clause(found: Found, clauses: int, rows: int) -> Found:
-    """Bounds of one example by (clauses * rows,) as those of `clauses` examples."""
-
-    def turned(t: Tensor) -> Tensor:
-        return t[0].view(clauses, rows, *t.shape[2:])
-
-    slopes = {n: torch.stack([turned(line) for line in s]) for n, s in found.free.slopes.items()}
-    return Found(
-        turned(found.bound), Free(slopes), turned(found.coefficients), {n: turned(a) for n, a in found.seen.items()}
-    )  # fmt: skip
+            self.witness = x[0], excess
 
 
 def _cut(box: Box, sign: Tensor | None) -> Box:

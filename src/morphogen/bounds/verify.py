@@ -1,103 +1,118 @@
-"""Whether a network can do what a property forbids: `verify(network, property, seconds) -> Answer`."""
+"""Whether a network can do what must not be, `verify(model, box, unsafe)`, and of a classifier, `robust_accuracy`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
+from itertools import chain
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.attack import attack
+from morphogen.bounds.box import Box, ball
 from morphogen.bounds.branch import split_inputs
-from morphogen.bounds.program import program
+from morphogen.bounds.linear import linear, lower_bound
+from morphogen.bounds.program import Program, program
 from morphogen.bounds.units import split_units, splittable
-from morphogen.bounds.unsafe import Unsafe
-from morphogen.errors import DataError
-from morphogen.formats.compressed import read_bytes
-from morphogen.formats.onnx_reader import OnnxNet, read_onnx
-from morphogen.formats.vnnlib import Clause, Property, read_vnnlib
-
-_REPLAY = 1e-6  # by which a counterexample may miss a constraint when the file's own network is run on it, in float32
-
-
-@dataclass(frozen=True)
-class Answer:
-    """status: "unsat", no input is unsafe; "sat", `witness` (inputs,) is, and `output` what the network makes of it; "unknown".
-    bound: every input is safe by at least so much. boxes: how many were bounded."""
-
-    status: str
-    bound: float
-    witness: np.ndarray | None
-    output: np.ndarray | None
-    boxes: int
-    seconds: float
-
-
-def verify(
-    network: str | Path, prop: str | Path, seconds: float = 60.0, tell: Callable[[float, int], None] | None = None
-) -> Answer:
-    """Search for an input that a VNN-LIB property calls unsafe, in an ONNX file's network, or prove that there is none.
-
-    A counterexample is one only once the file itself, run by onnxruntime, agrees. tell: see `split_inputs`. Raises `DataError`
-    where the property is over another number of inputs or outputs than the network has.
-    """
-    began = time.perf_counter()
-    net, wanted = read_onnx(network), read_vnnlib(prop)
-    _checked(net, wanted, network, prop)
-    steps = program(net, torch.zeros(2, *net.shape))
-    inputs_first = int(np.prod(net.shape)) <= _FEW or not splittable(steps)
-    least, boxes, status = torch.inf, 0, "unsat"
-    for clauses in _alike(wanted, inputs_first):
-        left = seconds - (time.perf_counter() - began)
-        unsafe = [Unsafe(torch.tensor(clause.rows), torch.tensor(clause.limits)) for clause in clauses]
-        box = _box(clauses[0], net)
-        if inputs_first:
-            found = split_inputs(steps, unsafe[0], box, left, tell=tell)
-        else:
-            found = split_units(steps, unsafe, box, left, tell=tell)
-        boxes, least = boxes + found.boxes, min(least, found.bound)
-        if found.witness is not None:
-            witness, output = _replayed(Path(network), net, found.witness)
-            if any(bool((clause.rows @ output <= clause.limits + _REPLAY).all()) for clause in clauses):
-                return Answer("sat", found.bound, witness, output, boxes, time.perf_counter() - began)
-            status = "unknown"
-        elif found.status == "unknown":
-            status = "unknown"
-    return Answer(status, least, None, None, boxes, time.perf_counter() - began)
-
+from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
 
 _FEW = 16  # inputs of a network whose boxes are worth cutting
 
 
-def _alike(wanted: Property, single: bool) -> list[list[Clause]]:
-    """Clauses over one box together, unless each is to be searched for itself."""
-    groups: dict[object, list[Clause]] = {}
-    for number, clause in enumerate(wanted.clauses):
-        groups.setdefault(number if single else (clause.lower.tobytes(), clause.upper.tobytes()), []).append(clause)
-    return list(groups.values())
+def verify(
+    model: nn.Module | Program, box: Box, unsafe: Unsafe | Sequence[Unsafe], seconds: float = 60.0,
+    tell: Callable[[float, int], None] | None = None,
+) -> Verdict:  # fmt: skip
+    """Prove that no input of a box gets into any of the unsafe sets, or find one that does ("sat").
+
+    box: of one example, (1, *shape). Boxes of few inputs are cut themselves, otherwise the signs of ReLUs. A counterexample is
+    one only once the model itself, in its own precision, agrees. tell: called with the least bound and the number of open parts
+    as the search goes on. Raises `Unsupported` for a network that has an operation without a rule.
+    """
+    began = time.perf_counter()
+    net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).to(_dtype(model)))
+    sets = [unsafe] if isinstance(unsafe, Unsafe) else list(unsafe)
+    if box.lower.numel() > _FEW and splittable(net):
+        found = split_units(net, sets, box, seconds, tell=tell)
+    else:
+        found = _each(net, sets, box, began + seconds, tell)
+    if isinstance(model, nn.Module) and found.witness is not None and not _agrees(model, found.witness, sets):
+        return Verdict("unknown", found.bound, None, found.boxes, found.seconds)
+    return found
 
 
-def _box(clause: Clause, net: OnnxNet) -> Box:
-    return Box(*(torch.tensor(end).view(1, *net.shape) for end in (clause.lower, clause.upper)))
+def _each(net: Program, sets: Sequence[Unsafe], box: Box, until: float, tell: Callable[[float, int], None] | None) -> Verdict:
+    """One set after the other, until one is reached."""
+    began, least, boxes, status = time.perf_counter(), torch.inf, 0, "unsat"
+    for unsafe in sets:
+        found = split_inputs(net, unsafe, box, until - time.perf_counter(), tell=tell)
+        least, boxes = min(least, found.bound), boxes + found.boxes
+        if found.status == "sat":
+            return Verdict("sat", found.bound, found.witness, boxes, time.perf_counter() - began)
+        status = "unknown" if found.status == "unknown" else status
+    return Verdict(status, least, None, boxes, time.perf_counter() - began)
 
 
-def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Path) -> None:
-    inputs, outputs = int(np.prod(net.shape)), net(torch.zeros(1, *net.shape)).numel()
-    if (inputs, outputs) != (wanted.inputs, wanted.outputs):
-        raise DataError(
-            f"{prop} is over {wanted.inputs} inputs and {wanted.outputs} outputs, {network} has {inputs} and {outputs}; give "
-            "the property of this network"
-        )
+def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:
+    training = model.training
+    with torch.no_grad():
+        y = model.eval()(witness[None].to(_dtype(model))).double()
+    model.train(training)
+    return any(float(unsafe.excess(y)) <= 0 for unsafe in sets)
 
 
-def _replayed(path: Path, net: OnnxNet, witness: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(the input in float32, what onnxruntime makes of it)."""
-    onnxruntime = import_module("onnxruntime")  # slow to load, and needed for counterexamples alone
-    session = onnxruntime.InferenceSession(read_bytes(path))
-    given = session.get_inputs()[0]
-    x = witness.to(torch.float32).numpy().ravel()
-    shape = [size if isinstance(size, int) and size > 0 else 1 for size in given.shape]
-    (y,) = session.run(None, {given.name: x.reshape(shape)})
-    return x, np.asarray(y, dtype=np.float64).ravel()
+def _dtype(model: nn.Module) -> torch.dtype:
+    floating = (t.dtype for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
+def other_classes(label: int, classes: int) -> list[Unsafe]:
+    """What must not be of a classifier: that another class has at least the score of `label`, a set for each."""
+    rows = torch.eye(classes, dtype=torch.float64)[label] - torch.eye(classes, dtype=torch.float64)
+    return [Unsafe(rows[j : j + 1], torch.zeros(1, dtype=torch.float64)) for j in range(classes) if j != label]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Counts of examples: right (their own class has the highest score), robust (proved so on the whole box), broken (an input
+    of the box is another class) and unknown; right = robust + broken + unknown."""
+
+    examples: int
+    right: int
+    robust: int
+    broken: int
+    unknown: int
+
+    @property
+    def accuracy(self) -> float:
+        """Proved: the share of all examples that are robust."""
+        return self.robust / self.examples
+
+
+def robust_accuracy(
+    model: nn.Module, x: Tensor, y: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf,
+    seconds: float = 10.0, batch: int = 64,
+) -> Robustness:  # fmt: skip
+    """How many examples keep their class wherever each input moves by up to `radius`, within [low, high].
+
+    x: (n, ...); y: (n,), the classes. seconds: for each example that linear bounds and an attack leave open; 0 for no search.
+    """
+    net = program(model, x[:2] if len(x) > 1 else torch.cat([x, x]))
+    scores = net(x)
+    right = (scores.argmax(1) == y).nonzero()[:, 0]
+    eye = torch.eye(scores.shape[1], dtype=net.dtype)
+    robust, broken = 0, 0
+    for part in right.split(batch):
+        spec = eye[y[part], None] - eye  # the own class's row is 0, and is left out below
+        around = ball(x[part].to(net.dtype), radius, low, high)
+        margins = lower_bound(net, linear(net, around), spec).scatter(1, y[part, None], torch.inf)
+        proved = margins.amin(1) > MARGIN
+        robust += int(proved.sum())
+        for i in (~proved).nonzero()[:, 0].tolist():
+            sets, box = other_classes(int(y[part[i]]), scores.shape[1]), around[torch.tensor([i])]
+            if any(attack(net, unsafe, box)[1] <= 0 for unsafe in sets):
+                broken += 1
+            elif seconds > 0:
+                status = verify(net, box, sets, seconds).status
+                robust, broken = robust + (status == "unsat"), broken + (status == "sat")
+    return Robustness(len(x), len(right), robust, broken, len(right) - robust - broken)
