@@ -22,6 +22,7 @@ from morphogen.bounds import (
 )
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
 from morphogen.bounds.linear import Free, lines
+from morphogen.bounds.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
 
@@ -228,3 +229,28 @@ def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> 
     boxes, name = linear(net, box), net.steps[0].name
     empty = {**boxes, name: Box(torch.zeros(1, 2).double(), boxes[name].upper)}
     assert least_of(net, empty, torch.ones(1, 1).double(), torch.zeros(1)) == (torch.inf, None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    with torch.no_grad():
+        model[0].bias.mul_(3)
+        model[2].bias.mul_(2)
+    found = stability(model, Box(-torch.ones(1, 3), torch.ones(1, 3)), samples=torch.zeros(1, 3), points=10)
+    net, axis = program(model, torch.zeros(2, 3)), torch.linspace(-1, 1, 31, dtype=torch.float64)
+    values = net.values(torch.cartesian_prod(axis, axis, axis))
+    assert found.count(ACTIVE) + found.count(INACTIVE) + found.count(BOTH) == 24
+    assert found.count(ACTIVE) > 0
+    assert found.count(INACTIVE) > 0
+    for name, units in found.units.items():
+        z = values[name]
+        assert (z[:, units.sign == ACTIVE] >= 0).all()
+        assert (z[:, units.sign == INACTIVE] <= 0).all()
+        assert all(units.how)
+        for unit in (units.sign == BOTH).nonzero()[:, 0].tolist():
+            assert float(net.values(units.positive[unit][None])[name][0, unit]) > 0
+            assert float(net.values(units.negative[unit][None])[name][0, unit]) < 0
+    hurried = stability(model, Box(-torch.ones(1, 3), torch.ones(1, 3)), points=0, seconds=0.0)
+    assert str(hurried).endswith(f"{hurried.count(OPEN)} undecided")

@@ -3,6 +3,7 @@
 net = program(model, example)       # the traced network as steps, in float64
 linear(net, ball(x, 0.1))           # every value between two numbers, by name; net.output is the output's
 verify(model, ball(x, 0.1), other_classes(label, 10))  # sat, unsat or unknown; of files: `files.verify_file`
+stability(model, box)               # which ReLUs have one sign, proved, and which do not, with witnesses
 """
 
 from morphogen.bounds.alpha import alpha, optimised
@@ -14,12 +15,13 @@ from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import Free, linear, lower_bound
 from morphogen.bounds.lp import least_of
 from morphogen.bounds.program import Program, program
+from morphogen.bounds.stability import Stability, stability
 from morphogen.bounds.units import split_units
 from morphogen.bounds.unsafe import Unsafe, Verdict
 from morphogen.bounds.verify import Robustness, other_classes, robust_accuracy, verify
 
 __all__ = [
-    "Box", "Free", "Program", "Robustness", "Unsafe", "Verdict", "alpha", "attack", "ball", "forward", "interval", "least_of",
-    "linear", "lower_bound", "optimised", "other_classes", "program", "robust_accuracy", "split_inputs", "split_units",
-    "verify",
+    "Box", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "attack", "ball", "forward", "interval",
+    "least_of", "linear", "lower_bound", "optimised", "other_classes", "program", "robust_accuracy", "split_inputs",
+    "split_units", "stability", "verify",
 ]  # fmt: skip

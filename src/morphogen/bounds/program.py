@@ -4,7 +4,7 @@
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,7 +92,7 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
                     made = _picked(made, several)
                 shapes[node.name] = made.shape
                 steps.append(made)
-    return Program(inputs[0].name, output, tuple(_needed(steps, output)), shapes, dtype)
+    return Program(inputs[0].name, output, needed(steps, output), shapes, dtype)
 
 
 SEVERAL = frozenset("split split_with_sizes chunk unbind".split())
@@ -156,11 +156,11 @@ def _operation(node: Node) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _needed(steps: list[Step], output: str) -> Iterator[Step]:
-    """Those that the output depends on, in order."""
+def needed(steps: Sequence[Step], output: str) -> tuple[Step, ...]:
+    """Those that a value depends on, in order."""
     wanted, kept = {output}, []
     for step in reversed(steps):
         if step.name in wanted:
             wanted.update(step.reads)
             kept.append(step)
-    yield from reversed(kept)
+    return tuple(reversed(kept))
