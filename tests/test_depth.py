@@ -301,6 +301,24 @@ def test_hovering_at_an_integer_does_not_flip_the_structure() -> None:
 # Company ---------------------------------------------------------------------------------------------------------------
 
 
+SETTLED = [(1.05, 1.0), (1.2, 1.2), (3.02, 3.0), (0.4, 0.4), (0.02, 0.02), (2.0, 2.0)]
+
+
+@pytest.mark.parametrize(("w", "settled"), SETTLED)
+def test_a_settled_depth_stays_and_closes_a_block_that_is_hardly_open(w: float, settled: float) -> None:
+    layer = LearnedDepth(lambda _: nn.Linear(3, 3), w=w, ahead=True)
+    x = torch.randn(4, 3)
+    before = layer(x)
+    layer.settle()
+    assert layer.depth == pytest.approx(settled)
+    assert layer.active_blocks == max(0, math.ceil(settled))
+    assert not layer.w.requires_grad
+    layer(x).sum().backward()
+    assert all((p.grad is not None) == (i < layer.active_blocks) for i, b in enumerate(layer.blocks) for p in b.parameters())
+    if settled == w:
+        torch.testing.assert_close(layer(x), before)
+
+
 def test_copies_and_pickles_are_the_same_function() -> None:
     deep, x = layer(1.5), torch.randn(7, 5, dtype=torch.float64)
     copied = copy.deepcopy(deep)

@@ -85,9 +85,8 @@ def stability(
     """Decide for every unit that a ReLU reads whether it has one sign on the box.
 
     box: of one example, (1, *shape). samples: inputs to look at first, (n, *shape), those outside the box left out, such as
-    training data; besides them there are the centre and `points` random
-    ones. seconds: for linear and whole-number programs; what they have
-    not decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
+    training data; besides them there are the centre and `points` random ones. seconds: for linear and whole-number programs;
+    what they have not decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).float())
     box = box.to(net.dtype)

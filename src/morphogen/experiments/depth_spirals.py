@@ -41,7 +41,7 @@ class Config:
     noise: float = 0.02
     width: int = 16
     steps: int = 8_000
-    search: float = 0.5  # the part of the steps in which the depth is learned; then the blocks that are open stay
+    search: float = 0.5  # the part of the steps in which the depth is learned; then those that are open by a tenth stay
     every: int = 50
     rate: float = 1e-2
     # of Adam's second moment, for all networks: at 0.999 it forgets too slowly for a loss that has become tiny, and a spike of
@@ -150,8 +150,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
     began = time.perf_counter()
     for step in range(config.steps):
         if step == int(config.search * config.steps):
-            layer.w.requires_grad_(False)
-            layer.w.grad, layer.ahead = None, False
+            layer.settle()
         loss = F.cross_entropy(model(found.train[0]), found.train[1])
         descend(model, optimizer, config, loss + penalty(model) if layer.w.requires_grad else loss, step)
         if step % config.every == 0 and layer.w.requires_grad:

@@ -105,6 +105,16 @@ class LearnedDepth(BlockStack):
             return built + 1 + self.ahead
         return built + self.ahead - (built > 1 and w < built - 1 - margin)
 
+    def settle(self, least: float = 0.1) -> None:
+        """End the search: from now on the depth stays, and no closed block is looked at. A last block whose gate is below
+        `least`, which changes little and costs as much as any, is closed; the blocks go on learning."""
+        whole = math.floor(self.depth) if math.isfinite(self.depth) else 0
+        with torch.no_grad():
+            if 0 < whole < min(self.depth, len(self.blocks)) and float(self.gates()[whole]) < least:
+                self.w.fill_(float(whole))
+        self.w.requires_grad_(False)
+        self.w.grad, self.ahead = None, False
+
     def forward(self, x: Tensor) -> Tensor:
         active = self.active_blocks
         gates = self.gates()[:active].unbind()
