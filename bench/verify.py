@@ -1,0 +1,102 @@
+"""How many verification problems are solved, and whether any verdict is wrong.
+
+    python bench/verify.py [--jobs N] [NAME...]   # up to two hours a core; writes bench/results/verify/ as it goes, and goes on
+
+The problems of VNN-COMP 2022 that the data folder holds (`MORPHOGEN_DATA`), with the verdicts that its tools agree on.
+Linear bounds: the output of a 6 x 200 network on 100 boxes at once.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from fit import RESULTS, environment
+from morphogen.bounds import ball, linear, program
+from morphogen.bounds.instances import Result, run_instances
+from turns import in_turns
+
+# problems that must be solved, of how many; seconds of the median of those that are
+ASKED = {"test": 5, "acasxu": 180, "mnist_fc": 55}
+MEDIAN = 2.0
+FOLDER = RESULTS / "verify"
+
+
+def truths(data: Path, name: str) -> dict[tuple[str, str], str]:
+    """(network, property) -> "sat", "unsat" or something else where the tools do not agree."""
+    with gzip.open(data / "ground_truth.csv.gz", "rt", newline="") as file:
+        return {(row["onnx"], row["vnnlib"]): row["truth"] for row in csv.DictReader(file) if row["benchmark"] == name}
+
+
+def summary(name: str, results: list[Result], known: dict[tuple[str, str], str]) -> dict[str, float]:
+    solved = [result for result in results if result.status in ("sat", "unsat")]
+    judged = [(result.status, known[result.network, result.prop]) for result in solved]
+    wrong = [status for status, truth in judged if truth in ("sat", "unsat") and truth != status]
+    return {
+        "problems": len(results), "asked": ASKED[name], "solved": len(solved), "wrong": len(wrong),
+        "sat": sum(result.status == "sat" for result in solved),
+        "judged": sum(truth in ("sat", "unsat") for _, truth in judged),
+        "median s": median(result.seconds for result in solved), "longest s": max(result.seconds for result in solved),
+    }  # fmt: skip
+
+
+def many(count: int = 100) -> dict[str, float]:
+    """Seconds for linear bounds of a 6 x 200 network on as many boxes at once."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(5) for part in (nn.Linear(200, 200), nn.ReLU())]
+    model, x = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), *layers, nn.Linear(200, 10)), torch.rand(count, 784)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        net, box = program(model, x, dtype), ball(x.to(dtype), 0.01, 0.0, 1.0)
+        times = in_turns({"run": lambda net=net, box=box: linear(net, box)}, turns=3, warm_up=1)
+        found[str(dtype).removeprefix("torch.")] = min(times["run"])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=list(ASKED))
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    data = Path(os.environ["MORPHOGEN_DATA"]) / "vnncomp2022"
+    stored = json.loads((FOLDER / "verify.json").read_text()) if (FOLDER / "verify.json").exists() else {}
+    FOLDER.mkdir(exist_ok=True)
+    for name in given.names:
+        listing = data / "benchmarks" / name / "instances.csv"
+        results = run_instances(
+            listing, FOLDER / f"{name}.csv", jobs=given.jobs, tell=lambda r, left: print(left, r, flush=True)
+        )
+        stored[name] = {**summary(name, results, truths(data, name)), "environment": environment()}
+    if given.names == list(ASKED):
+        stored["linear bounds of 100 boxes, s"] = many()
+    (FOLDER / "verify.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (FOLDER / "verify.md").write_text(table(stored))
+    print(table(stored))
+
+
+def table(stored: dict[str, dict[str, float]]) -> str:
+    """As Markdown."""
+    lines = [
+        "| problems | of them | solved | asked | sat | wrong, of those known | median s | longest s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in ASKED:
+        if name in stored:
+            f = stored[name]
+            cells = f["problems"], f["solved"], f["asked"], f["sat"], f"{f['wrong']} of {f['judged']}"
+            lines.append(f"| {name} | " + " | ".join(map(str, cells)) + f" | {f['median s']:.2f} | {f['longest s']:.1f} |")
+    if times := stored.get("linear bounds of 100 boxes, s"):
+        lines += ["", f"Linear bounds of a 6 x 200 network on 100 boxes at once: {times['float32']:.2f} s in float32, "
+                  f"{times['float64']:.2f} s in float64 (2 asked)."]  # fmt: skip
+    about = next(f["environment"] for f in stored.values() if "environment" in f)
+    return "\n".join([*lines, "", "; ".join(f"{k} {v}" for k, v in about.items()), ""])
+
+
+if __name__ == "__main__":
+    main()
