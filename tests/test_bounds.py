@@ -12,6 +12,8 @@ from morphogen.bounds import (
     Box,
     alpha,
     ball,
+    dual,
+    few,
     forward,
     interval,
     least_of,
@@ -19,6 +21,7 @@ from morphogen.bounds import (
     lower_bound,
     optimised,
     program,
+    within,
 )
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
 from morphogen.bounds.linear import Free, lines
@@ -254,3 +257,89 @@ def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> Non
             assert float(net.values(units.negative[unit][None])[name][0, unit]) < 0
     hurried = stability(model, Box(-torch.ones(1, 3), torch.ones(1, 3)), points=0, seconds=0.0)
     assert str(hurried).endswith(f"{hurried.count(OPEN)} undecided")
+
+
+SETS: dict[str, Callable[[Tensor], Box]] = {
+    "box": lambda x: ball(x, 0.3), "l2": lambda x: within(x, 0.5, 2.0, -1.0, 1.0), "l1": lambda x: within(x, 0.5, 1.0),
+    "few": lambda x: few(x, 2, -1.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_set_holds_its_points_and_its_least_values_are_attained(kind: str) -> None:
+    torch.manual_seed(0)
+    x, a = torch.randn(3, 2, 4).double().clamp(-0.9, 0.9), torch.randn(3, 2, 4).double()
+    found = SETS[kind](x)
+    lowest, at = found.lowest(a[:, None])[:, 0], found.lowest_at(a)
+    torch.testing.assert_close(found.inside(at), at, rtol=0, atol=1e-12)
+    assert ((a * at).flatten(1).sum(1) >= lowest - 1e-12).all()
+    if kind in ("box", "few"):
+        torch.testing.assert_close((a * at).flatten(1).sum(1), lowest)
+    for points in torch.randn(500, 3, 2, 4).double() * 2:
+        inside = found.inside(points)
+        torch.testing.assert_close(found.inside(inside), inside, rtol=0, atol=1e-12)
+        assert ((inside >= found.lower - 1e-12) & (inside <= found.upper + 1e-12)).all()
+        assert ((a * inside).flatten(1).sum(1) >= lowest - 1e-9).all()
+        away = (inside - x).flatten(1)
+        if kind == "few":
+            assert ((away != 0).sum(1) <= 2).all()
+        elif kind != "box":
+            assert (away.norm(2.0 if kind == "l2" else 1.0, 1) <= 0.5 + 1e-9).all()
+    with pytest.raises(ShapeError, match="norm=3"):
+        within(x, 0.5, 3)
+    with pytest.raises(ShapeError, match="count=9"):
+        few(x, 9, -1, 1)
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("name", ["ReLU", "Sigmoid", "Tanh", "ELU", "GELU", "Softplus", "LeakyReLU", "linked DAG", "branches"])
+def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    build, shape = NETS[name]
+    model = build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    x = torch.randn(2, *shape).double()
+    net = program(model, x.float())
+    found, spec = SETS[kind](x), torch.randn(1, 2, 3).double()
+    boxes = linear(net, found)
+    plain, best = lower_bound(net, boxes, spec), dual(net, boxes, spec, steps=15)
+    assert best.path[0] == pytest.approx(float(plain.mean()), abs=1e-12)
+    assert (best.bound >= plain - 1e-12).all()
+    assert list(best.path) == sorted(best.path)
+    wild = {n: c + torch.randn(c.shape).double() for n, c in best.multipliers.items()}
+    loose = lower_bound(net, boxes, spec, free=Free(duals=wild))
+    for _ in range(200):
+        points = found.inside(found.lower + found.width * torch.rand(x.shape).double())
+        y = torch.einsum("nko,bo->bk", spec, net(points))
+        assert (y >= best.bound - 1e-9).all()
+        assert (y >= loose - 1e-9).all()
+
+
+def test_the_dual_comes_to_the_optimum_of_the_relaxation() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 3))
+    x, spec = torch.randn(1, 4).double(), torch.randn(1, 2, 3).double()
+    net = program(model, torch.zeros(2, 4))
+    boxes = linear(net, ball(x, 0.5))
+    found = dual(net, boxes, spec).bound[0]
+    for row, bound in zip(spec[0], found, strict=True):
+        assert -1e-9 <= least_of(net, boxes, row[None], torch.zeros(1))[0] - float(bound) < 1e-3
+
+
+def test_the_largest_value_between_the_ends_of_a_sigmoid_is_found() -> None:
+    """A public code looks for it where the multipliers' quotient is upside down, and proves what is false."""
+    draw = torch.Generator().manual_seed(0)
+    z = torch.linspace(0, 1, 2001).double()
+    for kind in ("sigmoid", "tanh"):
+        h = ACTIVATIONS[kind]
+        for _ in range(200):
+            ends = (6 * torch.randn(2, generator=draw).double()).sort().values
+            s = torch.rand(1, generator=draw).double() * (0.3 if kind == "sigmoid" else 1.2)
+            values = h.value(ends[0] + (ends[1] - ends[0]) * z) - s * (ends[0] + (ends[1] - ends[0]) * z)
+            least, most = extremes(h, s, ends[:1], ends[1:])
+            assert float(least) <= float(values.min()) + 1e-12
+            assert float(most) >= float(values.max()) - 1e-12
+            assert float(values.min() - least) < 1e-4
+            assert float(most - values.max()) < 1e-4

@@ -8,8 +8,9 @@ stability(model, box)               # which ReLUs have one sign, proved, and whi
 
 from morphogen.bounds.alpha import alpha, optimised
 from morphogen.bounds.attack import attack
-from morphogen.bounds.box import Box, ball
+from morphogen.bounds.box import Ball, Box, Few, ball, few, within
 from morphogen.bounds.branch import split_inputs
+from morphogen.bounds.dual import dual
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import Free, linear, lower_bound
@@ -21,7 +22,7 @@ from morphogen.bounds.unsafe import Unsafe, Verdict
 from morphogen.bounds.verify import Robustness, other_classes, robust_accuracy, verify
 
 __all__ = [
-    "Box", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "attack", "ball", "forward", "interval",
-    "least_of", "linear", "lower_bound", "optimised", "other_classes", "program", "robust_accuracy", "split_inputs",
-    "split_units", "stability", "verify",
+    "Ball", "Box", "Few", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "attack", "ball", "dual",
+    "few", "forward", "interval", "least_of", "linear", "lower_bound", "optimised", "other_classes", "program",
+    "robust_accuracy", "split_inputs", "split_units", "stability", "verify", "within",
 ]  # fmt: skip

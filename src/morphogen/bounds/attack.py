@@ -19,7 +19,8 @@ def attack(
     share = torch.rand(restarts, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: restarts // 2].round_()
     share[:1] = 0.5
-    x = box.lower + box.width * share
+    sets = box.repeated(restarts)
+    x = sets.inside(box.lower + box.width * share)
     best, least = x[:1], torch.inf
     for step in range(steps + 1):
         x = x.detach().requires_grad_(step < steps)
@@ -31,5 +32,5 @@ def attack(
             break
         (gradient,) = torch.autograd.grad(excess.sum(), x)
         size = 0.5 * (1 - step / steps)
-        x = (x - size * box.width * gradient.sign()).clamp(box.lower, box.upper)
+        x = sets.inside(x.detach() - size * box.width * gradient.sign())
     return best, least

@@ -1,6 +1,8 @@
-"""Sets of values with a lower and an upper bound each."""
+"""Sets of inputs: boxes, and what lies in a ball or moves in few places only, inside a box."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,11 +45,103 @@ class Box:
         lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
-    def to(self, dtype: torch.dtype) -> "Box":
-        return Box(self.lower.to(dtype), self.upper.to(dtype))
+    def to(self, dtype: torch.dtype) -> Self:
+        return self._each(lambda t: t.to(dtype))
 
-    def __getitem__(self, rows: "slice | Tensor") -> "Box":
-        return Box(self.lower[rows], self.upper[rows])
+    def __getitem__(self, rows: "slice | Tensor") -> Self:
+        return self._each(lambda t: t[rows])
+
+    def repeated(self, count: int) -> Self:
+        """One set as often, without a copy."""
+        return self._each(lambda t: t.expand(count, *t.shape[1:]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+    def lowest(self, a: Tensor) -> Tensor:
+        """The least a . x, (batch, count), of coefficients a (batch, count, *shape)."""
+        return _total(a.clamp_min(0) * self.lower[:, None] + a.clamp_max(0) * self.upper[:, None])
+
+    def lowest_at(self, a: Tensor) -> Tensor:
+        """Where a . x is least, (batch, *shape), a too."""
+        return torch.where(a > 0, self.lower, self.upper)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Points of the set near x, (batch, *shape); x itself where it is one."""
+        return x.clamp(self.lower, self.upper)
+
+
+@dataclass(frozen=True)
+class Ball(Box):
+    """What of a box lies within `radius` of its point `middle` in the norm 1 or 2."""
+
+    middle: Tensor
+    radius_: float
+    norm: float
+
+    def lowest(self, a: Tensor) -> Tensor:
+        dual = torch.inf if self.norm == 1 else 2.0
+        straight = _total(a * self.middle[:, None]) - self.radius_ * a.flatten(2).norm(dual, 2)
+        return torch.maximum(super().lowest(a), straight)
+
+    def lowest_at(self, a: Tensor) -> Tensor:
+        flat = a.flatten(1)
+        if self.norm == 1:  # all of it in the one place that counts the most
+            step = torch.zeros_like(flat).scatter(1, flat.abs().argmax(1, keepdim=True), 1.0) * flat.sign()
+        else:
+            step = flat / flat.norm(2, 1, keepdim=True).clamp_min(1e-300)
+        return super().inside(self.middle - self.radius_ * step.view_as(a))
+
+    def inside(self, x: Tensor) -> Tensor:
+        # a coordinate that is cut to the box comes nearer to the middle, which is in it
+        away = super().inside(x) - self.middle
+        far = away.flatten(1).norm(self.norm, 1).view(-1, *[1] * (x.dim() - 1))
+        return self.middle + away * (far.clamp_min(1e-300).reciprocal() * self.radius_).clamp_max(1.0)
+
+
+@dataclass(frozen=True)
+class Few(Box):
+    """What of a box differs from its point `middle` in at most `count` coordinates."""
+
+    middle: Tensor
+    count: int
+
+    def lowest(self, a: Tensor) -> Tensor:
+        gains = torch.minimum(a * (self.lower - self.middle)[:, None], a * (self.upper - self.middle)[:, None]).flatten(2)
+        best, _ = gains.topk(self.count, 2, largest=False)
+        return _total(a * self.middle[:, None]) + best.sum(2)
+
+    def lowest_at(self, a: Tensor) -> Tensor:
+        return self.inside(super().lowest_at(a), (a * (super().lowest_at(a) - self.middle)).abs())
+
+    def inside(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        away = super().inside(x) - self.middle
+        most = (away.abs() if weight is None else weight).flatten(1).topk(self.count, 1).indices
+        moved: Tensor = torch.zeros_like(away).flatten(1).scatter(1, most, 1.0).view_as(away)
+        return self.middle + away * moved
+
+
+def _total(a: Tensor) -> Tensor:
+    return a.flatten(2).sum(2)
+
+
+def within(x: Tensor, radius: float, norm: float = torch.inf, low: float = -torch.inf, high: float = torch.inf) -> Box:
+    """All points within `radius` of x, (batch, ...), in the norm 1, 2 or infinity, cut to [low, high]."""
+    box = ball(x, radius, low, high)
+    if norm == torch.inf:
+        return box
+    if norm not in (1, 2):
+        raise ShapeError(f"within: norm={norm}; give 1, 2 or torch.inf")
+    return Ball(box.lower, box.upper, x.clamp(low, high), radius, float(norm))
+
+
+def few(x: Tensor, count: int, low: float, high: float) -> Few:
+    """All points that differ from x, (batch, ...), in at most `count` coordinates, which go anywhere in [low, high]."""
+    if not 1 <= count <= x[0].numel():
+        raise ShapeError(f"few: count={count}; give a number from 1 to {x[0].numel()}, the coordinates of an input")
+    ends = torch.full_like(x, low), torch.full_like(x, high)
+    return Few(torch.minimum(x, ends[0]), torch.maximum(x, ends[1]), x, count)
 
 
 def ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf) -> Box:

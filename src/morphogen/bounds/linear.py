@@ -48,7 +48,8 @@ def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]
         boxes[step.name] = passed(step, boxes)
         if not affine(step) or bent.intersection(step.reads):
             bent.add(step.name)
-        if step.name in wanted and (step.name in bent or step.kind not in WEIGHTED or step.reads != (net.input,)):
+        first = step.kind in WEIGHTED and step.reads == (net.input,) and type(boxes[net.input]) is Box  # intervals are exact
+        if step.name in wanted and (step.name in bent or not first):
             boxes[step.name] = boxes[step.name].meet(_tightened(net, step.name, boxes, bound or lower_bound))
     return boxes
 
@@ -83,12 +84,14 @@ class Free:
 
     slopes: by activation, (lines, batch, 1 or count, *shape): of the lines below and above it; a ReLU has one, below. shifts:
     by value, (batch, 1 or count, *shape): functions that are at least 0 on the set in question, given by their coefficients on
-    that value, and taken away. mix: (batch, count), weights of several bounds for one, see `alpha.optimised`.
+    that value, and taken away. duals: by activation, (batch, count, *shape): coefficients on what it reads, in the place of
+    those that lines give. mix: (batch, count), weights of several bounds for one, see `alpha.optimised`.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
     mix: Tensor | None = None
+    duals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def lower_bound(
@@ -105,7 +108,7 @@ def lower_bound(
 
 def least(coefficients: Tensor, constant: Tensor, box: Box) -> Tensor:
     """The least values, (batch, count), of what `backward` gives on a box of inputs."""
-    return constant + _total(coefficients.clamp_min(0) * box.lower[:, None] + coefficients.clamp_max(0) * box.upper[:, None])
+    return constant + box.lowest(coefficients)
 
 
 def backward(
@@ -125,7 +128,9 @@ def backward(
             a = a - free.shifts[step.name]
         if seen is not None and activation(step) is not None:
             seen[step.name] = a
-        back, added = _back(step, a, net, boxes, free.slopes.get(step.name))
+        c = free.duals.get(step.name)
+        relaxed = c is not None and _relaxed(step, a, c, boxes)
+        back, added = relaxed or _back(step, a, net, boxes, free.slopes.get(step.name))
         constant = constant + added
         for read, coefficient in back.items():
             waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
@@ -158,6 +163,17 @@ def _back(
         (read,) = step.reads
         return {read: a @ weight}, 0.0 if bias is None else _total(a * bias)
     return _transposed(step, a, net)
+
+
+def _relaxed(step: Step, a: Tensor, c: Tensor, boxes: Mapping[str, Box]) -> tuple[dict[str, Tensor], Tensor]:
+    """a . h(z) is at least c . z + the least of a h(z) - c z: any c will do."""
+    h, (read,) = activation(step), step.reads
+    assert h is not None
+    lower, upper = boxes[read].lower[:, None], boxes[read].upper[:, None]
+    with torch.no_grad():
+        inside = [torch.nan_to_num(z).clamp(lower, upper) for z in h.stationary(c / a)]
+    values = torch.stack([a * h.value(z) - c * z for z in (lower, upper, *inside)])
+    return {read: c}, _total(values.amin(0))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

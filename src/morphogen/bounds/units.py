@@ -136,7 +136,7 @@ class _Search:
         surplus = found.bound[:, 0]
         self.seen += len(surplus)
         self.settle(surplus)
-        corners = torch.where(found.coefficients[:, 0] > 0, self.box.lower, self.box.upper)
+        corners = self.box.repeated(len(surplus)).lowest_at(found.coefficients[:, 0])
         for i, clause in enumerate(clauses):
             self.look(corners[i : i + 1], clause)
             if float(surplus[i]) <= MARGIN:
@@ -197,7 +197,7 @@ class _Search:
             for name in names
         }  # fmt: skip
         wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {self.net.input}
-        boxes = {name: _cut(_repeated(self.boxes[name], size), stacked.get(name)) for name in wanted}
+        boxes = {name: _cut(self.boxes[name].repeated(size), stacked.get(name)) for name in wanted}
         slopes = {n: torch.stack([part.free.slopes[n] for part in parts], 1) for n in _common(p.free.slopes for p in parts)}
         shifts = {
             v: torch.stack([
@@ -233,6 +233,7 @@ class _Search:
             self.proved = min(self.proved, float(safe.min()))
 
     def look(self, x: Tensor, clause: int) -> None:
+        x = self.box.inside(x)
         excess = float(self.unsafe[clause].excess(self.net(x)))
         if excess <= 0 and self.witness is None:
             self.witness = x[0], excess
@@ -245,10 +246,6 @@ def _cut(box: Box, sign: Tensor | None) -> Box:
     lower = torch.where(sign > 0, box.lower.clamp_min(0), box.lower)
     upper = torch.where(sign < 0, box.upper.clamp_max(0), box.upper)
     return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
-
-
-def _repeated(box: Box, size: int) -> Box:
-    return Box(*(t.expand(size, *t.shape[1:]) for t in (box.lower, box.upper)))
 
 
 def _common(names: Iterator[Mapping[str, Tensor]]) -> set[str]:

@@ -15,6 +15,7 @@ from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.program import Program, program
 from morphogen.bounds.units import split_units, splittable
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
+from morphogen.errors import Unsupported
 
 _FEW = 16  # inputs of a network whose boxes are worth cutting
 
@@ -25,14 +26,17 @@ def verify(
 ) -> Verdict:  # fmt: skip
     """Prove that no input of a box gets into any of the unsafe sets, or find one that does ("sat").
 
-    box: of one example, (1, *shape). Boxes of few inputs are cut themselves, otherwise the signs of ReLUs. A counterexample is
-    one only once the model itself, in its own precision, agrees. tell: called with the least bound and the number of open parts
-    as the search goes on. Raises `Unsupported` for a network that has an operation without a rule.
+    box: of one example, (1, *shape), or another set of `bounds.box`. Boxes of few inputs are cut themselves, otherwise the
+    signs of ReLUs. A counterexample is one only once the model itself, in its own precision, agrees. tell: called with the
+    least bound and the number of open parts as the search goes on. Raises `Unsupported` for a network that has an operation
+    without a rule.
     """
     began = time.perf_counter()
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).to(_dtype(model)))
     sets = [unsafe] if isinstance(unsafe, Unsafe) else list(unsafe)
-    if box.lower.numel() > _FEW and splittable(net):
+    if type(box) is not Box and not splittable(net):
+        raise Unsupported("verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around the set")
+    if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):
         found = split_units(net, sets, box, seconds, tell=tell)
     else:
         found = _each(net, sets, box, began + seconds, tell)
