@@ -96,7 +96,7 @@ class Ball(Box):
     def inside(self, x: Tensor) -> Tensor:
         # a coordinate that is cut to the box comes nearer to the middle, which is in it
         away = super().inside(x) - self.middle
-        far = away.flatten(1).norm(self.norm, 1).view(-1, *[1] * (x.dim() - 1))
+        far: Tensor = away.flatten(1).norm(self.norm, 1).view(-1, *[1] * (x.dim() - 1))
         return self.middle + away * (far.clamp_min(1e-300).reciprocal() * self.radius_).clamp_max(1.0)
 
 
