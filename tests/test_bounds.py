@@ -1,6 +1,7 @@
 """Bounds hold for every input that is tried, tighter techniques lie inside looser ones, what cannot be bounded is refused."""
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -118,8 +119,8 @@ def test_a_network_by_hand() -> None:
         second.bias.fill_(0.5)
     net = program(nn.Sequential(first, nn.ReLU(), second), torch.zeros(2, 2))
     box = Box(-torch.ones(1, 2), torch.ones(1, 2))
-    assert [float(v) for v in vars(linear(net, box)[net.output]).values()] == [-1.5, 2.5]
-    assert [float(v) for v in vars(interval(net, box)[net.output]).values()] == [-1.5, 2.5]
+    for technique in (linear, interval):
+        assert [float(v) for v in vars(technique(net, box)[net.output]).values()] == pytest.approx([-1.5, 2.5], abs=1e-12)
     free = Free({"relu": torch.ones(1, 1, 1, 2).double()})
     # with slope 1 below: a + b - ((a - b) / 2 + 1) + 0.5, least at -1, -1: -2 - 1 + 0.5
     assert float(lower_bound(net, linear(net, box), torch.ones(1, 1, 1), free=free)) == pytest.approx(-2.5)
@@ -343,3 +344,43 @@ def test_the_largest_value_between_the_ends_of_a_sigmoid_is_found() -> None:
             assert float(most) >= float(values.max()) - 1e-12
             assert float(values.min() - least) < 1e-4
             assert float(most - values.max()) < 1e-4
+
+
+def exactly(model: nn.Sequential, x: list[Fraction]) -> list[Fraction]:
+    """What a perceptron gives when nothing is rounded."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            weight, bias = (
+                [[Fraction(v) for v in row] for row in layer.weight.tolist()],
+                [Fraction(v) for v in layer.bias.tolist()],
+            )
+            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(weight, bias, strict=True)]
+        else:
+            x = [max(v, Fraction(0)) for v in x]
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_rounded_moves_bounds_outward(dtype: torch.dtype) -> None:
+    """On boxes without width nothing but rounding is between the bounds, and the exact value still is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)).to(dtype)
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(3)
+    x = torch.randn(4, 6, dtype=dtype)
+    net = program(model, x, dtype)
+    truth = [exactly(model, [Fraction(v) for v in row]) for row in x.tolist()]
+    spec = torch.eye(3, dtype=dtype)[None]
+    missed = 0
+    for technique in (interval, linear, alpha):
+        boxes = technique(net, Box(x, x))
+        found = boxes[net.output]
+        low = [found.lower] + [bound(net, boxes, spec) for bound in (lower_bound, lambda *a: dual(*a, steps=2).bound)]
+        for i, row in enumerate(truth):
+            for j, value in enumerate(row):
+                assert all(Fraction(float(each[i, j])) <= value for each in low)
+                assert value <= Fraction(float(found.upper[i, j]))
+                assert float(found.width[i, j]) <= (1e-2 if dtype == torch.float32 else 1e-10) * max(1.0, abs(float(value)))
+                missed += Fraction(float(net(x)[i, j])) != value
+    assert missed  # what is computed plainly is not the truth

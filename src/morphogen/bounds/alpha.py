@@ -20,8 +20,9 @@ from torch.optim import Adam
 
 from morphogen.bounds.activation import RELU, Activation
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import Free, backward, least, linear, tightest
+from morphogen.bounds.linear import Free, bounded, linear, tightest
 from morphogen.bounds.program import Program
+from morphogen.bounds.rounding import magnitudes
 from morphogen.bounds.rules import activation
 
 _RATE, _SPLIT_RATE, _DECAY = 0.5, 0.05, 0.98
@@ -52,13 +53,14 @@ def _bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | Non
 def optimised(
     net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None,
     signs: Mapping[str, Tensor] | None = None, start: Free | None = None, steps: int = 20, enough: float = torch.inf,
-    limits: Tensor | None = None,
+    limits: Tensor | None = None, sizes: Mapping[str, Tensor] | None = None,
 ) -> Found:  # fmt: skip
     """The best lower bounds on linear functions of a value that the steps come by; arguments as for `lower_bound`.
 
     boxes: cut to what the signs say. signs: by value, (batch, *shape), 1 where it is at least 0, -1 where it is at most 0, and
     0 where nothing is known. start: of an earlier call, shares and multipliers. enough: bounds above it need not rise. limits:
     (batch, count); with them there is one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean.
+    sizes: `rounding.magnitudes` of these boxes, or of larger ones.
     """
     batch, rows = len(boxes[net.input].lower), spec.shape[1]
     count = rows if limits is None else 1
@@ -79,18 +81,18 @@ def optimised(
     groups: list[dict[str, Any]] = [{"params": free}, {"params": [*multipliers.values()], "lr": _SPLIT_RATE}]
     optimizer = Adam(groups, lr=_RATE) if free or multipliers else None
     best = Found(spec.new_full((batch, count), -torch.inf, dtype=net.dtype), Free(shares, multipliers, mix), spec, {})
+    sizes = magnitudes(net, boxes) if sizes is None else sizes
     for step in range(steps + 1):
-        seen: dict[str, Tensor] = {}
         with torch.set_grad_enabled(step < steps and optimizer is not None):
             slopes = {n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()}
             shifts = {v: known[v] * m for v, m in multipliers.items()}
             wanted = (
                 spec if limits is None else torch.einsum("bk,bk...->b...", mix, spec.expand(batch, *spec.shape[1:]))[:, None]
             )
-            coefficients, constant = backward(net, boxes, wanted, name, Free(slopes, shifts), seen)
-            bound = least(coefficients, constant, boxes[net.input])
+            found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes)
+            bound = found.least
             bound = bound if limits is None else bound - (mix * limits).sum(1, keepdim=True)
-        best = _better(best, bound.detach(), Free(shares, multipliers, mix), coefficients.detach(), seen)
+        best = _better(best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), found.seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
             break
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import backward, least, linear
+from morphogen.bounds.linear import bounded, linear
 from morphogen.bounds.program import Program
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
 
@@ -57,9 +57,9 @@ def split_inputs(
 def _bounded(net: Program, unsafe: Unsafe, spec: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """(the best lower bound on any row's surplus, (batch,), and that row's coefficients on the input, (batch, *shape))."""
     boxes = linear(net, box)
-    coefficients, constant = backward(net, boxes, spec)
-    surplus, best = (least(coefficients, constant, box) - unsafe.limits).max(1)
-    return surplus, coefficients[torch.arange(len(best)), best]
+    found = bounded(net, boxes, spec)
+    surplus, best = (found.least - unsafe.limits).max(1)
+    return surplus, found.coefficients[torch.arange(len(best)), best]
 
 
 def _halves(box: Box, coefficients: Tensor) -> Box:

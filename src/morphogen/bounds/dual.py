@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import Free, backward, least, lines
+from morphogen.bounds.linear import Free, backward, lines, lower_bound
 from morphogen.bounds.program import Program
 from morphogen.bounds.rules import activation
 
@@ -46,7 +46,7 @@ def dual(
     best, path = torch.full(_shape(net, boxes, spec), -torch.inf, dtype=net.dtype), []
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
-            bound = least(*backward(net, boxes, spec, name, Free(duals=multipliers)), boxes[net.input])
+            bound = lower_bound(net, boxes, spec, name, Free(duals=multipliers))
         best = torch.maximum(best, bound.detach())
         path.append(float(best.mean()))
         if optimizer is None or not bound.requires_grad:

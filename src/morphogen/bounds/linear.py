@@ -16,6 +16,7 @@ from morphogen.bounds.activation import RELU, Activation, extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import passed
 from morphogen.bounds.program import RESHAPES, Program, Step, run
+from morphogen.bounds.rounding import magnitudes, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
 
 _CHUNK = 2**24  # numbers in the coefficients of as many bounds as are found at once
@@ -103,23 +104,44 @@ def lower_bound(
     without it a ReLU's line below has the slope 1 where most of the interval is positive, else 0, and other activations have
     the two lines with the least area between them.
     """
-    return least(*backward(net, boxes, spec, name, free), boxes[net.input])
+    return bounded(net, boxes, spec, name, free).least
 
 
-def least(coefficients: Tensor, constant: Tensor, box: Box) -> Tensor:
-    """The least values, (batch, count), of what `backward` gives on a box of inputs."""
-    return constant + box.lowest(coefficients)
+@dataclass(frozen=True)
+class Bounded:
+    """least: (batch, count), moved outward by what rounding may do. coefficients: (batch, count, *input), of the function of
+    the input whose least value it is. seen: coefficients on the activations, by name."""
+
+    least: Tensor
+    coefficients: Tensor
+    seen: Mapping[str, Tensor]
+
+
+def bounded(
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, free: Free | None = None,
+    sizes: Mapping[str, Tensor] | None = None,
+) -> Bounded:  # fmt: skip
+    """`lower_bound`, with what it was found by. sizes: `rounding.magnitudes`, where they are known."""
+    weights: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+    coefficients, constant = backward(net, boxes, spec, name, free, seen, weights)
+    with torch.no_grad():
+        off = slack(net, weights, magnitudes(net, boxes) if sizes is None else sizes)
+    return Bounded(constant + boxes[net.input].lowest(coefficients) - off, coefficients, seen)
 
 
 def backward(
     net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, free: Free | None = None,
-    seen: dict[str, Tensor] | None = None,
+    seen: dict[str, Tensor] | None = None, weights: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value for every input x.
 
-    seen: receives the coefficients on each activation, by name."""
+    seen: receives the coefficients on each activation, by name; weights: on each value, the sizes of those that each of its
+    readers gave it, added up."""
     name, batch, free = name or net.output, len(boxes[net.input].lower), free or Free()
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
+    if weights is not None:
+        weights[name] = waiting[name].detach().abs()
     constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
     for step in reversed(net.steps):
         if (a := waiting.pop(step.name, None)) is None:
@@ -133,6 +155,9 @@ def backward(
         back, added = relaxed or _back(step, a, net, boxes, free.slopes.get(step.name))
         constant = constant + added
         for read, coefficient in back.items():
+            if weights is not None:
+                own = coefficient.detach().abs()
+                weights[read] = weights[read] + own if read in weights else own
             waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
     shape = (batch, spec.shape[1], *net.shapes[net.input])
     return waiting.get(net.input, spec.new_zeros(shape, dtype=net.dtype)), constant

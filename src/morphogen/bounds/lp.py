@@ -20,6 +20,7 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import lines
 from morphogen.bounds.program import Program, Step, run
+from morphogen.bounds.rounding import unit
 from morphogen.bounds.rules import MAXIMA, activation, affine, refuse
 
 _TRUST = 1e-6  # by which a bound of the search over whole numbers may be off, relative to 1 and to its size
@@ -199,4 +200,8 @@ def _dual(
     duals = np.where((duals > 0) & np.isfinite(row_low), duals, np.where((duals < 0) & np.isfinite(row_high), duals, 0.0))
     ends = np.where(duals > 0, row_low, np.where(duals < 0, row_high, 0.0))
     left = c - duals @ matrix
-    return float(duals @ ends + np.where(left > 0, left * low, left * high).sum())
+    value = float(duals @ ends + np.where(left > 0, left * low, left * high).sum())
+    # what rounding may do to these sums, see `rounding`
+    sizes = np.maximum(np.abs(low), np.abs(high))
+    products = np.abs(duals) @ (np.abs(ends) + np.abs(matrix) @ sizes) + np.abs(c) @ sizes
+    return value - unit(torch.float64, len(c) + len(duals)) * float(products)

@@ -24,7 +24,6 @@ from morphogen.bounds.linear import linear
 from morphogen.bounds.lp import least_of
 from morphogen.bounds.program import Program, needed, program
 from morphogen.bounds.rules import activation
-from morphogen.bounds.unsafe import MARGIN
 
 ACTIVE, INACTIVE, BOTH, OPEN = 1, -1, 0, 2
 
@@ -144,8 +143,8 @@ def _proved(signs: Signs, box: Box, how: str) -> None:
     """What bounds prove. A unit that is 0 everywhere counts as inactive."""
     lower, upper = box.lower.flatten(), box.upper.flatten()
     open_ = signs.sign == OPEN
-    signs.decide((open_ & ((upper < -MARGIN) | (upper == 0) & (lower == 0))).nonzero()[:, 0], INACTIVE, how)
-    signs.decide((open_ & (lower > MARGIN)).nonzero()[:, 0], ACTIVE, how)
+    signs.decide((open_ & (upper <= 0)).nonzero()[:, 0], INACTIVE, how)
+    signs.decide((open_ & (upper > 0) & (lower >= 0)).nonzero()[:, 0], ACTIVE, how)
 
 
 def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8, steps: int = 30) -> None:
@@ -188,7 +187,7 @@ def _solved(
                 continue  # it was seen on that side
             row.view(-1)[unit] = sign  # least of sign * z: above 0 if the unit is never on the other side
             bound, point = least_of(part, boxes, row, zero, whole, left)
-            if bound >= (0.0 if whole else MARGIN):
+            if bound >= 0:
                 signs.decide(torch.tensor([unit]), proof, how)
                 break
             if point is not None and float(part(point).flatten()[unit]) * sign < 0:

@@ -24,6 +24,7 @@ from morphogen.bounds.box import Box
 from morphogen.bounds.linear import Free, linear, lower_bound
 from morphogen.bounds.lp import least_of
 from morphogen.bounds.program import Program
+from morphogen.bounds.rounding import magnitudes
 from morphogen.bounds.rules import activation, affine
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
 
@@ -116,6 +117,7 @@ class _Search:
         if not open_:
             return
         self.boxes = alpha(self.net, self.box, _STEPS)
+        self.sizes = magnitudes(self.net, self.boxes)
         whole = [Part(clause, {}, -torch.inf, Free(), {}) for clause in open_]
         yield from self.parts(self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_])
 
@@ -210,7 +212,7 @@ class _Search:
         mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
         free, limits = Free(slopes, shifts, mix), self.limits[clauses]
-        return optimised(self.net, boxes, self.rows[clauses], None, stacked, free, steps, MARGIN, limits)
+        return optimised(self.net, boxes, self.rows[clauses], None, stacked, free, steps, MARGIN, limits, self.sizes)
 
     def decided(self, part: Part) -> Iterator[Part]:
         """No line loses anything, as where every unit has its sign: a linear program decides, in whole numbers if need be."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-MARGIN = 1e-9  # by which a bound must clear 0: sums in float64 through a network are off by less
+MARGIN = 1e-9  # by which a bound, already moved outward by what rounding may do, must clear 0
 
 
 @dataclass(frozen=True)

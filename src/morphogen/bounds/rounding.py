@@ -1,0 +1,80 @@
+"""By how much bounds may be off because numbers are rounded, so that they can be moved outward by it.
+
+A sum of n products is off by at most n u / (1 - n u) times the sum of their sizes, u half the distance from 1 to the next
+number, in whatever order it is taken. A linear bound is a sum of what its steps contribute: each step's coefficients, whatever
+they came out as, times sizes that follow from the boxes.
+
+Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from morphogen.bounds.activation import RELU
+from morphogen.bounds.box import Box
+from morphogen.bounds.program import Program, Step, run
+from morphogen.bounds.rules import absolute, activation, affine
+
+# an activation's value is off by a few units in the last place; its lines' slopes, offsets and products add some more
+_FEW = 32
+
+
+def size(box: Box) -> Tensor:
+    """The largest absolute value of each entry."""
+    return torch.maximum(box.lower.abs(), box.upper.abs())
+
+
+def unit(dtype: torch.dtype, terms: int) -> float:
+    """n u / (1 - n u), twice: for the sum, and for what second-order terms and this very estimate lose."""
+    nu = (terms + _FEW) * torch.finfo(dtype).eps / 2
+    return 2 * nu / (1 - nu) if nu < 0.5 else math.inf
+
+
+def outward(box: Box, read: Box) -> Box:
+    """An activation's range a little larger: its values are off by a few units in the last place of it or of its argument."""
+    far = unit(box.lower.dtype, 0)
+    return Box(box.lower - far * (box.lower.abs() + size(read)), box.upper + far * (box.upper.abs() + size(read)))
+
+
+def magnitude(step: Step, boxes: Mapping[str, Box]) -> Tensor:
+    """The sum of the sizes of all products that make a value of the step, (batch, *shape); of an activation what is added
+    besides its line's product with what it reads, which counts there."""
+    if not affine(step):
+        curved = activation(step) not in (None, RELU)
+        own = 2 * size(boxes[step.name])
+        return own + size(boxes[step.reads[0]]) if curved else own
+    sizes = {name: size(boxes[name]) for name in step.reads}
+    offset: Tensor = run(step, {name: torch.zeros_like(value[:1]) for name, value in sizes.items()})
+    return absolute(step, sizes) + offset.abs()
+
+
+def terms(step: Step, net: Program) -> int:
+    """No value of the step is a sum of more products."""
+    return sum(math.prod(net.shapes[name]) for name in step.reads) + math.prod(step.shape)
+
+
+def rounded(step: Step, boxes: Mapping[str, Box]) -> Tensor:
+    """By how much an interval of an affine step's value may be off."""
+    count = sum(boxes[name].lower[0].numel() for name in step.reads)
+    return unit(boxes[step.reads[0]].lower.dtype, count) * magnitude(step, boxes)
+
+
+def magnitudes(net: Program, boxes: Mapping[str, Box]) -> dict[str, Tensor]:
+    """`magnitude` of every step whose boxes are there, and the size of the input."""
+    found = {step.name: magnitude(step, boxes) for step in net.steps if all(name in boxes for name in (*step.reads, step.name))}
+    return {net.input: size(boxes[net.input]) + boxes[net.input].width, **found}
+
+
+def slack(net: Program, weights: Mapping[str, Tensor], sizes: Mapping[str, Tensor]) -> Tensor:
+    """By how much a linear bound may be off, (batch, count). weights: by value, the sizes of the coefficients that its readers
+    gave it, (batch, count, *shape); sizes: `magnitudes`."""
+    count = max((terms(step, net) for step in net.steps), default=0) + len(net.steps)
+    return unit(net.dtype, count) * sum((_dot(weight, sizes[name]) for name, weight in weights.items()), start=torch.zeros(()))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums over (batch, count, *shape) times (batch, *shape), (batch, count)."""
+    return (a.flatten(2) @ b.flatten(1)[:, :, None])[..., 0]
