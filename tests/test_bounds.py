@@ -384,3 +384,75 @@ def test_what_is_rounded_moves_bounds_outward(dtype: torch.dtype) -> None:
                 assert float(found.width[i, j]) <= (1e-2 if dtype == torch.float32 else 1e-10) * max(1.0, abs(float(value)))
                 missed += Fraction(float(net(x)[i, j])) != value
     assert missed  # what is computed plainly is not the truth
+
+
+class Twice(nn.Module):
+    """Reads a value after it was changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(1, 3), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        torch.relu_(y)
+        return self.two(y) + y.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("build", [
+    lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(inplace=True), nn.Linear(3, 1)), Twice,
+    lambda: nn.Sequential(nn.Linear(1, 3), nn.LeakyReLU(0.1, inplace=True), nn.Linear(3, 1)),
+])  # fmt: skip
+def test_operations_in_place_are_bounded_as_their_twins(build: Callable[[], nn.Module]) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, x = build(), torch.linspace(-1, 1, 401).double()[:, None]
+        net, box = program(model, torch.zeros(2, 1)), Box(x[:1].clone(), x[-1:].clone())
+        y = model.double()(x.clone()).detach()
+        for technique in (interval, linear, alpha, forward):
+            found = technique(net, box)[net.output]
+            assert float(found.lower[0, 0]) <= float(y.min())
+            assert float(found.upper[0, 0]) >= float(y.max())
+        assert torch.equal(box.lower, x[:1])
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    (lambda x: torch.sub(x[:, :1], x[:, 1:2], alpha=4), "sub"), (lambda x: torch.add(x[:, :1], x[:, 1:2], alpha=-1), "add"),
+    (lambda x: torch.div(x, 0.3, rounding_mode="floor"), "div"), (lambda x: nn.functional.gelu(x, approximate="tanh"), "gelu"),
+    (lambda x: x.int().to(x.dtype), "to"), (lambda x: x.flip(0), "mixes the examples"),
+    (lambda x: x - x.mean(0, keepdim=True), "mixes the examples"), (lambda x: x[:, :2].mul_(2) + x[:, 2:], "in place"),
+    (lambda x: nn.functional.instance_norm(x[:, None]), "instance_norm"),
+])  # fmt: skip
+def test_what_only_looks_affine_is_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
+    with pytest.raises(Unsupported, match=said):
+        linear(program(Applied(function), torch.randn(3, 4)), ball(torch.zeros(1, 4).double(), 0.1))
+
+
+def test_another_set_is_kept_by_every_technique() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    net, found = program(model, torch.zeros(2, 20)), within(torch.zeros(1, 20).double(), 1.0, 2.0)
+    spec = torch.tensor([[[1.0, -1.0]]]).double()
+    assert alpha(net, found)[net.input] is not None
+    assert type(alpha(net, found)[net.input]) is type(found)
+    plain, best = (lower_bound(net, technique(net, found), spec) for technique in (linear, alpha))
+    assert float(best) >= float(plain) - 1e-9
+    units = stability(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), within(torch.zeros(1, 2), 0.5, 1.0), points=50)
+    assert sum(units.count(sign) for sign in (ACTIVE, INACTIVE, BOTH)) == 1
+
+
+def test_a_unit_that_only_the_corners_of_its_box_reach_is_no_witness() -> None:
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(-0.6)
+    assert str(stability(model, within(torch.zeros(1, 2), 0.5, 1.0))).startswith("0 active, 1 inactive")

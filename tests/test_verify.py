@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import morphogen as mg
-from morphogen import DataError, MorphogenError, Unsupported
+from morphogen import DataError, MorphogenError, ShapeError, Unsupported
 from morphogen.bounds import Box, program
 from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.files import verify_file
@@ -44,6 +44,7 @@ def test_a_property_is_a_disjunction_of_boxes_and_half_spaces() -> None:
     ("text", "said"),
     [
         (HEAD + BOX + "(assert (<= Y_2 0))", "line 6, column 13: Y_2 is not declared"),
+        (HEAD + BOX + "(assert (<= Y_0 nan))", "line 6, column 17: 'nan' is neither a number nor a variable"),
         (HEAD + BOX + "(assert (<= Y_0 1.x))", "line 6, column 17: '1.x' is neither a number nor a variable"),
         (HEAD + BOX + "(assert (<= Y_0 0)", "line 6, column 1: this '\\(' is never closed"),
         (HEAD + BOX + "(assert (= Y_0 0))", "line 6, column 10: '=' here; and, or, <= or >="),
@@ -180,7 +181,31 @@ def test_a_listing_is_verified_once_and_gone_on_with(tmp_path: Path) -> None:
     assert [result.status for result in results] == ["unsat", "error", "sat"]
     assert "line 1, column 1" in results[1].said
     assert len(out.read_text().splitlines()) == 4
+    whole = out.read_text()
+    for cut in (len(whole) - 5, whole.index("\n") + 1, 9, 0):  # in the last line, behind the header, in it, before it
+        out.write_text(whole[:cut])
+        results = run_instances(listing, out)
+        assert sorted(result.status for result in results) == ["error", "sat", "unsat"]
+        assert len(out.read_text().splitlines()) == 4
+    out.write_text("something else\n")
+    with pytest.raises(DataError, match="no table of results"):
+        run_instances(listing, out)
     listing.write_text("net.onnx;far.vnnlib;20\n")
     with pytest.raises(DataError, match="network, property, seconds"):
         run_instances(listing, out)
     assert CliRunner().invoke(app, ["verify"]).exit_code != 0
+
+
+def test_what_is_no_number_proves_nothing_and_odd_questions_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2))
+    box = Box(-torch.ones(1, 20), torch.ones(1, 20))
+    with pytest.raises(ShapeError, match="NaN"):
+        Unsafe(torch.ones(1, 2), torch.tensor([float("nan")]))
+    with pytest.raises(ShapeError, match="rows is"):
+        Unsafe(torch.ones(2), torch.zeros(1))
+    assert mg.verify(model, box, Unsafe(torch.zeros(0, 2), torch.zeros(0))).status == "sat"
+    assert mg.verify(model, box, Unsafe(torch.ones(1, 2), torch.tensor([-1e6]))).status == "unsat"
+    with pytest.raises(ShapeError, match="0 unsafe sets"):
+        mg.verify(model, box, [])
+    with pytest.raises(ShapeError, match="2 examples"):
+        mg.verify(model, Box(-torch.ones(2, 20), torch.ones(2, 20)), Unsafe(torch.ones(1, 2), torch.zeros(1)))

@@ -41,7 +41,10 @@ class Box:
         return self.upper - self.lower
 
     def meet(self, other: "Box") -> "Box":
-        """What lies in both; both hold what is bounded, so rounding that makes them miss each other is mended."""
+        """What lies in both; both hold what is bounded, so rounding that makes them miss each other is mended. A set that is
+        more than a box stays as it is."""
+        if type(self) is not Box:
+            return self
         lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
@@ -133,6 +136,8 @@ def within(x: Tensor, radius: float, norm: float = torch.inf, low: float = -torc
         return box
     if norm not in (1, 2):
         raise ShapeError(f"within: norm={norm}; give 1, 2 or torch.inf")
+    if bool(((x < low) | (x > high)).any()):
+        raise ShapeError(f"within: x leaves [{low}, {high}]; give an x that is there")
     return Ball(box.lower, box.upper, x.clamp(low, high), radius, float(norm))
 
 
@@ -140,10 +145,13 @@ def few(x: Tensor, count: int, low: float, high: float) -> Few:
     """All points that differ from x, (batch, ...), in at most `count` coordinates, which go anywhere in [low, high]."""
     if not 1 <= count <= x[0].numel():
         raise ShapeError(f"few: count={count}; give a number from 1 to {x[0].numel()}, the coordinates of an input")
-    ends = torch.full_like(x, low), torch.full_like(x, high)
-    return Few(torch.minimum(x, ends[0]), torch.maximum(x, ends[1]), x, count)
+    if bool(((x < low) | (x > high)).any()):
+        raise ShapeError(f"few: x leaves [{low}, {high}]; give an x that is there")
+    return Few(torch.full_like(x, low), torch.full_like(x, high), x, count)
 
 
 def ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf) -> Box:
     """All points within `radius` of x in every coordinate, cut to [low, high]. x: (batch, ...)."""
+    if bool(((x + radius < low) | (x - radius > high)).any()):
+        raise ShapeError(f"ball: nothing within {radius} of x lies in [{low}, {high}]; give an x that is there")
     return Box((x - radius).clamp(low, high), (x + radius).clamp(low, high))

@@ -44,7 +44,7 @@ def split_inputs(
         excess = unsafe.excess(net(tried))
         if float(excess.min()) <= 0:
             return Verdict("sat", float(excess.min()), tried[excess.argmin()], seen, time.perf_counter() - began)
-        open_ = found <= MARGIN
+        open_ = ~(found > MARGIN)  # what is no number proves nothing
         proved = min(proved, float(found[~open_].min())) if bool((~open_).any()) else proved
         halves = _halves(here[open_], coefficients[open_])
         lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])

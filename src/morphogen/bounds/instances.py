@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields
+from io import StringIO
 from pathlib import Path
 
 import torch
 
 from morphogen.bounds.files import verify_file
 from morphogen.errors import DataError, MorphogenError
+from morphogen.record import write_atomic
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,16 @@ def run_instances(
     `out` already has is not run again. timeout: instead of the listing's seconds. jobs: processes. tell: called with each new
     result and how many are left. Raises `DataError` for a listing that cannot be read so.
     """
-    wanted, done = _listed(listing, timeout), _done(out)
+    wanted, done = dict.fromkeys(_listed(listing, timeout)), _done(out)
     left = [row for row in wanted if row[:2] not in {(r.network, r.prop) for r in done}]
     out.parent.mkdir(parents=True, exist_ok=True)
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in done)
+    write_atomic(out, text.getvalue())  # anew, since the last line may have been cut off
     with out.open("a", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)
-        if not done:
-            writer.writeheader()
         for number, result in enumerate(_results(listing.parent, left, jobs), 1):
             writer.writerow(asdict(result))
             file.flush()
@@ -76,8 +81,9 @@ def _one(folder: Path, network: str, prop: str, seconds: float) -> Result:
     began = time.perf_counter()
     try:
         found = verify_file(_there(folder / network), _there(folder / prop), seconds)
-    except MorphogenError as error:
-        return Result(network, prop, "error", time.perf_counter() - began, float("nan"), 0, str(error))
+    except Exception as error:  # one problem that fails must not end the others
+        said = str(error) if isinstance(error, MorphogenError) else f"{type(error).__name__}: {error}"
+        return Result(network, prop, "error", time.perf_counter() - began, float("nan"), 0, said)
     return Result(network, prop, found.status, found.seconds, found.bound, found.boxes)
 
 
@@ -103,14 +109,19 @@ def _listed(listing: Path, timeout: float | None) -> list[tuple[str, str, float]
 
 
 def _done(out: Path) -> list[Result]:
+    """The whole lines of an earlier run."""
     if not out.exists():
         return []
-    with out.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return [
-            Result(r["network"], r["prop"], r["status"], float(r["seconds"]), float(r["bound"]), int(r["boxes"]), r["said"])
-            for r in rows
-        ]
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{out} is no table of results with columns {', '.join(_COLUMNS)}; name another with --out") from None
+    text = out.read_text()
+    header = ",".join(_COLUMNS)
+    if not text.startswith(header) and not header.startswith(text.rstrip()):
+        raise DataError(f"{out} is no table of results with columns {header}; name another with --out")
+    whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    found = []
+    for r in csv.DictReader(whole):
+        try:
+            numbers = float(r["seconds"]), float(r["bound"]), int(r["boxes"])
+        except (TypeError, ValueError):
+            continue  # cut off
+        found.append(Result(r["network"], r["prop"], r["status"], *numbers, r["said"]))
+    return found

@@ -83,7 +83,7 @@ def _encoded(
             known[step.name] = _through(step, known)
             continue
         read, made = known[step.reads[0]], torch.zeros(1 + total, *step.shape, dtype=net.dtype)
-        z, box = read.flatten(1), Box(*(t[0].flatten() for t in vars(boxes[step.reads[0]]).values()))
+        z, box = read.flatten(1), _first(boxes[step.reads[0]])
         h = activation(step)
         ends = (box.lower == 0) | (box.upper == 0)
         if h is RELU and bool(ends.any()):
@@ -127,6 +127,11 @@ def _encoded(
         at += _opens(step, boxes, whole)
         known[step.name] = y.view(made.shape)
     return known[net.output], rows, lower, upper, binary
+
+
+def _first(box: Box) -> Box:
+    """Of one example, flat."""
+    return Box(box.lower[0].flatten(), box.upper[0].flatten())
 
 
 def _open(step: Step, boxes: Mapping[str, Box]) -> Tensor:

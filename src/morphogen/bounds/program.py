@@ -72,17 +72,22 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
         raise Unsupported(f"bounds: the network has {len(inputs)} inputs; give one that takes a single tensor")
     shapes[inputs[0].name] = inputs[0].shape[1:]
     output, several = "", {}
+    newest: dict[str, str] = {}  # value -> the one that an operation in place made of it
     for node in graph.nodes:
         if node.op == "tensor":
+            if node.target not in tensors:
+                raise Unsupported(f"bounds: '{node.target}' is made in the forward pass; make it a buffer of the module")
             known[node.name] = _checked(node.target, tensors[node.target].detach(), dtype)
         elif node.op == "output":
-            outputs = [ref.name for ref in refs(node.args)]
+            outputs = [newest.get(ref.name, ref.name) for ref in refs(node.args)]
             if len(outputs) != 1 or outputs[0] not in shapes:
                 raise Unsupported(f"bounds: the network returns {len(outputs)} values; give one that returns a single tensor")
             output = outputs[0]
         elif node.op != "input" and not node.kind.startswith("_assert"):
-            args, kwargs = (_known(part, known, dtype) for part in (node.args, node.kwargs))
+            args, kwargs = (_known(_renamed(part, newest), known, dtype) for part in (node.args, node.kwargs))
             made = Step(node.name, _kind(node), _operation(node), args, kwargs, node.shape[1:])
+            if node.kind.endswith("_"):
+                _written(made, steps, newest)
             if not made.reads:
                 known[node.name] = made.op(*args, **kwargs)
             elif node.kind in SEVERAL:
@@ -92,7 +97,39 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
                     made = _picked(made, several)
                 shapes[node.name] = made.shape
                 steps.append(made)
-    return Program(inputs[0].name, output, needed(steps, output), shapes, dtype)
+    net = Program(inputs[0].name, output, needed(steps, output), shapes, dtype)
+    _alone(net, example)
+    return net
+
+
+def _written(step: Step, steps: Sequence[Step], newest: dict[str, str]) -> None:
+    """An operation in place: who reads its first argument later reads what it made. `_operation` gives its plain twin."""
+    (target, *_) = [ref.name for ref in refs(step.args[:1])] or [""]
+    views = [other for other in steps if other.kind in VIEWS and (other.name == target or target in other.reads)]
+    if not target or views:
+        raise Unsupported(f"bounds: node '{step.name}' writes into a part of a tensor in place; write it without")
+    newest.update({old: step.name for old, new in newest.items() if new == target})
+    newest[target] = step.name
+
+
+def _alone(net: Program, example: Tensor) -> None:
+    """Raise `Unsupported` where an example's values depend on the others of its batch."""
+    x = torch.rand(2, *example.shape[1:], dtype=net.dtype, generator=torch.Generator().manual_seed(0))
+    try:
+        both, one = net.values(x), net.values(x[:1])
+        apart = [name for name in both if not torch.allclose(both[name][:1], one[name], rtol=1e-3, atol=1e-5, equal_nan=True)]
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise Unsupported(f"bounds: the network runs on {len(example)} examples and not on one ({error})") from None
+    if apart:
+        raise Unsupported(f"bounds: node '{apart[0]}' mixes the examples of a batch; bounds are of one example each")
+
+
+def _renamed(arg: Any, newest: Mapping[str, str]) -> Any:
+    if isinstance(arg, Ref):
+        return replace(arg, name=newest.get(arg.name, arg.name))
+    if isinstance(arg, dict):
+        return {key: _renamed(value, newest) for key, value in arg.items()}
+    return type(arg)(_renamed(part, newest) for part in arg) if isinstance(arg, (list, tuple)) else arg
 
 
 SEVERAL = frozenset("split split_with_sizes chunk unbind".split())
@@ -115,7 +152,10 @@ def run(step: Step, values: Mapping[str, Any]) -> Any:
     return step.op(*_filled(step.args, values), **step.kwargs)
 
 
-RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view squeeze unsqueeze".split())
+RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view squeeze unsqueeze detach alias clone contiguous".split())
+VIEWS = RESHAPES - {"clone"} | frozenset(
+    "slice select getitem transpose permute swapaxes t numpy_T expand split split_with_sizes chunk unbind narrow".split()
+)
 
 
 def _filled(arg: Any, values: Mapping[str, Any]) -> Any:
@@ -144,7 +184,7 @@ def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _kind(node: Node) -> str:
-    return "getitem" if "getitem" in node.op else node.kind
+    return "getitem" if "getitem" in node.op else node.kind.removesuffix("_")
 
 
 def _operation(node: Node) -> Callable[..., Any]:
@@ -152,7 +192,7 @@ def _operation(node: Node) -> Callable[..., Any]:
         return operator.getitem
     found: Any = torch.ops
     for part in node.op.split("."):
-        found = getattr(found, part)
+        found = getattr(found, part.removesuffix("_") if part == f"{node.kind}" else part)
     return found  # type: ignore[no-any-return]
 
 

@@ -31,6 +31,8 @@ DIFFERENCES = frozenset("sub sub_".split())
 def affine(step: Step) -> bool:
     """Whether the step is an affine function of what it reads. Products and quotients of two such values are not."""
     variables = [i for i, arg in enumerate(step.args) if _varies(arg)]
+    if _odd(step):
+        return False
     if step.kind in SCALED:
         return len(variables) == 1 and (step.kind not in ("div", "div_") or variables == [0])
     if step.kind in PRODUCTS:
@@ -38,9 +40,22 @@ def affine(step: Step) -> bool:
     return step.kind in MONOTONE or step.kind in DIFFERENCES or (step.kind in WEIGHTED and variables == [0])
 
 
+def _odd(step: Step) -> bool:
+    """Whether options make another operation of it: a factor in a sum, division to whole numbers, a norm by what it is given,
+    a type that is not floating."""
+    if step.kwargs.get("alpha", 1) != 1 or step.kwargs.get("rounding_mode"):
+        return True
+    if step.kind in ("batch_norm", "instance_norm"):
+        return bool(step.args[5])
+    types = [arg for arg in (*step.args, *step.kwargs.values()) if isinstance(arg, torch.dtype)]
+    return any(not kind.is_floating_point for kind in types)
+
+
 def activation(step: Step) -> Activation | None:
     """What the step applies to each entry, None where it is no activation."""
     given = step.args[1:]
+    if step.kwargs.get("approximate", "none") != "none":
+        return None
     if step.kind in ("leaky_relu", "leaky_relu_"):
         return leaky(given[0] if given else 0.01)
     plain = not given or step.kind in ("relu", "relu_", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
@@ -50,7 +65,7 @@ def activation(step: Step) -> Activation | None:
 def _usual(step: Step) -> bool:
     """Whether an activation's options are the usual ones."""
     usual: Mapping[str, tuple[Any, ...]] = {"elu": (1.0, 1.0, 1.0), "softplus": (1.0, 20.0)}
-    return tuple(step.args[1:]) == usual.get(step.kind, ())[: len(step.args) - 1] and step.kwargs.get("approximate") != "tanh"
+    return tuple(step.args[1:]) == usual.get(step.kind, ())[: len(step.args) - 1]
 
 
 def refuse(step: Step, technique: str) -> Unsupported:

@@ -91,10 +91,12 @@ def stability(
     box = box.to(net.dtype)
     share = torch.rand(points, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: points // 2].round_()
-    seen = torch.cat([box.centre, box.lower + box.width * share])
+    near = torch.cat([box.centre, box.lower + box.width * share])
+    seen = box.repeated(len(near)).inside(near)
     if samples is not None:
         rows = samples.to(net.dtype)
-        seen = torch.cat([rows[((rows >= box.lower) & (rows <= box.upper)).flatten(1).all(1)], seen])
+        there = (box.repeated(len(rows)).inside(rows) == rows).flatten(1).all(1)
+        seen = torch.cat([rows[there], seen])
     reads = list(dict.fromkeys(step.reads[0] for step in net.steps if activation(step) is RELU))
     spent: dict[str, float] = {}
     boxes: dict[str, Box] = {}
@@ -154,7 +156,8 @@ def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8
     for chunk in units.split(256):
         towards = torch.where(signs.lacks(1)[chunk], 1.0, -1.0).to(net.dtype).repeat(restarts)
         which = chunk.repeat(restarts)
-        x = box.lower + box.width * torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype).round_()
+        sets = box.repeated(len(which))
+        x = sets.inside(box.lower + box.width * torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype).round_())
         for step in range(steps + 1):
             x = x.detach().requires_grad_(step < steps)
             z = part(x).flatten(1).gather(1, which[:, None])[:, 0]
@@ -168,7 +171,7 @@ def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8
             if step == steps or bool(here.all()):
                 break
             (gradient,) = torch.autograd.grad((z * towards).sum(), x)
-            x = (x + 0.5 * (1 - step / steps) * box.width * gradient.sign()).clamp(box.lower, box.upper)
+            x = sets.inside(x.detach() + 0.5 * (1 - step / steps) * box.width * gradient.sign())
     signs.witnessed("attack")
 
 
@@ -190,6 +193,7 @@ def _solved(
             if bound >= 0:
                 signs.decide(torch.tensor([unit]), proof, how)
                 break
+            point = None if point is None else boxes[net.input].inside(point)
             if point is not None and float(part(point).flatten()[unit]) * sign < 0:
                 kept[unit] = point[0]
     signs.witnessed(how)

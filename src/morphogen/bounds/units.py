@@ -108,12 +108,17 @@ class _Search:
         spec = self.rows.flatten(0, 1)[None]
         self.boxes = linear(self.net, self.box)
         surplus = (lower_bound(self.net, self.boxes, spec).view(clauses, rows) - self.limits).amax(1)
-        open_ = (surplus <= MARGIN).nonzero()[:, 0].tolist()
+        open_ = (~(surplus > MARGIN)).nonzero()[:, 0].tolist()  # what is no number proves nothing
         self.settle(surplus)
         for clause in open_:
+            if self.spent > self.limit:
+                break
             self.look(attack(self.net, self.unsafe[clause], self.box)[0], clause)
             if self.witness is not None:
                 return
+        if open_ and self.spent > self.limit:
+            yield from (Part(clause, {}, float(surplus[clause]), Free(), {}) for clause in open_)
+            return
         if not open_:
             return
         self.boxes = alpha(self.net, self.box, _STEPS)
@@ -141,7 +146,7 @@ class _Search:
         corners = self.box.repeated(len(surplus)).lowest_at(found.coefficients[:, 0])
         for i, clause in enumerate(clauses):
             self.look(corners[i : i + 1], clause)
-            if float(surplus[i]) <= MARGIN:
+            if not float(surplus[i]) > MARGIN:
                 free = Free(
                     {n: s[:, i] for n, s in found.free.slopes.items()}, {v: s[i] for v, s in found.free.shifts.items()},
                     None if found.free.mix is None else found.free.mix[i],
@@ -218,7 +223,7 @@ class _Search:
         """No line loses anything, as where every unit has its sign: a linear program decides, in whole numbers if need be."""
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows, limits = self.rows[part.clause], self.limits[part.clause]
-        bound, point = least_of(self.net, boxes, rows, limits)
+        bound, point = least_of(self.net, boxes, rows, limits, False, max(1.0, self.limit - self.spent))
         if bound <= MARGIN:
             bound, point = least_of(self.net, boxes, rows, limits, True, self.limit - self.spent)
         if point is not None:
@@ -243,7 +248,7 @@ class _Search:
 
 def _cut(box: Box, sign: Tensor | None) -> Box:
     """What of a box has the signs."""
-    if sign is None:
+    if sign is None or type(box) is not Box:  # no more is known of another set than it says
         return box
     lower = torch.where(sign > 0, box.lower.clamp_min(0), box.lower)
     upper = torch.where(sign < 0, box.upper.clamp_max(0), box.upper)

@@ -2,21 +2,35 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from morphogen.errors import ShapeError
 
 MARGIN = 1e-9  # by which a bound, already moved outward by what rounding may do, must clear 0
 
 
 @dataclass(frozen=True)
 class Unsafe:
-    """Outputs y with rows y <= limits, all of them. rows: (k, outputs), limits: (k,)."""
+    """Outputs y with rows y <= limits, all of them; no rows are all outputs. rows: (k, outputs), limits: (k,)."""
 
     rows: Tensor
     limits: Tensor
 
+    def __post_init__(self) -> None:
+        rows, limits = self.rows.to(torch.float64), self.limits.to(torch.float64)
+        if rows.dim() != 2 or limits.shape != rows.shape[:1]:
+            raise ShapeError(f"Unsafe: rows is {tuple(rows.shape)}, limits {tuple(limits.shape)}; give (k, outputs) and (k,)")
+        if bool(rows.isnan().any() | limits.isnan().any()):
+            raise ShapeError("Unsafe: a row or a limit is NaN; give numbers")
+        if not len(rows):  # 0 <= 0
+            rows, limits = rows.new_zeros(1, rows.shape[1]), rows.new_zeros(1)
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "limits", limits)
+
     def excess(self, y: Tensor) -> Tensor:
         """By how much outputs (batch, ...) are safe: the largest row's surplus, (batch,); unsafe where it is at most 0."""
-        return (y.flatten(1) @ self.rows.T - self.limits).amax(1)
+        return (y.flatten(1).to(self.rows.dtype) @ self.rows.T - self.limits).amax(1)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.program import Program, program
 from morphogen.bounds.units import split_units, splittable
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
-from morphogen.errors import Unsupported
+from morphogen.errors import ShapeError, Unsupported
+from morphogen.graph.trace import evaluating
 
 _FEW = 16  # inputs of a network whose boxes are worth cutting
 
@@ -31,9 +32,15 @@ def verify(
     least bound and the number of open parts as the search goes on. Raises `Unsupported` for a network that has an operation
     without a rule.
     """
-    began = time.perf_counter()
+    if len(box.lower) != 1:
+        raise ShapeError(f"verify: the box is of {len(box.lower)} examples; give one, (1, *shape)")
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).to(_dtype(model)))
     sets = [unsafe] if isinstance(unsafe, Unsafe) else list(unsafe)
+    if not sets or not net.shapes[net.output]:
+        raise ShapeError(
+            f"verify: {len(sets)} unsafe sets and outputs of shape {net.shapes[net.output]}; give a set, and outputs (n,)"
+        )
+    began = time.perf_counter()
     if type(box) is not Box and not splittable(net):
         raise Unsupported("verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around the set")
     if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):
@@ -58,10 +65,8 @@ def _each(net: Program, sets: Sequence[Unsafe], box: Box, until: float, tell: Ca
 
 
 def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:
-    training = model.training
-    with torch.no_grad():
-        y = model.eval()(witness[None].to(_dtype(model))).double()
-    model.train(training)
+    with evaluating(model), torch.no_grad():
+        y = model(witness[None].to(_dtype(model)))
     return any(float(unsafe.excess(y)) <= 0 for unsafe in sets)
 
 

@@ -94,6 +94,7 @@ class _Word:
 
 
 _VARIABLE = re.compile(r"[XY]_\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TOKEN = re.compile(r"\s+|;[^\n]*|[()]|[^\s();]+")
 
 
@@ -185,10 +186,9 @@ def _linear(term: object, reader: _Reader, counts: dict[str, int]) -> tuple[dict
                 if int(number) >= counts[kind]:
                     reader.fail(at, f"{text} is not declared")
                 return {(kind, int(number)): 1.0}, 0.0
-            try:
-                return {}, float(text)
-            except ValueError:
+            if not _NUMBER.fullmatch(text):
                 reader.fail(at, f"'{text}' is neither a number nor a variable X_i or Y_i")
+            return {}, float(text)
         case [_Word("+"), *parts] if parts:
             return _sum([(1.0, part) for part in parts], reader, counts)
         case [_Word("-"), only]:
