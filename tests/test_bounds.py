@@ -301,7 +301,7 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(name
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    x = torch.randn(2, *shape).double()
+    x = torch.randn(2, *shape).double().clamp(-0.9, 0.9)
     net = program(model, x.float())
     found, spec = SETS[kind](x), torch.randn(1, 2, 3).double()
     boxes = linear(net, found)
