@@ -83,7 +83,7 @@ def main() -> None:
 def table(stored: dict[str, dict[str, float]]) -> str:
     """As Markdown."""
     lines = [
-        "| problems | of them | solved | asked | sat | wrong, of those known | median s | longest s |",
+        f"| problems | of them | solved | asked | sat | wrong, of those known | median s ({MEDIAN:g} asked) | longest s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in ASKED:

@@ -85,7 +85,6 @@ _SELU, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170
 RELU = Activation(torch.relu, lambda z: (z > 0).to(z.dtype), _kink)
 ACTIVATIONS: dict[str, Activation] = {
     "relu": RELU,
-    "relu_": RELU,
     "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), _sigmoid),
     "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z).square(), _tanh),
     "elu": Activation(F.elu, lambda z: torch.exp(z.clamp_max(0)), lambda s: (torch.log(s.clamp_min(1e-300)), *_kink(s))),

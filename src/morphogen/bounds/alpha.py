@@ -20,7 +20,7 @@ from torch.optim import Adam
 
 from morphogen.bounds.activation import RELU, Activation
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import Free, bounded, linear, tightest
+from morphogen.bounds.linear import Free, bounded, linear, places, tightest
 from morphogen.bounds.program import Program
 from morphogen.bounds.rounding import magnitudes
 from morphogen.bounds.rules import activation
@@ -123,8 +123,7 @@ def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, tuple[Activation,
                 zero = torch.zeros_like(box.lower)[None, :, None]
                 found[step.name] = (h, step.reads[0], zero, zero + 1)
         else:
-            places = torch.linspace(0, 1, 17, dtype=net.dtype).view(-1, *[1] * box.lower.dim())
-            slopes = h.slope(box.lower + box.width * places)
+            slopes = h.slope(places(box.lower, box.upper))
             low, high = (t[None, :, None].expand(2, *(-1,) * 2, *t.shape[1:]) for t in (slopes.amin(0), slopes.amax(0)))
             found[step.name] = (h, step.reads[0], low, high)
     return found

@@ -1,5 +1,7 @@
 """Counterexamples by descent: `attack(net, unsafe, box)`. It proves nothing where it finds none."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,18 +21,24 @@ def attack(
     share = torch.rand(restarts, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: restarts // 2].round_()
     share[:1] = 0.5
-    sets = box.repeated(restarts)
-    x = sets.inside(box.lower + box.width * share)
-    best, least = x[:1], torch.inf
+    best, least = box.centre, torch.inf
+    for x, excess in descent(lambda x: unsafe.excess(net(x)), box.repeated(restarts), share, steps):
+        lowest, at = excess.min(0)
+        if float(lowest) < least:
+            best, least = x[at][None], float(lowest)
+        if least <= 0:
+            break
+    return best, least
+
+
+def descent(score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Points x (n, *shape) and their scores (n,), which signed gradient steps lower, as they come; shorter and shorter steps,
+    half of each box at first. sets: one for each point. share: where in their boxes the points begin, from 0 to 1."""
+    x = sets.inside(sets.lower + sets.width * share)
     for step in range(steps + 1):
         x = x.detach().requires_grad_(step < steps)
-        excess = unsafe.excess(net(x))
-        nearest = excess.detach().min(0)
-        if float(nearest.values) < least:
-            best, least = x.detach()[nearest.indices][None], float(nearest.values)
-        if least <= 0 or step == steps:
-            break
-        (gradient,) = torch.autograd.grad(excess.sum(), x)
-        size = 0.5 * (1 - step / steps)
-        x = sets.inside(x.detach() - size * box.width * gradient.sign())
-    return best, least
+        value = score(x)
+        yield x.detach(), value.detach()
+        if step < steps:
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            x = sets.inside(x.detach() - 0.5 * (1 - step / steps) * sets.width * gradient.sign())

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from morphogen.bounds.sums import total
 from morphogen.errors import ShapeError
 
 
@@ -64,7 +65,7 @@ class Box:
 
     def lowest(self, a: Tensor) -> Tensor:
         """The least a . x, (batch, count), of coefficients a (batch, count, *shape)."""
-        return _total(a.clamp_min(0) * self.lower[:, None] + a.clamp_max(0) * self.upper[:, None])
+        return total(a.clamp_min(0) * self.lower[:, None] + a.clamp_max(0) * self.upper[:, None])
 
     def lowest_at(self, a: Tensor) -> Tensor:
         """Where a . x is least, (batch, *shape), a too."""
@@ -85,7 +86,7 @@ class Ball(Box):
 
     def lowest(self, a: Tensor) -> Tensor:
         dual = torch.inf if self.norm == 1 else 2.0
-        straight = _total(a * self.middle[:, None]) - self.radius_ * a.flatten(2).norm(dual, 2)
+        straight = total(a * self.middle[:, None]) - self.radius_ * a.flatten(2).norm(dual, 2)
         return torch.maximum(super().lowest(a), straight)
 
     def lowest_at(self, a: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class Few(Box):
     def lowest(self, a: Tensor) -> Tensor:
         gains = torch.minimum(a * (self.lower - self.middle)[:, None], a * (self.upper - self.middle)[:, None]).flatten(2)
         best, _ = gains.topk(self.count, 2, largest=False)
-        return _total(a * self.middle[:, None]) + best.sum(2)
+        return total(a * self.middle[:, None]) + best.sum(2)
 
     def lowest_at(self, a: Tensor) -> Tensor:
         return self.inside(super().lowest_at(a), (a * (super().lowest_at(a) - self.middle)).abs())
@@ -123,10 +124,6 @@ class Few(Box):
         most = (away.abs() if weight is None else weight).flatten(1).topk(self.count, 1).indices
         moved: Tensor = torch.zeros_like(away).flatten(1).scatter(1, most, 1.0).view_as(away)
         return self.middle + away * moved
-
-
-def _total(a: Tensor) -> Tensor:
-    return a.flatten(2).sum(2)
 
 
 def within(x: Tensor, radius: float, norm: float = torch.inf, low: float = -torch.inf, high: float = torch.inf) -> Box:

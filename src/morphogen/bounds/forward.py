@@ -14,8 +14,8 @@ from torch import Tensor
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import passed
 from morphogen.bounds.linear import lines
-from morphogen.bounds.program import Program, Step, run
-from morphogen.bounds.rules import absolute, activation, affine
+from morphogen.bounds.program import Program, Step
+from morphogen.bounds.rules import absolute, activation, affine, carried
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def _next(step: Step, known: dict[str, Between], boxes: dict[str, Box]) -> Betwe
     read = {name: known[name] for name in step.reads}
     first = read[step.reads[0]].middle
     if affine(step):
-        zero = run(step, {name: value.middle.new_zeros(1, *value.middle.shape[2:]) for name, value in read.items()})
-        middle = run(step, {name: value.middle.flatten(0, 1) for name, value in read.items()}).unflatten(0, first.shape[:2])
-        middle = torch.cat([middle[:, :1], middle[:, 1:] - zero], 1)  # coefficients go through without what is added
+        middle = carried(step, {name: value.middle for name, value in read.items()})
         half = absolute(step, {name: value.half.flatten(0, 1) for name, value in read.items()})
         return Between(middle, half.unflatten(0, first.shape[:2]))
     h = activation(step)

@@ -18,6 +18,7 @@ from morphogen.bounds.interval import passed
 from morphogen.bounds.program import RESHAPES, Program, Step, run
 from morphogen.bounds.rounding import magnitudes, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
+from morphogen.bounds.sums import dot, total
 
 _CHUNK = 2**24  # numbers in the coefficients of as many bounds as are found at once
 
@@ -172,9 +173,9 @@ def _back(
         (read,) = step.reads
         found = lines(h, boxes[read], slope)
         down = a.clamp_max(0)  # a below-line where a is positive, the other one elsewhere, in as few passes as can be
-        constant = _dot(down, found.above_at - found.below_at)
+        constant = dot(down, found.above_at - found.below_at)
         if bool(found.below_at.any()):
-            constant = constant + _dot(a, found.below_at)
+            constant = constant + dot(a, found.below_at)
         return {read: torch.addcmul(a * found.below, down, found.above - found.below)}, constant
     if step.kind in MAXIMA:
         return _maximum(step, a, boxes)
@@ -186,7 +187,7 @@ def _back(
     if step.kind == "linear":
         weight, bias = step.args[1], step.args[2] if len(step.args) > 2 else None
         (read,) = step.reads
-        return {read: a @ weight}, 0.0 if bias is None else _total(a * bias)
+        return {read: a @ weight}, 0.0 if bias is None else total(a * bias)
     return _transposed(step, a, net)
 
 
@@ -198,17 +199,7 @@ def _relaxed(step: Step, a: Tensor, c: Tensor, boxes: Mapping[str, Box]) -> tupl
     with torch.no_grad():
         inside = [torch.nan_to_num(z).clamp(lower, upper) for z in h.stationary(c / a)]
     values = torch.stack([a * h.value(z) - c * z for z in (lower, upper, *inside)])
-    return {read: c}, _total(values.amin(0))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sums of a (batch, count, *shape) times b (batch, 1 or count, *shape), (batch, count)."""
-    a, b = a.flatten(2), b.flatten(2)
-    return (a @ b.transpose(1, 2))[..., 0] if b.shape[1] == 1 else (a * b).sum(2)
-
-
-def _total(a: Tensor) -> Tensor:
-    return a.flatten(2).sum(2)
+    return {read: c}, total(values.amin(0))
 
 
 def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor], Tensor]:
@@ -219,7 +210,7 @@ def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor],
         value = run(step, zeros)
         back = torch.autograd.grad(value, list(zeros.values()), flat, create_graph=a.requires_grad)
     offset = value[:1].detach()
-    return {n: b.unflatten(0, a.shape[:2]) for n, b in zip(zeros, back, strict=True)}, _total(a * offset)
+    return {n: b.unflatten(0, a.shape[:2]) for n, b in zip(zeros, back, strict=True)}, total(a * offset)
 
 
 def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:
@@ -237,6 +228,12 @@ def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:
     return Lines(below, extremes(h, below, lower, upper)[0], above, extremes(h, above, lower, upper)[1])
 
 
+def places(lower: Tensor, upper: Tensor) -> Tensor:
+    """17 of them, from end to end of each interval, the first dimension."""
+    share = torch.linspace(0, 1, 17, dtype=lower.dtype, device=lower.device).view(-1, *[1] * lower.dim())
+    return lower + (upper - lower) * share
+
+
 _TURNS = 20
 _GOLDEN = 0.6180339887498949
 
@@ -247,8 +244,7 @@ def tightest(h: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tenso
     The height in the middle is concave in the slope below, and convex above, so a search by golden section finds it. It looks
     at h in 17 places; whatever slope it ends with, `extremes` then makes the line sound.
     """
-    share = torch.linspace(0, 1, 17, dtype=lower.dtype, device=lower.device).view(-1, *[1] * lower.dim())
-    z = lower + (upper - lower) * share
+    z = places(lower, upper)
     value, slope, middle = h.value(z), h.slope(z), (lower + upper) / 2
 
     def search(side: int) -> Tensor:
@@ -276,7 +272,7 @@ def _maximum(step: Step, a: Tensor, boxes: Mapping[str, Box]) -> tuple[dict[str,
     sure = (lower >= run(step, {read: others})) if _apart(step) else torch.zeros_like(lower, dtype=torch.bool)
     down = a.clamp_max(0)
     through = a.clamp_min(0) + torch.where(sure[:, None], down, 0)
-    constant = _total(torch.where(sure[:, None], 0, down) * upper[:, None])
+    constant = total(torch.where(sure[:, None], 0, down) * upper[:, None])
     back = through.new_zeros(*a.shape[:2], box.lower[0].numel())
     places = winner.flatten(1)[:, None].expand(-1, a.shape[1], -1)
     back = back.scatter_add(2, places, through.flatten(2))

@@ -19,9 +19,9 @@ from torch import Tensor
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import lines
-from morphogen.bounds.program import Program, Step, run
+from morphogen.bounds.program import Program, Step
 from morphogen.bounds.rounding import unit
-from morphogen.bounds.rules import MAXIMA, activation, affine, refuse
+from morphogen.bounds.rules import MAXIMA, activation, affine, carried, refuse
 
 _TRUST = 1e-6  # by which a bound of the search over whole numbers may be off, relative to 1 and to its size
 
@@ -80,7 +80,7 @@ def _encoded(
     binary = [False] * inputs
     for step in net.steps:
         if affine(step):
-            known[step.name] = _through(step, known)
+            known[step.name] = carried(step, {name: known[name][None] for name in step.reads})[0]
             continue
         read, made = known[step.reads[0]], torch.zeros(1 + total, *step.shape, dtype=net.dtype)
         z, box = read.flatten(1), _first(boxes[step.reads[0]])
@@ -145,13 +145,6 @@ def _open(step: Step, boxes: Mapping[str, Box]) -> Tensor:
 def _opens(step: Step, boxes: Mapping[str, Box], whole: bool) -> int:
     """How many variables the step brings."""
     return int(_open(step, boxes).sum()) * (2 if whole and activation(step) is RELU else 1)
-
-
-def _through(step: Step, known: Mapping[str, Tensor]) -> Tensor:
-    """Affine functions through an affine step: coefficients go without what is added."""
-    out = run(step, {name: known[name] for name in step.reads})
-    zero = run(step, {name: known[name][:1] * 0 for name in step.reads})
-    return torch.cat([out[:1], out[1:] - zero])
 
 
 def _solved(

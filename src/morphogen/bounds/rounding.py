@@ -17,6 +17,7 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rules import absolute, activation, affine
+from morphogen.bounds.sums import dot
 
 # an activation's value is off by a few units in the last place; its lines' slopes, offsets and products add some more
 _FEW = 32
@@ -72,9 +73,6 @@ def slack(net: Program, weights: Mapping[str, Tensor], sizes: Mapping[str, Tenso
     """By how much a linear bound may be off, (batch, count). weights: by value, the sizes of the coefficients that its readers
     gave it, (batch, count, *shape); sizes: `magnitudes`."""
     count = max((terms(step, net) for step in net.steps), default=0) + len(net.steps)
-    return unit(net.dtype, count) * sum((_dot(weight, sizes[name]) for name, weight in weights.items()), start=torch.zeros(()))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sums over (batch, count, *shape) times (batch, *shape), (batch, count)."""
-    return (a.flatten(2) @ b.flatten(1)[:, :, None])[..., 0]
+    return unit(net.dtype, count) * sum(
+        (dot(weight, sizes[name][:, None]) for name, weight in weights.items()), start=torch.zeros(())
+    )

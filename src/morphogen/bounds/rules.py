@@ -15,17 +15,17 @@ from morphogen.graph.trace import refs
 # Linear with coefficients that are not negative: bounds go through as values do.
 MONOTONE = RESHAPES | frozenset(
     "cat stack permute transpose swapaxes t numpy_T expand slice select index_select split split_with_sizes chunk getitem "
-    "unbind narrow clone contiguous alias detach to _to_copy dropout feature_dropout alpha_dropout add add_ mean sum "
+    "unbind narrow to _to_copy dropout feature_dropout alpha_dropout add mean sum "
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d pad constant_pad_nd "
     "roll flip upsample_nearest2d pixel_shuffle repeat".split()
 )
 # Each entry of the result is an affine function of one entry: its ends are those of the bounds, in one order or the other.
-SCALED = frozenset("mul mul_ div div_ neg rsub batch_norm instance_norm".split())
+SCALED = frozenset("mul div neg rsub batch_norm instance_norm".split())
 # (weight, bias) among the arguments.
 WEIGHTED = dict.fromkeys("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (1, 2))
 PRODUCTS = frozenset("matmul mm".split())
 MAXIMA = frozenset("max_pool1d max_pool2d max_pool3d".split())
-DIFFERENCES = frozenset("sub sub_".split())
+DIFFERENCES = frozenset("sub".split())
 
 
 def affine(step: Step) -> bool:
@@ -34,7 +34,7 @@ def affine(step: Step) -> bool:
     if _odd(step):
         return False
     if step.kind in SCALED:
-        return len(variables) == 1 and (step.kind not in ("div", "div_") or variables == [0])
+        return len(variables) == 1 and (step.kind != "div" or variables == [0])
     if step.kind in PRODUCTS:
         return len(variables) == 1
     return step.kind in MONOTONE or step.kind in DIFFERENCES or (step.kind in WEIGHTED and variables == [0])
@@ -56,9 +56,9 @@ def activation(step: Step) -> Activation | None:
     given = step.args[1:]
     if step.kwargs.get("approximate", "none") != "none":
         return None
-    if step.kind in ("leaky_relu", "leaky_relu_"):
+    if step.kind == "leaky_relu":
         return leaky(given[0] if given else 0.01)
-    plain = not given or step.kind in ("relu", "relu_", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
+    plain = not given or step.kind in ("relu", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
     return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
 
 
@@ -91,7 +91,7 @@ def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
         return _run(replace(step, args=arguments), radius)
     if step.kind in DIFFERENCES:
         return sum((radius[name] for name in step.reads), start=torch.zeros(()))
-    if step.kind in ("mul", "mul_", "div", "div_"):
+    if step.kind in ("mul", "div"):
         return _run(replace(step, args=tuple(_positive(arg) for arg in step.args)), radius)
     if step.kind in ("neg", "rsub"):
         return radius[step.reads[0]]
@@ -102,6 +102,15 @@ def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
         return _run(replace(step, args=(x, scale, None, nothing, variance, *options)), radius)
     # what is constant among the arguments of the others adds something
     return _run(step, radius) - _run(step, {name: torch.zeros_like(value) for name, value in radius.items()})
+
+
+def carried(step: Step, functions: Mapping[str, Tensor]) -> Tensor:
+    """Affine functions, (batch, 1 + n, *shape) each: a constant, then coefficients, through an affine step: coefficients go
+    without what is added."""
+    first = functions[step.reads[0]]
+    out = _run(step, {name: function.flatten(0, 1) for name, function in functions.items()}).unflatten(0, first.shape[:2])
+    added = _run(step, {name: torch.zeros_like(function[:1, 0]) for name, function in functions.items()})
+    return torch.cat([out[:, :1], out[:, 1:] - added], 1)
 
 
 def _run(step: Step, values: Mapping[str, Tensor]) -> Tensor:

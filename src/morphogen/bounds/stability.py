@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.alpha import alpha
+from morphogen.bounds.attack import descent
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import linear
@@ -155,23 +156,20 @@ def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8
     part = _until(net, name)
     for chunk in units.split(256):
         towards = torch.where(signs.lacks(1)[chunk], 1.0, -1.0).to(net.dtype).repeat(restarts)
-        which = chunk.repeat(restarts)
-        sets = box.repeated(len(which))
-        x = sets.inside(box.lower + box.width * torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype).round_())
-        for step in range(steps + 1):
-            x = x.detach().requires_grad_(step < steps)
-            z = part(x).flatten(1).gather(1, which[:, None])[:, 0]
-            reached = (z * towards).detach().view(restarts, -1)
-            first = reached.max(0)
-            rows = first.indices * len(chunk) + torch.arange(len(chunk))
-            here = first.values > 0
+        which = chunk.repeat(restarts)[:, None]
+        corners = torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype).round_()
+
+        def short(x: Tensor, which: Tensor = which, towards: Tensor = towards) -> Tensor:
+            return -part(x).flatten(1).gather(1, which)[:, 0] * towards
+
+        for x, missing in descent(short, box.repeated(len(which)), corners, steps):
+            nearest, run = missing.view(restarts, -1).min(0)
+            rows, here = run * len(chunk) + torch.arange(len(chunk)), nearest < 0
             for kept, sign in ((signs.positive, 1.0), (signs.negative, -1.0)):
                 hit = here & (towards[: len(chunk)] == sign)
-                kept[chunk[hit]] = x.detach()[rows[hit]]
-            if step == steps or bool(here.all()):
+                kept[chunk[hit]] = x[rows[hit]]
+            if bool(here.all()):
                 break
-            (gradient,) = torch.autograd.grad((z * towards).sum(), x)
-            x = sets.inside(x.detach() + 0.5 * (1 - step / steps) * box.width * gradient.sign())
     signs.witnessed("attack")
 
 

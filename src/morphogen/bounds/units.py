@@ -132,9 +132,8 @@ class _Search:
         undecided = [part for part, units in zip(parts, chosen, strict=True) if not units]
         for part in undecided:
             yield from self.decided(part)
-        both = [(part, half) for part, units in zip(parts, chosen, strict=True) if units for half in self.best_cut(part, units)]
-        if both:
-            owners, signs = [part for part, _ in both], [half for _, half in both]
+        owners, signs = self.best_cuts([(part, units) for part, units in zip(parts, chosen, strict=True) if units])
+        if owners:
             found = self.bounded(owners, signs, _STEPS)
             yield from self.parts(found, [part.clause for part in owners], signs)
 
@@ -178,15 +177,19 @@ class _Search:
             found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > _EXACT])
         return found
 
-    def best_cut(self, part: Part, units: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
-        """The two halves by the unit whose worse half has the best bound."""
-        halves = [self.with_sign(part, unit, sign) for unit in units for sign in (1, -1)]
-        if len(units) == 1:
-            return halves
-        found = self.bounded([part] * len(halves), halves, 0)
-        worse = found.bound.view(-1, 2).amin(1)
-        at = 2 * int(worse.argmax())
-        return halves[at : at + 2]
+    def best_cuts(self, chosen: Sequence[tuple[Part, Sequence[tuple[str, int]]]]) -> tuple[list[Part], list[dict[str, Tensor]]]:
+        """Each part twice, with its two halves by the unit whose worse half has the best bound."""
+        owners = [part for part, units in chosen for _ in units for _ in (1, -1)]
+        signs = [self.with_sign(part, unit, sign) for part, units in chosen for unit in units for sign in (1, -1)]
+        if not owners:
+            return [], []
+        worse = self.bounded(owners, signs, 0).bound.view(-1, 2).amin(1)
+        kept, first = [], 0
+        for _, units in chosen:
+            at = 2 * (first + int(worse[first : first + len(units)].argmax()))
+            kept += [at, at + 1]
+            first += len(units)
+        return [owners[i] for i in kept], [signs[i] for i in kept]
 
     def with_sign(self, part: Part, unit: tuple[str, int], sign: int) -> dict[str, Tensor]:
         name, place = unit
