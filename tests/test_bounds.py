@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import jacrev
 
 import morphogen as mg
 from morphogen import ShapeError, Unsupported
@@ -25,7 +26,9 @@ from morphogen.bounds import (
     within,
 )
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
+from morphogen.bounds.derivative import derivative
 from morphogen.bounds.linear import Free, lines
+from morphogen.bounds.rules import MAXIMA
 from morphogen.bounds.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
@@ -107,6 +110,26 @@ def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None
     least = lower_bound(net, tight, spec)
     for point in inside(box, 60, torch.Generator().manual_seed(2)):
         assert (torch.einsum("nko,bo->bk", spec.double(), net(point)) >= least - 1e-12).all()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_derivatives_lie_in_their_ranges_which_shrink_to_them(name: str) -> None:
+    torch.manual_seed(5)
+    build, shape = NETS[name]
+    model = build().double().eval()
+    centre = torch.rand(3, *shape, dtype=torch.float64)
+    net = program(model, centre)
+    apart = []
+    for radius in (0.2, 1e-7):
+        box = ball(centre, radius)
+        ranges = derivative(net, linear(net, box))
+        for _ in range(20):
+            x = box.lower + box.width * torch.rand_like(box.lower)
+            known = jacrev(net)(x)[range(3), :, range(3)].flatten(2).transpose(1, 2)
+            assert bool(((known >= ranges.lower - 1e-2 * radius) & (known <= ranges.upper + 1e-2 * radius)).all())
+        apart.append(float(ranges.width.max()))
+    pools = any(step.kind in MAXIMA for step in net.steps)  # which entry wins a window is left open
+    assert pools or apart[1] < 1e-4 * max(apart[0], 1e-2)
 
 
 def test_a_network_by_hand() -> None:

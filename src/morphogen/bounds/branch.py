@@ -1,17 +1,18 @@
 """A complete search over the input: boxes whose bounds do not decide are cut in two, `split_inputs(net, unsafe, box, ...)`.
 
 Complete where a network is piecewise linear and inputs are few, such as the five of ACAS Xu; anytime elsewhere. All open boxes
-are bounded in batches, the worst first, each is cut where it changes the bound the most, and at every box the network is run at
-the point where its bound is attained, which is how counterexamples are found.
+are bounded in batches, the worst first, each is cut across the input that may change the output the most, and at every box the
+network is run at the point where its bound is attained, which is how counterexamples are found.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from morphogen.bounds.box import Box
+from morphogen.bounds.derivative import derivative
 from morphogen.bounds.linear import bounded, linear
 from morphogen.bounds.program import Program
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
@@ -37,7 +38,8 @@ def split_inputs(
         worst = bounds.topk(min(batch, len(bounds)), largest=False).indices
         rest = torch.ones(len(bounds), dtype=torch.bool).index_fill(0, worst, False)
         here = Box(lower[worst], upper[worst])
-        found, coefficients = _bounded(net, unsafe, spec, here)
+        boxes = linear(net, here)
+        found, coefficients = _bounded(net, unsafe, spec, boxes)
         seen += len(worst)
         points = torch.where(coefficients > 0, here.lower, here.upper)
         tried = torch.cat([points, here.centre])
@@ -46,7 +48,7 @@ def split_inputs(
             return Verdict("sat", float(excess.min()), tried[excess.argmin()], seen, time.perf_counter() - began)
         open_ = ~(found > MARGIN)  # what is no number proves nothing
         proved = min(proved, float(found[~open_].min())) if bool((~open_).any()) else proved
-        halves = _halves(here[open_], coefficients[open_])
+        halves = _halves(here[open_], _effects(net, unsafe, {name: box[open_] for name, box in boxes.items()}))
         lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])
         bounds = torch.cat([bounds[rest], found[open_].repeat(2)])
         if tell:
@@ -54,22 +56,23 @@ def split_inputs(
     return Verdict("unsat", proved, None, seen, time.perf_counter() - began)
 
 
-def _bounded(net: Program, unsafe: Unsafe, spec: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+def _bounded(net: Program, unsafe: Unsafe, spec: Tensor, boxes: Mapping[str, Box]) -> tuple[Tensor, Tensor]:
     """(the best lower bound on any row's surplus, (batch,), and that row's coefficients on the input, (batch, *shape))."""
-    boxes = linear(net, box)
     found = bounded(net, boxes, spec)
     surplus, best = (found.least - unsafe.limits).max(1)
     return surplus, found.coefficients[torch.arange(len(best)), best]
 
 
-def _halves(box: Box, coefficients: Tensor) -> Box:
-    """Each box cut in two across the edge along which its bound changes the most: first all lower halves, then all upper."""
-    if not len(box.lower):
-        return box
-    flat = (box.width * coefficients.abs()).flatten(1)
-    # an edge that no longer counts is still cut once all others are short
-    score = flat + 1e-3 * flat.amax(1, keepdim=True) * box.width.flatten(1) / box.width.flatten(1).amax(1, keepdim=True)
-    edge = score.argmax(1)
+def _effects(net: Program, unsafe: Unsafe, boxes: Mapping[str, Box]) -> Tensor:
+    """By how much any row may change when one input alone goes from end to end of its edge, (batch, inputs)."""
+    ranges, rows = derivative(net, boxes), unsafe.rows.to(net.dtype).T
+    change = (ranges.centre.flatten(2) @ rows).abs() + ranges.radius.flatten(2) @ rows.abs()
+    return change.amax(2) * boxes[net.input].width.flatten(1)
+
+
+def _halves(box: Box, effects: Tensor) -> Box:
+    """Each box cut in two across the edge of the largest effect: first all lower halves, then all upper."""
+    edge = effects.argmax(1)
     rows = torch.arange(len(edge))
     middle = box.centre.flatten(1)[rows, edge]
     below, above = box.upper.flatten(1).clone(), box.lower.flatten(1).clone()

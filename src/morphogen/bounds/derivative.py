@@ -1,0 +1,48 @@
+"""Ranges of the derivative on a box, `derivative(net, boxes)`: how much each input can count, wherever in the box one is.
+
+Source: the smear of Wang et al. 2018 (ReluVal, arXiv 1804.10829), which cuts the input that may change the output the most.
+Differs: found from the input on, since inputs that are worth cutting are few.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from morphogen.bounds.activation import RELU
+from morphogen.bounds.box import Box
+from morphogen.bounds.linear import places
+from morphogen.bounds.program import Program, Step, run
+from morphogen.bounds.rules import absolute, activation, affine
+
+
+def derivative(net: Program, boxes: Mapping[str, Box]) -> Box:
+    """The least and the largest derivative of each output by each input, (batch, inputs, *outputs), on boxes from `linear`.
+
+    Rounding is left out, and the slopes of curved activations are looked up in 17 places: this ranks inputs, it
+    proves nothing.
+    """
+    batch, inputs = boxes[net.input].lower.flatten(1).shape
+    eye = torch.eye(inputs, dtype=net.dtype).expand(batch, -1, -1).reshape(-1, *net.shapes[net.input])
+    known = {net.input: Box(eye, eye)}
+    for step in net.steps:
+        known[step.name] = _next(step, known, boxes, inputs)
+    found = known[net.output]
+    return Box(found.lower.unflatten(0, (batch, inputs)), found.upper.unflatten(0, (batch, inputs)))
+
+
+def _next(step: Step, known: Mapping[str, Box], boxes: Mapping[str, Box], inputs: int) -> Box:
+    """The ranges of a step's derivative, (batch * inputs, *shape), from those of what it reads."""
+    if affine(step):
+        added = run(step, {n: torch.zeros_like(known[n].lower[:1]) for n in step.reads})
+        centre = run(step, {n: known[n].centre for n in step.reads}) - added
+        radius = absolute(step, {n: known[n].radius for n in step.reads})
+        return Box(centre - radius, centre + radius)
+    (read,) = (known[n] for n in step.reads)
+    h = activation(step)
+    if h is None:  # a maximum: the derivative of one of the entries of its window
+        return Box(-run(step, {step.reads[0]: -read.lower}), run(step, {step.reads[0]: read.upper}))
+    box = boxes[step.reads[0]]
+    slopes = h.slope(torch.stack([box.lower, box.upper]) if h is RELU else places(box.lower, box.upper))
+    low, high = (s.repeat_interleave(inputs, 0) for s in (slopes.amin(0), slopes.amax(0)))
+    products = torch.stack([low * read.lower, low * read.upper, high * read.lower, high * read.upper])
+    return Box(products.amin(0), products.amax(0))
