@@ -1,6 +1,6 @@
 """How many verification problems are solved, and whether any verdict is wrong.
 
-    python bench/verify.py [--jobs N] [NAME...]   # up to two hours a core; writes bench/results/verify/ as it goes, and goes on
+    python bench/verify.py [--jobs N] [--seconds S] [NAME...]   # up to two hours a core; writes bench/results/verify/ as it goes, and goes on
 
 The problems of VNN-COMP 2022 that the data folder holds (`MORPHOGEN_DATA`), with the verdicts that its tools agree on.
 Linear bounds: the output of a 6 x 200 network on 100 boxes at once.
@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=list(ASKED))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seconds", type=float, help="for each problem; by default those of its listing")
     given = parser.parse_args()
     data = Path(os.environ["MORPHOGEN_DATA"]) / "vnncomp2022"
     stored = json.loads((FOLDER / "verify.json").read_text()) if (FOLDER / "verify.json").exists() else {}
@@ -70,9 +71,9 @@ def main() -> None:
     for name in given.names:
         listing = data / "benchmarks" / name / "instances.csv"
         results = run_instances(
-            listing, FOLDER / f"{name}.csv", jobs=given.jobs, tell=lambda r, left: print(left, r, flush=True)
+            listing, FOLDER / f"{name}.csv", given.seconds, given.jobs, tell=lambda r, left: print(left, r, flush=True)
         )
-        stored[name] = {**summary(name, results, truths(data, name)), "environment": environment()}
+        stored[name] = {"limit s": given.seconds or "as listed", **summary(name, results, truths(data, name)), "environment": environment()}
     if given.names == list(ASKED):
         stored["linear bounds of 100 boxes, s"] = many()
     (FOLDER / "verify.json").write_text(json.dumps(stored, indent=1) + "\n")
@@ -83,13 +84,13 @@ def main() -> None:
 def table(stored: dict[str, dict[str, float]]) -> str:
     """As Markdown."""
     lines = [
-        f"| problems | of them | solved | asked | sat | wrong, of those known | median s ({MEDIAN:g} asked) | longest s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| problems | of them | limit s | solved | asked | sat | wrong, of those known | median s ({MEDIAN:g} asked) | longest s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in ASKED:
         if name in stored:
             f = stored[name]
-            cells = f["problems"], f["solved"], f["asked"], f["sat"], f"{f['wrong']} of {f['judged']}"
+            cells = f["problems"], f["limit s"], f["solved"], f["asked"], f["sat"], f"{f['wrong']} of {f['judged']}"
             lines.append(f"| {name} | " + " | ".join(map(str, cells)) + f" | {f['median s']:.2f} | {f['longest s']:.1f} |")
     if times := stored.get("linear bounds of 100 boxes, s"):
         lines += ["", f"Linear bounds of a 6 x 200 network on 100 boxes at once: {times['float32']:.2f} s in float32, "

@@ -77,7 +77,7 @@ def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
     rows = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     least = float((y @ rows.T).min())
     for limit, status in ((least - 0.01, "unsat"), (least + 1e-6, "sat")):
-        found = split_inputs(net, Unsafe(rows, torch.tensor([limit], dtype=torch.float64)), box, 60)
+        found = split_inputs(net, [Unsafe(rows, torch.tensor([limit], dtype=torch.float64))], box, 60)
         assert found.status == status
         if found.witness is not None:
             assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
@@ -85,7 +85,7 @@ def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
         assert found.status == status
         if found.witness is not None:
             assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
-    assert split_inputs(net, Unsafe(rows, torch.tensor([least - 1e-4]).double()), box, 0.0).status == "unknown"
+    assert split_inputs(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status == "unknown"
     assert split_units(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status == "unknown"
 
 

@@ -21,9 +21,14 @@ def attack(
     share = torch.rand(restarts, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: restarts // 2].round_()
     share[:1] = 0.5
-    best, least = box.centre, torch.inf
-    for x, excess in descent(lambda x: unsafe.excess(net(x)), box.repeated(restarts), share, steps):
-        lowest, at = excess.min(0)
+    return nearest(lambda x: unsafe.excess(net(x)), box.repeated(restarts), share, steps)
+
+
+def nearest(score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int) -> tuple[Tensor, float]:
+    """(the point (1, *shape) of the least score on a `descent`, its score); the first that is not above 0 ends it."""
+    best, least = sets.centre[:1], torch.inf
+    for x, value in descent(score, sets, share, steps):
+        lowest, at = value.min(0)
         if float(lowest) < least:
             best, least = x[at][None], float(lowest)
         if least <= 0:

@@ -1,27 +1,33 @@
 """A complete search over the input: boxes whose bounds do not decide are cut in two, `split_inputs(net, unsafe, box, ...)`.
 
 Complete where a network is piecewise linear and inputs are few, such as the five of ACAS Xu; anytime elsewhere. All open boxes
-are bounded in batches, the worst first, each is cut across the input that may change the output the most, and at every box the
-network is run at the point where its bound is attained, which is how counterexamples are found.
+are bounded in batches, the worst first; each is cut across the input that may change the output the most, and in each a descent
+from where its bound is attained looks for a counterexample.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from morphogen.bounds.attack import attack, nearest
 from morphogen.bounds.box import Box
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.linear import bounded, linear
 from morphogen.bounds.program import Program
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
+from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, excess_of, stacked
+
+_RESTARTS = 1024  # of an attack on the whole box; inputs are few
+_SHARE = 0.1  # of the time goes into such attacks, of which there is one before the search
+_STEPS = 5  # of the descent in each box
 
 
 def split_inputs(
-    net: Program, unsafe: Unsafe, box: Box, seconds: float, batch: int = 256, tell: Callable[[float, int], None] | None = None
-) -> Verdict:
-    """Prove that no input of a box is unsafe, or find one that is.
+    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float, batch: int = 256,
+    tell: Callable[[float, int], None] | None = None,
+) -> Verdict:  # fmt: skip
+    """Prove that no input of a box is in any of the unsafe sets, or find one that is.
 
     box: of one example, (1, *shape). seconds: after which the answer is "unknown". tell: called with the least bound and the
     number of open boxes as the search goes on.
@@ -29,45 +35,64 @@ def split_inputs(
     began, seen = time.perf_counter(), 0
     lower, upper = box.lower.to(net.dtype), box.upper.to(net.dtype)
     bounds = lower.new_full((1,), -torch.inf)
-    spec = unsafe.rows.view(1, len(unsafe.rows), *net.shapes[net.output]).to(net.dtype)
+    rows, limits = (t.to(net.dtype) for t in stacked(unsafe))
     proved = torch.inf  # the least bound of the boxes that are
+
+    def found(status: str, bound: float, witness: Tensor | None = None) -> Verdict:
+        return Verdict(status, bound, witness, seen, time.perf_counter() - began)
+
+    draw, attacks = torch.Generator().manual_seed(0), 0.0
     while len(lower):
-        spent = time.perf_counter() - began
-        if spent > seconds:
-            return Verdict("unknown", min(proved, float(bounds.min())), None, seen, spent)
+        if (spent := time.perf_counter() - began) > seconds:
+            return found("unknown", min(proved, float(bounds.min())))
+        if attacks <= _SHARE * spent:
+            for each in unsafe:
+                point, excess = attack(net, each, box.to(net.dtype), _RESTARTS, generator=draw)
+                if excess <= 0:
+                    return found("sat", excess, point[0])
+            attacks += time.perf_counter() - began - spent
         worst = bounds.topk(min(batch, len(bounds)), largest=False).indices
         rest = torch.ones(len(bounds), dtype=torch.bool).index_fill(0, worst, False)
         here = Box(lower[worst], upper[worst])
         boxes = linear(net, here)
-        found, coefficients = _bounded(net, unsafe, spec, boxes)
+        surplus, coefficients = _bounded(net, boxes, rows, limits)
         seen += len(worst)
-        points = torch.where(coefficients > 0, here.lower, here.upper)
-        tried = torch.cat([points, here.centre])
-        excess = unsafe.excess(net(tried))
-        if float(excess.min()) <= 0:
-            return Verdict("sat", float(excess.min()), tried[excess.argmin()], seen, time.perf_counter() - began)
-        open_ = ~(found > MARGIN)  # what is no number proves nothing
-        proved = min(proved, float(found[~open_].min())) if bool((~open_).any()) else proved
-        halves = _halves(here[open_], _effects(net, unsafe, {name: box[open_] for name, box in boxes.items()}))
+        least = surplus.amin(1)
+        # in every box from its centre and from the corner where its bound is attained
+        share = torch.cat([(coefficients <= 0).to(net.dtype), torch.full_like(coefficients, 0.5)])
+        twice = here[torch.arange(len(worst)).repeat(2)]
+        point, excess = nearest(lambda x: excess_of(unsafe, net(x)), twice, share, _STEPS)
+        if excess <= 0:
+            return found("sat", excess, point[0])
+        open_ = ~(least > MARGIN)  # what is no number proves nothing
+        proved = min(proved, float(least[~open_].min())) if bool((~open_).any()) else proved
+        effects = _effects(net, rows, ~(surplus > MARGIN), boxes)
+        halves = _halves(here[open_], effects[open_])
         lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])
-        bounds = torch.cat([bounds[rest], found[open_].repeat(2)])
+        bounds = torch.cat([bounds[rest], least[open_].repeat(2)])
         if tell:
             tell(float(bounds.min()) if len(bounds) else proved, len(bounds))
-    return Verdict("unsat", proved, None, seen, time.perf_counter() - began)
+    return found("unsat", proved)
 
 
-def _bounded(net: Program, unsafe: Unsafe, spec: Tensor, boxes: Mapping[str, Box]) -> tuple[Tensor, Tensor]:
-    """(the best lower bound on any row's surplus, (batch,), and that row's coefficients on the input, (batch, *shape))."""
+def _bounded(net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    """(of each set the best lower bound on any row's surplus, (batch, sets); the coefficients on the input of the row that has
+    the least of them, (batch, *shape))."""
+    spec = rows.flatten(0, 1).unflatten(1, net.shapes[net.output])[None]
     found = bounded(net, boxes, spec)
-    surplus, best = (found.least - unsafe.limits).max(1)
-    return surplus, found.coefficients[torch.arange(len(best)), best]
+    surplus, best = (found.least.unflatten(1, limits.shape) - limits).max(2)
+    clause = surplus.argmin(1, keepdim=True)
+    row = clause * limits.shape[1] + best.gather(1, clause)
+    return surplus, found.coefficients[torch.arange(len(row)), row[:, 0]]
 
 
-def _effects(net: Program, unsafe: Unsafe, boxes: Mapping[str, Box]) -> Tensor:
-    """By how much any row may change when one input alone goes from end to end of its edge, (batch, inputs)."""
-    ranges, rows = derivative(net, boxes), unsafe.rows.to(net.dtype).T
-    change = (ranges.centre.flatten(2) @ rows).abs() + ranges.radius.flatten(2) @ rows.abs()
-    return change.amax(2) * boxes[net.input].width.flatten(1)
+def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]) -> Tensor:
+    """By how much a row of the open sets may change when one input alone goes from end to end of its edge, (batch, inputs)."""
+    ranges, across = derivative(net, boxes), rows.flatten(0, 1).T
+    change = (ranges.centre.flatten(2) @ across).abs() + ranges.radius.flatten(2) @ across.abs()
+    change = change.unflatten(2, rows.shape[:2]).amax(3) * open_[:, None]
+    effects: Tensor = change.amax(2) * boxes[net.input].width.flatten(1)
+    return effects
 
 
 def _halves(box: Box, effects: Tensor) -> Box:

@@ -26,7 +26,7 @@ from morphogen.bounds.lp import least_of
 from morphogen.bounds.program import Program
 from morphogen.bounds.rounding import magnitudes
 from morphogen.bounds.rules import activation, affine
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
+from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, stacked
 
 Signs = Mapping[str, Tensor]
 """By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known."""
@@ -58,14 +58,7 @@ def split_units(
     tell: Callable[[float, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as for `split_inputs`."""
-    return _Search(net, _alike(unsafe), box.to(net.dtype), seconds, tell).run(batch)
-
-
-def _alike(unsafe: Sequence[Unsafe]) -> list[Unsafe]:
-    """All sets with as many rows: a row that stands twice changes nothing."""
-    most = max(len(u.rows) for u in unsafe)
-    fill = [torch.arange(most).clamp_max(len(u.rows) - 1) for u in unsafe]
-    return [Unsafe(u.rows[rows], u.limits[rows]) for u, rows in zip(unsafe, fill, strict=True)]
+    return _Search(net, unsafe, box.to(net.dtype), seconds, tell).run(batch)
 
 
 class _Search:
@@ -76,8 +69,8 @@ class _Search:
     ) -> None:
         self.net, self.unsafe, self.box, self.tell = net, unsafe, box, tell
         self.began, self.limit = time.perf_counter(), seconds
-        self.rows = torch.stack([u.rows for u in unsafe]).to(net.dtype).unflatten(2, net.shapes[net.output])
-        self.limits = torch.stack([u.limits for u in unsafe]).to(net.dtype)
+        rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
+        self.rows = rows.unflatten(2, net.shapes[net.output])
         self.reads = {step.name: step.reads[0] for step in net.steps if activation(step) is RELU}
         self.seen, self.proved = 0, torch.inf
         self.witness: tuple[Tensor, float] | None = None

@@ -1,5 +1,6 @@
 """What a network must not do, and what a search found out about it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,19 @@ class Unsafe:
     def excess(self, y: Tensor) -> Tensor:
         """By how much outputs (batch, ...) are safe: the largest row's surplus, (batch,); unsafe where it is at most 0."""
         return (y.flatten(1).to(self.rows.dtype) @ self.rows.T - self.limits).amax(1)
+
+
+def excess_of(sets: Sequence[Unsafe], y: Tensor) -> Tensor:
+    """Of outputs (batch, ...) the excess of the set that they come nearest to, (batch,)."""
+    return torch.stack([each.excess(y) for each in sets]).amin(0)
+
+
+def stacked(sets: Sequence[Unsafe]) -> tuple[Tensor, Tensor]:
+    """(rows (sets, k, outputs), limits (sets, k)), k the most that one has: a row that stands twice changes nothing."""
+    most = max(len(each.rows) for each in sets)
+    fill = [torch.arange(most).clamp_max(len(each.rows) - 1) for each in sets]
+    pairs = list(zip(sets, fill, strict=True))
+    return torch.stack([each.rows[at] for each, at in pairs]), torch.stack([each.limits[at] for each, at in pairs])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Whether a network can do what must not be, `verify(model, box, unsafe)`, and of a classifier, `robust_accuracy`."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +13,7 @@ from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.program import Program, program
 from morphogen.bounds.units import split_units, splittable
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
+from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, excess_of
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.graph.trace import evaluating
 
@@ -40,34 +39,21 @@ def verify(
         raise ShapeError(
             f"verify: {len(sets)} unsafe sets and outputs of shape {net.shapes[net.output]}; give a set, and outputs (n,)"
         )
-    began = time.perf_counter()
     if type(box) is not Box and not splittable(net):
         raise Unsupported("verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around the set")
     if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):
         found = split_units(net, sets, box, seconds, tell=tell)
     else:
-        found = _each(net, sets, box, began + seconds, tell)
+        found = split_inputs(net, sets, box, seconds, tell=tell)
     if isinstance(model, nn.Module) and found.witness is not None and not _agrees(model, found.witness, sets):
         return Verdict("unknown", found.bound, None, found.boxes, found.seconds)
     return found
 
 
-def _each(net: Program, sets: Sequence[Unsafe], box: Box, until: float, tell: Callable[[float, int], None] | None) -> Verdict:
-    """One set after the other, until one is reached."""
-    began, least, boxes, status = time.perf_counter(), torch.inf, 0, "unsat"
-    for unsafe in sets:
-        found = split_inputs(net, unsafe, box, until - time.perf_counter(), tell=tell)
-        least, boxes = min(least, found.bound), boxes + found.boxes
-        if found.status == "sat":
-            return Verdict("sat", found.bound, found.witness, boxes, time.perf_counter() - began)
-        status = "unknown" if found.status == "unknown" else status
-    return Verdict(status, least, None, boxes, time.perf_counter() - began)
-
-
 def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:
     with evaluating(model), torch.no_grad():
         y = model(witness[None].to(_dtype(model)))
-    return any(float(unsafe.excess(y)) <= 0 for unsafe in sets)
+    return float(excess_of(sets, y)) <= 0
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
