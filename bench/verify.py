@@ -1,6 +1,8 @@
 """How many verification problems are solved, and whether any verdict is wrong.
 
-    python bench/verify.py [--jobs N] [--seconds S] [NAME...]   # up to two hours a core; writes bench/results/verify/ as it goes, and goes on
+    python bench/verify.py [--jobs N] [--seconds S] [NAME...]
+
+Up to two hours a core; what bench/results/verify/ already has is not run again.
 
 The problems of VNN-COMP 2022 that the data folder holds (`MORPHOGEN_DATA`), with the verdicts that its tools agree on.
 Linear bounds: the output of a 6 x 200 network on 100 boxes at once.
@@ -25,6 +27,7 @@ from turns import in_turns
 # problems that must be solved, of how many; seconds of the median of those that are
 ASKED = {"test": 5, "acasxu": 180, "mnist_fc": 55}
 MEDIAN = 2.0
+BOXES = "boxes"  # linear bounds of a hundred at once
 FOLDER = RESULTS / "verify"
 
 
@@ -61,21 +64,22 @@ def many(count: int = 100) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", default=list(ASKED))
+    parser.add_argument("names", nargs="*", default=[*ASKED, BOXES], metavar="NAME", help=", ".join([*ASKED, BOXES]))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, help="for each problem; by default those of its listing")
     given = parser.parse_args()
     data = Path(os.environ["MORPHOGEN_DATA"]) / "vnncomp2022"
     stored = json.loads((FOLDER / "verify.json").read_text()) if (FOLDER / "verify.json").exists() else {}
     FOLDER.mkdir(exist_ok=True)
-    for name in given.names:
+    for name in ASKED.keys() & given.names:
         listing = data / "benchmarks" / name / "instances.csv"
         results = run_instances(
             listing, FOLDER / f"{name}.csv", given.seconds, given.jobs, tell=lambda r, left: print(left, r, flush=True)
         )
-        stored[name] = {"limit s": given.seconds or "as listed", **summary(name, results, truths(data, name)), "environment": environment()}
-    if given.names == list(ASKED):
-        stored["linear bounds of 100 boxes, s"] = many()
+        limit = {"limit s": given.seconds or "as listed"}
+        stored[name] = {**limit, **summary(name, results, truths(data, name)), "environment": environment()}
+    if BOXES in given.names:
+        stored[BOXES] = many()
     (FOLDER / "verify.json").write_text(json.dumps(stored, indent=1) + "\n")
     (FOLDER / "verify.md").write_text(table(stored))
     print(table(stored))
@@ -84,7 +88,7 @@ def main() -> None:
 def table(stored: dict[str, dict[str, float]]) -> str:
     """As Markdown."""
     lines = [
-        f"| problems | of them | limit s | solved | asked | sat | wrong, of those known | median s ({MEDIAN:g} asked) | longest s |",
+        f"| problems | of them | limit s | solved | asked | sat | wrong, of known | median s ({MEDIAN:g} asked) | longest s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in ASKED:
@@ -92,7 +96,7 @@ def table(stored: dict[str, dict[str, float]]) -> str:
             f = stored[name]
             cells = f["problems"], f["limit s"], f["solved"], f["asked"], f["sat"], f"{f['wrong']} of {f['judged']}"
             lines.append(f"| {name} | " + " | ".join(map(str, cells)) + f" | {f['median s']:.2f} | {f['longest s']:.1f} |")
-    if times := stored.get("linear bounds of 100 boxes, s"):
+    if times := stored.get(BOXES):
         lines += ["", f"Linear bounds of a 6 x 200 network on 100 boxes at once: {times['float32']:.2f} s in float32, "
                   f"{times['float64']:.2f} s in float64 (2 asked)."]  # fmt: skip
     about = next(f["environment"] for f in stored.values() if "environment" in f)
