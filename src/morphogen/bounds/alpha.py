@@ -89,10 +89,11 @@ def optimised(
             wanted = (
                 spec if limits is None else torch.einsum("bk,bk...->b...", mix, spec.expand(batch, *spec.shape[1:]))[:, None]
             )
-            found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes)
+            seen: dict[str, Tensor] = {}
+            found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes, seen)
             bound = found.least
             bound = bound if limits is None else bound - (mix * limits).sum(1, keepdim=True)
-        best = _better(best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), found.seen)
+        best = _better(best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
             break
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from morphogen.bounds.sums import total
+from morphogen.bounds.sums import dot, total
 from morphogen.errors import ShapeError
 
 
@@ -65,7 +65,7 @@ class Box:
 
     def lowest(self, a: Tensor) -> Tensor:
         """The least a . x, (batch, count), of coefficients a (batch, count, *shape)."""
-        return total(a.clamp_min(0) * self.lower[:, None] + a.clamp_max(0) * self.upper[:, None])
+        return dot(a, self.centre[:, None]) - dot(a.abs(), self.radius[:, None])
 
     def lowest_at(self, a: Tensor) -> Tensor:
         """Where a . x is least, (batch, *shape), a too."""

@@ -4,7 +4,7 @@ Source: CROWN, Zhang et al. 2018 (arXiv 1811.00866), on graphs as in Xu et al. 2
 activation other than ReLU are those of least area, found by search over the slope instead of case by case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from morphogen.bounds.rounding import magnitudes, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
 from morphogen.bounds.sums import dot, total
 
-_CHUNK = 2**24  # numbers in the coefficients of as many bounds as are found at once
+_CHUNK = 2**22  # numbers in the coefficients of as many bounds as are found at once: a cache's worth
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,19 @@ def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]
 def _tightened(net: Program, name: str, boxes: Mapping[str, Box], bound: Bound) -> Box:
     """Linear bounds on a value; on those of its entries alone that are used with both signs, where it goes into ReLUs."""
     box, shape = boxes[name], net.shapes[name]
-    lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
-    entries = torch.arange(lower.shape[1])
+    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    wanted = torch.ones_like(lower, dtype=torch.bool)
     readers = [step for step in net.steps if name in step.reads]
     if name != net.output and all(activation(step) is RELU for step in readers):
-        entries = ((lower < 0) & (upper > 0)).any(0).nonzero()[:, 0]
-    if not len(entries):
-        return box
+        wanted = (lower < 0) & (upper > 0)
+    most = int(wanted.sum(1).amax()) if len(lower) else 0
+    entries = wanted.byte().topk(most, 1).indices  # each example's own, and some that it does not need
     size = max(1, _CHUNK // max(1, len(lower) * max(sum(map(_count, net.shapes.values())), 1)))
-    for part in entries.split(size):
-        one = torch.zeros(1, len(part), lower.shape[1], dtype=net.dtype)
-        one[0, torch.arange(len(part)), part] = 1
+    for part in entries.split(size, 1) if most else ():
+        one = lower.new_zeros(len(lower), part.shape[1], lower.shape[1]).scatter(2, part[..., None], 1)
         spec = torch.cat([one, -one], 1).unflatten(2, shape)
-        found = bound(net, boxes, spec, name)
-        lower[:, part], upper[:, part] = found[:, : len(part)], -found[:, len(part) :]
+        below, above = bound(net, boxes, spec, name).chunk(2, 1)
+        lower, upper = lower.scatter(1, part, below), upper.scatter(1, part, -above)
     return Box(torch.minimum(lower, upper).view_as(box.lower), torch.maximum(lower, upper).view_as(box.upper))
 
 
@@ -111,38 +110,39 @@ def lower_bound(
 @dataclass(frozen=True)
 class Bounded:
     """least: (batch, count), moved outward by what rounding may do. coefficients: (batch, count, *input), of the function of
-    the input whose least value it is. seen: coefficients on the activations, by name."""
+    the input whose least value it is."""
 
     least: Tensor
     coefficients: Tensor
-    seen: Mapping[str, Tensor]
 
 
 def bounded(
     net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, free: Free | None = None,
-    sizes: Mapping[str, Tensor] | None = None,
+    sizes: Mapping[str, Tensor] | None = None, seen: dict[str, Tensor] | None = None,
 ) -> Bounded:  # fmt: skip
-    """`lower_bound`, with what it was found by. sizes: `rounding.magnitudes`, where they are known."""
-    weights: dict[str, Tensor] = {}
-    seen: dict[str, Tensor] = {}
-    coefficients, constant = backward(net, boxes, spec, name, free, seen, weights)
-    with torch.no_grad():
-        off = slack(net, weights, magnitudes(net, boxes) if sizes is None else sizes)
-    return Bounded(constant + boxes[net.input].lowest(coefficients) - off, coefficients, seen)
+    """`lower_bound`, with what it was found by. sizes: `rounding.magnitudes`, where they are known. seen: receives the
+    coefficients on each activation, by name."""
+    known = magnitudes(net, boxes) if sizes is None else sizes
+    off = spec.new_zeros(len(boxes[net.input].lower), spec.shape[1], dtype=net.dtype)
+
+    def count(value: str, a: Tensor) -> None:
+        off.add_(dot(a.detach().abs(), known[value][:, None]))
+
+    coefficients, constant = backward(net, boxes, spec, name, free, seen, count)
+    return Bounded(constant + boxes[net.input].lowest(coefficients) - slack(net) * off, coefficients)
 
 
 def backward(
     net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, free: Free | None = None,
-    seen: dict[str, Tensor] | None = None, weights: dict[str, Tensor] | None = None,
+    seen: dict[str, Tensor] | None = None, count: Callable[[str, Tensor], None] = lambda value, a: None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value for every input x.
 
-    seen: receives the coefficients on each activation, by name; weights: on each value, the sizes of those that each of its
-    readers gave it, added up."""
+    seen: receives the coefficients on each activation, by name. count: called with a value's name and the coefficients that
+    each of its readers gives it."""
     name, batch, free = name or net.output, len(boxes[net.input].lower), free or Free()
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
-    if weights is not None:
-        weights[name] = waiting[name].detach().abs()
+    count(name, waiting[name])
     constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
     for step in reversed(net.steps):
         if (a := waiting.pop(step.name, None)) is None:
@@ -156,12 +156,11 @@ def backward(
         back, added = relaxed or _back(step, a, net, boxes, free.slopes.get(step.name))
         constant = constant + added
         for read, coefficient in back.items():
-            if weights is not None:
-                own = coefficient.detach().abs()
-                weights[read] = weights[read] + own if read in weights else own
+            count(read, coefficient)
             waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
-    shape = (batch, spec.shape[1], *net.shapes[net.input])
-    return waiting.get(net.input, spec.new_zeros(shape, dtype=net.dtype)), constant
+    if net.input not in waiting:
+        return spec.new_zeros(batch, spec.shape[1], *net.shapes[net.input], dtype=net.dtype), constant
+    return waiting[net.input], constant
 
 
 def _back(

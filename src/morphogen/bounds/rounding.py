@@ -17,7 +17,6 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rules import absolute, activation, affine
-from morphogen.bounds.sums import dot
 
 # an activation's value is off by a few units in the last place; its lines' slopes, offsets and products add some more
 _FEW = 32
@@ -69,10 +68,6 @@ def magnitudes(net: Program, boxes: Mapping[str, Box]) -> dict[str, Tensor]:
     return {net.input: size(boxes[net.input]) + boxes[net.input].width, **found}
 
 
-def slack(net: Program, weights: Mapping[str, Tensor], sizes: Mapping[str, Tensor]) -> Tensor:
-    """By how much a linear bound may be off, (batch, count). weights: by value, the sizes of the coefficients that its readers
-    gave it, (batch, count, *shape); sizes: `magnitudes`."""
-    count = max((terms(step, net) for step in net.steps), default=0) + len(net.steps)
-    return unit(net.dtype, count) * sum(
-        (dot(weight, sizes[name][:, None]) for name, weight in weights.items()), start=torch.zeros(())
-    )
+def slack(net: Program) -> float:
+    """By how much a linear bound may be off, as a share of its terms' sizes: coefficients times `magnitudes`, added up."""
+    return unit(net.dtype, max((terms(step, net) for step in net.steps), default=0) + len(net.steps))
