@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from morphogen.bounds import (
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.linear import Free, lines
-from morphogen.bounds.rules import MAXIMA
+from morphogen.bounds.maximum import looked_at, relaxed, windows
 from morphogen.bounds.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
@@ -128,8 +129,7 @@ def test_derivatives_lie_in_their_ranges_which_shrink_to_them(name: str) -> None
             known = jacrev(net)(x)[range(3), :, range(3)].flatten(2).transpose(1, 2)
             assert bool(((known >= ranges.lower - 1e-2 * radius) & (known <= ranges.upper + 1e-2 * radius)).all())
         apart.append(float(ranges.width.max()))
-    pools = any(step.kind in MAXIMA for step in net.steps)  # which entry wins a window is left open
-    assert pools or apart[1] < 1e-4 * max(apart[0], 1e-2)
+    assert apart[1] < 1e-4 * max(apart[0], 1e-2)
 
 
 def test_a_network_by_hand() -> None:
@@ -316,7 +316,9 @@ def test_a_set_holds_its_points_and_its_least_values_are_attained(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", SETS)
-@pytest.mark.parametrize("name", ["ReLU", "Sigmoid", "Tanh", "ELU", "GELU", "Softplus", "LeakyReLU", "linked DAG", "branches"])
+@pytest.mark.parametrize("name", [
+    "ReLU", "Sigmoid", "Tanh", "ELU", "GELU", "Softplus", "LeakyReLU", "linked DAG", "branches", "pooled", "overlapping pools",
+])  # fmt: skip
 def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(name: str, kind: str) -> None:
     torch.manual_seed(0)
     build, shape = NETS[name]
@@ -339,6 +341,28 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(name
         y = torch.einsum("nko,bo->bk", spec, net(points))
         assert (y >= best.bound - 1e-9).all()
         assert (y >= loose - 1e-9).all()
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel_size": 2}, {"kernel_size": (3, 2), "stride": (1, 2), "padding": 1}, {"kernel_size": 2, "dilation": 2},
+    {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+])  # fmt: skip
+def test_the_windows_of_a_maximum_and_its_relaxation(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 6, 5).double()
+    step = program(nn.MaxPool2d(**options), x.float()).steps[-1]
+    at = windows(step, x.shape[1:])
+    expected = nn.MaxPool2d(**options)(x)
+    torch.testing.assert_close(looked_at(at, x, -torch.inf).amax(2).view_as(expected), expected)
+
+    # one window of three entries: all of it is linear between ends, and where two are equal
+    box = (lambda lower: Box(lower, lower + 2 * torch.rand(40, 3)))(torch.randn(40, 3).double())
+    a, c = torch.randn(40, 1, 1).double(), torch.randn(40, 1, 1, 3).double()
+    ends = torch.cat([box.lower, box.upper], 1)
+    choices = torch.cartesian_prod(*[torch.arange(6)] * 3)
+    z = ends[:, choices].clamp(box.lower[:, None], box.upper[:, None])
+    least = (a[:, 0] * z.amax(2) - (c[:, 0] * z).sum(2)).amin(1)
+    torch.testing.assert_close(relaxed(torch.arange(3)[None], a, c, box)[:, 0], least)
 
 
 def test_the_dual_comes_to_the_optimum_of_the_relaxation() -> None:

@@ -11,6 +11,7 @@ import torch
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import places
+from morphogen.bounds.maximum import looked_at, windows
 from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rules import absolute, activation, affine
 
@@ -39,9 +40,14 @@ def _next(step: Step, known: Mapping[str, Box], boxes: Mapping[str, Box], inputs
         return Box(centre - radius, centre + radius)
     (read,) = (known[n] for n in step.reads)
     h = activation(step)
-    if h is None:  # a maximum: the derivative of one of the entries of its window
-        return Box(-run(step, {step.reads[0]: -read.lower}), run(step, {step.reads[0]: read.upper}))
     box = boxes[step.reads[0]]
+    if h is None:  # a maximum: the derivative of one of the entries that may be the largest
+        at = windows(step, box.lower.shape[1:])
+        floor = run(step, {step.reads[0]: box.lower}).flatten(1)[..., None]
+        may = (looked_at(at, box.upper, -torch.inf) >= floor).repeat_interleave(inputs, 0)
+        lower, upper = (looked_at(at, end, 0.0) for end in (read.lower, read.upper))
+        ends = torch.where(may, lower, torch.inf).amin(2), torch.where(may, upper, -torch.inf).amax(2)
+        return Box(*(end.view(len(end), *step.shape) for end in ends))
     slopes = h.slope(torch.stack([box.lower, box.upper]) if h is RELU else places(box.lower, box.upper))
     low, high = (s.repeat_interleave(inputs, 0) for s in (slopes.amin(0), slopes.amax(0)))
     products = torch.stack([low * read.lower, low * read.upper, high * read.lower, high * read.upper])

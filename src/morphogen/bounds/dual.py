@@ -5,7 +5,7 @@ one over the inputs, each solved in closed form. The least value over everything
 of linear bounds give linear bounds; the best ones give the optimum of the relaxation by the convex hull of each activation.
 
 Source: Dvijotham et al. 2018 (arXiv 1803.06567), in the form without the second set of multipliers, which has the same optimum.
-Differs: it begins from linear bounds, not from zero; a maximum keeps the rule of linear bounds.
+Differs: it begins from linear bounds, not from zero.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from torch.optim import Adam
 
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import Free, backward, lines, lower_bound
+from morphogen.bounds.maximum import lined, windows
 from morphogen.bounds.program import Program
 from morphogen.bounds.rules import activation
 
@@ -66,9 +67,13 @@ def of_lines(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | N
         backward(net, boxes, spec, name, None, seen)
         found = {}
         for step in net.steps:
-            h = activation(step)
-            if step.name in seen and h is not None:
-                a, line = seen[step.name], lines(h, boxes[step.reads[0]])
+            if (a := seen.get(step.name)) is None:
+                continue
+            h, (read,) = activation(step), step.reads
+            if h is None:
+                found[step.name], _ = lined(windows(step, net.shapes[read]), a, boxes[read])
+            else:
+                line = lines(h, boxes[read])
                 found[step.name] = a.clamp_min(0) * line.below + a.clamp_max(0) * line.above
     return found
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from morphogen.bounds.activation import RELU, Activation, extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import passed
+from morphogen.bounds.maximum import added_up, lined, relaxed, windows
 from morphogen.bounds.program import RESHAPES, Program, Step, run
 from morphogen.bounds.rounding import magnitudes, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
@@ -85,8 +85,9 @@ class Free:
 
     slopes: by activation, (lines, batch, 1 or count, *shape): of the lines below and above it; a ReLU has one, below. shifts:
     by value, (batch, 1 or count, *shape): functions that are at least 0 on the set in question, given by their coefficients on
-    that value, and taken away. duals: by activation, (batch, count, *shape): coefficients on what it reads, in the place of
-    those that lines give. mix: (batch, count), weights of several bounds for one, see `alpha.optimised`.
+    that value, and taken away. mix: (batch, count), weights of several bounds for one, see `alpha.optimised`. duals: by
+    activation, (batch, count, *shape): coefficients on what it reads, in the place of those that lines give; of a maximum
+    (batch, count, values, k), on the entries of its windows.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)
@@ -121,7 +122,7 @@ def bounded(
     sizes: Mapping[str, Tensor] | None = None, seen: dict[str, Tensor] | None = None,
 ) -> Bounded:  # fmt: skip
     """`lower_bound`, with what it was found by. sizes: `rounding.magnitudes`, where they are known. seen: receives the
-    coefficients on each activation, by name."""
+    coefficients on each activation and maximum, by name."""
     known = magnitudes(net, boxes) if sizes is None else sizes
     off = spec.new_zeros(len(boxes[net.input].lower), spec.shape[1], dtype=net.dtype)
 
@@ -138,8 +139,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value for every input x.
 
-    seen: receives the coefficients on each activation, by name. count: called with a value's name and the coefficients that
-    each of its readers gives it."""
+    seen: receives the coefficients on each activation and maximum, by name. count: called with a value's name and the
+    coefficients that each of its readers gives it."""
     name, batch, free = name or net.output, len(boxes[net.input].lower), free or Free()
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
     count(name, waiting[name])
@@ -149,11 +150,10 @@ def backward(
             continue
         if step.name in free.shifts:
             a = a - free.shifts[step.name]
-        if seen is not None and activation(step) is not None:
+        if seen is not None and not affine(step):
             seen[step.name] = a
-        c = free.duals.get(step.name)
-        relaxed = c is not None and _relaxed(step, a, c, boxes)
-        back, added = relaxed or _back(step, a, net, boxes, free.slopes.get(step.name))
+        c, slope = free.duals.get(step.name), free.slopes.get(step.name)
+        back, added = _back(step, a, net, boxes, slope) if c is None else _relaxed(step, a, c, boxes, count)
         constant = constant + added
         for read, coefficient in back.items():
             count(read, coefficient)
@@ -177,7 +177,10 @@ def _back(
             constant = constant + dot(a, found.below_at)
         return {read: torch.addcmul(a * found.below, down, found.above - found.below)}, constant
     if step.kind in MAXIMA:
-        return _maximum(step, a, boxes)
+        (read,) = step.reads
+        at = windows(step, net.shapes[read])
+        c, constant = lined(at, a, boxes[read])
+        return {read: added_up(at, c, net.shapes[read])}, constant
     if not affine(step):
         raise refuse(step, "linear")
     if step.kind in RESHAPES:
@@ -190,10 +193,16 @@ def _back(
     return _transposed(step, a, net)
 
 
-def _relaxed(step: Step, a: Tensor, c: Tensor, boxes: Mapping[str, Box]) -> tuple[dict[str, Tensor], Tensor]:
+def _relaxed(
+    step: Step, a: Tensor, c: Tensor, boxes: Mapping[str, Box], count: Callable[[str, Tensor], None]
+) -> tuple[dict[str, Tensor], Tensor]:
     """a . h(z) is at least c . z + the least of a h(z) - c z: any c will do."""
     h, (read,) = activation(step), step.reads
-    assert h is not None
+    if h is None:
+        shape = boxes[read].lower.shape[1:]
+        at = windows(step, shape)
+        count(read, added_up(at, c.abs(), shape))  # where windows overlap, what is rounded adds up, what goes on may cancel
+        return {read: added_up(at, c, shape)}, relaxed(at, a, c, boxes[read])
     lower, upper = boxes[read].lower[:, None], boxes[read].upper[:, None]
     with torch.no_grad():
         inside = [torch.nan_to_num(z).clamp(lower, upper) for z in h.stationary(c / a)]
@@ -257,43 +266,3 @@ def tightest(h: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tenso
         return (a + b) / 2
 
     return search(0), search(1)
-
-
-def _maximum(step: Step, a: Tensor, boxes: Mapping[str, Box]) -> tuple[dict[str, Tensor], Tensor]:
-    """Below: the entry of the window whose least value is the largest. Above: it, where it is at least all others, or else the
-    largest value of the window, a constant."""
-    (read,) = step.reads
-    box = boxes[read]
-    lower, upper = run(step, {read: box.lower}), run(step, {read: box.upper})
-    winner = _winners(step, box.lower)
-    others = box.upper.flatten(1).clone().scatter(1, winner.flatten(1), -torch.inf).view_as(box.upper)
-    # where windows overlap, the winner of another one is no less in the way
-    sure = (lower >= run(step, {read: others})) if _apart(step) else torch.zeros_like(lower, dtype=torch.bool)
-    down = a.clamp_max(0)
-    through = a.clamp_min(0) + torch.where(sure[:, None], down, 0)
-    constant = total(torch.where(sure[:, None], 0, down) * upper[:, None])
-    back = through.new_zeros(*a.shape[:2], box.lower[0].numel())
-    places = winner.flatten(1)[:, None].expand(-1, a.shape[1], -1)
-    back = back.scatter_add(2, places, through.flatten(2))
-    return {read: back.unflatten(2, box.lower.shape[1:])}, constant
-
-
-def _winners(step: Step, lower: Tensor) -> Tensor:
-    """The place, in a flattened example, of the largest lower bound in each window."""
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[lower.dim() - 3]
-    _, places = pool(lower, *step.args[1:], return_indices=True, **step.kwargs)
-    plane = lower[0, 0].numel()
-    channels = torch.arange(lower.shape[1]).view(1, -1, *[1] * (lower.dim() - 2))
-    return places + plane * channels
-
-
-def _apart(step: Step) -> bool:
-    """Whether no two windows share an entry."""
-    kernel, stride = (*step.args[1:3], ())[:2]
-    dilation = step.args[4] if len(step.args) > 4 else 1
-    wide = [s >= k for k, s in zip(_several(kernel), _several(stride or kernel), strict=False)]
-    return all(wide) and all(d == 1 for d in _several(dilation))
-
-
-def _several(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * 3
