@@ -202,6 +202,20 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         broken.weight[0, 0] = float("nan")
     with pytest.raises(ShapeError, match="'weight' holds NaN or infinite values"):
         program(broken, x)
+    endless = Box(torch.full((1, 4), -torch.inf), torch.ones(1, 4))
+    for technique in (interval, linear, forward, alpha):
+        with pytest.raises(ShapeError, match=r"from -inf to 1.0 at \(0, 0\); give inputs finite ends"):
+            technique(program(nn.Linear(4, 2), torch.zeros(2, 4)), endless)
+
+
+def test_alpha_ends_in_time_with_linear_bounds() -> None:
+    torch.manual_seed(0)
+    net, box = program(between(nn.ReLU()), torch.zeros(2, 6)), Box(-torch.ones(1, 6), torch.ones(1, 6))
+    late, plain = alpha(net, box, 20, seconds=0.0), linear(net, box)
+    for name, ends in plain.items():
+        assert torch.equal(late[name].lower, ends.lower)
+        assert torch.equal(late[name].upper, ends.upper)
+    assert float((alpha(net, box, 20)[net.output].width < plain[net.output].width).sum()) > 0
 
 
 def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:

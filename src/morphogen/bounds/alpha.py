@@ -9,9 +9,10 @@ the network are made as tight as they can be one after the other, each for its o
 for the last one's: tighter bounds never loosen what follows.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,15 +40,17 @@ class Found:
     seen: Mapping[str, Tensor]
 
 
-def alpha(net: Program, box: Box, steps: int = 20) -> dict[str, Box]:
-    """Bounds on every value by name, at least as tight as those of `linear`; arguments as there. steps: of ascent."""
-    plain, best = linear(net, box), linear(net, box, bound=partial(_bound, steps=steps))
+def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) -> dict[str, Box]:
+    """Bounds on every value by name, at least as tight as those of `linear`; arguments as there. steps: of ascent, of which
+    there are none once `seconds` have gone."""
+    until = time.perf_counter() + seconds
+
+    def bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None) -> Tensor:
+        return optimised(net, boxes, spec, name, steps=steps if time.perf_counter() < until else 0).bound
+
+    plain, best = linear(net, box), linear(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
     return {name: found.meet(plain[name]) for name, found in best.items()}
-
-
-def _bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, *, steps: int) -> Tensor:
-    return optimised(net, boxes, spec, name, steps=steps).bound
 
 
 def optimised(

@@ -49,7 +49,13 @@ class Box:
         lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
-    def to(self, dtype: torch.dtype) -> Self:
+    def as_input(self, dtype: torch.dtype) -> Self:
+        """In a network's dtype. Raises `ShapeError` where an end is infinite."""
+        if not bool((self.lower.isfinite() & self.upper.isfinite()).all()):
+            place = tuple((~(self.lower.isfinite() & self.upper.isfinite())).nonzero()[0].tolist())
+            raise ShapeError(
+                f"Box: from {float(self.lower[place])} to {float(self.upper[place])} at {place}; give inputs finite ends"
+            )
         return self._each(lambda t: t.to(dtype))
 
     def __getitem__(self, rows: "slice | Tensor") -> Self:

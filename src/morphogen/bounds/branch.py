@@ -33,7 +33,8 @@ def split_inputs(
     number of open boxes as the search goes on.
     """
     began, seen = time.perf_counter(), 0
-    lower, upper = box.lower.to(net.dtype), box.upper.to(net.dtype)
+    box = box.as_input(net.dtype)
+    lower, upper = box.lower, box.upper
     bounds = lower.new_full((1,), -torch.inf)
     rows, limits = (t.to(net.dtype) for t in stacked(unsafe))
     proved = torch.inf  # the least bound of the boxes that are
@@ -47,7 +48,7 @@ def split_inputs(
             return found("unknown", min(proved, float(bounds.min())))
         if attacks <= _SHARE * spent:
             for each in unsafe:
-                point, excess = attack(net, each, box.to(net.dtype), _RESTARTS, generator=draw)
+                point, excess = attack(net, each, box, _RESTARTS, generator=draw)
                 if excess <= 0:
                     return found("sat", excess, point[0])
             attacks += time.perf_counter() - began - spent

@@ -39,7 +39,7 @@ def _least(function: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 def forward(net: Program, box: Box) -> dict[str, Box]:
     """Bounds on every value by name, at least as tight as those that follow from bounds on what it reads."""
-    box = box.to(net.dtype)
+    box = box.as_input(net.dtype)
     flat = Box(box.lower.flatten(1), box.upper.flatten(1))
     batch, inputs = flat.lower.shape
     middle = torch.cat([flat.lower.new_zeros(1, inputs), torch.eye(inputs, dtype=net.dtype)]).expand(batch, -1, -1)

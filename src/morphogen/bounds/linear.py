@@ -43,7 +43,7 @@ def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]
     """Bounds on every value by name, at least as tight as `interval`. What activations read, and the output, is bounded by
     linear functions of the input, everything else from what it reads. box: of inputs, (batch, *net.shapes[net.input]). bound:
     how those functions are found, `lower_bound` by default."""
-    boxes: dict[str, Box] = {net.input: box.to(net.dtype)}
+    boxes: dict[str, Box] = {net.input: box.as_input(net.dtype)}
     wanted = {name for step in net.steps if not affine(step) for name in step.reads} | {net.output}
     bent: set[str] = set()  # values that are no affine function of the input: their intervals are not exact
     for step in net.steps:
@@ -153,9 +153,9 @@ def backward(
         if seen is not None and not affine(step):
             seen[step.name] = a
         c, slope = free.duals.get(step.name), free.slopes.get(step.name)
-        back, added = _back(step, a, net, boxes, slope) if c is None else _relaxed(step, a, c, boxes, count)
+        found, added = _back(step, a, net, boxes, slope) if c is None else _relaxed(step, a, c, boxes, count)
         constant = constant + added
-        for read, coefficient in back.items():
+        for read, coefficient in found.items():
             count(read, coefficient)
             waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
     if net.input not in waiting:
@@ -216,9 +216,9 @@ def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor],
     with torch.enable_grad():
         zeros = {n: flat.new_zeros(len(flat), *net.shapes[n], requires_grad=True) for n in step.reads}
         value = run(step, zeros)
-        back = torch.autograd.grad(value, list(zeros.values()), flat, create_graph=a.requires_grad)
+        found = torch.autograd.grad(value, list(zeros.values()), flat, create_graph=a.requires_grad)
     offset = value[:1].detach()
-    return {n: b.unflatten(0, a.shape[:2]) for n, b in zip(zeros, back, strict=True)}, total(a * offset)
+    return {n: b.unflatten(0, a.shape[:2]) for n, b in zip(zeros, found, strict=True)}, total(a * offset)
 
 
 def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:

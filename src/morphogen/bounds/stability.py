@@ -89,7 +89,7 @@ def stability(
     what they have not decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).float())
-    box = box.to(net.dtype)
+    box = box.as_input(net.dtype)
     share = torch.rand(points, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: points // 2].round_()
     near = torch.cat([box.centre, box.lower + box.width * share])

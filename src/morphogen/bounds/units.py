@@ -58,7 +58,7 @@ def split_units(
     tell: Callable[[float, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as for `split_inputs`."""
-    return _Search(net, unsafe, box.to(net.dtype), seconds, tell).run(batch)
+    return _Search(net, unsafe, box.as_input(net.dtype), seconds, tell).run(batch)
 
 
 class _Search:
@@ -114,7 +114,7 @@ class _Search:
             return
         if not open_:
             return
-        self.boxes = alpha(self.net, self.box, _STEPS)
+        self.boxes = alpha(self.net, self.box, _STEPS, self.limit - self.spent)
         self.sizes = magnitudes(self.net, self.boxes)
         whole = [Part(clause, {}, -torch.inf, Free(), {}) for clause in open_]
         yield from self.parts(self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_])

@@ -105,9 +105,9 @@ def robust_accuracy(
         robust += int(proved.sum())
         for i in (~proved).nonzero()[:, 0].tolist():
             sets, box = other_classes(int(y[part[i]]), scores.shape[1]), around[torch.tensor([i])]
-            if any(attack(net, unsafe, box)[1] <= 0 for unsafe in sets):
-                broken += 1
-            elif seconds > 0:
+            if seconds > 0:  # the search begins with an attack
                 status = verify(net, box, sets, seconds).status
-                robust, broken = robust + (status == "unsat"), broken + (status == "sat")
+            else:
+                status = "sat" if any(attack(net, unsafe, box)[1] <= 0 for unsafe in sets) else "unknown"
+            robust, broken = robust + (status == "unsat"), broken + (status == "sat")
     return Robustness(len(x), len(right), robust, broken, len(right) - robust - broken)
