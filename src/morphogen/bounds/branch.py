@@ -1,8 +1,8 @@
 """A complete search over the input: boxes whose bounds do not decide are cut in two, `split_inputs(net, unsafe, box, ...)`.
 
 Complete where a network is piecewise linear and inputs are few, such as the five of ACAS Xu; anytime elsewhere. All open boxes
-are bounded in batches, the worst first; each is cut across the input that may change the output the most, and in each a descent
-from where its bound is attained looks for a counterexample.
+are bounded in batches, the worst first; each is cut across the input that may change the output the most, or left to linear
+programs where few ReLUs bend. In each a descent from where its bound is attained looks for a counterexample.
 """
 
 import time
@@ -11,16 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from morphogen.bounds.activation import RELU
 from morphogen.bounds.attack import attack, nearest
 from morphogen.bounds.box import Box
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.linear import bounded, linear
+from morphogen.bounds.lp import least_of
 from morphogen.bounds.program import Program
+from morphogen.bounds.rules import activation, affine
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, excess_of, stacked
 
 _RESTARTS = 1024  # of an attack on the whole box; inputs are few
 _SHARE = 0.1  # of the time goes into such attacks, of which there is one before the search
 _STEPS = 5  # of the descent in each box
+_FEW = 4  # ReLUs of both signs in a box that is left to linear programs
+_SECONDS = 1.0  # for one of them
 
 
 def split_inputs(
@@ -58,11 +63,15 @@ def split_inputs(
         boxes = linear(net, here)
         surplus, coefficients = _bounded(net, boxes, rows, limits)
         seen += len(worst)
+        surplus, points = _programmed(net, boxes, rows, limits, surplus)
         least = surplus.amin(1)
         # in every box from its centre and from the corner where its bound is attained
         share = torch.cat([(coefficients <= 0).to(net.dtype), torch.full_like(coefficients, 0.5)])
         twice = here[torch.arange(len(worst)).repeat(2)]
         point, excess = nearest(lambda x: excess_of(unsafe, net(x)), twice, share, _STEPS)
+        for other in points:
+            if (value := float(excess_of(unsafe, net(other)))) < excess:
+                point, excess = other, value
         if excess <= 0:
             return found("sat", excess, point[0])
         open_ = ~(least > MARGIN)  # what is no number proves nothing
@@ -85,6 +94,28 @@ def _bounded(net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tenso
     clause = surplus.argmin(1, keepdim=True)
     row = clause * limits.shape[1] + best.gather(1, clause)
     return surplus, found.coefficients[torch.arange(len(row)), row[:, 0]]
+
+
+def _programmed(
+    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, surplus: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, in whole numbers where lines are
+    not enough; the inputs (1, *shape) where those are attained)."""
+    bent, points = torch.zeros(len(surplus), dtype=torch.long), []
+    for step in net.steps:
+        if activation(step) is RELU:
+            box = boxes[step.reads[0]]
+            bent += ((box.lower < 0) & (box.upper > 0)).flatten(1).sum(1)
+        elif not affine(step):
+            return surplus, []
+    for i, k in ((bent <= _FEW)[:, None] & ~(surplus > MARGIN)).nonzero().tolist():
+        one, row = {name: box[i : i + 1] for name, box in boxes.items()}, rows[k].unflatten(1, net.shapes[net.output])
+        bound, point = least_of(net, one, row, limits[k])
+        if not bound > MARGIN:
+            bound, point = least_of(net, one, row, limits[k], True, _SECONDS)
+        surplus[i, k] = torch.fmax(surplus[i, k], surplus.new_tensor(bound))
+        points += [] if point is None else [point]
+    return surplus, points
 
 
 def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]) -> Tensor:

@@ -1,0 +1,192 @@
+"""Whether any bound or verdict is wrong: a thousand random networks against samples, tiny ones against all their linear pieces.
+
+    python bench/sound.py [--nets N]         # about twenty minutes; writes bench/results/sound.{json,md}
+
+Every technique's bounds on every value are held against what the network does on points of the box: corners, others, and where
+an attack ends. A property is then set near the least value seen, so that a wrong "unsat" would show. Of tiny rectifier networks
+the least value is known exactly: a linear program for each choice of its units' signs.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from itertools import pairwise, product
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from fit import RESULTS, environment
+from morphogen.bounds import Box, Unsafe, alpha, attack, dual, forward, interval, least_of, linear, lower_bound, program, verify
+from morphogen.layers.linked import LKReLU
+
+TECHNIQUES = {"interval": interval, "forward": forward, "linear": linear, "alpha": lambda net, box: alpha(net, box, 3)}
+CURVED = [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Softplus, LKReLU]
+POINTS, TINY, NEAR = 400, 200, 1e-6
+
+
+class Residual(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def network(draw: np.random.Generator, kind: type[nn.Module] | None = None) -> tuple[nn.Module, int]:
+    """(a random one with two outputs, its inputs); all activations of one kind where it is given."""
+    inputs = width = int(draw.integers(1, 7))
+    layers: list[nn.Module] = []
+    for _ in range(int(draw.integers(1, 4))):
+        chosen = kind or CURVED[int(draw.integers(len(CURVED)))]
+        if draw.random() < 0.3:
+            layers.append(Residual(nn.Sequential(nn.Linear(width, width), nn.Tanh() if kind is None else nn.ReLU())))
+            continue
+        units = int(draw.integers(2, 17))
+        layers += [nn.Linear(width, units), chosen()]
+        width = units * 2 if chosen is LKReLU else units
+    model = nn.Sequential(*layers, nn.Linear(width, 2))
+    scale = float(draw.uniform(0.7, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    return model.double(), inputs
+
+
+def a_box(draw: np.random.Generator, inputs: int) -> Box:
+    centre = torch.from_numpy(draw.normal(size=(1, inputs)))
+    radius = torch.from_numpy(10 ** draw.uniform(-2, 0.3, size=(1, inputs)))
+    return Box(centre - radius, centre + radius)
+
+
+def inside(box: Box, count: int) -> Tensor:
+    share = torch.rand(count, *box.lower.shape[1:], dtype=torch.float64)
+    share[: count // 2].round_()
+    return box.lower + share * box.width
+
+
+def outside(values: dict[str, Tensor], boxes: dict[str, Box]) -> int:
+    """Values that are not in their boxes; what the network's own run rounds is allowed for."""
+    found = 0
+    for name, box in boxes.items():
+        room = 1e-12 * (1 + values[name].abs())
+        found += int(((values[name] < box.lower - room) | (values[name] > box.upper + room)).sum())
+    return found
+
+
+def sampled(seed: int, counts: Counter[str]) -> None:
+    """One network against points of its box."""
+    torch.manual_seed(seed)
+    draw = np.random.default_rng(seed)
+    model, inputs = network(draw)
+    box = a_box(draw, inputs)
+    net, row = program(model, box.lower.repeat(2, 1)), torch.from_numpy(draw.normal(size=(1, 2)))
+    lowest, _ = attack(net, Unsafe(row, torch.full((1,), -torch.inf)), box)
+    points = torch.cat([inside(box, POINTS), lowest])
+    values = net.values(points)
+    counts["networks"] += 1
+    for technique in TECHNIQUES.values():
+        boxes = technique(net, box)
+        counts["bounds"] += sum(2 * each.lower.numel() for each in boxes.values())
+        counts["values outside their bounds"] += outside(values, boxes)
+    least = float((values[net.output] @ row.T).min())
+    for limit in (least - float(10 ** draw.uniform(-4, 0)), least - NEAR, least):
+        verdict = verify(model, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), seconds=0.5)
+        counts[verdict.status] += 1
+        with torch.no_grad():
+            if verdict.status == "unsat":
+                counts["wrong verdicts"] += limit >= least
+            elif verdict.witness is not None:
+                counts["wrong verdicts"] += float(model(verdict.witness[None]) @ row.T) > limit + 1e-12
+                there = (verdict.witness >= box.lower[0]) & (verdict.witness <= box.upper[0])
+                counts["wrong verdicts"] += not bool(there.all())
+
+
+def exact(model: nn.Sequential, box: Box, row: Tensor) -> float:
+    """The least row . output of a plain rectifier network, over all signs of its units."""
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    sizes = [layer.out_features for layer in layers[:-1]]
+    ends = list(zip(box.lower[0].tolist(), box.upper[0].tolist(), strict=True))
+    least = np.inf
+    for signs in product((0.0, 1.0), repeat=sum(sizes)):
+        a, b, rows, limits, at = np.eye(len(ends)), np.zeros(len(ends)), [], [], 0
+        for layer, size in zip(layers, [*sizes, 0], strict=True):
+            weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+            a, b = weight @ a, weight @ b + bias
+            if size:
+                sign = np.array(signs[at : at + size])
+                rows.append((1 - 2 * sign)[:, None] * a)
+                limits.append(-(1 - 2 * sign) * b)
+                a, b, at = sign[:, None] * a, sign * b, at + size
+        cost = row.numpy()[0]
+        found = linprog(cost @ a, A_ub=np.concatenate(rows), b_ub=np.concatenate(limits), bounds=ends)
+        if found.status == 0:
+            least = min(least, float(found.fun + cost @ b))
+    return least
+
+
+def tiny(seed: int, counts: Counter[str]) -> None:
+    """One network against all its linear pieces, and the techniques against one another."""
+    torch.manual_seed(seed)
+    draw = np.random.default_rng(10**6 + seed)
+    sizes = [int(draw.integers(1, 4)), *([int(draw.integers(2, 7))] if draw.random() < 0.5 else [3, 3])]
+    layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], 2)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    box, row = a_box(draw, sizes[0]), torch.from_numpy(draw.normal(size=(1, 2)))
+    truth = exact(model, box, row)
+    counts["tiny networks"] += 1
+    for limit, status in ((truth - NEAR, "unsat"), (truth + NEAR, "sat")):
+        found = verify(model, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), 10.0).status
+        counts["wrong verdicts of tiny networks"] += found not in (status, "unknown")
+        counts["tiny networks left open"] += found == "unknown"
+    net, spec = program(model, box.lower.repeat(2, 1)), row[None]
+    boxes = linear(net, box)
+    loosest = float(lower_bound(net, interval(net, box), spec))
+    plain, best = float(lower_bound(net, boxes, spec)), float(dual(net, boxes, spec).bound)
+    tightest, _ = least_of(net, boxes, row, torch.zeros(1))
+    whole, _ = least_of(net, boxes, row, torch.zeros(1), whole=True)
+    chain = [plain, best, tightest, truth]
+    counts["orders that do not hold"] += sum(a > b + NEAR for a, b in pairwise(chain)) + (loosest > truth)
+    counts["searches over whole numbers that miss"] += abs(whole - truth) > 1e-5 * max(1.0, abs(truth))
+    counts["duals within 1e-3 of the linear program"] += tightest - best <= 1e-3 * max(1.0, abs(tightest))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nets", type=int, default=1000)
+    nets = parser.parse_args().nets
+    counts: Counter[str] = Counter()
+    began = time.perf_counter()
+    for seed in range(nets):
+        sampled(seed, counts)
+        if seed < TINY * nets // 1000:
+            tiny(seed, counts)
+    stored = {**counts, "minutes": (time.perf_counter() - began) / 60, "environment": environment()}
+    (RESULTS / "sound.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (RESULTS / "sound.md").write_text(table(stored))
+    print(table(stored))
+
+
+ASKED = {
+    "networks": 1000, "values outside their bounds": 0, "wrong verdicts": 0, "wrong verdicts of tiny networks": 0,
+    "orders that do not hold": 0, "searches over whole numbers that miss": 0,
+}  # fmt: skip
+
+
+def table(stored: dict[str, float]) -> str:
+    """As Markdown."""
+    lines = ["| | counted | asked |", "|---|--:|--:|"]
+    lines += [f"| {name} | {value:g} | {ASKED.get(name, '–')} |" for name, value in stored.items() if name != "environment"]
+    return "\n".join([*lines, "", "; ".join(f"{k} {v}" for k, v in stored["environment"].items()), ""])
+
+
+if __name__ == "__main__":
+    main()
