@@ -11,9 +11,11 @@ RECIPES = README.parent / "docs" / "recipes.md"
 
 
 def test_the_library_examples_run(capsys) -> None:
-    code, depth = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    code, depth, proof = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
     exec(depth, {})
     capsys.readouterr()
+    exec(proof, {})
+    assert "Verdict(status='unsat'" in capsys.readouterr().out
     exec(code, {})
     out = capsys.readouterr().out
     assert "conv1 (8):" in out
