@@ -89,4 +89,4 @@ def test_a_convolution_that_changes_the_size_is_refused() -> None:
 
 
 def test_every_transform_is_listed() -> None:
-    assert set(TRANSFORMS) == {"freeze"}, "add a case for the new transform"
+    assert set(TRANSFORMS) == {"compress", "freeze"}, "add a case for the new transform"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphogen import PlanError, Unsupported, trace, widths
+from morphogen import Grow, PlanError, Unsupported, resize, trace, widths
 from morphogen.graph import Span, find
 from problems import PROBLEMS, Embedded, Residual, problem
 
@@ -120,3 +120,12 @@ def test_a_computed_weight_is_felt() -> None:
             return nn.functional.linear(self.a(x).relu(), self.up @ self.down)
 
     assert find(widths(trace(Computed(), torch.randn(3, 4))), "a").felt
+
+
+def test_one_channel_is_flattened_as_several_are() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    conv = find(widths(trace(model, torch.randn(2, 1, 6, 6))), "0")
+    assert [str(slot) for slot in conv.slots] == ["0.weight[0]", "0.bias[0]", "3.weight[1]"]
+    assert conv.slots[-1].spans == (Span(conv.name, 16),)
+    resize(model, [Grow(conv.name, 2)], example=torch.randn(2, 1, 6, 6))
+    assert model[3].in_features == 48

@@ -35,15 +35,17 @@ class Certificate:
     """What a transform promises about the function it returned.
 
     kind: "exact" (an identity in real arithmetic) or "measured" (seen on probes only). max_error: the largest absolute
-    output difference on the probes. box: the input box (low, high) it holds on, None for every input. proved: True only
-    where the identity follows from algebra or bounds, never from probes.
+    output difference on the probes. box: the input box (low, high) it holds on, numbers or one for each input, None for every
+    input. proved: True only where the identity follows from algebra or bounds, never from probes. steps: what was done, a line
+    each, with what proves it.
     """
 
     kind: str
     max_error: float
-    box: tuple[float, float] | None
+    box: tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]] | None
     proved: bool
     reason: str
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

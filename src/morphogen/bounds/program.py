@@ -6,6 +6,7 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
     outputs and for an operation that mixes examples, and `ShapeError` for weights that are no numbers.
     """
     model = without_dags(model)
-    graph = trace(model, example)
+    graph = trace(model, example.to(dtype_of(model)) if example.is_floating_point() else example)
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     known: dict[str, Any] = {}
     steps: list[Step] = []
@@ -100,6 +101,12 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
     net = Program(inputs[0].name, output, needed(steps, output), shapes, dtype)
     _alone(net, example)
     return net
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of a model's numbers."""
+    floating = (t.dtype for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
+    return next(floating, torch.get_default_dtype())
 
 
 def _written(step: Step, steps: Sequence[Step], newest: dict[str, str]) -> None:

@@ -88,7 +88,7 @@ def stability(
     training data; besides them there are the centre and `points` random ones. seconds: for linear and whole-number programs;
     what they have not decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
     """
-    net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).float())
+    net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
     box = box.as_input(net.dtype)
     share = torch.rand(points, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: points // 2].round_()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from morphogen.bounds.attack import attack
 from morphogen.bounds.box import Box, ball
 from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.linear import linear, lower_bound
-from morphogen.bounds.program import Program, program
+from morphogen.bounds.program import Program, dtype_of, program
 from morphogen.bounds.units import split_units, splittable
 from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, excess_of
 from morphogen.errors import ShapeError, Unsupported
@@ -33,7 +32,7 @@ def verify(
     """
     if len(box.lower) != 1:
         raise ShapeError(f"verify: the box is of {len(box.lower)} examples; give one, (1, *shape)")
-    net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]).to(_dtype(model)))
+    net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
     sets = [unsafe] if isinstance(unsafe, Unsafe) else list(unsafe)
     if not sets or not net.shapes[net.output]:
         raise ShapeError(
@@ -52,13 +51,8 @@ def verify(
 
 def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:
     with evaluating(model), torch.no_grad():
-        y = model(witness[None].to(_dtype(model)))
+        y = model(witness[None].to(dtype_of(model)))
     return float(excess_of(sets, y)) <= 0
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    floating = (t.dtype for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
-    return next(floating, torch.get_default_dtype())
 
 
 def other_classes(label: int, classes: int) -> list[Unsafe]:

@@ -215,8 +215,8 @@ def _regrouped(left: tuple[int, ...], group: Layout, right: tuple[int, ...], why
     sized = [d for d, spans in enumerate(group) if spans is not None and left[d] != 1]
     places = [d for d in sized if not ties.pinned(group[d])] or sized
     if not places:
-        ones = [spans for d, spans in enumerate(group) if left[d] == 1]
-        return ones if len(ones) == len(right) == 1 else fixed
+        ones = [spans for spans in group if spans is not None]  # of one unit each
+        return [tuple((v, r * right[0]) for v, r in ones[0])] if len(ones) == len(right) == 1 else fixed
     if len(places) == 1:
         place = places[0]
         spans, outer, inner = group[place] or (), prod(left[:place]), prod(left[place + 1 :])

@@ -1,0 +1,204 @@
+"""A smaller network with the same function on a box, proved: `compress(model, box) -> (model, Certificate)`.
+
+Units go that are 0 on the whole box, or constant, or a multiple of another one, or affine where enough others are; two layers
+between which every unit is affine become one. What has gone makes more go, so it is done until nothing does.
+
+Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804). Differs: units that are 0 go on
+all layers before ranks are taken, since a rank is at most the number of units that are left before; constant, proportional and
+unread units go too.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from scipy.linalg import qr
+from torch import Tensor, nn
+
+from morphogen.bounds.box import Box
+from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
+from morphogen.errors import NotExact
+from morphogen.graph.trace import evaluating, trace
+from morphogen.graph.widths import Width, widths
+from morphogen.record import Certificate
+from morphogen.resize.apply import count_parameters
+from morphogen.resize.plan import tensors_of
+from morphogen.transforms.freeze import freeze
+from morphogen.transforms.substitute import Rectified, Relation, rectified, substitute
+
+_EXACT = 1e-10  # relative: rows closer to a combination of others than this are one
+_ALLOWED = 1e-9  # by which outputs may differ, relative to their size, in float64
+_LARGEST = 1e4  # factor of a combination
+_POINTS = 10_000
+
+
+def compress(model: nn.Module, box: Box, samples: Tensor | None = None, seconds: float = 60.0) -> tuple[nn.Module, Certificate]:
+    """A smaller copy of `model` in evaluation mode, equal to it on `box` in real arithmetic; the model stays as it is.
+
+    box: of one example, (1, *shape). samples: inputs to look at first, such as training data. seconds: for linear and
+    whole-number programs in each pass, see `bounds.stability`. The network is frozen first, which folds norms and gates, and is
+    kept in float64. The certificate tells every unit of the frozen network that went, with what proves it, and the largest
+    difference seen at random points and corners of the box. Raises `NotExact` where that exceeds rounding, and `Unsupported`
+    for an operation without a rule.
+    """
+    box = box.as_input(torch.float64)
+    example = torch.cat([box.lower, box.upper])
+    wide = copy.deepcopy(model).double()
+    small, _ = freeze(wide, example)
+    before, reference, proofs = count_parameters(model), _outputs(wide, box), []
+    looked = example[:0] if samples is None else samples.double()
+    left = {name: list(range(len(tensor))) for name, tensor in tensors_of(small).items()}
+    while True:
+        new, seen = _pass(small, box, looked, seconds, left)
+        if not new:
+            break
+        proofs += new
+        looked = torch.cat([looked, seen]).unique(dim=0)
+    error = float((_outputs(small, box) - reference).abs().max())
+    if not error <= _ALLOWED * max(1.0, float(reference.abs().max())):
+        raise NotExact(
+            f"compress: outputs differ by {error:.2e} where rounding allows {_ALLOWED:.0e}; please report this model"
+        )
+    counts = Counter(proof.partition(": ")[2].partition(" (")[0] for proof in proofs)
+    told = ", ".join(f"{count} {why}" for why, count in counts.items()) or "nothing to take out"
+    reason = f"{before:,} parameters became {count_parameters(small):,}: {told}"
+    ends = (tuple(box.lower.flatten().tolist()), tuple(box.upper.flatten().tolist()))
+    return small, Certificate("exact", error, ends, True, reason, tuple(proofs))
+
+
+def _pass(model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dict[str, list[int]]) -> tuple[list[str], Tensor]:
+    """(what went in one look at the whole network, inputs that show units on both sides of 0). First goes what is 0, constant
+    or unread, on all layers; where there is nothing of it, what is a multiple or a combination of others; at last layers.
+    left: by weight, which of the first network's units its rows are."""
+    proved = stability(model, box, samples, seconds=seconds)
+    seen = torch.cat([box.centre, *[t for signs in proved.units.values() for t in (signs.positive, signs.negative)]])
+    seen = seen[~seen.flatten(1).isnan().any(1)]
+    graph = trace(model, torch.cat([box.lower, box.upper]))
+    found, layers = widths(graph), rectified(graph)
+    for rules in ((_inactive, _constant, _unread), (_proportional,), (_dependent,)):
+        gone = [line for layer in layers for line in _taken_out(model, found, layer, rules, proved, left)]
+        if gone:
+            return gone, seen
+    return list(_collapsed(model, layers, proved)), seen
+
+
+Rule = Callable[[Rectified, Mapping[str, Tensor], Tensor, list[str]], Iterator[Relation]]
+
+
+def _taken_out(
+    model: nn.Module, found: Mapping[str, Width], layer: Rectified, rules: Iterable[Rule], proved: Stability,
+    left: dict[str, list[int]],
+) -> list[str]:  # fmt: skip
+    """Carry out on one layer what the rules say, a line for each unit."""
+    tensors, signs = tensors_of(model), proved.units[layer.value]
+    units = len(tensors[layer.weight])
+    sign = signs.sign.view(units, -1)
+    every = torch.where((sign == sign[:, :1]).all(1), sign[:, 0], torch.zeros_like(sign[:, 0]))
+    how = signs.how[:: sign.shape[1]]
+    relations = {r.unit: r for rule in reversed(list(rules)) for r in rule(layer, tensors, every, how)}
+    done = substitute(model, found, layer, sorted(relations.values(), key=lambda relation: relation.unit))
+    names, gone = left[layer.weight], {relation.unit for relation in done}
+    left[layer.weight] = [name for unit, name in enumerate(names) if unit not in gone]
+    return [f"{layer.weight.rpartition('.')[0]}[{names[relation.unit]}]: {relation.why}" for relation in done]
+
+
+def _rows(layer: Rectified, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(weight (units, fan in), bias (units,)), in float64."""
+    weight = tensors[layer.weight].detach().double().flatten(1)
+    bias = tensors[layer.bias].detach().double() if layer.bias else weight.new_zeros(len(weight))
+    return weight, bias
+
+
+def _inactive(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+    for unit in (sign == INACTIVE).nonzero()[:, 0].tolist():
+        yield Relation(unit, {}, 0.0, f"never above 0 (by {how[unit]})")
+
+
+def _constant(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+    weight, bias = _rows(layer, tensors)
+    for unit in (weight == 0).all(1).nonzero()[:, 0].tolist():
+        yield Relation(unit, {}, max(0.0, float(bias[unit])), "constant (no weights)")
+
+
+def _unread(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+    columns = [tensors[name].detach().unflatten(1, (len(sign), -1)).transpose(0, 1).flatten(1) for name in layer.readers]
+    for unit in (torch.cat(columns, 1) == 0).all(1).nonzero()[:, 0].tolist():
+        yield Relation(unit, {}, 0.0, "read by nothing (outgoing weights of 0)")
+
+
+def _proportional(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+    weight, bias = _rows(layer, tensors)
+    rows = torch.cat([weight, bias[:, None]], 1)
+    sizes = rows.norm(dim=1)
+    same = torch.cdist(rows / sizes[:, None].clamp_min(1e-300), rows / sizes[:, None].clamp_min(1e-300)) <= _EXACT
+    first = same.byte().argmax(1)  # whose multiple each is, maybe itself
+    for unit, other in enumerate(first.tolist()):
+        if other < unit and int(first[other]) == other:
+            yield Relation(
+                unit, {other: float(sizes[unit] / sizes[other])}, 0.0, "a multiple of another unit (equal directions)"
+            )
+
+
+def _dependent(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+    weight, bias = _rows(layer, tensors)
+    active = (sign == ACTIVE).nonzero()[:, 0]
+    if len(active) < 2:
+        return
+    _, r, order = qr(weight[active].T.numpy(), mode="economic", pivoting=True)
+    r, order = torch.from_numpy(r), torch.from_numpy(order).long()
+    rank = int((r.diagonal().abs() > _EXACT * r[0, 0].abs()).sum())
+    basis, others = active[order[:rank]], active[order[rank:]]
+    factors = torch.linalg.solve_triangular(r[:rank, :rank], r[:rank, rank:], upper=True).T
+    off = (weight[others] - factors @ weight[basis]).norm(dim=1)
+    fit = (off <= _EXACT * weight[others].norm(dim=1)) & (factors.abs().amax(1) <= _LARGEST if rank else True)
+    constants = bias[others] - factors @ bias[basis]
+    for row in fit.nonzero()[:, 0].tolist():
+        terms = dict(zip(basis.tolist(), factors[row].tolist(), strict=True))
+        yield Relation(int(others[row]), terms, float(constants[row]), "a combination of other units that never are below 0 "
+                       f"({rank} of {len(active)} of them are enough)")  # fmt: skip
+
+
+def _collapsed(model: nn.Module, layers: Iterable[Rectified], proved: Stability) -> Iterator[str]:
+    """Linear, ReLU, Linear become one Linear where no unit bends and that has fewer parameters."""
+    owners = {layer.weight.rpartition(".")[0]: layer for layer in layers}
+    for prefix, stack in [(n, m) for n, m in model.named_modules() if type(m) is nn.Sequential]:
+        children = dict(stack.named_children())
+        names = list(children)
+        for a, h, b in zip(names, names[1:], names[2:], strict=False):
+            first, relu, second = children[a], children[h], children[b]
+            owner = owners.get(f"{prefix}.{a}".removeprefix("."))
+            if not (isinstance(first, nn.Linear) and isinstance(relu, nn.ReLU) and isinstance(second, nn.Linear) and owner):
+                continue
+            sign = proved.units[owner.value].sign
+            if not bool(((sign == ACTIVE) | (sign == INACTIVE)).all()):
+                continue
+            merged = _merged(first, sign, second)
+            if count_parameters(merged) > count_parameters(first) + count_parameters(second):
+                continue
+            setattr(stack, b, merged)
+            delattr(stack, a)
+            delattr(stack, h)
+            yield f"{owner.weight.rpartition('.')[0]}: a layer that bends nowhere (multiplied into {b})"
+            return  # names and signs are others now
+
+
+@torch.no_grad()
+def _merged(first: nn.Linear, sign: Tensor, second: nn.Linear) -> nn.Linear:
+    through = second.weight * (sign == ACTIVE)
+    merged = nn.Linear(first.in_features, second.out_features, dtype=first.weight.dtype)
+    merged.weight.copy_(through @ first.weight)
+    merged.bias.zero_()
+    for term in (None if first.bias is None else through @ first.bias, second.bias):
+        if term is not None:
+            merged.bias.add_(term)
+    return merged
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, box: Box) -> Tensor:
+    """At random points of the box and at corners, the same ones every time."""
+    share = torch.rand(_POINTS, *box.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    share[: _POINTS // 2].round_()
+    with evaluating(model):
+        return torch.cat([model(box.lower + box.width * part) for part in share.split(500)])

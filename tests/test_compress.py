@@ -1,0 +1,134 @@
+"""A compressed network is the same function on the box, smaller by what can be proved, and nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from morphogen import NotExact
+from morphogen.bounds import Box
+from morphogen.transforms import compress
+from morphogen.transforms import compress as transform
+
+
+class Residual(nn.Module):
+    """Two branches, of which one has units of its own, and a stream that keeps all of its."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.inner, self.outer, self.out = nn.Linear(4, 6), nn.Linear(6, 12), nn.Linear(12, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.into(x))
+        return self.out(torch.relu(x + self.outer(torch.relu(self.inner(x)))))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "plain": (
+        lambda: nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(),
+                              nn.Linear(8, 3)), (4,)
+    ),
+    "normed": (
+        lambda: nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3, bias=False)), (4,)
+    ),
+    "residual": (Residual, (4,)),
+    "pooled": (
+        lambda: nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                              nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)), (1, 6, 6)
+    ),
+}  # fmt: skip
+
+
+def drawn(name: str, seed: int) -> tuple[nn.Module, Box]:
+    """A network whose units are active, inactive, twins or without weights more often than drawn ones."""
+    torch.manual_seed(seed)
+    build, shape = NETS[name]
+    model = build()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                kind = torch.randint(6, module.bias.shape)
+                module.bias += 6.0 * (kind == 0) - 6.0 * (kind == 1)
+                module.weight[kind == 2] = 0
+                module.weight[kind == 3] = 2 * module.weight[:1]
+                module.bias[kind == 3] = 2 * module.bias[0]
+    lower = torch.rand(1, *shape).double() - 0.5
+    return model, Box(lower, lower + torch.rand(1, *shape))
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_compressed_network_is_the_same_on_the_box(name: str, seed: int) -> None:
+    model, box = drawn(name, seed)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    small, certificate = compress(model, box)
+    x = box.lower + box.width * torch.rand(3000, *box.lower.shape[1:])
+    x[:1000] = torch.where(torch.rand(x[:1000].shape) < 0.5, box.lower, box.upper)
+    torch.testing.assert_close(small(x), model.eval().double()(x), rtol=0, atol=1e-9)
+    assert all(torch.equal(value, before[key].to(value)) for key, value in model.state_dict().items())
+    assert certificate.proved
+    assert certificate.max_error < 1e-9
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert len(certificate.steps) == len(set(certificate.steps)) > 0
+    again, other = compress(small, box)
+    assert other.steps == ()
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in small.parameters())
+
+
+def test_each_rule_takes_out_what_it_should() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    first, second, third = model[0], model[2], model[4]
+    with torch.no_grad():
+        first.bias.zero_()
+        first.bias[:5] = 10.0  # active: five of rank three
+        first.bias[5] = -10.0  # inactive
+        first.weight[6], first.bias[6] = 0.0, 0.5  # constant
+        first.weight[8] = 3 * first.weight[7]  # a multiple
+        second.bias[:] = torch.tensor([-100.0, 1.0, 1.0, 1.0])
+        second.weight[1:] *= 0.1
+        third.weight[:, 1] = 0  # unread: gone once the network is frozen
+    small, certificate = compress(model, Box(-torch.ones(1, 3), torch.ones(1, 3)))
+    why = {step.partition(": ")[0]: step.partition(": ")[2] for step in certificate.steps}
+    assert why["0[5]"].startswith("never above 0")
+    assert why["0[6]"].startswith("constant")
+    assert why["0[8]"].startswith("a multiple")
+    assert why["2[0]"].startswith("never above 0")
+    combined = [unit for unit, told in why.items() if told.startswith("a combination")]
+    assert len(combined) == 2
+    assert set(combined) <= {"0[0]", "0[1]", "0[2]", "0[3]", "0[4]"}
+    assert small[0].out_features == 4
+    assert small[2].out_features == 2
+
+
+def test_a_layer_that_bends_nowhere_is_multiplied_into_the_next() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.bias += 100.0
+    small, certificate = compress(model, Box(-torch.ones(1, 2), torch.ones(1, 2)))
+    assert [type(layer) for layer in small] == [nn.Linear]
+    assert [step.partition(" (")[2] for step in certificate.steps[-2:]] == ["multiplied into 2)", "multiplied into 4)"]
+    assert certificate.box == ((-1.0, -1.0), (1.0, 1.0))
+
+
+def test_what_is_not_the_same_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, box = drawn("plain", 0)
+    module = __import__("sys").modules[transform.__module__]
+    monkeypatch.setattr(module, "INACTIVE", module.ACTIVE)
+    with pytest.raises(NotExact, match="outputs differ by .* where rounding allows 1e-09"):
+        compress(model, box)
+
+
+def test_borders_keep_constants_where_they_are() -> None:
+    """A constant channel is no bias of a convolution that reads zeros around it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)
+    )
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0.0, 1.0
+    small, _ = compress(model, Box(torch.zeros(1, 1, 6, 6), torch.ones(1, 1, 6, 6)))
+    assert small[0].out_channels == 3
