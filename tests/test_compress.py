@@ -122,6 +122,14 @@ def test_what_is_not_the_same_is_no_result(monkeypatch: pytest.MonkeyPatch) -> N
         compress(model, box)
 
 
+def test_units_that_are_no_multiples_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 100), nn.ReLU(), nn.Linear(100, 2))
+    small, certificate = compress(model, Box(-torch.ones(1, 50), torch.ones(1, 50)))
+    assert certificate.steps == ()
+    assert small[0].out_features == 100
+
+
 def test_borders_keep_constants_where_they_are() -> None:
     """A constant channel is no bias of a convolution that reads zeros around it."""
     torch.manual_seed(0)

@@ -131,7 +131,8 @@ def _proportional(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor,
     weight, bias = _rows(layer, tensors)
     rows = torch.cat([weight, bias[:, None]], 1)
     sizes = rows.norm(dim=1)
-    same = torch.cdist(rows / sizes[:, None].clamp_min(1e-300), rows / sizes[:, None].clamp_min(1e-300)) <= _EXACT
+    ways = rows / sizes[:, None].clamp_min(1e-300)
+    same = torch.cdist(ways, ways, compute_mode="donot_use_mm_for_euclid_dist") <= _EXACT  # products would lose half the digits
     first = same.byte().argmax(1)  # whose multiple each is, maybe itself
     for unit, other in enumerate(first.tolist()):
         if other < unit and int(first[other]) == other:
