@@ -76,7 +76,7 @@ def lines(reproduction: Reproduction, panel: str) -> Figure:
     x, y = reproduction.axes.get(panel, ("", ""))
     axes.set(xlabel=x, ylabel=y, title=reproduction.title)
     values = [value for curve in reproduction.curves if curve.panel == panel for value in curve.y]
-    if min(values) > 0 and max(values) > 1e4 * min(values):
+    if min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if many:
