@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,6 +149,51 @@ def test_a_network_by_hand() -> None:
     free = Free({"relu": torch.ones(1, 1, 1, 2).double()})
     # with slope 1 below: a + b - ((a - b) / 2 + 1) + 0.5, least at -1, -1: -2 - 1 + 0.5
     assert float(lower_bound(net, linear(net, box), torch.ones(1, 1, 1), free=free)) == pytest.approx(-2.5)
+
+
+def by_the_paper(weights: list[np.ndarray], biases: list[np.ndarray], lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
+    """CROWN as its paper has it, layer after layer, a unit at a time: the bounds of each layer's values, (2, units)."""
+    found: list[np.ndarray] = []
+    for depth in range(1, len(weights) + 1):
+        ends = np.empty((2, len(biases[depth - 1])))
+        for unit in range(ends.shape[1]):
+            for side, sign in ((0, 1.0), (1, -1.0)):  # the largest value is minus the least of its negative
+                a, d = sign * weights[depth - 1][unit], sign * biases[depth - 1][unit]
+                for layer in range(depth - 2, -1, -1):
+                    low, high = found[layer]
+                    slopes, offsets = np.zeros_like(a), np.zeros_like(a)
+                    for j, (least, most) in enumerate(zip(low, high, strict=True)):
+                        if least >= 0:
+                            slopes[j] = 1
+                        elif most > 0 and a[j] < 0:  # the chord
+                            slopes[j], offsets[j] = most / (most - least), -most * least / (most - least)
+                        elif most > 0:
+                            slopes[j] = float(most > -least)
+                    d = d + a @ offsets
+                    a = a * slopes
+                    a, d = a @ weights[layer], d + a @ biases[layer]
+                ends[side, unit] = sign * (d + np.maximum(a, 0) @ lower + np.minimum(a, 0) @ upper)
+        found.append(ends)
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (5, 20, 20, 4), (3, 8, 8, 8, 8, 2)])
+def test_bounds_are_those_of_the_paper(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(len(sizes))
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    model = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1]).double()
+    box = Box(-torch.ones(1, sizes[0]).double(), torch.ones(1, sizes[0]).double())
+    tensors = [[t.detach().numpy() for t in pair] for pair in ((layer.weight, layer.bias) for layer in layers)]
+    expected = by_the_paper([w for w, _ in tensors], [b for _, b in tensors], box.lower[0].numpy(), box.upper[0].numpy())
+    net = program(model, torch.zeros(2, sizes[0]))
+    names = [step.name for step in net.steps if step.kind == "linear"]
+    # on its boxes; `linear` meets them with intervals, which makes for other lines
+    boxes = {name: Box(*(torch.from_numpy(e.copy())[None] for e in ends)) for name, ends in zip(names, expected, strict=True)}
+    boxes = {**interval(net, box), **boxes}
+    for name, (low, high) in zip(names, expected, strict=True):
+        eye = torch.eye(len(low)).double()[None]
+        np.testing.assert_allclose(lower_bound(net, boxes, eye, name)[0].numpy(), low, atol=1e-9)
+        np.testing.assert_allclose(-lower_bound(net, boxes, -eye, name)[0].numpy(), high, atol=1e-9)
 
 
 def test_an_affine_network_is_bounded_exactly() -> None:
