@@ -130,6 +130,72 @@ def test_units_that_are_no_multiples_stay() -> None:
     assert small[0].out_features == 100
 
 
+class Hand(nn.Module):
+    """A forward pass of one's own around two linear layers, with units that are 0."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], inputs: int, reads: int) -> None:
+        super().__init__()
+        self.a, self.c, self.between = nn.Linear(inputs, 8), nn.Linear(reads, 2), between
+        with torch.no_grad():
+            self.a.bias[:2] = -50.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.between(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize(("between", "shape", "reads"), [
+    (lambda h: h.mean(1), (2, 4), 8),  # units stand last
+    (lambda h: h.mean(2), (8, 4), 8), (lambda h: h.mean(1, keepdim=True), (4,), 1),
+    (lambda h: nn.functional.avg_pool1d(h, 3, 1, 1), (4,), 8), (lambda h: nn.functional.max_pool1d(h, 3, 1, 1), (4,), 8),
+    (lambda h: h.transpose(1, 2).flatten(1), (8, 4), 64), (lambda h: torch.cat([h, -h], 1), (4,), 16),
+])  # fmt: skip
+def test_units_that_meet_each_other_on_the_way_stay(between: Callable[[Tensor], Tensor], shape: tuple, reads: int) -> None:
+    torch.manual_seed(0)
+    model = Hand(between, shape[-1], reads)
+    small, certificate = compress(model, Box(-torch.ones(1, *shape), torch.ones(1, *shape)))
+    assert small.a.out_features == 8
+    assert certificate.steps == ()
+
+
+@pytest.mark.parametrize("build", [
+    lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)),
+    lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)),
+    lambda: (lambda h: nn.Sequential(nn.Linear(4, 4), h, nn.Linear(4, 4), h, nn.Linear(4, 2)))(nn.ReLU()),
+])  # fmt: skip
+def test_norms_missing_biases_and_a_module_in_two_places_are_no_hindrance(build: Callable[[], nn.Sequential]) -> None:
+    torch.manual_seed(0)
+    model = build()
+    first, second, _ = [m for m in model if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        first.weight[0], first.bias[0] = 0.0, 1.0
+        second.weight[1] = 2 * second.weight[0]
+        if second.bias is not None:
+            second.bias[1] = 2 * second.bias[0]
+    box = Box(-torch.ones(1, 4), torch.ones(1, 4))
+    small, _ = compress(model, box)
+    sizes = [m.out_features for m in small if isinstance(m, nn.Linear)]
+    assert sizes[0] == 3
+    assert sizes[1] <= 3
+    x = 2 * torch.rand(100, 4).double() - 1
+    torch.testing.assert_close(small(x), model.double().eval()(x), rtol=0, atol=1e-9)
+
+
+def test_a_forward_pass_that_counts_its_layers_keeps_them() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+            nn.init.constant_(self.net[0].bias, 100.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net[2](self.net[1](self.net[0](x)))
+
+    small, certificate = compress(Counted(), Box(-torch.ones(1, 2), torch.ones(1, 2)))
+    assert len(small.net) == 3
+    assert small.net[0].out_features == 2
+    assert all(step.partition(": ")[2].startswith("a combination") for step in certificate.steps)
+
+
 def test_borders_keep_constants_where_they_are() -> None:
     """A constant channel is no bias of a convolution that reads zeros around it."""
     torch.manual_seed(0)

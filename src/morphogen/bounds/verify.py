@@ -26,7 +26,8 @@ def verify(
     """Prove that no input of a box gets into any of the unsafe sets, or find one that does ("sat").
 
     box: of one example, (1, *shape), or another set of `bounds.box`. Boxes of few inputs are cut themselves, otherwise the
-    signs of ReLUs. A counterexample is one only once the model itself, in its own precision, agrees. tell: called with the
+    signs of ReLUs. A counterexample is one only once the model itself, in its own precision, agrees; a proof is of the network
+    in real arithmetic. tell: called with the
     least bound and the number of open parts as the search goes on. Raises `Unsupported` for a network that has an operation
     without a rule.
     """

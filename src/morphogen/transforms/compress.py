@@ -11,6 +11,7 @@ unread units go too.
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from scipy.linalg import qr
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
 from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
-from morphogen.errors import NotExact
+from morphogen.errors import NotExact, ShapeError
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.record import Certificate
@@ -42,19 +43,24 @@ def compress(model: nn.Module, box: Box, samples: Tensor | None = None, seconds:
     difference seen at random points and corners of the box. Raises `NotExact` where that exceeds rounding, and `Unsupported`
     for an operation without a rule.
     """
+    if len(box.lower) != 1:
+        raise ShapeError(f"compress: the box is of {len(box.lower)} examples; give one, (1, *shape)")
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
     wide = copy.deepcopy(model).double()
     small, _ = freeze(wide, example)
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
     looked = example[:0] if samples is None else samples.double()
-    left = {name: list(range(len(tensor))) for name, tensor in tensors_of(small).items()}
+    unbiased = _biased(small)
+    left = {name: list(range(len(tensor))) for name, tensor in tensors_of(small).items() if tensor.dim()}
     while True:
         new, seen = _pass(small, box, looked, seconds, left)
         if not new:
             break
         proofs += new
         looked = torch.cat([looked, seen]).unique(dim=0)
+    for layer in unbiased:
+        layer.bias = layer.bias if bool(layer.bias.any()) else None
     error = float((_outputs(small, box) - reference).abs().max())
     if not error <= _ALLOWED * max(1.0, float(reference.abs().max())):
         raise NotExact(
@@ -65,6 +71,15 @@ def compress(model: nn.Module, box: Box, samples: Tensor | None = None, seconds:
     reason = f"{before:,} parameters became {count_parameters(small):,}: {told}"
     ends = (tuple(box.lower.flatten().tolist()), tuple(box.upper.flatten().tolist()))
     return small, Certificate("exact", error, ends, True, reason, tuple(proofs))
+
+
+def _biased(model: nn.Module) -> list[Any]:
+    """Give a bias of zeros to the layers without one, where a constant may go; those that got one."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found: list[Any] = [m for m in model.modules() if type(m) in kinds and m.bias is None]
+    for layer in found:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+    return found
 
 
 def _pass(model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dict[str, list[int]]) -> tuple[list[str], Tensor]:
@@ -80,7 +95,7 @@ def _pass(model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dic
         gone = [line for layer in layers for line in _taken_out(model, found, layer, rules, proved, left)]
         if gone:
             return gone, seen
-    return list(_collapsed(model, layers, proved)), seen
+    return list(_collapsed(model, box, layers, proved)), seen
 
 
 Rule = Callable[[Rectified, Mapping[str, Tensor], Tensor, list[str]], Iterator[Relation]]
@@ -122,7 +137,7 @@ def _constant(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how
 
 
 def _unread(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
-    columns = [tensors[name].detach().unflatten(1, (len(sign), -1)).transpose(0, 1).flatten(1) for name in layer.readers]
+    columns = [tensors[name].detach().unflatten(1, (len(sign), -1)).transpose(0, 1).flatten(1) for name, _ in layer.readers]
     for unit in (torch.cat(columns, 1) == 0).all(1).nonzero()[:, 0].tolist():
         yield Relation(unit, {}, 0.0, "read by nothing (outgoing weights of 0)")
 
@@ -160,11 +175,11 @@ def _dependent(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, ho
                        f"({rank} of {len(active)} of them are enough)")  # fmt: skip
 
 
-def _collapsed(model: nn.Module, layers: Iterable[Rectified], proved: Stability) -> Iterator[str]:
+def _collapsed(model: nn.Module, box: Box, layers: Iterable[Rectified], proved: Stability) -> Iterator[str]:
     """Linear, ReLU, Linear become one Linear where no unit bends and that has fewer parameters."""
     owners = {layer.weight.rpartition(".")[0]: layer for layer in layers}
     for prefix, stack in [(n, m) for n, m in model.named_modules() if type(m) is nn.Sequential]:
-        children = dict(stack.named_children())
+        children = dict(stack._modules)
         names = list(children)
         for a, h, b in zip(names, names[1:], names[2:], strict=False):
             first, relu, second = children[a], children[h], children[b]
@@ -172,16 +187,25 @@ def _collapsed(model: nn.Module, layers: Iterable[Rectified], proved: Stability)
             if not (isinstance(first, nn.Linear) and isinstance(relu, nn.ReLU) and isinstance(second, nn.Linear) and owner):
                 continue
             sign = proved.units[owner.value].sign
-            if not bool(((sign == ACTIVE) | (sign == INACTIVE)).all()):
+            alone = [weight for weight, _ in owner.readers] == [f"{prefix}.{b}.weight".removeprefix(".")]
+            if not alone or not bool(((sign == ACTIVE) | (sign == INACTIVE)).all()):
                 continue
             merged = _merged(first, sign, second)
             if count_parameters(merged) > count_parameters(first) + count_parameters(second):
                 continue
+            before = _outputs(model, box, 20)
             setattr(stack, b, merged)
             delattr(stack, a)
             delattr(stack, h)
-            yield f"{owner.weight.rpartition('.')[0]}: a layer that bends nowhere (multiplied into {b})"
-            return  # names and signs are others now
+            try:
+                same = torch.allclose(_outputs(model, box, 20), before)
+            except (AttributeError, IndexError, KeyError, RuntimeError):  # the forward pass asks for them one by one
+                same = False
+            if same:
+                yield f"{owner.weight.rpartition('.')[0]}: a layer that bends nowhere (multiplied into {b})"
+                return  # names and signs are others now
+            stack._modules.clear()
+            stack._modules.update(children)
 
 
 @torch.no_grad()
@@ -197,9 +221,9 @@ def _merged(first: nn.Linear, sign: Tensor, second: nn.Linear) -> nn.Linear:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, box: Box) -> Tensor:
+def _outputs(model: nn.Module, box: Box, points: int = _POINTS) -> Tensor:
     """At random points of the box and at corners, the same ones every time."""
-    share = torch.rand(_POINTS, *box.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    share[: _POINTS // 2].round_()
+    share = torch.rand(points, *box.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    share[: points // 2].round_()
     with evaluating(model):
         return torch.cat([model(box.lower + box.width * part) for part in share.split(500)])

@@ -103,11 +103,15 @@ def _folded(module: nn.Module) -> nn.Module:
         )
     if isinstance(module, _BESIDE):
         return module  # what it folds into stands beside it, in the Sequential that holds it
-    for name, child in list(module.named_children()):
+    done: dict[int, nn.Module] = {}  # a module may stand in several places
+    for name, child in list(module._modules.items()):
+        if child is None:
+            continue
         if isinstance(child, _BESIDE) and type(module) is not nn.Sequential:
             kind, holder = type(child).__name__, type(module).__name__
             raise Unsupported(f"freeze: '{name}' of {holder} is a {kind} outside a Sequential; put it in one")
-        setattr(module, name, _folded(child))
+        done[id(child)] = done[id(child)] if id(child) in done else _folded(child)
+        setattr(module, name, done[id(child)])
     return _fused(module) if type(module) is nn.Sequential else module
 
 
@@ -232,7 +236,8 @@ def _nonnegative(kept: list[tuple[str, nn.Module]]) -> bool:
 
 
 def _flat(module: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():
+        assert child is not None
         if type(child) is nn.Sequential:
             yield from _flat(child, f"{prefix}{name}_")
         else:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from morphogen.graph.operations import is_view
 from morphogen.graph.trace import Graph, Node, Ref, refs
 from morphogen.graph.widths import Width
 from morphogen.resize.apply import apply_
@@ -22,10 +21,9 @@ from morphogen.resize.plan import plan, tensors_of
 MAKES = ("linear", "conv1d", "conv2d", "conv3d")
 # What a combination of units passes through as its terms do, and what only a constant or one multiple does.
 _LINEAR = frozenset("dropout feature_dropout alpha_dropout clone contiguous detach alias".split())
-_LINEAR |= frozenset(
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean".split()
-)
-_SINGLE = frozenset("max_pool1d max_pool2d max_pool3d adaptive_max_pool2d".split())
+_LINEAR |= frozenset(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3))
+_SINGLE = frozenset(f"max_pool{d}d" for d in (1, 2, 3))
+_VIEWS = frozenset("view reshape flatten _unsafe_view".split())
 
 
 @dataclass(frozen=True)
@@ -43,60 +41,66 @@ class Rectified:
     """A layer with a ReLU of its own, and those that read it alone.
 
     weight, bias: names of its tensors ("" without). value, activation: names of the nodes that the ReLU reads and makes.
-    readers: names of the weights that read it. sums: whether combinations pass to them as their terms do. shifts: whether a
-    constant becomes one of the readers' biases, which a border of zeros breaks.
+    readers: names of the weights that read it, and of their biases ("" without). sums: whether combinations pass to them as
+    their terms do. shifts: whether a constant becomes one of the readers' biases, which a border of zeros breaks.
     """
 
     weight: str
     bias: str
     value: str
     activation: str
-    readers: tuple[str, ...]
+    readers: tuple[tuple[str, str], ...]
     sums: bool
     shifts: bool
 
 
 def rectified(graph: Graph) -> list[Rectified]:
-    """The layers of a network whose units' outputs go through a ReLU into linear and convolution layers and nowhere else."""
+    """The layers of a network whose units' outputs go through a ReLU into linear and convolution layers and nowhere else.
+
+    Units are the second dimension of every value on the way, until a flatten makes them blocks of it.
+    """
     nodes = {node.name: node for node in graph.nodes}
     users: dict[str, list[Node]] = {}
     for node in graph.nodes:
         for name in dict.fromkeys(ref.name for ref in refs((node.args, *node.kwargs.values()))):
             users.setdefault(name, []).append(node)
-    reads = [ref.name for node in graph.nodes for ref in refs(node.args)]
     found = []
     for node in graph.nodes:
         after = users.get(node.name, [])
-        if node.kind not in MAKES or len(after) != 1 or after[0].kind not in ("relu", "relu_") or _groups(node) > 1:
+        own = _tensors(node, nodes, users)
+        if own is None or len(after) != 1 or after[0].kind not in ("relu", "relu_"):
             continue
-        weight, bias = (nodes[arg.name] if isinstance(arg, Ref) else None for arg in (*node.args[1:3], None)[:2])
-        if weight is None or weight.op != "tensor" or reads.count(weight.name) > 1:
-            continue
-        through = _readers(after[0], nodes, users)
-        if through is None:
-            continue
-        readers, sums, shifts = through
-        if readers and all(reads.count(reader.args[1].name) == 1 for reader in readers):
-            names = tuple(nodes[reader.args[1].name].target for reader in readers)
-            own = weight.target, bias.target if bias else ""
-            found.append(Rectified(*own, node.name, after[0].name, names, sums, shifts))
+        readers, sums, shifts = _readers(after[0], nodes, users) or ((), False, False)
+        if readers:
+            found.append(Rectified(*own, node.name, after[0].name, readers, sums, shifts))
     return found
 
 
-def _readers(start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> tuple[list[Node], bool, bool] | None:
-    """(the layers that read a value, whether sums pass to them, whether constants do); None where anything else reads it."""
-    found: list[Node] = []
+def _tensors(node: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> tuple[str, str] | None:
+    """The names of a layer's weight and bias ("" without), where they are its alone and it acts on the second dimension."""
+    if node.kind not in MAKES or _groups(node) > 1 or (node.kind == "linear" and len(node.shape) != 2):
+        return None
+    given = [nodes[arg.name] for arg in node.args[1:3] if isinstance(arg, Ref)]
+    if not given or any(one.op != "tensor" or len(users[one.name]) > 1 for one in given):
+        return None
+    return given[0].target, given[1].target if len(given) > 1 else ""
+
+
+Through = tuple[tuple[tuple[str, str], ...], bool, bool]
+
+
+def _readers(start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> Through | None:
+    """(the tensors of the layers that read a value, whether sums pass to them, whether constants do); None where anything else
+    reads it."""
+    found: list[tuple[str, str]] = []
     sums = shifts = True
     for user in users.get(start.name, []):
-        first = bool(user.args) and isinstance(user.args[0], Ref) and user.args[0].name == start.name
-        if first and user.kind in MAKES:
-            if _groups(user) > 1 or nodes[user.args[1].name].op != "tensor":
-                return None
-            if user.kind == "linear" and len(start.shape) != 2:
-                return None  # its columns are not the units
-            found.append(user)
-            shifts &= user.kind == "linear" or _padding(user) in (0, (0,), "valid")
-        elif first and (user.kind in _LINEAR | _SINGLE or (is_view(user) and _flat(start, user))):
+        if not (user.args and isinstance(user.args[0], Ref) and user.args[0].name == start.name):
+            return None
+        if own := _tensors(user, nodes, users):
+            found.append(own)
+            shifts &= bool(own[1]) and (user.kind == "linear" or _padding(user) in (0, (0,), "valid"))
+        elif _stays(start, user):
             behind = _readers(user, nodes, users)
             if behind is None:
                 return None
@@ -104,7 +108,14 @@ def _readers(start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[No
             sums, shifts = sums and behind[1] and user.kind not in _SINGLE, shifts and behind[2] and not _pads(user)
         else:
             return None
-    return found, sums, shifts
+    return tuple(found), sums, shifts
+
+
+def _stays(before: Node, after: Node) -> bool:
+    """Whether an operation leaves the units where they are."""
+    if "pool" in after.kind:
+        return after.kind in _LINEAR | _SINGLE and len(after.shape) == int(after.kind[-2]) + 2
+    return after.kind in _LINEAR or (after.kind in _VIEWS and _flat(before, after))
 
 
 def _groups(node: Node) -> int:
@@ -117,12 +128,12 @@ def _padding(node: Node) -> Any:
 
 
 def _pads(node: Node) -> bool:
-    """Whether a pooling looks beyond the edge, where there are zeros."""
-    return node.kind.startswith("avg_pool") and len(node.args) > 3 and _padding_of(node.args[3])
-
-
-def _padding_of(given: Any) -> bool:
-    return bool(any(given) if isinstance(given, Sequence) else given)
+    """Whether a pooling looks beyond the edge, where there are zeros, or divides by another number than it adds up."""
+    if not node.kind.startswith("avg_pool"):
+        return False
+    padding = node.args[3] if len(node.args) > 3 else 0
+    divides = len(node.args) > 6 and node.args[6] is not None
+    return bool(any(padding) if isinstance(padding, Sequence) else padding) or divides or bool(node.kwargs)
 
 
 def _flat(before: Node, after: Node) -> bool:
@@ -143,6 +154,8 @@ def substitute(model: nn.Module, found: Mapping[str, Width], layer: Rectified, r
     width = next((w for w in found.values() for s in w.slots if (s.tensor, s.dim) == (layer.weight, 0)), None)
     if width is None or width.pinned or width.step > 1 or any(len(slot.spans) > 1 for slot in width.slots):
         return []
+    if not {slot.tensor for slot in width.slots} <= {layer.weight, layer.bias, *(weight for weight, _ in layer.readers)}:
+        return []  # other layers make or read units of this width
     tensors = tensors_of(model)
     size = len(tensors[layer.weight])
     going = {relation.unit for relation in relations}
@@ -159,13 +172,14 @@ def substitute(model: nn.Module, found: Mapping[str, Width], layer: Rectified, r
         for unit, factor in relation.factors.items():
             row[unit] = factor
     constants = torch.tensor([relation.constant for relation in fitting], dtype=torch.float64)
-    for name in layer.readers:
+    for name, bias in layer.readers:
         weight = tensors[name]
         columns = weight.double().unflatten(1, (size, -1))
         gone = columns[:, units]
         weight.copy_((columns + torch.einsum("od...,dj->oj...", gone, factors)).flatten(1, 2))
         if bool(constants.any()):
-            _shift(model, name, torch.einsum("od,d->o", gone.flatten(2).sum(2), constants))
+            by = torch.einsum("od,d->o", gone.flatten(2).sum(2), constants)
+            tensors[bias].copy_(tensors[bias].double() + by)
     apply_(model, plan(model, found, [Shrink(width.name, sorted(units.tolist()))]))
     return fitting
 
@@ -173,9 +187,3 @@ def substitute(model: nn.Module, found: Mapping[str, Width], layer: Rectified, r
 def _passes(relation: Relation) -> bool:
     """Through a maximum."""
     return not relation.factors or (len(relation.factors) == 1 and not relation.constant and min(relation.factors.values()) > 0)
-
-
-def _shift(model: nn.Module, weight: str, by: Tensor) -> None:
-    """Add to the bias of a layer, which gets one where it has none."""
-    layer: Any = model.get_submodule(weight.rpartition(".")[0])
-    layer.bias = nn.Parameter((by if layer.bias is None else layer.bias.double() + by).to(layer.weight.dtype))
