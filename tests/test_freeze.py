@@ -88,5 +88,14 @@ def test_a_convolution_that_changes_the_size_is_refused() -> None:
         freeze(model, torch.randn(2, 2, 4, 4))
 
 
+def test_several_outputs_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, 2 * x
+
+    with pytest.raises(Unsupported, match="returns a tuple; give one that returns a single tensor"):
+        freeze(Two(), torch.randn(2, 3))
+
+
 def test_every_transform_is_listed() -> None:
     assert set(TRANSFORMS) == {"compress", "freeze"}, "add a case for the new transform"

@@ -301,7 +301,9 @@ def _zero_stays(node: Node) -> bool:
 
 def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
     with evaluating(model):
-        result: Tensor = model(*(example if isinstance(example, tuple) else (example,)))
+        result = model(*(example if isinstance(example, tuple) else (example,)))
+    if not isinstance(result, Tensor):
+        raise Unsupported(f"freeze: the network returns a {type(result).__name__}; give one that returns a single tensor")
     return result
 
 
