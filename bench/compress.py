@@ -24,6 +24,7 @@ from fit import RESULTS, environment
 from morphogen.bounds import Box
 from morphogen.data.load import load
 from morphogen.policies.proximal import soft
+from morphogen.resize.apply import count_parameters
 from morphogen.transforms import compress
 
 PRICES = (5e-4, 2e-4, 1e-4, 5e-5, 0.0)
@@ -65,7 +66,7 @@ def one(price: float, seed: int, epochs: int, parts: dict[str, tuple[Tensor, Ten
     small, certificate = compress(model, box, samples=parts["train"][0][:10_000])
     spent = time.perf_counter() - began
     rules = Counter(step.partition(": ")[2].partition(" (")[0] for step in certificate.steps)
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (model, small)]
+    sizes = [count_parameters(net) for net in (model, small)]
     units = sum(layer.out_features for layer in small if isinstance(layer, nn.Linear)) - 10
     if unread := 2 * WIDTH - units - sum(rules.values()):
         rules["fed or read by nothing when frozen"] = unread

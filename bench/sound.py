@@ -38,14 +38,14 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-def network(draw: np.random.Generator, kind: type[nn.Module] | None = None) -> tuple[nn.Module, int]:
-    """(a random one with two outputs, its inputs); all activations of one kind where it is given."""
+def network(draw: np.random.Generator) -> tuple[nn.Module, int]:
+    """(a random one with two outputs, its inputs)."""
     inputs = width = int(draw.integers(1, 7))
     layers: list[nn.Module] = []
     for _ in range(int(draw.integers(1, 4))):
-        chosen = kind or CURVED[int(draw.integers(len(CURVED)))]
+        chosen = CURVED[int(draw.integers(len(CURVED)))]
         if draw.random() < 0.3:
-            layers.append(Residual(nn.Sequential(nn.Linear(width, width), nn.Tanh() if kind is None else nn.ReLU())))
+            layers.append(Residual(nn.Sequential(nn.Linear(width, width), nn.Tanh())))
             continue
         units = int(draw.integers(2, 17))
         layers += [nn.Linear(width, units), chosen()]

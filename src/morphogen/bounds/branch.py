@@ -76,8 +76,8 @@ def split_inputs(
             return found("sat", excess, point[0])
         open_ = ~(least > MARGIN)  # what is no number proves nothing
         proved = min(proved, float(least[~open_].min())) if bool((~open_).any()) else proved
-        effects = _effects(net, rows, ~(surplus > MARGIN), boxes)
-        halves = _halves(here[open_], effects[open_])
+        effects = _effects(net, rows, ~(surplus > MARGIN)[open_], {name: each[open_] for name, each in boxes.items()})
+        halves = _halves(here[open_], effects)
         lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])
         bounds = torch.cat([bounds[rest], least[open_].repeat(2)])
         if tell:

@@ -195,12 +195,12 @@ class _Search:
         """Bounds of parts, each with the signs given."""
         size = len(parts)
         names = {name for each in signs for name in each}
-        stacked = {
+        every = {
             name: torch.stack([each.get(name, torch.zeros(self.net.shapes[name], dtype=torch.int8)) for each in signs])
             for name in names
         }  # fmt: skip
         wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {self.net.input}
-        boxes = {name: _cut(self.boxes[name].repeated(size), stacked.get(name)) for name in wanted}
+        boxes = {name: _cut(self.boxes[name].repeated(size), every.get(name)) for name in wanted}
         slopes = {n: torch.stack([part.free.slopes[n] for part in parts], 1) for n in _common(p.free.slopes for p in parts)}
         shifts = {
             v: torch.stack([
@@ -213,7 +213,7 @@ class _Search:
         mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
         free, limits = Free(slopes, shifts, mix), self.limits[clauses]
-        return optimised(self.net, boxes, self.rows[clauses], None, stacked, free, steps, MARGIN, limits, self.sizes)
+        return optimised(self.net, boxes, self.rows[clauses], None, every, free, steps, MARGIN, limits, self.sizes)
 
     def decided(self, part: Part) -> Iterator[Part]:
         """No line loses anything, as where every unit has its sign: a linear program decides, in whole numbers if need be."""

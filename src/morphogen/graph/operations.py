@@ -644,6 +644,11 @@ _VIEWS = set(
 )
 
 
+def flattens(before: Node, after: Node) -> bool:
+    """Whether a view leaves every dimension, or joins all but the first, so that what is side by side stays so."""
+    return after.shape in (before.shape, (before.shape[0], prod(before.shape[1:])))
+
+
 def is_view(node: Node) -> bool:
     """Whether the result is its first argument in another shape."""
     return node.kind in _VIEWS

@@ -5,7 +5,7 @@ module was written. Parameters and buffers appear as values that carry their qua
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,15 @@ class Node:
     def kind(self) -> str:
         """The operation without its overload: "linear" for "aten.linear.default", "morphogen.dag" for ours."""
         return ".".join(self.op.removeprefix("aten.").split(".")[:-1]) or self.op
+
+
+def users_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    """By name of a value, the nodes that read it."""
+    found: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in dict.fromkeys(ref.name for ref in refs((node.args, *node.kwargs.values()))):
+            found.setdefault(name, []).append(node)
+    return found
 
 
 @dataclass(frozen=True)

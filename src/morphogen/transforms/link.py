@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import NotExact, ShapeError, Unsupported
-from morphogen.graph.operations import is_view
-from morphogen.graph.trace import Graph, Node, Ref, refs, trace
+from morphogen.graph.operations import flattens, is_view
+from morphogen.graph.trace import Graph, Node, Ref, refs, trace, users_of
 from morphogen.layers.linked import (
     LKELU,
     LKGELU,
@@ -145,10 +144,7 @@ def _settled(model: nn.Module, what: str, done: Applied, found: Sequence[_Use], 
 def _found(model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]) -> tuple[list[_Use], list[str]]:
     """The activations of these kinds that linear and convolution layers alone read, and why others are not."""
     nodes = {node.name: node for node in graph.nodes}
-    users: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in dict.fromkeys(ref.name for ref in refs(node.args)):
-            users.setdefault(name, []).append(node)
+    users = users_of(graph.nodes)
     weights = {node.name: node.target for node in graph.nodes if node.op == "tensor"}
     uses: list[_Use] = []
     refused: list[str] = []
@@ -185,15 +181,10 @@ def _readers(node: Node, start: Node, nodes: dict[str, Node], users: dict[str, l
             if kind != "linear" and (user.args[6] if len(user.args) > 6 else 1) != 1:
                 raise Unsupported(f"a convolution in groups reads it at '{user.name}'")
             yield weight.target, 1 if kind != "linear" or len(node.shape) != len(start.shape) else len(start.shape) - 1
-        elif first and (kind in _THROUGH or (is_view(user) and _flattens(node, user))):
+        elif first and (kind in _THROUGH or (is_view(user) and flattens(node, user))):
             yield from _readers(user, start, nodes, users)
         else:
             raise Unsupported(f"'{user.op}' reads it at '{user.name}'" if user.op != "output" else "the output shows it")
-
-
-def _flattens(before: Node, after: Node) -> bool:
-    """Whether a view leaves every dimension, or joins all but the first, so that halves stay halves."""
-    return after.shape in (before.shape, (before.shape[0], prod(before.shape[1:])))
 
 
 def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:

@@ -7,12 +7,12 @@ multiple of another, one that is affine where others are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from morphogen.graph.trace import Graph, Node, Ref, refs
+from morphogen.graph.operations import flattens
+from morphogen.graph.trace import Graph, Node, Ref, users_of
 from morphogen.graph.widths import Width
 from morphogen.resize.apply import apply_
 from morphogen.resize.edit import Shrink
@@ -60,10 +60,7 @@ def rectified(graph: Graph) -> list[Rectified]:
     Units are the second dimension of every value on the way, until a flatten makes them blocks of it.
     """
     nodes = {node.name: node for node in graph.nodes}
-    users: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in dict.fromkeys(ref.name for ref in refs((node.args, *node.kwargs.values()))):
-            users.setdefault(name, []).append(node)
+    users = users_of(graph.nodes)
     found = []
     for node in graph.nodes:
         after = users.get(node.name, [])
@@ -99,13 +96,16 @@ def _readers(start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[No
             return None
         if own := _tensors(user, nodes, users):
             found.append(own)
-            shifts &= bool(own[1]) and (user.kind == "linear" or _padding(user) in (0, (0,), "valid"))
+            shifts &= bool(own[1]) and not _borders(user)
         elif _stays(start, user):
             behind = _readers(user, nodes, users)
             if behind is None:
                 return None
             found += behind[0]
-            sums, shifts = sums and behind[1] and user.kind not in _SINGLE, shifts and behind[2] and not _pads(user)
+            sums, shifts = (
+                sums and behind[1] and user.kind not in _SINGLE,
+                shifts and behind[2] and not _borders(user),
+            )
         else:
             return None
     return tuple(found), sums, shifts
@@ -115,33 +115,23 @@ def _stays(before: Node, after: Node) -> bool:
     """Whether an operation leaves the units where they are."""
     if "pool" in after.kind:
         return after.kind in _LINEAR | _SINGLE and len(after.shape) == int(after.kind[-2]) + 2
-    return after.kind in _LINEAR or (after.kind in _VIEWS and _flat(before, after))
+    return after.kind in _LINEAR or (after.kind in _VIEWS and flattens(before, after))
 
 
 def _groups(node: Node) -> int:
     return int(node.args[6]) if node.kind != "linear" and len(node.args) > 6 else 1
 
 
-def _padding(node: Node) -> Any:
-    given = node.args[4] if len(node.args) > 4 else 0
-    return (0,) if not isinstance(given, (int, str)) and not any(given) else given
-
-
-def _pads(node: Node) -> bool:
-    """Whether a pooling looks beyond the edge, where there are zeros, or divides by another number than it adds up."""
-    if not node.kind.startswith("avg_pool"):
+def _borders(node: Node) -> bool:
+    """Whether a convolution or an average looks beyond the edge, where there are zeros, or divides by another number than it
+    adds up."""
+    if node.kind == "linear" or node.kind.startswith(("adaptive", "max")):
         return False
-    padding = node.args[3] if len(node.args) > 3 else 0
-    divides = len(node.args) > 6 and node.args[6] is not None
-    return bool(any(padding) if isinstance(padding, Sequence) else padding) or divides or bool(node.kwargs)
-
-
-def _flat(before: Node, after: Node) -> bool:
-    """Whether a view leaves every dimension or joins all but the first, so that each unit's entries stay together."""
-    size = 1
-    for part in before.shape[1:]:
-        size *= part
-    return after.shape in (before.shape, (before.shape[0], size))
+    place = 3 if "pool" in node.kind else 4
+    padding = node.args[place] if len(node.args) > place else 0
+    there = padding != "valid" if isinstance(padding, str) else bool(any(padding) if isinstance(padding, Sequence) else padding)
+    divides = "pool" in node.kind and (bool(node.kwargs) or (len(node.args) > 6 and node.args[6] is not None))
+    return there or divides
 
 
 @torch.no_grad()
