@@ -201,3 +201,10 @@ def test_a_verdict_is_a_matter_of_bounds() -> None:
     lines = plot(whole, "depth").axes[0].lines
     assert lines[0].get_color() == lines[1].get_color()
     assert (lines[0].get_linestyle(), lines[1].get_linestyle()) == ("-", "--")
+
+
+def test_a_learning_rate_that_diverges_is_not_chosen() -> None:
+    from morphogen.experiments.dag_nets import chosen, data, networks
+
+    scored = chosen(networks(16, 8, 8)["DAG"], data("curves", 0, 300), "SGD", (0.03, 1e30), 1, 100, 0)
+    assert scored[0.03] > scored[1e30] == 0

@@ -16,7 +16,7 @@ from morphogen.data.split import split
 from morphogen.experiments.images import objective, scores
 from morphogen.models.dagnet import dagnet
 from morphogen.resize.apply import count_parameters
-from morphogen.train import Batches, State, generator, train
+from morphogen.train import Batches, Diverged, State, generator, train
 
 Part = tuple[Tensor, Tensor]
 """Rows (n, features) and labels (n,)."""
@@ -172,7 +172,12 @@ def fitted(
 def chosen(
     build: Build, data: Data, optimizer: str, rates: Sequence[float], epochs: int, batch: int, seed: int
 ) -> Mapping[float, float]:
-    """Validation accuracy at each learning rate."""
-    return {
-        rate: fitted(build(data, generator(seed, 3)), data, optimizer, rate, epochs, batch, seed).validation for rate in rates
-    }
+    """Validation accuracy at each learning rate, 0 where training diverges."""
+
+    def score(rate: float) -> float:
+        try:
+            return fitted(build(data, generator(seed, 3)), data, optimizer, rate, epochs, batch, seed).validation
+        except Diverged:
+            return 0.0
+
+    return {rate: score(rate) for rate in rates}
