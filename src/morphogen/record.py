@@ -98,6 +98,15 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """A plot of polygons: `panel` names it; corners in order around each, and a number each, equal ones of one colour."""
+
+    panel: str
+    polygons: tuple[tuple[tuple[float, float], ...], ...]
+    kinds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """A scalar of one run, by step. times: of the clock, in seconds, where they were noted. run: may have slashes."""
 

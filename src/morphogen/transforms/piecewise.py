@@ -1,0 +1,222 @@
+"""A piecewise linear network in one form: layers of (leaky) ReLUs, each reading the inputs and all earlier layers.
+
+`piecewise(model, box) -> Piecewise` is what `regions` and `shallow` read: residual adds, concatenations, convolutions, poolings
+and norms are all sums of what came before, so there is nothing else to know of a network. Inputs that the box fixes are folded
+into the biases; a maximum of several values becomes ReLUs, max(a, b) = a + relu(b - a).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.bounds.activation import RELU
+from morphogen.bounds.box import Box
+from morphogen.bounds.maximum import windows
+from morphogen.bounds.program import Program, Step, program
+from morphogen.bounds.rules import MAXIMA, activation, affine, carried
+from morphogen.errors import ShapeError, Unsupported
+
+_LARGEST = 1 << 28  # entries of the widest table of coefficients: two gigabytes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """z = sum of weights[k] @ source k + bias, h = max(z, slope z); source 0 is the input, source l the h of layer l.
+
+    weights: (units, size of the source) each, only those that are not zero. bias: (units,). slope: in [0, 1).
+    """
+
+    weights: Mapping[int, Tensor]
+    bias: Tensor
+    slope: float = 0.0
+
+    @property
+    def units(self) -> int:
+        return len(self.bias)
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """Layers in order, and the output, which is affine in all of them. Everything is float64.
+
+    box: of the free inputs, (1, free). free: their places among an example's flattened entries, or () where the network was
+    restricted to a plane. shape: of one output.
+    """
+
+    layers: tuple[Layer, ...]
+    output: Layer
+    box: Box
+    free: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def inputs(self) -> int:
+        return self.box.lower.shape[1]
+
+    @property
+    def units(self) -> int:
+        """Of all layers."""
+        return sum(layer.units for layer in self.layers)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs (batch, outputs) at free inputs x (batch, free)."""
+        return self.run(x)[1]
+
+    def run(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(z of every layer, (batch, units) each; the outputs)."""
+        sources, before = [x], []
+        for layer in self.layers:
+            before.append(_sum(layer, sources))
+            sources.append(torch.maximum(before[-1], layer.slope * before[-1]))
+        return before, _sum(self.output, sources)
+
+    def pattern(self, x: Tensor) -> Tensor:
+        """Which units are above 0 at x, (batch, units)."""
+        before, _ = self.run(x)
+        return torch.cat([z > 0 for z in before], 1) if before else torch.zeros(len(x), 0, dtype=torch.bool)
+
+    def free_of(self, x: Tensor) -> Tensor:
+        """The free inputs of examples (batch, *shape)."""
+        return x.to(torch.float64).flatten(1)[:, list(self.free)]
+
+    def of_layers(self, units: Tensor) -> tuple[Tensor, ...]:
+        """(..., units) by layer."""
+        return units.split([layer.units for layer in self.layers], -1)
+
+    def slopes(self, pattern: Tensor) -> tuple[Tensor, ...]:
+        """What each unit multiplies z with, where its sign is given: (batch, units of a layer) each."""
+        return tuple(
+            part.double() + layer.slope * (~part).double()
+            for part, layer in zip(self.of_layers(pattern), self.layers, strict=True)
+        )
+
+    def affine(self, pattern: Tensor) -> tuple[Tensor, Tensor]:
+        """(every z, every output) as affine functions of the input where units have these signs: (batch, units or outputs,
+        free + 1), the constant last. pattern: (batch, units)."""
+        sources = [identity(self.inputs, len(pattern))]
+        before = [torch.zeros(0, len(pattern), self.inputs + 1, dtype=torch.float64)]
+        for layer, slopes in zip(self.layers, self.slopes(pattern), strict=True):
+            before.append(function(layer, sources))
+            sources.append(slopes.T[..., None] * before[-1])
+        return torch.cat(before).transpose(0, 1), function(self.output, sources).transpose(0, 1)
+
+
+def identity(inputs: int, batch: int) -> Tensor:
+    """The input as a function of itself, (inputs, batch, inputs + 1)."""
+    return torch.eye(inputs, inputs + 1, dtype=torch.float64)[:, None].expand(-1, batch, -1)
+
+
+def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
+    """A layer's z as affine functions, (units, batch, inputs + 1), of those of its sources."""
+    _, batch, columns = sources[0].shape
+    z = torch.zeros(layer.units, batch, columns, dtype=torch.float64)
+    z[..., -1] = layer.bias[:, None]
+    for source, weight in layer.weights.items():
+        if source == 0:
+            z[..., :-1] += weight[:, None]
+        else:
+            z.view(layer.units, -1).addmm_(weight, sources[source].reshape(weight.shape[1], -1))
+    return z
+
+
+def _sum(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
+    return sum((sources[source] @ weight.T for source, weight in layer.weights.items()), layer.bias.expand(len(sources[0]), -1))
+
+
+def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = None) -> Piecewise:
+    """The network on a box of one example, (1, *shape).
+
+    along: (an input (*shape), directions (d, *shape)): the network is restricted to the plane origin + t . directions, and the
+    box is of t, (1, d). Raises `Unsupported` for an operation that is neither affine nor a (leaky) ReLU nor max-pooling.
+    """
+    if len(box.lower) != 1:
+        raise ShapeError(f"piecewise: the box is of {len(box.lower)} examples; give one, (1, *shape)")
+    box = box.as_input(torch.float64)
+    if along is None:
+        origin, shape = box.lower[0].flatten(), box.lower.shape[1:]
+        free = (box.lower != box.upper).flatten().nonzero()[:, 0]
+        directions = torch.zeros(len(free), len(origin), dtype=torch.float64)
+        directions[torch.arange(len(free)), free] = 1.0
+        origin = torch.where((directions != 0).any(0), 0.0, origin)
+        places = tuple(free.tolist())
+    else:
+        origin, directions = along[0].double().flatten(), along[1].double().flatten(1)
+        shape, places = along[0].shape, ()
+        if box.lower.shape[1:] != directions.shape[:1] or directions.shape[1:] != origin.shape:
+            raise ShapeError(
+                f"along: {len(directions)} directions of {directions.shape[1]} entries, the origin has {len(origin)} and the box "
+                f"{tuple(box.lower.shape)}; give the box one entry a direction"
+            )
+    net = program(model, torch.zeros(2, *shape))
+    reader = _Reader(net, torch.cat([origin[None], directions])[None].unflatten(2, shape))
+    layers, output = reader.read()
+    kept = box if along is not None else Box(box.lower.flatten(1)[:, list(places)], box.upper.flatten(1)[:, list(places)])
+    return Piecewise(tuple(layers), output, kept, places, net.shapes[net.output])
+
+
+class _Reader:
+    """Goes through the steps with every value as an affine function of inputs and units: (1, 1 + columns, *shape)."""
+
+    def __init__(self, net: Program, start: Tensor) -> None:
+        self.net, self.values, self.layers = net, {net.input: start}, list[Layer]()
+        self.sizes = [start.shape[1] - 1]
+
+    def read(self) -> tuple[list[Layer], Layer]:
+        for step in self.net.steps:
+            bend = activation(step)
+            if bend is RELU or step.kind == "leaky_relu":
+                self.values[step.name] = self.rectified(step)
+            elif step.kind in MAXIMA:
+                self.values[step.name] = self.largest(step)
+            elif affine(step):
+                self.values[step.name] = carried(step, {name: self.wide(self.values[name]) for name in step.reads})
+            else:
+                raise Unsupported(
+                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a ReLU, a leaky ReLU or a "
+                    "max-pooling; regions and shallow forms are of piecewise linear networks"
+                )
+        return self.layers, self.layer(self.values[self.net.output], 1.0)
+
+    def wide(self, value: Tensor) -> Tensor:
+        """With a column for every unit so far."""
+        lacking = 1 + sum(self.sizes) - value.shape[1]
+        return torch.cat([value, value.new_zeros(1, lacking, *value.shape[2:])], 1) if lacking else value
+
+    def layer(self, z: Tensor, slope: float) -> Layer:
+        rows = self.wide(z).flatten(2)[0]
+        if rows.numel() > _LARGEST:
+            raise Unsupported(f"piecewise: {tuple(rows.shape)} coefficients do not fit in memory; give a smaller network")
+        parts = rows[1:].split(self.sizes)
+        return Layer({i: part.T.contiguous() for i, part in enumerate(parts) if bool(part.any())}, rows[0], slope)
+
+    def bent(self, z: Tensor, slope: float) -> Tensor:
+        """New units, (1, 1 + columns, *shape)."""
+        before = 1 + sum(self.sizes)
+        count = z[0, 0].numel()
+        self.layers.append(self.layer(z, slope))
+        self.sizes.append(count)
+        units = torch.cat([z.new_zeros(before, count), torch.eye(count, dtype=z.dtype)])
+        return units.view(1, before + count, *z.shape[2:])
+
+    def rectified(self, step: Step) -> Tensor:
+        slope = 0.0 if step.kind == "relu" else float((*step.args[1:], 0.01)[0])
+        if not 0 <= slope < 1:
+            raise Unsupported(f"piecewise: leaky_relu at node '{step.name}' has slope {slope}; give one in [0, 1)")
+        return self.bent(self.values[step.reads[0]], slope)
+
+    def largest(self, step: Step) -> Tensor:
+        """Pairs of a window's values, until one is left."""
+        value = self.values[step.reads[0]]
+        at = windows(step, self.net.shapes[step.reads[0]])
+        inside = at < value[0, 0].numel()
+        at = torch.where(inside, at, at.gather(1, inside.byte().argmax(1, keepdim=True)))  # twice the same changes no maximum
+        rest = list(value.flatten(2)[:, :, at].unbind(3))
+        while len(rest) > 1:
+            pairs, last = list(zip(rest[::2], rest[1::2], strict=False)), rest[len(rest) // 2 * 2 :]
+            first, second = (torch.stack(side, 2) for side in zip(*pairs, strict=True))
+            units = self.bent(second - first, 0.0)
+            rest = [self.wide(part) for part in last]
+            rest = [*(self.wide(first) + units).unbind(2), *rest]
+        return rest[0].unflatten(2, step.shape)

@@ -1,0 +1,60 @@
+"""A polytope {x in a box: rows x + offset >= 0}, asked by linear programs: its largest ball, the least of a function on it."""
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+
+class Polytope:
+    """Kept in HiGHS, so that each question starts from the last answer.
+
+    rows: (count, inputs + 1), the offset last; without it, of length 1 each. lower, upper: the box, (inputs,).
+    """
+
+    def __init__(self, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+        self.highs: Any = import_module("highspy")  # slow to load
+        self.rows, self.inputs, self.most = rows, rows.shape[1] - 1, float((upper - lower).max())
+        # one more variable, the radius of a ball: rows x - radius >= -offset; the box's sides are rows here, too
+        sides = np.concatenate([np.eye(self.inputs), -np.eye(self.inputs)])
+        matrix = np.concatenate([rows[:, :-1], sides])
+        matrix = np.concatenate([matrix, -np.ones((len(matrix), 1))], 1)
+        program = self.highs.HighsLp()
+        program.num_col_, program.num_row_ = self.inputs + 1, len(matrix)
+        program.col_cost_ = np.zeros(self.inputs + 1)
+        program.col_lower_, program.col_upper_ = np.append(lower, 0.0), np.append(upper, self.most)
+        program.row_lower_ = np.concatenate([-rows[:, -1], lower, -upper])
+        program.row_upper_ = np.full(len(matrix), np.inf)
+        program.a_matrix_.format_ = self.highs.MatrixFormat.kRowwise
+        program.a_matrix_.start_ = np.arange(0, matrix.size + 1, self.inputs + 1, dtype=np.int32)
+        program.a_matrix_.index_ = np.tile(np.arange(self.inputs + 1, dtype=np.int32), len(matrix))
+        program.a_matrix_.value_ = matrix.ravel()
+        self.solver = self.highs.Highs()
+        for option, value in (("output_flag", False), ("threads", 1), ("presolve", "off")):
+            self.solver.setOptionValue(option, value)
+        self.solver.passModel(program)
+
+    def ball(self) -> tuple[np.ndarray, float]:
+        """(centre, radius) of the largest ball inside; a radius of 0 where there is none."""
+        found = self._solved(np.append(np.zeros(self.inputs), -1.0), self.most)
+        return (np.zeros(self.inputs), 0.0) if found is None else (found[:-1], float(found[-1]))
+
+    def least(self, function: np.ndarray) -> tuple[float, np.ndarray | None]:
+        """(the least value of function (inputs + 1,) inside, where); infinite where nothing is inside."""
+        found = self._solved(np.append(function[:-1], 0.0), 0.0)
+        return (np.inf, None) if found is None else (float(function[:-1] @ found[:-1] + function[-1]), found[:-1])
+
+    def beyond(self, row: int, far: float) -> tuple[float, np.ndarray | None]:
+        """(the least value of a row, where) when the row itself may fall to -far: below 0 where it is a facet."""
+        self.solver.changeRowBounds(row, -self.rows[row, -1] - far, np.inf)
+        found = self.least(self.rows[row])
+        self.solver.changeRowBounds(row, -self.rows[row, -1], np.inf)
+        return found
+
+    def _solved(self, costs: np.ndarray, radius: float) -> np.ndarray | None:
+        self.solver.changeColBounds(self.inputs, 0.0, radius)
+        self.solver.changeColsCost(len(costs), np.arange(len(costs), dtype=np.int32), costs)
+        self.solver.run()
+        if self.solver.getModelStatus() != self.highs.HighsModelStatus.kOptimal:
+            return None
+        return np.asarray(self.solver.getSolution().col_value)
