@@ -19,12 +19,12 @@ DONE, FULL, CROWDED = 0, 1, 2
 _ONE, _WORD = np.uint64(1), 64
 
 
-@njit(error_model="numpy", inline="always")
+@njit(error_model="numpy", cache=True, inline="always")
 def _bit(facet):
     return _ONE << np.uint64(facet % _WORD)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", cache=True)
 def _joined(p, q, begin, end, d, masks):
     """Whether two corners of a cell share an edge."""
     low, high = masks[p, 0] & masks[q, 0], masks[p, 1] & masks[q, 1]
@@ -39,13 +39,13 @@ def _joined(p, q, begin, end, d, masks):
         shared += 1
     if shared < d - 1:
         return False
+    others = 0
     for r in range(begin, end):
-        if r != p and r != q and masks[r, 0] & low == low and masks[r, 1] & high == high:
-            return False
-    return True
+        others += masks[r, 0] & low == low and masks[r, 1] & high == high
+    return others == 2
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", cache=True)
 def _tidied(cell, d, start, count, masks, labels, facets, into):
     """Forget the facets on which fewer than d corners lie."""
     kept = 0
@@ -70,7 +70,7 @@ def _tidied(cell, d, start, count, masks, labels, facets, into):
     facets[cell] = kept
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", cache=True)
 def cut(rows, first_label, given, first, found):
     """Cut cells, from the `first` one on, by the hyperplanes that rows (cells, units, d + 1) are of each, one after the other.
 
@@ -189,7 +189,7 @@ def cut(rows, first_label, given, first, found):
     return DONE, len(start), cells, corners
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", cache=True)
 def _packed(first_cell, cells, first_corner, corners, d, start, count, facets, labels, points, masks):
     """Move the corners of a parent's parts together, over those of cells that were cut since."""
     old_points, old_masks = points[first_corner:corners].copy(), masks[first_corner:corners].copy()

@@ -41,15 +41,18 @@ class Layer:
 class Piecewise:
     """Layers in order, and the output, which is affine in all of them. Everything is float64.
 
-    box: of the free inputs, (1, free). free: their places among an example's flattened entries, or () where the network was
-    restricted to a plane. shape: of one output.
+    box: of the free inputs, (1, free). shape: of one output. origin, directions: what the network takes is origin + free inputs
+    . directions, (*shape of an example) and (free, *shape of an example). plane: whether those were given, so that free inputs
+    are coefficients; else they are entries of the example.
     """
 
     layers: tuple[Layer, ...]
     output: Layer
     box: Box
-    free: tuple[int, ...]
     shape: tuple[int, ...]
+    origin: Tensor
+    directions: Tensor
+    plane: bool
 
     @property
     def inputs(self) -> int:
@@ -68,9 +71,9 @@ class Piecewise:
         """(z of every layer, (batch, units) each; the outputs)."""
         sources, before = [x], []
         for layer in self.layers:
-            before.append(_sum(layer, sources))
+            before.append(summed(layer, sources))
             sources.append(torch.maximum(before[-1], layer.slope * before[-1]))
-        return before, _sum(self.output, sources)
+        return before, summed(self.output, sources)
 
     def pattern(self, x: Tensor) -> Tensor:
         """Which units are above 0 at x, (batch, units)."""
@@ -78,29 +81,51 @@ class Piecewise:
         return torch.cat([z > 0 for z in before], 1) if before else torch.zeros(len(x), 0, dtype=torch.bool)
 
     def free_of(self, x: Tensor) -> Tensor:
-        """The free inputs of examples (batch, *shape)."""
-        return x.to(torch.float64).flatten(1)[:, list(self.free)]
+        """The free inputs, of examples (batch, *shape); on a plane they are what is given."""
+        x = x.to(torch.float64).flatten(1)
+        return x if self.plane else x.index_select(1, torch.tensor(self.free, dtype=torch.long))
+
+    def given(self, x: Tensor) -> Tensor:
+        """What has the free inputs x, (batch, free): the reverse of `free_of`."""
+        return x if self.plane else self.examples(x)
+
+    def examples(self, x: Tensor) -> Tensor:
+        """What the network itself takes where the free inputs are x: (batch, *shape)."""
+        moved: Tensor = (x @ self.directions.flatten(1)).unflatten(1, self.origin.shape)
+        return self.origin + moved
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The places of the free inputs among the flattened entries of what is given."""
+        return tuple(range(self.inputs)) if self.plane else tuple(self.directions.flatten(1).argmax(1).tolist())
+
+    @property
+    def entries(self) -> int:
+        """Of what is given, flattened."""
+        return self.inputs if self.plane else self.origin.numel()
 
     def of_layers(self, units: Tensor) -> tuple[Tensor, ...]:
         """(..., units) by layer."""
-        return units.split([layer.units for layer in self.layers], -1)
+        return tuple(units.split([layer.units for layer in self.layers], -1))
 
     def slopes(self, pattern: Tensor) -> tuple[Tensor, ...]:
         """What each unit multiplies z with, where its sign is given: (batch, units of a layer) each."""
-        return tuple(
-            part.double() + layer.slope * (~part).double()
-            for part, layer in zip(self.of_layers(pattern), self.layers, strict=True)
-        )
+        return tuple(slopes(part, layer) for part, layer in zip(self.of_layers(pattern), self.layers, strict=True))
 
     def affine(self, pattern: Tensor) -> tuple[Tensor, Tensor]:
         """(every z, every output) as affine functions of the input where units have these signs: (batch, units or outputs,
         free + 1), the constant last. pattern: (batch, units)."""
         sources = [identity(self.inputs, len(pattern))]
         before = [torch.zeros(0, len(pattern), self.inputs + 1, dtype=torch.float64)]
-        for layer, slopes in zip(self.layers, self.slopes(pattern), strict=True):
+        for layer, above in zip(self.layers, self.of_layers(pattern), strict=True):
             before.append(function(layer, sources))
-            sources.append(slopes.T[..., None] * before[-1])
+            sources.append(slopes(above, layer).T[..., None] * before[-1])
         return torch.cat(before).transpose(0, 1), function(self.output, sources).transpose(0, 1)
+
+
+def slopes(above: Tensor, layer: Layer) -> Tensor:
+    """What the units of a layer multiply z with, where these are above 0."""
+    return above.double() + layer.slope * (~above).double()
 
 
 def identity(inputs: int, batch: int) -> Tensor:
@@ -121,8 +146,12 @@ def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
     return z
 
 
-def _sum(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
-    return sum((sources[source] @ weight.T for source, weight in layer.weights.items()), layer.bias.expand(len(sources[0]), -1))
+def summed(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
+    """A layer's z, (batch, units), of the values of its sources, (batch, units)."""
+    z = layer.bias.expand(len(sources[0]), -1)
+    for source, weight in layer.weights.items():
+        z = z + sources[source] @ weight.T
+    return z
 
 
 def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = None) -> Piecewise:
@@ -135,25 +164,20 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
         raise ShapeError(f"piecewise: the box is of {len(box.lower)} examples; give one, (1, *shape)")
     box = box.as_input(torch.float64)
     if along is None:
-        origin, shape = box.lower[0].flatten(), box.lower.shape[1:]
         free = (box.lower != box.upper).flatten().nonzero()[:, 0]
-        directions = torch.zeros(len(free), len(origin), dtype=torch.float64)
-        directions[torch.arange(len(free)), free] = 1.0
-        origin = torch.where((directions != 0).any(0), 0.0, origin)
-        places = tuple(free.tolist())
+        origin = torch.where((box.lower == box.upper)[0], box.lower[0], 0.0)
+        directions = torch.eye(origin.numel(), dtype=torch.float64)[free].unflatten(1, origin.shape)
+        box = Box(box.lower.flatten(1)[:, free], box.upper.flatten(1)[:, free])
     else:
-        origin, directions = along[0].double().flatten(), along[1].double().flatten(1)
-        shape, places = along[0].shape, ()
-        if box.lower.shape[1:] != directions.shape[:1] or directions.shape[1:] != origin.shape:
+        origin, directions = along[0].double(), along[1].double()
+        if directions.shape[1:] != origin.shape or box.lower.shape[1:] != directions.shape[:1]:
             raise ShapeError(
-                f"along: {len(directions)} directions of {directions.shape[1]} entries, the origin has {len(origin)} and the box "
-                f"{tuple(box.lower.shape)}; give the box one entry a direction"
+                f"along: the origin is {tuple(origin.shape)}, the directions are {tuple(directions.shape)} and the box of "
+                f"their coefficients {tuple(box.lower.shape)}; give (*shape), (d, *shape) and (1, d)"
             )
-    net = program(model, torch.zeros(2, *shape))
-    reader = _Reader(net, torch.cat([origin[None], directions])[None].unflatten(2, shape))
-    layers, output = reader.read()
-    kept = box if along is not None else Box(box.lower.flatten(1)[:, list(places)], box.upper.flatten(1)[:, list(places)])
-    return Piecewise(tuple(layers), output, kept, places, net.shapes[net.output])
+    net = program(model, torch.zeros(2, *origin.shape))
+    layers, output = _Reader(net, torch.cat([origin[None], directions])[None]).read()
+    return Piecewise(tuple(layers), output, box, net.shapes[net.output], origin, directions, along is not None)
 
 
 class _Reader:
@@ -219,4 +243,5 @@ class _Reader:
             units = self.bent(second - first, 0.0)
             rest = [self.wide(part) for part in last]
             rest = [*(self.wide(first) + units).unbind(2), *rest]
-        return rest[0].unflatten(2, step.shape)
+        found: Tensor = rest[0].unflatten(2, step.shape)
+        return found

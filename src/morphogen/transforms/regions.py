@@ -17,12 +17,14 @@ from importlib import import_module
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.record import Cells
-from morphogen.transforms.piecewise import Layer, Piecewise, function, identity, piecewise
+from morphogen.transforms.piecewise import Layer, Piecewise, function, identity, piecewise, slopes
 from morphogen.transforms.walk import walk
 
 CORNERS = 6  # inputs up to which cells are kept by their corners
@@ -60,10 +62,14 @@ class Regions:
 
     @cached_property
     def pieces(self) -> Tensor:
-        """By cell, the number of its affine function among the different ones."""
+        """By cell, the number of its affine function among the different ones, equal to 1e-9 of the largest."""
         flat = self.functions.flatten(1)
-        scale = flat.abs().amax(0).clamp_min(1e-300) * 1e-9
-        return (flat / scale).round().unique(dim=0, return_inverse=True)[1]
+        scaled = flat / (flat.abs().amax(0).clamp_min(1e-300) * 1e-9)
+        # rounding parts some that are equal, but hardly any on two grids
+        grids = [(scaled + shift).round().unique(dim=0, return_inverse=True)[1].numpy() for shift in (0.0, 0.5)]
+        first = int(grids[0].max()) + 1
+        joined = _joined(grids[0], first + grids[1], first + int(grids[1].max()) + 1)
+        return torch.from_numpy(joined[grids[0]]).long()
 
     @property
     def n_pieces(self) -> int:
@@ -88,25 +94,14 @@ class Regions:
     @property
     def n_connected(self) -> int:
         """Largest connected sets on which the network is one affine function. The third definition."""
-        kinds = self.pieces.tolist()
-        first = list(range(len(self)))
-
-        def root(cell: int) -> int:
-            while first[cell] != cell:
-                first[cell] = cell = first[first[cell]]
-            return cell
-
-        for one, other in self.neighbours:
-            if kinds[one] == kinds[other]:
-                first[root(one)] = root(other)
-        return sum(root(cell) == cell for cell in range(len(self)))
+        one, other = np.array(self.neighbours, int).reshape(-1, 2).T
+        alike = (self.pieces[one] == self.pieces[other]).numpy()
+        return int(_joined(one[alike], other[alike], len(self)).max()) + 1
 
     def __str__(self) -> str:
         if not self.complete:
             return f"at least {len(self):,} activation patterns (the search was stopped)"
-        return (
-            f"{len(self):,} activation patterns, {self.n_pieces:,} affine functions, {self.n_connected:,} connected regions"
-        )
+        return f"{len(self):,} activation patterns, {self.n_pieces:,} affine functions, {self.n_connected:,} connected regions"
 
     def picture(self, panel: str = "linear regions") -> Cells:
         """The cells of two free inputs as polygons, equal functions of one colour."""
@@ -150,6 +145,12 @@ def regions(
     return _by_corners(net, budget, until)
 
 
+def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
+    """The number of the connected set that each of `count` nodes is in, where one[i] and other[i] are joined."""
+    found: np.ndarray = connected_components(coo_array((np.ones(len(one)), (one, other)), (count, count)), False)[1]
+    return found
+
+
 def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
     centre, radius = net.box.centre[0], net.box.radius[0]
     unit = _in_the_cube(net, centre, radius)
@@ -167,9 +168,9 @@ def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
     corners = corners[: sizes.sum()]
     first = np.concatenate([[0], sizes.cumsum()[:-1]])
     inside = torch.from_numpy(np.add.reduceat(corners.numpy(), first) / sizes[:, None])
-    borders, facets = (np.concatenate(side) for side in zip(*(part.borders for _, part in found), strict=True))
+    whose, facets = (np.concatenate(side) for side in zip(*(part.borders for _, part in found), strict=True))
     facets = facets[:budget]
-    borders = torch.from_numpy(borders[: facets.sum()])
+    borders = torch.from_numpy(whose[: facets.sum()].astype(np.int64))
     complete = complete and count <= budget
     return Regions(net, patterns, inside, corners, tuple(sizes.tolist()), borders, tuple(facets.tolist()), complete)
 
@@ -249,8 +250,7 @@ def _descend(
                 value[:, mothers] if last.get(source, -1) > at or source == 0 else value[:, :0]
                 for source, value in enumerate(sources)
             ]
-            slopes = signs.double() + layer.slope * (~signs).double()
-            made = slopes.T[..., None] * z[:, mothers] if last.get(at + 1, -1) > at else z[:, :0]
+            made = slopes(signs, layer).T[..., None] * z[:, mothers] if last.get(at + 1, -1) > at else z[:, :0]
             yield from _descend(layers, at + 1, [*kept, made], torch.cat([above[mothers], signs], 1), children[some])
 
 
@@ -276,12 +276,14 @@ def _cut(rows: np.ndarray, first_label: int, part: _Part) -> Iterator[tuple[np.n
         status, reached, made, corners = cells.cut(rows, first_label, part.arrays, first, found)
         if status == cells.CROWDED:
             raise Unsupported(
-                f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give method='walk', or fewer free inputs"
+                f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give method='walk' or fewer inputs"
             )
         if reached == first and status == cells.FULL:
             room_cells, room_points = 4 * room_cells, 4 * room_points
             continue
         first = reached
-        yield above[:made], parent[:made], _Part(
-            start[:made], count[:made], facets[:made], labels[:made, : facets[:made].max()].copy(), points[:corners].copy(), masks[:corners].copy()
+        some, most = slice(made), facets[:made].max()
+        children = _Part(
+            start[some], count[some], facets[some], labels[some, :most].copy(), points[:corners].copy(), masks[:corners].copy()
         )
+        yield above[some], parent[some], children

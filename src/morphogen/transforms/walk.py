@@ -35,7 +35,7 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
             complete = False
             break
         pattern = waiting.popleft()
-        rows, units = _sides(net, pattern, centre, radius)
+        rows, units = sides(net, pattern, centre, radius)
         cell = Polytope(rows, *ends)
         middle, room = cell.ball()
         if room <= _THIN:
@@ -57,7 +57,7 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
     return torch.from_numpy(patterns), torch.from_numpy(points), none, (), flat, sizes, complete
 
 
-def _sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose they are). Units that are constant are left
     out."""
     z = net.affine(torch.from_numpy(pattern)[None])[0][0].numpy()

@@ -1,0 +1,80 @@
+"""From deep to shallow: `shallow(model, box) -> (Form, Certificate)`.
+
+| form | is | terms | file |
+|---|---|---|---|
+| "maximum" | max of concave networks with one hidden layer each | one a cell, less by `prune` | `maximum.py` |
+| "minimum" | min of convex ones | one a cell, less by `prune` | `maximum.py` |
+| "max-min" | max of min of affine functions of the first hidden layer | patterns of the later layers, squared | `max_min.py` |
+| "split" | difference of two maxima, of two hidden layers one is left | subsets of the last layer that occur | `split.py` |
+| "difference" | difference of two maxima over the first hidden layer | doubly exponential, less by pruning | `difference.py` |
+
+`approximate.py` has a fixed number of units for any accuracy almost everywhere.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.bounds.box import Box
+from morphogen.errors import NotExact, ShapeError
+from morphogen.graph.trace import evaluating
+from morphogen.record import Certificate
+from morphogen.transforms.difference import difference
+from morphogen.transforms.form import Form
+from morphogen.transforms.max_min import max_min
+from morphogen.transforms.maximum import maximum, minimum
+from morphogen.transforms.piecewise import Piecewise, piecewise
+from morphogen.transforms.regions import Regions, regions
+from morphogen.transforms.split import split
+
+FORMS: Mapping[str, Callable[[Piecewise, Regions, float], Form]] = {
+    "maximum": maximum, "minimum": minimum, "max-min": max_min, "split": split, "difference": difference,
+}  # fmt: skip
+_ALLOWED = 1e-9  # by which values may differ, relative to their size, in float64
+_POINTS = 10_000
+
+
+def shallow(
+    model: nn.Module, box: Box, form: str = "maximum", along: tuple[Tensor, Tensor] | None = None, budget: int = 100_000,
+    seconds: float = float("inf"), limit: float = 20.0,
+) -> tuple[Form, Certificate]:  # fmt: skip
+    """`model` on the box of one example, (1, *shape), as functions of one hidden layer each; the model stays as it is.
+
+    form: see this file's table. along, budget, seconds: of the cells, as in `regions`; where these end early the certificate
+    says "bounds": `lower` and `upper` then hold the network between them, everywhere, and are equal where its cells were found.
+    limit: log2 of the most terms. Raises `Unsupported` for a network that is not piecewise linear and beyond the limit.
+    """
+    if form not in FORMS:
+        raise ShapeError(f"shallow: form={form!r}; give one of {', '.join(FORMS)}")
+    net = piecewise(model, box, along)
+    cells = regions(net, budget=1 if form == "difference" else budget, seconds=seconds)
+    made = FORMS[form](net, cells, limit)
+    complete = cells.complete or form == "difference"
+    error = measured(model, net, made)
+    told = (
+        f"{made.n_terms:,} terms with {made.n_units:,} hidden units in all, for {net.units:,} units on {len(net.layers)} "
+        f"layers; formally 2^{made.log2_formal:.1f} terms"
+    )
+    ends = (tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist()))
+    if not complete:
+        return made, Certificate("bounds", error, ends, True, f"{told}; the search for cells was stopped at {len(cells):,}")
+    if not error <= _ALLOWED:
+        raise NotExact(
+            f"shallow: values differ by {error:.2e}, relative, where rounding allows {_ALLOWED:.0e}; please report it"
+        )
+    return made, Certificate("exact", error, ends, True, told)
+
+
+@torch.no_grad()
+def measured(model: nn.Module, net: Piecewise, made: Callable[[Tensor], Tensor]) -> float:
+    """The largest difference between a network and what should equal it, at random points and corners of the box, relative to
+    its largest value of at least 1."""
+    share = torch.rand(_POINTS, net.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    share[: _POINTS // 10].round_()
+    x = net.box.lower + net.box.width * share
+    exact = copy.deepcopy(model).double()
+    with evaluating(exact):
+        f = torch.cat([exact(part) for part in net.examples(x).split(500)])
+    return float((made(net.given(x)) - f).abs().max() / f.abs().amax().clamp_min(1.0))
