@@ -98,4 +98,4 @@ def test_several_outputs_are_refused() -> None:
 
 
 def test_every_transform_is_listed() -> None:
-    assert set(TRANSFORMS) == {"compress", "freeze"}, "add a case for the new transform"
+    assert set(TRANSFORMS) == {"approximate_shallow", "compress", "freeze", "shallow"}, "add a case for the new transform"

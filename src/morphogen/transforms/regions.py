@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from itertools import chain, combinations
 
 import numpy as np
 import torch
@@ -79,17 +80,31 @@ class Regions:
     @cached_property
     def neighbours(self) -> tuple[tuple[int, int], ...]:
         """Pairs of cells with a facet in common, the lower number first."""
-        packed = np.packbits(self.patterns.numpy(), axis=1)
-        number = {row.tobytes(): cell for cell, row in enumerate(packed)}
+        number = {row.tobytes(): cell for cell, row in enumerate(self.patterns.numpy())}
         found = set()
-        cells = np.repeat(np.arange(len(self)), self.facets)
+        cells = torch.arange(len(self)).repeat_interleave(torch.tensor(self.facets, dtype=torch.long))
         for cell, unit in zip(cells.tolist(), self.borders.tolist(), strict=True):
-            other = packed[cell].copy()
-            other[unit // 8] ^= 128 >> unit % 8
-            there = number.get(other.tobytes())
-            if there is not None:
-                found.add((min(cell, there), max(cell, there)))
+            for flipped in self._behind(cell, unit):
+                there = number.get(flipped.tobytes())
+                if there is not None:
+                    found.add((min(cell, there), max(cell, there)))
+                    break
         return tuple(sorted(found))
+
+    def _behind(self, cell: int, unit: int) -> Iterator[np.ndarray]:
+        """What the pattern behind a facet may be: one unit has another sign, and where that is no cell's pattern, any of those
+        that are 0 there too."""
+        flipped = self.patterns[cell].numpy().copy()
+        flipped[unit] ^= True
+        yield flipped
+        z = self.net.affine(self.patterns[cell : cell + 1])[0][0]
+        rows = z / z[:, :-1].norm(dim=1, keepdim=True).clamp_min(1e-300)
+        alike = torch.minimum((rows - rows[unit]).abs().amax(1), (rows + rows[unit]).abs().amax(1)) <= 1e-9
+        others = [other for other in alike.nonzero()[:, 0].tolist() if other != unit]
+        for some in chain.from_iterable(combinations(others, size) for size in range(1, len(others) + 1)):
+            also = flipped.copy()
+            also[list(some)] ^= True
+            yield also
 
     @property
     def n_connected(self) -> int:

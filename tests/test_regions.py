@@ -1,0 +1,175 @@
+"""Linear regions: two methods that share nothing find the same cells, which fill the box and obey Euler's formula."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import ConvexHull, cKDTree
+from torch import Tensor, nn
+
+from morphogen import ShapeError, Unsupported
+from morphogen.bounds import Box
+from morphogen.transforms import regions
+from morphogen.transforms.regions import Regions
+from piecewise_nets import BUILD, cube, drawn, plain
+
+
+def faces(found: Regions) -> list[int]:
+    """How many faces of each dimension all cells have together, the corners first, in general position: those of one cell are
+    the sets of its corners that lie on the same facets."""
+    corners, d = found.corners.numpy(), found.net.inputs
+    ids = np.arange(len(corners))
+    for one, other in sorted(cKDTree(corners).query_pairs(1e-7)):
+        ids[other] = min(ids[other], ids[one])
+    z, _ = found.net.affine(found.patterns)
+    ends = torch.cat([found.net.box.lower, -found.net.box.upper]).numpy()
+    seen: list[set[frozenset[int]]] = [set() for _ in range(d)]
+    at = 0
+    for cell, (size, facets) in enumerate(zip(found.sizes, torch.split(found.borders, list(found.facets)), strict=True)):
+        own = corners[at : at + size]
+        rows = z[cell, facets].numpy()
+        rows = rows / np.linalg.norm(rows[:, :-1], axis=1, keepdims=True)
+        on = np.abs(own @ rows[:, :-1].T + rows[:, -1]) < 1e-7
+        sides = np.abs(np.concatenate([own - ends[0], own + ends[1]], 1)) < 1e-7
+        on = np.concatenate([on, sides], 1)
+        assert (on.sum(1) == d).all(), "not in general position"
+        for k in range(d):
+            for corner in range(size):
+                for some in combinations(on[corner].nonzero()[0], d - k):
+                    seen[k].add(frozenset(ids[at : at + size][on[:, some].all(1)].tolist()))
+        at += size
+    return [*(len(kind) for kind in seen), len(found)]
+
+
+@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("seed", range(3))
+def test_cells_are_those_of_the_walk_and_fill_the_box(name: str, seed: int) -> None:
+    model, box = drawn(name, seed)
+    found, walked = regions(model, box), regions(model, box, method="walk")
+    assert found.complete
+    assert walked.complete
+    assert {tuple(row) for row in found.patterns.tolist()} == {tuple(row) for row in walked.patterns.tolist()}
+    assert len(found) == len(found.patterns.unique(dim=0))
+    assert (found.n_pieces, found.n_connected) == (walked.n_pieces, walked.n_connected)
+    volume = sum(ConvexHull(part.numpy()).volume for part in found.corners.split(list(found.sizes)))
+    assert volume == pytest.approx(float(box.width.prod()), rel=1e-9)
+    x = box.lower + box.width * torch.rand(2000, *box.lower.shape[1:], dtype=torch.float64)
+    assert {tuple(row) for row in found.net.pattern(x).tolist()} <= {tuple(row) for row in found.patterns.tolist()}
+    assert torch.equal(found.net.pattern(found.inside), found.patterns)
+    ahead = torch.cat([found.inside, torch.ones(len(found), 1)], 1)
+    torch.testing.assert_close((found.functions @ ahead[..., None])[..., 0], model(found.inside), rtol=0, atol=1e-12)
+    counts = faces(found)
+    assert sum(count * (-1) ** k for k, count in enumerate(counts)) == 1
+    assert len(found.neighbours) == counts[-2] - sum(1 for _ in boundary(found))
+
+
+def boundary(found: Regions) -> list[frozenset[int]]:
+    """The facets of cells that lie on the box's sides."""
+    ends = torch.cat([found.net.box.lower, found.net.box.upper]).T.flatten()
+    kept = []
+    for cell, corners in enumerate(found.corners.split(list(found.sizes))):
+        on = (corners.repeat_interleave(2, 1) - ends).abs() < 1e-7
+        kept += [frozenset([cell, side]) for side in range(on.shape[1]) if int(on[:, side].sum()) >= found.net.inputs]
+    return kept
+
+
+def test_euler_fails_without_a_cell() -> None:
+    found = regions(*drawn("plain", 0))
+    inner = next(cell for cell in range(len(found)) if found.sizes[cell] == found.facets[cell])  # no side of the box is its
+    kept = [cell for cell in range(len(found)) if cell != inner]
+    corners, borders = found.corners.split(list(found.sizes)), found.borders.split(list(found.facets))
+    less = Regions(
+        found.net, found.patterns[kept], found.inside[kept], torch.cat([corners[cell] for cell in kept]),
+        tuple(found.sizes[cell] for cell in kept), torch.cat([borders[cell] for cell in kept]),
+        tuple(found.facets[cell] for cell in kept), True,
+    )  # fmt: skip
+    assert sum(count * (-1) ** k for k, count in enumerate(faces(less))) == 0
+
+
+def bumps(weights: list[float], places: list[float]) -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(1, len(weights)), nn.ReLU(), nn.Linear(len(weights), 1)).double().requires_grad_(False)
+    net[0].weight[:] = 1.0
+    net[0].bias[:] = -torch.tensor(places)
+    net[2].weight[:] = torch.tensor(weights)
+    net[2].bias[:] = 0.0
+    return net
+
+
+def test_three_definitions_of_a_region_differ() -> None:
+    # 0, then up, then down, then 0 again: two regions of one function
+    found = regions(bumps([1.0, -2.0, 1.0], [0.0, 1.0, 2.0]), cube(1))
+    assert (len(found), found.n_pieces, found.n_connected) == (4, 3, 4)
+    assert str(found) == "4 activation patterns, 3 affine functions, 4 connected regions"
+    # the second and the third bend cancel: what was cut is one region
+    found = regions(bumps([1.0, -1.0, 1.0], [0.0, 1.0, 1.0]), cube(1))
+    assert (len(found), found.n_pieces, found.n_connected) == (3, 2, 2)
+
+
+def test_units_that_are_nowhere_above_zero_cut_nothing() -> None:
+    model, box = drawn("plain", 0)
+    model[0].bias[0] = -100.0
+    model[0].weight[1], model[0].bias[1] = 0.0, 0.0  # on the border everywhere
+    found = regions(model, box)
+    assert not found.patterns[:, :2].any()
+    assert len(found) == len(regions(model, box, method="walk"))
+
+
+def test_fixed_inputs_and_planes_are_slices() -> None:
+    torch.manual_seed(0)
+    model = plain(5, (6, 5), 2).double().requires_grad_(False)
+    middle = torch.randn(5, dtype=torch.float64)
+    lower, upper = middle.clone(), middle.clone()
+    lower[[1, 3]] -= 2
+    upper[[1, 3]] += 2
+    fixed = regions(model, Box(lower[None], upper[None]))
+    directions = torch.eye(5, dtype=torch.float64)[[1, 3]]
+    plane = regions(model, cube(2, 2.0), along=(middle, directions))
+    assert len(fixed) == len(plane) > 3
+    assert {tuple(p) for p in fixed.patterns.tolist()} == {tuple(p) for p in plane.patterns.tolist()}
+    x = fixed.net.given(fixed.inside)
+    torch.testing.assert_close(model(x), fixed.net(fixed.inside), rtol=0, atol=1e-12)
+    picture = fixed.picture()
+    assert len(picture.polygons) == len(fixed)
+    with pytest.raises(ShapeError, match="3 dimensions"):
+        regions(model, Box(torch.cat([lower[:4], torch.zeros(1)])[None], torch.cat([upper[:4], torch.ones(1)])[None])).picture()
+
+
+def test_a_stopped_search_says_so() -> None:
+    model, box = drawn("deep", 0)
+    for method in ("corners", "walk"):
+        found = regions(model, box, budget=5, method=method)
+        assert (len(found), found.complete) == (5, False)
+        assert str(found).startswith("at least 5 activation patterns")
+        assert torch.equal(found.net.pattern(found.inside), found.patterns)
+    assert not regions(model, box, seconds=0.0, method="walk").complete
+
+
+def test_convolutions_and_poolings_are_cut_alike() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(8, 2)
+    )
+    model.double().eval().requires_grad_(False)
+    origin = torch.randn(1, 3, 3, dtype=torch.float64)
+    directions = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    found, walked = (regions(model, cube(2), along=(origin, directions), method=how) for how in ("corners", "walk"))
+    assert len(found) == len(walked) > 5
+    assert found.n_pieces == walked.n_pieces <= len(found)
+    x = found.net.examples(found.inside)
+    torch.testing.assert_close(model(x), found.net(found.inside), rtol=0, atol=1e-12)
+
+
+class Smooth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+def test_what_is_not_piecewise_linear_is_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match=r"'tanh'.*piecewise linear"):
+        regions(Smooth(), cube(2))
+    with pytest.raises(ShapeError, match="box is missing"):
+        regions(Smooth())
+    with pytest.raises(ShapeError, match="'fast'"):
+        regions(nn.Linear(2, 1), cube(2), method="fast")
+    assert len(regions(nn.Linear(2, 1), cube(2))) == 1
