@@ -1,6 +1,7 @@
 """Random piecewise linear networks in float64: plain, leaky, residual, concatenating, convolutional."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Concatenating(nn.Module):
 def plain(inputs: int, widths: tuple[int, ...], outputs: int, slope: float = 0.0) -> nn.Sequential:
     """Linear layers with ReLUs between them."""
     sizes, layers = (inputs, *widths), []
-    for reads, makes in zip(sizes, sizes[1:], strict=False):
+    for reads, makes in pairwise(sizes):
         layers += [nn.Linear(reads, makes), nn.LeakyReLU(slope) if slope else nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 

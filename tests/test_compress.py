@@ -2,14 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from morphogen import NotExact
+from morphogen import NotExact, ShapeError
 from morphogen.bounds import Box
-from morphogen.transforms import compress
+from morphogen.transforms import collapse, compress, drop_dead, merge_duplicates
+from morphogen.transforms.compress import RULES
 
 
 class Residual(nn.Module):
@@ -206,3 +208,91 @@ def test_borders_keep_constants_where_they_are() -> None:
         model[0].weight[0], model[0].bias[0] = 0.0, 1.0
     small, _ = compress(model, Box(torch.zeros(1, 1, 6, 6), torch.ones(1, 1, 6, 6)))
     assert small[0].out_channels == 3
+
+
+def leaky(seed: int, widths: tuple[int, ...] = (4, 12, 9, 3), slope: float = 0.1) -> nn.Sequential:
+    """A network most of whose units bend nowhere on the box from -1 to 1."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for reads, makes in pairwise(widths):
+        layers += [nn.Linear(reads, makes), nn.LeakyReLU(slope) if slope else nn.ReLU()]
+        with torch.no_grad():
+            layers[-2].bias += torch.tensor([-9.0, 9.0, 0.0])[torch.randint(3, (makes,))]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+CUBE = Box(-torch.ones(1, 4), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_leaky_units_below_zero_are_combined_and_not_dropped(seed: int) -> None:
+    model = leaky(seed)
+    small, certificate = compress(model, CUBE)
+    x = 2 * torch.rand(3000, 4).double() - 1
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-9)
+    assert not any("never above" in step for step in certificate.steps)
+    assert any("combination of other units that bend nowhere" in step for step in certificate.steps)
+    assert compress(small, CUBE)[1].steps == ()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_units_that_bend_nowhere_become_a_smaller_skip(slope: float) -> None:
+    torch.manual_seed(1)
+    bend = nn.LeakyReLU(slope) if slope else nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 30), bend, nn.Linear(30, 2)).double()
+    with torch.no_grad():
+        model[0].bias[:20] += 9.0
+    few, _ = compress(model, CUBE, rules=("skip",))
+    small, certificate = compress(model, CUBE, rules=(*(name for name in RULES if name != "dependent"),))
+    assert "a linear skip (20 units that bend nowhere, past 10 that do, into 2)" in certificate.steps[-1]
+    x = 2 * torch.rand(3000, 4).double() - 1
+    for one in (few, small):
+        torch.testing.assert_close(one(x), model(x), rtol=0, atol=1e-9)
+    assert sum(p.numel() for p in small.parameters()) == 10 * 4 + 10 + 2 * 10 + 2 + 2 * 4
+    again, other = compress(small, CUBE, rules=tuple(RULES))
+    assert other.steps == ()
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=1e-9)
+
+
+def test_inputs_that_the_box_fixes_go_into_biases() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    with torch.no_grad():
+        model[1].weight[:3, [0, 2]] = 0.0  # they read what is fixed, alone
+    lower, upper = -torch.ones(1, 2, 2), torch.ones(1, 2, 2)
+    lower[0, 0, 1] = upper[0, 0, 1] = 0.3
+    lower[0, 1, 1] = upper[0, 1, 1] = -0.7
+    box = Box(lower, upper)
+    small, certificate = compress(model, box)
+    assert certificate.reason.endswith("2 inputs that the box fixes went into biases")
+    assert small[1].out_features <= 5
+    x = box.lower + box.width * torch.rand(500, 2, 2)
+    torch.testing.assert_close(small(x.double()), model(x.double()), rtol=0, atol=1e-9)
+
+
+def test_the_log_leads_back() -> None:
+    model, box = drawn("plain", 0)
+    log: list[tuple[tuple[str, ...], nn.Module]] = []
+    small, certificate = compress(model, box, log=log)
+    assert [line for gone, _ in log for line in gone] == list(certificate.steps)
+    x = box.lower + box.width * torch.rand(500, 4)
+    sizes = [sum(p.numel() for p in net.parameters()) for _, net in log]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] > sum(p.numel() for p in small.parameters())
+    for _, before in log:
+        torch.testing.assert_close(before(x), small(x), rtol=0, atol=1e-9)
+
+
+def test_the_pieces_do_what_they_are_named_after() -> None:
+    model, box = drawn("plain", 1)
+    for piece, said in (
+        (drop_dead, ("never above 0", "constant", "read by nothing")), (merge_duplicates, ("a multiple",)),
+        (collapse, ("a layer that bends nowhere",)),
+    ):  # fmt: skip
+        small, certificate = piece(model, box)
+        assert all(step.partition(": ")[2].startswith(said) for step in certificate.steps)
+        assert certificate.steps
+        x = box.lower + box.width * torch.rand(500, 4)
+        torch.testing.assert_close(small(x), model.double()(x), rtol=0, atol=1e-9)
+    with pytest.raises(ShapeError, match="rules has 'magic'"):
+        compress(model, box, rules=("magic",))

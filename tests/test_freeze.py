@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from morphogen import AddBlock, LearnedDepth, Unsupported, freeze, resize
 from morphogen.layers.posterior import DepthPosterior
-from morphogen.transforms import TRANSFORMS
+from morphogen.transforms import TRANSFORMS, fold_batchnorm
 from problems import problem
 
 
@@ -97,5 +97,31 @@ def test_several_outputs_are_refused() -> None:
         freeze(Two(), torch.randn(2, 3))
 
 
+def test_batch_norms_are_folded_wherever_they_stand() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv, self.late = nn.BatchNorm2d(4), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+            self.out = nn.Sequential(nn.Linear(64, 5), nn.BatchNorm1d(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.late(self.norm(self.conv(x)).relu()).flatten(1))
+
+    torch.manual_seed(0)
+    model = Apart()
+    model(torch.randn(50, 1, 6, 6))
+    x = torch.randn(7, 1, 6, 6)
+    small, certificate = fold_batchnorm(model, x)
+    assert isinstance(small.norm, nn.Identity)
+    assert isinstance(small.late, nn.BatchNorm2d)  # behind a ReLU
+    assert isinstance(small.out[1], nn.Identity)
+    assert isinstance(model.norm, nn.BatchNorm2d)
+    assert certificate.max_error < 1e-5
+    assert certificate.reason.startswith("2 batch norms")
+    torch.testing.assert_close(small(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_every_transform_is_listed() -> None:
-    assert set(TRANSFORMS) == {"approximate_shallow", "compress", "freeze", "shallow"}, "add a case for the new transform"
+    assert set(TRANSFORMS) == {
+        "approximate_shallow", "collapse", "compress", "drop_dead", "fold_batchnorm", "freeze", "merge_duplicates", "shallow",
+    }, "add a case for the new transform"  # fmt: skip

@@ -34,13 +34,13 @@ from morphogen.resize import (
     save,
     structure,
 )
-from morphogen.transforms import freeze
+from morphogen.transforms import compress, freeze, regions, shallow
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "LearnedWidth",
     "MorphogenError", "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split",
-    "Unsupported", "Width", "adapt", "apply_", "compiled", "diff", "doctor", "follow", "freeze", "gradmax", "load", "plan",
-    "replay", "resize", "robust_accuracy", "save", "structure", "trace", "verify", "widths",
+    "Unsupported", "Width", "adapt", "apply_", "compiled", "compress", "diff", "doctor", "follow", "freeze", "gradmax", "load",
+    "plan", "regions", "replay", "resize", "robust_accuracy", "save", "shallow", "structure", "trace", "verify", "widths",
 ]  # fmt: skip

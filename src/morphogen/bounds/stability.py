@@ -1,4 +1,4 @@
-"""Which ReLUs have one sign on a whole box, each with its proof or two witnesses: `stability(model, box)`.
+"""Which (leaky) ReLUs have one sign on a whole box, each with its proof or two witnesses: `stability(model, box)`.
 
 A cascade from cheap to dear: points show both signs of most units; of the others, intervals and linear bounds prove most, then
 the best lines; an attack looks for the sign that was not seen; linear programs and, at last, programs in whole numbers decide
@@ -82,7 +82,7 @@ def stability(
     model: nn.Module | Program, box: Box, samples: Tensor | None = None, points: int = 1000, seconds: float = 60.0,
     generator: torch.Generator | None = None,
 ) -> Stability:  # fmt: skip
-    """Decide for every unit that a ReLU reads whether it has one sign on the box.
+    """Decide for every unit that a (leaky) ReLU reads whether it has one sign on the box.
 
     box: of one example, (1, *shape). samples: inputs to look at first, (n, *shape), those outside the box left out, such as
     training data; besides them there are the centre and `points` random ones. seconds: for linear and whole-number programs;
@@ -98,7 +98,7 @@ def stability(
         rows = samples.to(net.dtype)
         there = (box.repeated(len(rows)).inside(rows) == rows).flatten(1).all(1)
         seen = torch.cat([rows[there], seen])
-    reads = list(dict.fromkeys(step.reads[0] for step in net.steps if activation(step) is RELU))
+    reads = list(dict.fromkeys(step.reads[0] for step in net.steps if activation(step) is RELU or step.kind == "leaky_relu"))
     spent: dict[str, float] = {}
     boxes: dict[str, Box] = {}
     with _clock(spent, "sampling"):

@@ -1,7 +1,9 @@
 """A smaller network with the same function on a box, proved: `compress(model, box) -> (model, Certificate)`.
 
 Units go that are 0 on the whole box, or constant, or a multiple of another one, or affine where enough others are; two layers
-between which every unit is affine become one. What has gone makes more go, so it is done until nothing does.
+between which every unit is affine become one; where many are affine, a linear skip past the layer may be smaller than they are.
+What has gone makes more go, so it is done until nothing does. `RULES` has the rules by name; `drop_dead`, `merge_duplicates`
+and `collapse` are some of them alone.
 
 Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804). Differs: units that are 0 go on
 all layers before ranks are taken, since a rank is at most the number of units that are left before; constant, proportional and
@@ -9,13 +11,16 @@ unread units go too.
 """
 
 import copy
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from scipy.linalg import qr
 from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
 
 from morphogen.bounds.box import Box
 from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
@@ -26,7 +31,7 @@ from morphogen.record import Certificate
 from morphogen.resize.apply import count_parameters
 from morphogen.resize.plan import tensors_of
 from morphogen.transforms.freeze import freeze
-from morphogen.transforms.substitute import Rectified, Relation, rectified, substitute
+from morphogen.transforms.substitute import Rectified, Relation, makers, rectified, substitute
 
 _EXACT = 1e-10  # relative: rows closer to a combination of others than this are one
 _ALLOWED = 1e-9  # by which outputs may differ, relative to their size, in float64
@@ -34,17 +39,25 @@ _LARGEST = 1e4  # factor of a combination
 _POINTS = 10_000
 
 
-def compress(model: nn.Module, box: Box, samples: Tensor | None = None, seconds: float = 60.0) -> tuple[nn.Module, Certificate]:
+def compress(
+    model: nn.Module, box: Box, samples: Tensor | None = None, seconds: float = 60.0, rules: Sequence[str] | None = None,
+    log: list[tuple[tuple[str, ...], nn.Module]] | None = None,
+) -> tuple[nn.Module, Certificate]:  # fmt: skip
     """A smaller copy of `model` in evaluation mode, equal to it on `box` in real arithmetic; the model stays as it is.
 
     box: of one example, (1, *shape). samples: inputs to look at first, such as training data. seconds: for linear and
-    whole-number programs in each pass, see `bounds.stability`. The network is frozen first, which folds norms and gates, and is
-    kept in float64. The certificate tells every unit of the frozen network that went, with what proves it, and the largest
-    difference seen at random points and corners of the box. Raises `NotExact` where that exceeds rounding, and `Unsupported`
-    for an operation without a rule.
+    whole-number programs in each pass, see `bounds.stability`. rules: names of `RULES`; all but "skip" unless given, since a
+    skip makes a module of two branches. log: is filled with the way back, (what went, the network before it), a pass each.
+
+    The network is frozen first, which folds norms and gates, and is kept in float64. The certificate tells every unit of the
+    frozen network that went, with what proves it, and the largest difference seen at random points and corners of the box.
+    Raises `NotExact` where that exceeds rounding, and `Unsupported` for an operation without a rule.
     """
     if len(box.lower) != 1:
         raise ShapeError(f"compress: the box is of {len(box.lower)} examples; give one, (1, *shape)")
+    chosen = tuple(name for name in RULES if name != "skip") if rules is None else tuple(rules)
+    if unknown := [name for name in chosen if name not in RULES]:
+        raise ShapeError(f"compress: rules has {unknown[0]!r}; give some of {', '.join(RULES)}")
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
     wide = copy.deepcopy(model).double()
@@ -52,11 +65,18 @@ def compress(model: nn.Module, box: Box, samples: Tensor | None = None, seconds:
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
     looked = example[:0] if samples is None else samples.double()
     unbiased = _biased(small)
-    left = {name: list(range(len(tensor))) for name, tensor in tensors_of(small).items() if tensor.dim()}
+    folded = _folded_inputs(small, box) if "constant" in chosen else 0
+    left = {
+        name: [f"{name.rpartition('.')[0]}[{unit}]" for unit in range(len(tensor))]
+        for name, tensor in tensors_of(small).items() if tensor.dim()
+    }  # fmt: skip
     while True:
-        new, seen = _pass(small, box, looked, seconds, left)
+        held = None if log is None else copy.deepcopy(small)
+        new, seen = _pass(small, box, looked, seconds, left, chosen)
         if not new:
             break
+        if log is not None and held is not None:
+            log.append((tuple(new), held))
         proofs += new
         looked = torch.cat([looked, seen]).unique(dim=0)
     for layer in unbiased:
@@ -68,9 +88,27 @@ def compress(model: nn.Module, box: Box, samples: Tensor | None = None, seconds:
         )
     counts = Counter(proof.partition(": ")[2].partition(" (")[0] for proof in proofs)
     told = ", ".join(f"{count} {why}" for why, count in counts.items()) or "nothing to take out"
+    told += f"; {folded} inputs that the box fixes went into biases" if folded else ""
     reason = f"{before:,} parameters became {count_parameters(small):,}: {told}"
     ends = (tuple(box.lower.flatten().tolist()), tuple(box.upper.flatten().tolist()))
     return small, Certificate("exact", error, ends, True, reason, tuple(proofs))
+
+
+@torch.no_grad()
+def _folded_inputs(model: nn.Module, box: Box) -> int:
+    """Inputs that the box fixes go into the biases of the linear layers that alone read the input. How many."""
+    fixed = (box.lower == box.upper).flatten()
+    if not bool(fixed.any()):
+        return 0
+    graph = trace(model, torch.cat([box.lower, box.upper]))
+    tensors, count = tensors_of(model), 0
+    for layer in makers(graph):
+        weight = tensors[layer.weight]
+        if layer.input and weight.dim() == 2 and layer.bias and weight.shape[1] == len(fixed):
+            tensors[layer.bias].add_(weight[:, fixed] @ box.lower.flatten()[fixed])
+            weight[:, fixed] = 0.0
+            count = int(fixed.sum())
+    return count
 
 
 def _biased(model: nn.Module) -> list[Any]:
@@ -82,7 +120,9 @@ def _biased(model: nn.Module) -> list[Any]:
     return found
 
 
-def _pass(model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dict[str, list[int]]) -> tuple[list[str], Tensor]:
+def _pass(
+    model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dict[str, list[str]], chosen: Sequence[str]
+) -> tuple[list[str], Tensor]:
     """(what went in one look at the whole network, inputs that show units on both sides of 0). First goes what is 0, constant
     or unread, on all layers; where there is nothing of it, what is a multiple or a combination of others; at last layers.
     left: by weight, which of the first network's units its rows are."""
@@ -91,11 +131,15 @@ def _pass(model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dic
     seen = seen[~seen.flatten(1).isnan().any(1)]
     graph = trace(model, torch.cat([box.lower, box.upper]))
     found, layers = widths(graph), rectified(graph)
-    for rules in ((_inactive, _constant, _unread), (_proportional,), (_dependent,)):
+    for together in (("inactive", "constant", "unread"), ("duplicate",), ("dependent",)):
+        rules = [rule for name, rule in RULES.items() if name in together and name in chosen and not isinstance(rule, str)]
         gone = [line for layer in layers for line in _taken_out(model, found, layer, rules, proved, left)]
         if gone:
             return gone, seen
-    return list(_collapsed(model, box, layers, proved)), seen
+    for name, change in (("collapse", _merged), ("skip", _bypassed)):
+        if name in chosen and (gone := list(_around(model, box, layers, proved, change, left))):
+            return gone, seen
+    return [], seen
 
 
 Rule = Callable[[Rectified, Mapping[str, Tensor], Tensor, list[str]], Iterator[Relation]]
@@ -103,7 +147,7 @@ Rule = Callable[[Rectified, Mapping[str, Tensor], Tensor, list[str]], Iterator[R
 
 def _taken_out(
     model: nn.Module, found: Mapping[str, Width], layer: Rectified, rules: Iterable[Rule], proved: Stability,
-    left: dict[str, list[int]],
+    left: dict[str, list[str]],
 ) -> list[str]:  # fmt: skip
     """Carry out on one layer what the rules say, a line for each unit."""
     tensors, signs = tensors_of(model), proved.units[layer.value]
@@ -115,7 +159,7 @@ def _taken_out(
     done = substitute(model, found, layer, sorted(relations.values(), key=lambda relation: relation.unit))
     names, gone = left[layer.weight], {relation.unit for relation in done}
     left[layer.weight] = [name for unit, name in enumerate(names) if unit not in gone]
-    return [f"{layer.weight.rpartition('.')[0]}[{names[relation.unit]}]: {relation.why}" for relation in done]
+    return [f"{names[relation.unit]}: {relation.why}" for relation in done]
 
 
 def _rows(layer: Rectified, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,14 +170,15 @@ def _rows(layer: Rectified, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tens
 
 
 def _inactive(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
-    for unit in (sign == INACTIVE).nonzero()[:, 0].tolist():
+    for unit in (sign == INACTIVE).nonzero()[:, 0].tolist() if not layer.slope else ():
         yield Relation(unit, {}, 0.0, f"never above 0 (by {how[unit]})")
 
 
 def _constant(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
     weight, bias = _rows(layer, tensors)
     for unit in (weight == 0).all(1).nonzero()[:, 0].tolist():
-        yield Relation(unit, {}, max(0.0, float(bias[unit])), "constant (no weights)")
+        value = float(bias[unit])
+        yield Relation(unit, {}, max(layer.slope * value, value), "constant (no weights)")
 
 
 def _unread(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
@@ -157,26 +202,58 @@ def _proportional(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor,
 
 
 def _dependent(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
-    weight, bias = _rows(layer, tensors)
-    active = (sign == ACTIVE).nonzero()[:, 0]
-    if len(active) < 2:
+    # a leaky unit that is never above 0 is affine, too, with its slope
+    weight, bias = (_slopes(layer, sign).view(-1, *[1] * (t.dim() - 1)) * t for t in _rows(layer, tensors))
+    stable = _affine(layer, sign).nonzero()[:, 0]
+    if len(stable) < 2:
         return
-    _, r, order = qr(weight[active].T.numpy(), mode="economic", pivoting=True)
+    _, r, order = qr(weight[stable].T.numpy(), mode="economic", pivoting=True)
     r, order = torch.from_numpy(r), torch.from_numpy(order).long()
     rank = int((r.diagonal().abs() > _EXACT * r[0, 0].abs()).sum())
-    basis, others = active[order[:rank]], active[order[rank:]]
+    basis, others = stable[order[:rank]], stable[order[rank:]]
     factors = torch.linalg.solve_triangular(r[:rank, :rank], r[:rank, rank:], upper=True).T
     off = (weight[others] - factors @ weight[basis]).norm(dim=1)
     fit = (off <= _EXACT * weight[others].norm(dim=1)) & (factors.abs().amax(1) <= _LARGEST if rank else True)
     constants = bias[others] - factors @ bias[basis]
     for row in fit.nonzero()[:, 0].tolist():
         terms = dict(zip(basis.tolist(), factors[row].tolist(), strict=True))
-        yield Relation(int(others[row]), terms, float(constants[row]), "a combination of other units that never are below 0 "
-                       f"({rank} of {len(active)} of them are enough)")  # fmt: skip
+        why = f"a combination of other units that bend nowhere ({rank} of {len(stable)} of them are enough)"
+        yield Relation(int(others[row]), terms, float(constants[row]), why)
 
 
-def _collapsed(model: nn.Module, box: Box, layers: Iterable[Rectified], proved: Stability) -> Iterator[str]:
-    """Linear, ReLU, Linear become one Linear where no unit bends and that has fewer parameters."""
+def _slopes(layer: Rectified, sign: Tensor) -> Tensor:
+    """What a unit with one sign multiplies its sum with."""
+    return 1.0 - (1.0 - layer.slope) * (sign == INACTIVE).double()
+
+
+def _affine(layer: Rectified, sign: Tensor) -> Tensor:
+    """Which units bend nowhere, those that are 0 left out."""
+    return (sign == ACTIVE) | ((sign == INACTIVE) & (layer.slope > 0))
+
+
+RULES: Mapping[str, Rule | str] = {
+    "inactive": _inactive, "constant": _constant, "unread": _unread, "duplicate": _proportional, "dependent": _dependent,
+    "collapse": "a layer that bends nowhere becomes part of the next", "skip": "units that bend nowhere become a linear skip",
+}  # fmt: skip
+"""r1, r5, r6, r7, r2, r3 with r4, r8 of the specification, in the order in which they are tried."""
+
+drop_dead = partial(compress, rules=("inactive", "constant", "unread"))
+"""Only units that are 0 on the box, constant, or read by nothing."""
+merge_duplicates = partial(compress, rules=("duplicate",))
+"""Only units that are a positive multiple of another one."""
+collapse = partial(compress, rules=("collapse",))
+"""Only layers between which no unit bends on the box: they become one."""
+
+
+Change = Callable[[nn.Linear, nn.Module, Tensor, Tensor, nn.Linear], tuple[nn.Module, str] | None]
+"""(first, its ReLU, which units are affine, their slopes, second) -> (what does the work of all, told), None where that is no
+smaller."""
+
+
+def _around(
+    model: nn.Module, box: Box, layers: Iterable[Rectified], proved: Stability, change: Change, left: dict[str, list[str]]
+) -> Iterator[str]:  # fmt: skip
+    """Linear, ReLU, Linear in a Sequential become one module where `change` makes one."""
     owners = {layer.weight.rpartition(".")[0]: layer for layer in layers}
     for prefix, stack in [(n, m) for n, m in model.named_modules() if type(m) is nn.Sequential]:
         children = dict(stack._modules)
@@ -184,17 +261,17 @@ def _collapsed(model: nn.Module, box: Box, layers: Iterable[Rectified], proved: 
         for a, h, b in zip(names, names[1:], names[2:], strict=False):
             first, relu, second = children[a], children[h], children[b]
             owner = owners.get(f"{prefix}.{a}".removeprefix("."))
-            if not (isinstance(first, nn.Linear) and isinstance(relu, nn.ReLU) and isinstance(second, nn.Linear) and owner):
+            if not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear)) or owner is None or relu is None:
+                continue
+            if [weight for weight, _ in owner.readers] != [f"{prefix}.{b}.weight".removeprefix(".")]:
                 continue
             sign = proved.units[owner.value].sign
-            alone = [weight for weight, _ in owner.readers] == [f"{prefix}.{b}.weight".removeprefix(".")]
-            if not alone or not bool(((sign == ACTIVE) | (sign == INACTIVE)).all()):
-                continue
-            merged = _merged(first, sign, second)
-            if count_parameters(merged) > count_parameters(first) + count_parameters(second):
+            still = (sign == ACTIVE) | (sign == INACTIVE)
+            made = change(first, relu, still, _slopes(owner, sign) * still, second)
+            if made is None:
                 continue
             before = _outputs(model, box, 20)
-            setattr(stack, b, merged)
+            setattr(stack, b, made[0])
             delattr(stack, a)
             delattr(stack, h)
             try:
@@ -202,22 +279,69 @@ def _collapsed(model: nn.Module, box: Box, layers: Iterable[Rectified], proved: 
             except (AttributeError, IndexError, KeyError, RuntimeError):  # the forward pass asks for them one by one
                 same = False
             if same:
-                yield f"{owner.weight.rpartition('.')[0]}: a layer that bends nowhere (multiplied into {b})"
+                place = f"{prefix}.{b}".removeprefix(".")
+                kept = [name for name, gone in zip(left[owner.weight], still.tolist(), strict=True) if not gone]
+                left |= {f"{place}.inner.weight": kept, f"{place}.outer.weight": left[f"{place}.weight"]}
+                yield f"{owner.weight.rpartition('.')[0]}: {made[1].format(b)}"
                 return  # names and signs are others now
             stack._modules.clear()
             stack._modules.update(children)
 
 
 @torch.no_grad()
-def _merged(first: nn.Linear, sign: Tensor, second: nn.Linear) -> nn.Linear:
-    through = second.weight * (sign == ACTIVE)
-    merged = nn.Linear(first.in_features, second.out_features, dtype=first.weight.dtype)
-    merged.weight.copy_(through @ first.weight)
-    merged.bias.zero_()
-    for term in (None if first.bias is None else through @ first.bias, second.bias):
-        if term is not None:
-            merged.bias.add_(term)
-    return merged
+def _merged(
+    first: nn.Linear, bend: nn.Module, still: Tensor, slopes: Tensor, second: nn.Linear
+) -> tuple[nn.Module, str] | None:
+    """One layer in the place of two."""
+    if not bool(still.all()):
+        return None
+    merged = _product(first, slopes, second)
+    if second.bias is not None:
+        merged.bias.add_(second.bias)
+    fewer = count_parameters(merged) <= count_parameters(first) + count_parameters(second)
+    return (merged, "a layer that bends nowhere (multiplied into {})") if fewer else None
+
+
+@torch.no_grad()
+def _bypassed(
+    first: nn.Linear, bend: nn.Module, still: Tensor, slopes: Tensor, second: nn.Linear
+) -> tuple[nn.Module, str] | None:
+    """A linear skip in the place of the units that bend nowhere."""
+    count = int(still.sum())
+    gained = count * (first.in_features + 1 + second.out_features) - first.in_features * second.out_features
+    if gained <= 0 or bool(still.all()):
+        return None
+    skip, bends = _product(first, slopes, second), ~still
+    inner = nn.Linear(first.in_features, int(bends.sum()), dtype=first.weight.dtype)
+    outer = nn.Linear(inner.out_features, second.out_features, dtype=first.weight.dtype)
+    inner.weight.copy_(first.weight[bends])
+    inner.bias.copy_(first.bias[bends] if first.bias is not None else 0.0)
+    outer.weight.copy_(second.weight[:, bends])
+    outer.bias.copy_(skip.bias + (second.bias if second.bias is not None else 0.0))
+    skip.register_parameter("bias", None)
+    told = f"a linear skip ({count} units that bend nowhere, past {int(bends.sum())} that do, into {{}})"
+    return bypass(inner, copy.deepcopy(bend), outer, skip), told
+
+
+def bypass(inner: nn.Module, bend: nn.Module, outer: nn.Module, skip: nn.Module) -> GraphModule:
+    """outer(bend(inner(x))) + skip(x), as a module of torch.fx, which needs no class of its own."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    way = x
+    for name in ("inner", "bend", "outer"):
+        way = graph.call_module(name, (way,))
+    graph.output(graph.call_function(operator.add, (way, graph.call_module("skip", (x,)))))
+    return GraphModule({"inner": inner, "bend": bend, "outer": outer, "skip": skip}, graph)
+
+
+@torch.no_grad()
+def _product(first: nn.Linear, slopes: Tensor, second: nn.Linear) -> nn.Linear:
+    """What goes through the units with these slopes, without the second layer's bias."""
+    through = second.weight * slopes
+    made = nn.Linear(first.in_features, second.out_features, dtype=first.weight.dtype)
+    made.weight.copy_(through @ first.weight)
+    made.bias.copy_(through @ first.bias if first.bias is not None else made.bias.new_zeros(len(made.bias)))
+    return made
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from morphogen.resize.plan import plan, tensors_of
 
 MAKES = ("linear", "conv1d", "conv2d", "conv3d")
 # What a combination of units passes through as its terms do, and what only a constant or one multiple does.
-_LINEAR = frozenset("dropout feature_dropout alpha_dropout clone contiguous detach alias".split())
-_LINEAR |= frozenset(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3))
+_COPIES = frozenset("dropout feature_dropout alpha_dropout clone contiguous detach alias".split())
+_LINEAR = _COPIES | frozenset(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3))
 _SINGLE = frozenset(f"max_pool{d}d" for d in (1, 2, 3))
 _VIEWS = frozenset("view reshape flatten _unsafe_view".split())
 
@@ -38,15 +38,17 @@ class Relation:
 
 @dataclass(frozen=True)
 class Rectified:
-    """A layer with a ReLU of its own, and those that read it alone.
+    """A layer with a (leaky) ReLU of its own, and those that read it alone.
 
-    weight, bias: names of its tensors ("" without). value, activation: names of the nodes that the ReLU reads and makes.
-    readers: names of the weights that read it, and of their biases ("" without). sums: whether combinations pass to them as
-    their terms do. shifts: whether a constant becomes one of the readers' biases, which a border of zeros breaks.
+    weight, bias: names of its tensors ("" without). slope: of the ReLU below 0, in [0, 1). value, activation: names of the
+    nodes that the ReLU reads and makes. readers: names of the weights that read it, and of their biases ("" without). sums:
+    whether combinations pass to them as their terms do. shifts: whether a constant becomes one of the readers' biases, which a
+    border of zeros breaks.
     """
 
     weight: str
     bias: str
+    slope: float
     value: str
     activation: str
     readers: tuple[tuple[str, str], ...]
@@ -55,7 +57,7 @@ class Rectified:
 
 
 def rectified(graph: Graph) -> list[Rectified]:
-    """The layers of a network whose units' outputs go through a ReLU into linear and convolution layers and nowhere else.
+    """The layers whose units' outputs go through a (leaky) ReLU into linear and convolution layers and nowhere else.
 
     Units are the second dimension of every value on the way, until a flatten makes them blocks of it.
     """
@@ -65,12 +67,42 @@ def rectified(graph: Graph) -> list[Rectified]:
     for node in graph.nodes:
         after = users.get(node.name, [])
         own = _tensors(node, nodes, users)
-        if own is None or len(after) != 1 or after[0].kind not in ("relu", "relu_"):
+        if own is None or len(after) != 1 or (slope := _slope(after[0])) is None:
             continue
         readers, sums, shifts = _readers(after[0], nodes, users) or ((), False, False)
         if readers:
-            found.append(Rectified(*own, node.name, after[0].name, readers, sums, shifts))
+            found.append(Rectified(*own, slope, node.name, after[0].name, readers, sums, shifts))
     return found
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A layer whose tensors are its alone. input: whether it reads what the network is given, perhaps flattened."""
+
+    weight: str
+    bias: str
+    input: bool
+
+
+def makers(graph: Graph) -> list[Maker]:
+    """All linear and convolution layers on the second dimension."""
+    nodes = {node.name: node for node in graph.nodes}
+    users = users_of(graph.nodes)
+
+    def given(node: Node) -> bool:
+        first = node.args[0] if node.args else None
+        before = nodes[first.name] if isinstance(first, Ref) else None
+        return before is not None and (before.op == "input" or (before.kind in _VIEWS | _COPIES and given(before)))
+
+    return [Maker(*own, given(node)) for node in graph.nodes if (own := _tensors(node, nodes, users)) is not None]
+
+
+def _slope(node: Node) -> float | None:
+    """Of a (leaky) ReLU below 0; None for anything else."""
+    if node.kind in ("relu", "relu_"):
+        return 0.0
+    slope = float((*node.args[1:], 0.01)[0]) if node.kind in ("leaky_relu", "leaky_relu_") else -1.0
+    return slope if 0 <= slope < 1 else None
 
 
 def _tensors(node: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> tuple[str, str] | None:
