@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
@@ -19,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from morphogen.data.load import load
-from morphogen.errors import DataError, MorphogenError
+from morphogen.errors import DataError, MorphogenError, NotExact
 from morphogen.export import claim, free_folder
 from morphogen.fit import environment
+from morphogen.record import Certificate
 from morphogen.resize import diff as difference
 from morphogen.run import run
 
@@ -166,6 +168,116 @@ def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> N
         table.add_row(status, str(count), f"{median(times):.2f}", f"{max(times):.1f}")
     console.print(table)
     console.print(f"{len(results)} results in {out}")
+
+
+Network = Annotated[Path, typer.Argument(metavar="MODEL", help="a .onnx file, or a .pt2 file of torch.export.save")]
+Domain = Annotated[
+    str, typer.Option(help="the set of inputs: LOW,HIGH for each of them, or a CSV file whose rows it just holds")
+]
+
+
+@app.command()
+def compress(
+    model: Network,
+    domain: Domain = "0,1",
+    out: Annotated[Path | None, typer.Option(help="the smaller network, .onnx or .pt2; default MODEL-small.onnx")] = None,
+    skips: Annotated[bool, typer.Option("--skips", help="also put linear skips past units that bend nowhere")] = False,
+    tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative, in float64")] = 1e-9,
+    seconds: Annotated[float, typer.Option(help="for linear and whole-number programs in each pass")] = 60.0,
+    steps: Annotated[bool, typer.Option("--steps", help="print every unit that went, with its proof")] = False,
+) -> None:
+    """Make MODEL smaller without changing what it does on a domain; writes the network and its certificate."""
+    files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.compress")
+    net, shape = files.read(model)
+    box, samples = files.domain(domain, shape)
+    rules = [name for name in rewrites.RULES if name != "skip" or skips]
+    small, certificate = _certified(lambda: rewrites.compress(net, box, samples, seconds, rules))
+    console = Console(soft_wrap=True, highlight=False)
+    if steps:
+        console.print("\n".join(certificate.steps) or "nothing to take out", markup=False)
+    _write(small.float(), shape, out or model.with_name(f"{_stem(model)}-small.onnx"), certificate, box, tolerance)
+
+
+@app.command()
+def shallow(
+    model: Network,
+    domain: Domain = "0,1",
+    form: Annotated[str, typer.Option(help="maximum, minimum, max-min, split or difference")] = "maximum",
+    out: Annotated[Path | None, typer.Option(help="the shallow network, .onnx or .pt2; none is written unless given")] = None,
+    relus: Annotated[bool, typer.Option("--relus", help="maxima as layers of ReLUs")] = False,
+    budget: Annotated[
+        int, typer.Option(min=1, help="linear regions, at most; with fewer it is a lower or upper bound")
+    ] = 100_000,
+    tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative, in float64")] = 1e-9,
+) -> None:
+    """Write MODEL as one maximum of networks with a single hidden layer, or another shallow form, exact on a domain."""
+    files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.shallow")
+    net, shape = files.read(model)
+    box, _ = files.domain(domain, shape)
+    made, certificate = _certified(lambda: rewrites.shallow(net, box, form, budget=budget, prune=True))
+    network = made.to_torch()
+    if relus:
+        network = import_module("morphogen.transforms.form").relu_tree(network)
+    _write(network, shape, out, certificate, box, tolerance)
+
+
+@app.command()
+def regions(
+    model: Network,
+    domain: Domain = "0,1",
+    through: Annotated[
+        Path | None,
+        typer.Option(help="a CSV file of d + 1 inputs: only on the plane through them; DOMAIN is of its coefficients"),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="stop after so many")] = 1_000_000,
+    seconds: Annotated[float, typer.Option(help="stop after so long")] = 60.0,
+    picture: Annotated[Path | None, typer.Option(help="where to draw them, with two free inputs: .png, .svg or .pdf")] = None,
+) -> None:
+    """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane."""
+    files, count = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.regions").regions
+    net, shape = files.read(model)
+    along = None
+    if through is not None:
+        rows = files.points(through, shape).unique(dim=0, sorted=False)
+        along = rows[0], rows[1:] - rows[0]
+    box, _ = files.domain(domain, shape if along is None else (len(along[1]),))
+    began = time.perf_counter()
+    found = count(net, box, along, budget, seconds)
+    Console(soft_wrap=True, highlight=False).print(f"{found} ({time.perf_counter() - began:.2f} s)")
+    if picture is not None:
+        draw = import_module("morphogen.report.tiling").tiled
+        draw(found.picture(f"linear regions of {model.name}")).savefig(picture, dpi=150)
+        typer.echo(f"drawn to {picture}")
+    if not found.complete:
+        raise typer.Exit(3)
+
+
+def _certified(rewrite: Callable[[], tuple[Any, Certificate]]) -> tuple[Any, Certificate]:
+    """What a rewrite returns; where it is not exact, exit code 1 and no file."""
+    try:
+        return rewrite()
+    except NotExact as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(1) from None
+
+
+def _write(
+    network: Any, shape: tuple[int, ...], out: Path | None, certificate: Certificate, box: Any, tolerance: float
+) -> None:
+    """Print a certificate, and write it with the network unless it fails the tolerance: then exit code 1, and no file."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]{certificate.kind}[/] on the domain: {certificate.reason}")
+    console.print(f"largest difference {certificate.max_error:.1e} at 10,000 points and corners, float64")
+    if certificate.kind == "exact" and not certificate.max_error <= tolerance:
+        sys.stderr.write(f"the difference exceeds --tolerance {tolerance:g}; no file was written\n")
+        raise typer.Exit(1)
+    if out is not None:
+        seen = import_module("morphogen.transforms.files").write(network, shape, out, certificate, box)
+        console.print(f"written to {out} and {out.name}.certificate.json; the file differs by {seen.max_error:.1e}")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 @app.command()

@@ -98,7 +98,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Cells:
+class Tiling:
     """A plot of polygons: `panel` names it; corners in order around each, and a number each, equal ones of one colour."""
 
     panel: str
@@ -139,6 +139,7 @@ class Reproduction:
     traces: tuple[Trace, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict, metadata={"json": False})
     grids: tuple[Grid, ...] = ()
+    tilings: tuple[Tiling, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,15 @@ class OnnxNet(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.read, self.made, self.shape = nodes, read, made, shape
-        self.names = {name: f"tensor{number}" for number, name in enumerate(constants)}
-        for name, value in constants.items():
-            self.register_buffer(self.names[name], torch.from_numpy(value.copy()))
+        # whole numbers are sizes and places, which a tracer must see as such
+        self.sizes = {name: tuple(value.ravel().tolist()) for name, value in constants.items() if value.dtype == np.int64}
+        self.names = {name: f"tensor{number}" for number, name in enumerate(constants) if name not in self.sizes}
+        for name, held in self.names.items():
+            self.register_buffer(held, torch.from_numpy(constants[name].copy()))
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Any] = {"": None, self.read: x.reshape(len(x), *self.shape)}
-        values |= {name: self.get_buffer(held) for name, held in self.names.items()}
+        values |= {name: self.get_buffer(held) for name, held in self.names.items()} | self.sizes
         for node in self.nodes:
             values[node.makes] = OPERATIONS[node.kind](node.attributes, *(values[name] for name in node.reads))
         out: Tensor = values[self.made]
@@ -166,8 +168,15 @@ def _flatten(a: Attributes, x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _reshape(a: Attributes, x: Tensor, shape: Tensor) -> Tensor:
-    sizes = [x.shape[d] if size == 0 else size for d, size in enumerate(shape.tolist())]
+def _mean(a: Attributes, x: Tensor, axes: tuple[int, ...] = ()) -> Tensor:
+    axes = tuple(a.get("axes", axes))
+    if not axes or any(axis % x.dim() == 0 for axis in axes):
+        raise Unsupported(f"ReduceMean with axes={axes} mixes examples")
+    return x.mean(axes, keepdim=bool(a.get("keepdims", 1)))
+
+
+def _reshape(a: Attributes, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    sizes = [x.shape[d] if size == 0 else size for d, size in enumerate(shape)]
     return x.reshape(len(x), *sizes[1:]) if len(sizes) > 1 else x.reshape(len(x), -1)
 
 
@@ -179,6 +188,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "MaxPool": _pool("max"),
     "AveragePool": _pool("avg"),
     "GlobalAveragePool": lambda a, x: x.mean(tuple(range(2, x.dim())), keepdim=True),
+    "ReduceMean": _mean,
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Transpose": lambda a, x: x.permute(a["perm"]),

@@ -11,7 +11,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from morphogen.record import Claim, Grid, Reproduction, to_json, write_atomic
+from morphogen.record import Claim, Curve, Grid, Reproduction, Tiling, to_json, write_atomic
+from morphogen.report.tiling import tiled
 
 HEADER = ("claim", "published", "measured", "accepted", "verdict", "source")
 
@@ -39,12 +40,15 @@ def picture_of(panel: str) -> str:
 
 def panels(reproduction: Reproduction) -> tuple[str, ...]:
     """The names of the plots, in order."""
-    drawn = [curve.panel for curve in reproduction.curves] + [grid.panel for grid in reproduction.grids]
-    return tuple(dict.fromkeys(drawn))
+    drawn: tuple[Curve | Grid | Tiling, ...] = (*reproduction.curves, *reproduction.grids, *reproduction.tilings)
+    return tuple(dict.fromkeys(one.panel for one in drawn))
 
 
 def plot(reproduction: Reproduction, panel: str) -> Figure:
     """One panel."""
+    tiling = next((tiling for tiling in reproduction.tilings if tiling.panel == panel), None)
+    if tiling is not None:
+        return tiled(tiling, reproduction.axes.get(panel, ("", "")))
     grid = next((grid for grid in reproduction.grids if grid.panel == panel), None)
     return lines(reproduction, panel) if grid is None else cells_of(reproduction, grid)
 

@@ -30,7 +30,7 @@ from morphogen.graph.widths import Width, widths
 from morphogen.record import Certificate
 from morphogen.resize.apply import count_parameters
 from morphogen.resize.plan import tensors_of
-from morphogen.transforms.freeze import freeze
+from morphogen.transforms.freeze import fold_batchnorm, freeze
 from morphogen.transforms.substitute import Rectified, Relation, makers, rectified, substitute
 
 _EXACT = 1e-10  # relative: rows closer to a combination of others than this are one
@@ -61,7 +61,7 @@ def compress(
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
     wide = copy.deepcopy(model).double()
-    small, _ = freeze(wide, example)
+    small, _ = fold_batchnorm(freeze(wide, example)[0], example)
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
     looked = example[:0] if samples is None else samples.double()
     unbiased = _biased(small)

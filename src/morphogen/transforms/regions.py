@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
-from morphogen.record import Cells
+from morphogen.record import Tiling
 from morphogen.transforms.piecewise import Layer, Piecewise, function, identity, piecewise, slopes
 from morphogen.transforms.walk import walk
 
@@ -118,7 +118,7 @@ class Regions:
             return f"at least {len(self):,} activation patterns (the search was stopped)"
         return f"{len(self):,} activation patterns, {self.n_pieces:,} affine functions, {self.n_connected:,} connected regions"
 
-    def picture(self, panel: str = "linear regions") -> Cells:
+    def picture(self, panel: str = "linear regions") -> Tiling:
         """The cells of two free inputs as polygons, equal functions of one colour."""
         if self.net.inputs != 2 or not self.sizes:
             raise ShapeError(f"picture: the cells have {self.net.inputs} dimensions; give a box or a plane of two")
@@ -127,7 +127,7 @@ class Regions:
             away = corners - corners.mean(0)
             around = torch.atan2(away[:, 1], away[:, 0]).argsort()
             polygons.append(tuple((float(x), float(y)) for x, y in corners[around].tolist()))
-        return Cells(panel, tuple(polygons), tuple(self.pieces.tolist()))
+        return Tiling(panel, tuple(polygons), tuple(self.pieces.tolist()))
 
 
 def regions(

@@ -38,24 +38,27 @@ _POINTS = 10_000
 
 def shallow(
     model: nn.Module, box: Box, form: str = "maximum", along: tuple[Tensor, Tensor] | None = None, budget: int = 100_000,
-    seconds: float = float("inf"), limit: float = 20.0,
+    seconds: float = float("inf"), limit: float = 20.0, prune: bool = False,
 ) -> tuple[Form, Certificate]:  # fmt: skip
     """`model` on the box of one example, (1, *shape), as functions of one hidden layer each; the model stays as it is.
 
     form: see this file's table. along, budget, seconds: of the cells, as in `regions`; where these end early the certificate
     says "bounds": `lower` and `upper` then hold the network between them, everywhere, and are equal where its cells were found.
-    limit: log2 of the most terms. Raises `Unsupported` for a network that is not piecewise linear and beyond the limit.
+    limit: log2 of the most terms. prune: leave out terms that the others replace on the box. Raises `Unsupported` for a network
+    that is not piecewise linear and beyond the limit.
     """
     if form not in FORMS:
         raise ShapeError(f"shallow: form={form!r}; give one of {', '.join(FORMS)}")
     net = piecewise(model, box, along)
     cells = regions(net, budget=1 if form == "difference" else budget, seconds=seconds)
-    made = FORMS[form](net, cells, limit)
+    whole = FORMS[form](net, cells, limit)
+    made = whole.prune() if prune else whole
     complete = cells.complete or form == "difference"
     error = measured(model, net, made)
+    pruned = f" of {whole.n_terms:,}" if prune else ""
     told = (
-        f"{made.n_terms:,} terms with {made.n_units:,} hidden units in all, for {net.units:,} units on {len(net.layers)} "
-        f"layers; formally 2^{made.log2_formal:.1f} terms"
+        f"{made.n_terms:,} terms{pruned} with {made.n_units:,} hidden units in all, for {net.units:,} units on "
+        f"{len(net.layers)} layers; formally 2^{made.log2_formal:.1f} terms"
     )
     ends = (tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist()))
     if not complete:

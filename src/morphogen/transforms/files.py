@@ -1,0 +1,116 @@
+"""Networks in files, for the commands: `read`, `domain`, `write`."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from morphogen.bounds.box import Box
+from morphogen.bounds.program import dtype_of, program
+from morphogen.data.tables import read_table
+from morphogen.errors import DataError, Unsupported
+from morphogen.formats.onnx import export_onnx
+from morphogen.formats.onnx_reader import read_onnx
+from morphogen.record import Certificate, write_atomic
+from morphogen.transforms.modules import modules
+
+
+def read(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
+    """(the network of a .onnx or .pt2 file as ordinary modules in float64, the shape of one example)."""
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "onnx":
+        net = read_onnx(path)
+        return modules(program(net, torch.zeros(2, *net.shape))), net.shape
+    if kind != "pt2":
+        raise DataError(f"{path}: not a .onnx or .pt2 file; export the network with torch.onnx.export or torch.export.save")
+    try:
+        with _quiet():
+            exported = torch.export.load(path)
+    except Exception as error:  # the archive raises many kinds
+        raise DataError(f"{path}: cannot be read as an exported program ({str(error).splitlines()[0]})") from error
+    inputs = exported.graph_signature.user_inputs
+    if len(inputs) != 1:
+        raise Unsupported(f"{path}: {len(inputs)} inputs; a network of one can be read")
+    node = next(node for node in exported.graph.nodes if node.name == inputs[0])
+    sizes = tuple(node.meta["val"].shape)
+    if isinstance(sizes[0], int):
+        raise Unsupported(
+            f"{path}: was exported for batches of {sizes[0]}; export it with dynamic_shapes=({{0: torch.export.Dim('batch')}},)"
+        )
+    shape = tuple(int(size) for size in sizes[1:])
+    return modules(program(exported.module(), torch.zeros(2, *shape))), shape
+
+
+def domain(text: str, shape: tuple[int, ...]) -> tuple[Box, Tensor | None]:
+    """(a box of inputs of this shape, the data it is around): "LOW,HIGH" for all inputs, or a CSV or Parquet file of as many
+    columns as there are inputs, whose rows it just holds."""
+    ends = text.split(",")
+    if len(ends) == 2 and all(map(_number, ends)):
+        low, high = map(float, ends)
+        if not low <= high:
+            raise DataError(f"--domain {text}: {low} is above {high}")
+        return Box(torch.full((1, *shape), low), torch.full((1, *shape), high)), None
+    rows = points(Path(text), shape)
+    return Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)), rows
+
+
+def points(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Examples (rows, *shape) from a table of numbers."""
+    if not path.exists():
+        raise DataError(f"--domain {path}: neither LOW,HIGH nor a file; give such as 0,1 or data.csv")
+    table = read_table(path)
+    if all(map(_number, table.columns)):  # there is no header
+        table = pd.read_csv(path, header=None)
+    wanted = int(torch.Size(shape).numel())
+    if table.shape[1] != wanted or len(table) == 0:
+        raise DataError(f"{path}: {len(table)} rows of {table.shape[1]} columns; the network has {wanted} inputs")
+    try:
+        values = torch.tensor(table.to_numpy(dtype=float))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; give numbers alone") from error
+    if not bool(values.isfinite().all()):
+        raise DataError(f"{path}: has gaps or infinite numbers; give complete rows")
+    found: Tensor = values.unflatten(1, shape)
+    return found
+
+
+def write(model: nn.Module, shape: tuple[int, ...], path: Path, certificate: Certificate, box: Box) -> Certificate:
+    """Write a network (.onnx or .pt2) and, beside it, PATH.certificate.json. Returns what was seen of the file."""
+    share = torch.rand(64, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    example = (box.lower + box.width * share).to(dtype_of(model))
+    if path.suffix == ".onnx":
+        seen = export_onnx(model, example, path)
+    elif path.suffix == ".pt2":
+        batch = torch.export.Dim("batch", min=1)
+        with torch.no_grad(), _quiet():
+            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False), path)
+            error = float((torch.export.load(path).module()(example) - model(example)).abs().max())
+        seen = Certificate("measured", error, None, False, f"the file against the network on {len(example)} examples")
+    else:
+        raise DataError(f"{path}: give a name that ends in .onnx or .pt2")
+    told: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
+    write_atomic(path.with_name(f"{path.name}.certificate.json"), json.dumps(told, indent=1) + "\n")
+    return seen
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Other people's deprecations are none of a user's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
