@@ -65,6 +65,7 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     return plain, Certificate("exact", error, None, True, reason + (f"; {dead} dead units dropped" if dead else ""))
 
 
+@torch.no_grad()
 def fold_batchnorm(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Module, Certificate]:
     """A copy of `model` in evaluation mode whose batch norms are part of the layers before them; `nn.Identity` in their places.
 
