@@ -11,7 +11,7 @@ import torch
 from morphogen import DataError, Grow, MorphogenError, RunError
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.load import load
-from morphogen.fit import CHECKPOINT, Problem, Settings, fit, renew, scratch
+from morphogen.fit import CHECKPOINT, Problem, Settings, compressed, fit, renew, scratch
 from morphogen.policies import POLICIES
 from morphogen.recipe import Recipe
 from morphogen.record import Layer, Report
@@ -214,3 +214,26 @@ def test_renewal_mixes_every_weight_but_the_depths_and_depends_on_the_seed_only(
             assert torch.equal(p, before[name])
         else:
             torch.testing.assert_close(p, (before[name] + fresh) / 2)
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_compressed_result_is_the_same_function_smaller(regression: bool) -> None:
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(300, 3)).astype(np.float32)
+    y = 50 + 20 * x[:, 0] * x[:, 1] if regression else np.where(x[:, 0] > 0, "a", "b")
+    dataset = from_arrays(x, y, name="made", task="regression" if regression else "classification")
+    fitted = fit(dataset, Settings(time_limit=2))
+    with torch.no_grad():  # a unit that is never above 0
+        first = fitted.plain[0]
+        first.bias[0] = -1e3
+    smaller = compressed(fitted, dataset)
+    assert smaller.compression is not None
+    assert smaller.compression.proved
+    assert count_parameters(smaller.plain) < count_parameters(fitted.plain)
+    rows = torch.as_tensor(dataset.x_train)
+    torch.testing.assert_close(smaller.plain(rows), fitted.plain(rows), rtol=1e-4, atol=1e-3)
+    found, same = smaller.report.table
+    assert same.name == "the same, compressed"
+    assert same.parameters == count_parameters(smaller.plain)
+    if same.score is not None:
+        assert abs(same.score) < 10 * abs(found.score) + 1

@@ -62,6 +62,9 @@ def fit(
         bool, typer.Option("--baselines", help="also run scikit-learn's MLP, a grid of 12 and gradient boosting")
     ] = False,
     control: Annotated[bool, typer.Option(help="also train the found shape from scratch")] = True,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="make it smaller at the end, exactly equal on the range of the training rows")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,
 ) -> None:
     """Learn a network of the right shape for DATA and write it, with a report, to a folder."""
@@ -72,6 +75,7 @@ def fit(
         resume=resume,
         baselines=baselines,
         control=control,
+        compress=compress,
         quiet=quiet,
         budget=budget,
         seed=seed,

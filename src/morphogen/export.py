@@ -21,8 +21,9 @@ from morphogen.resize.structure import structure as network
 
 
 def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Certificate:
-    """Write model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html and, for a table,
-    preparation.json. Each file appears whole or not at all. Returns the certificate of the ONNX file."""
+    """Write model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html, for a table preparation.json,
+    for a compressed network certificate.json. Each file appears whole or not at all. Returns the certificate of the ONNX file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plain = fitted.plain.cpu()
     example = torch.as_tensor(dataset.x_train[:64])
@@ -31,6 +32,8 @@ def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Ce
     if dataset.prepare:
         write_atomic(folder / "preparation.json", dataset.prepare.to_json())
     certificate = export_onnx(plain, example, folder / "model.onnx")
+    if fitted.compression:
+        write_atomic(folder / "certificate.json", json.dumps(asdict(fitted.compression), indent=1))
     write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
     write_atomic(folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1))
     write_atomic(folder / "report.html", html(report))

@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from morphogen.bounds.box import Box
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError, MorphogenError, RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
@@ -41,6 +42,7 @@ from morphogen.record import Certificate, Change, Report, Round, Row, from_json,
 from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
 from morphogen.resize.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
 from morphogen.train import Batches, Diverged, State, generator, predict, train
+from morphogen.transforms.compress import compress
 from morphogen.transforms.freeze import freeze
 
 CHECKPOINT = "checkpoints/last.safetensors"
@@ -81,7 +83,8 @@ can change it: a DAG's operation cannot be differentiated twice, as gradmax and 
 @dataclass(frozen=True)
 class Fitted:
     """The outcome. model: as trained, with gates and norms. plain: the same function in plain modules (regression: in the
-    target's unit). ledger: every edit from the first network. seconds: of the search."""
+    target's unit). ledger: every edit from the first network. seconds: of the search. compression: where `compressed` made
+    `plain` smaller, what proves it."""
 
     model: nn.Module
     plain: nn.Sequential
@@ -91,6 +94,7 @@ class Fitted:
     recipe: Recipe
     settings: Settings
     seconds: float
+    compression: Certificate | None = None
 
 
 def fit(
@@ -438,6 +442,23 @@ class _Search:
             self.state.model, plain, certificate, self._report((row,)), tuple(self.controller.ledger), self.recipe,
             self.settings, seconds,
         )  # fmt: skip
+
+
+def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
+    """With a smaller `plain` that is the same function on the box that just holds the training rows, and a row of its own."""
+    began = time.perf_counter()
+    rows = torch.as_tensor(dataset.x_train)
+    box = Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True))
+    small, certificate = compress(fitted.plain, box, samples=rows[:_LOOKED_AT], seconds=10)
+    assert isinstance(small, nn.Sequential)
+    small = small.to(next(fitted.plain.parameters()).dtype)
+    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    judged = copy.deepcopy(small)
+    if problem.regression:
+        _to_unit(judged, -problem.mean / problem.scale, 1 / problem.scale)  # the score is in the target's own spread
+    row = Row("the same, compressed", problem.test_score(judged), count_parameters(small), time.perf_counter() - began)
+    report = replace(fitted.report, table=(*fitted.report.table, row))
+    return replace(fitted, plain=small, compression=certificate, report=report)
 
 
 def scratch(fitted: Fitted, dataset: Dataset) -> Row:

@@ -10,7 +10,7 @@ from morphogen.baselines import baselines as sklearn_baselines
 from morphogen.data.dataset import Dataset
 from morphogen.errors import RunError
 from morphogen.export import claim, export, free_folder
-from morphogen.fit import CHECKPOINT, Fitted, Settings, fit, scratch
+from morphogen.fit import CHECKPOINT, Fitted, Settings, compressed, fit, scratch
 from morphogen.record import Report
 from morphogen.report.live import display as make_display
 
@@ -22,6 +22,7 @@ def run(
     resume: bool = False,
     baselines: bool = False,
     control: bool = True,
+    compress: bool = False,
     quiet: bool = False,
     **settings: Any,
 ) -> tuple[Fitted, Report]:
@@ -40,6 +41,11 @@ def run(
         if resume and not exists:
             display.say(f"nothing to resume in {folder}: starting from the beginning")
         fitted = fit(dataset, Settings(**settings), folder=folder, resume=resume and exists, display=display)
+        if compress:
+            display.say("compressing it without loss on the range of the training rows")
+            fitted = compressed(fitted, dataset)
+            assert fitted.compression is not None
+            display.say(fitted.compression.reason)
         report = fitted.report
         if control:
             display.say("training the same shape from scratch, as a control")
@@ -50,7 +56,8 @@ def run(
                 report = replace(report, table=(*report.table, row))
         export(fitted, dataset, report, folder)
         display.finish(report)
-        display.say(f"written to {folder}/: model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html")
+        files = "model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html"
+        display.say(f"written to {folder}/: {files}{', certificate.json' if fitted.compression else ''}")
     return fitted, report
 
 

@@ -6,6 +6,7 @@ from morphogen.experiments import (
     dagnn_bigger,
     dagnn_hops,
     dagnn_mnist,
+    deep_to_shallow,
     den_mnist,
     depth_spirals,
     going_deeper_mnist,
@@ -13,6 +14,7 @@ from morphogen.experiments import (
     gradmax_wide,
     growing_cifar,
     growing_controls,
+    linear_regions,
     linked_allcnn,
     linked_depth,
     linked_extended,
@@ -20,6 +22,7 @@ from morphogen.experiments import (
     linked_resnet50,
     linked_shift,
     linked_width,
+    lossless_compression,
 )
 from morphogen.record import Reproduction
 
@@ -30,6 +33,7 @@ EXPERIMENTS: dict[str, Run] = {
     "dagnn-bigger": dagnn_bigger.reproduce,
     "dagnn-hops": dagnn_hops.reproduce,
     "dagnn-mnist": dagnn_mnist.reproduce,
+    "deep-to-shallow": deep_to_shallow.reproduce,
     "den-mnist": den_mnist.reproduce,
     "depth-spirals": depth_spirals.reproduce,
     "going-deeper-mnist": going_deeper_mnist.reproduce,
@@ -37,6 +41,7 @@ EXPERIMENTS: dict[str, Run] = {
     "gradmax-wide": gradmax_wide.reproduce,
     "growing-cifar": growing_cifar.reproduce,
     "growing-controls": growing_controls.reproduce,
+    "linear-regions": linear_regions.reproduce,
     "linked-allcnn": linked_allcnn.reproduce,
     "linked-depth": linked_depth.reproduce,
     "linked-extended": linked_extended.reproduce,
@@ -44,4 +49,5 @@ EXPERIMENTS: dict[str, Run] = {
     "linked-resnet50": linked_resnet50.reproduce,
     "linked-shift": linked_shift.reproduce,
     "linked-width": linked_width.reproduce,
+    "lossless-compression": lossless_compression.reproduce,
 }
