@@ -187,7 +187,7 @@ def compress(
     out: Annotated[Path | None, typer.Option(help="the smaller network, .onnx or .pt2; default MODEL-small.onnx")] = None,
     skips: Annotated[bool, typer.Option("--skips", help="also put linear skips past units that bend nowhere")] = False,
     tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative, in float64")] = 1e-9,
-    seconds: Annotated[float, typer.Option(help="for linear and whole-number programs in each pass")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="for linear programs in each pass")] = 60.0,
     steps: Annotated[bool, typer.Option("--steps", help="print every unit that went, with its proof")] = False,
 ) -> None:
     """Make MODEL smaller without changing what it does on a domain; writes the network and its certificate."""

@@ -99,8 +99,8 @@ def _bounded(net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tenso
 def _programmed(
     net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, surplus: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, in whole numbers where lines are
-    not enough; the inputs (1, *shape) where those are attained)."""
+    """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case by case where lines are not
+    enough; the inputs (1, *shape) where those are attained)."""
     bent, points = torch.zeros(len(surplus), dtype=torch.long), []
     for step in net.steps:
         if activation(step) is RELU:
@@ -112,7 +112,7 @@ def _programmed(
         one, row = {name: box[i : i + 1] for name, box in boxes.items()}, rows[k].unflatten(1, net.shapes[net.output])
         bound, point = least_of(net, one, row, limits[k])
         if not bound > MARGIN:
-            bound, point = least_of(net, one, row, limits[k], True, _SECONDS)
+            bound, point = least_of(net, one, row, limits[k], True, _SECONDS, 2 * MARGIN)
         surplus[i, k] = torch.fmax(surplus[i, k], surplus.new_tensor(bound))
         points += [] if point is None else [point]
     return surplus, points

@@ -1,14 +1,16 @@
-"""Linear programs around a network, solved by HiGHS: its relaxation, and with whole numbers the network itself.
+"""Linear programs around a network, solved by HiGHS: its relaxation, and with ReLUs decided one after the other the network.
 
 A variable stands for each input and each unit whose sign is open; everything else is an affine function of these. What comes
-back is a bound that was worked out anew from the solver's multipliers, so that its tolerances cannot make it wrong, except that
-the search over whole numbers is trusted to its tolerance.
+back is a bound that was worked out anew from the solver's multipliers, so that its tolerances cannot make it wrong.
 
-Source: the triangle relaxation, Ehlers 2017 (arXiv 1705.01320); with whole numbers, Tjeng et al. 2019 (arXiv 1711.07356).
+Source: the triangle relaxation, Ehlers 2017 (arXiv 1705.01320). Differs from programs in whole numbers (Tjeng et al. 2019,
+arXiv 1711.07356): the unit whose relaxation costs the most at the optimum is decided next, which no general solver knows.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import heapq
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +25,7 @@ from morphogen.bounds.program import Program, Step
 from morphogen.bounds.rounding import unit
 from morphogen.bounds.rules import MAXIMA, activation, affine, carried, refuse
 
-_TRUST = 1e-6  # by which a bound of the search over whole numbers may be off, relative to 1 and to its size
+_TIGHT = 1e-9  # a unit this near to its ReLU is on it, and a bound this near to a value is reached; relative to 1
 
 
 @dataclass
@@ -34,6 +36,9 @@ class _Rows:
     low: list[np.ndarray] = field(default_factory=list)
     high: list[np.ndarray] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return sum(map(len, self.matrix))
+
     def add(self, coefficients: Tensor, low: Tensor | float, high: Tensor | float) -> None:
         """coefficients: (1 + variables, rows), a constant first, which goes over to the other side."""
         constant = coefficients[0]
@@ -42,16 +47,30 @@ class _Rows:
         self.high.append((high - constant).numpy())
 
 
+@dataclass
+class _Bends:
+    """By open unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which is 0 where it is off; the row of
+    the chord, y; and slope."""
+
+    on: list[int] = field(default_factory=list)
+    off: list[int] = field(default_factory=list)
+    chord: list[int] = field(default_factory=list)
+    column: list[int] = field(default_factory=list)
+    slope: list[float] = field(default_factory=list)
+
+
 def least_of(
-    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, whole: bool = False, seconds: float = torch.inf
-) -> tuple[float, Tensor | None]:
+    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, whole: bool = False, seconds: float = torch.inf,
+    enough: float = torch.inf,
+) -> tuple[float, Tensor | None]:  # fmt: skip
     """(a lower bound on the largest of rows . output - limits, the input (1, *shape) at the solver's optimum).
 
     boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a constraint of its own.
-    rows: (k, *shape of the output); limits: (k,). whole: with whole numbers, which makes the bound exact for piecewise linear
-    networks, if there is time. Infinite where no input fits the boxes.
+    rows: (k, *shape of the output); limits: (k,). whole: with ReLUs decided one after the other, which makes the bound exact,
+    to 1e-9, for networks of (leaky) ReLUs, if there is time. enough: it may end with a bound so large, or with a point below 0.
+    Infinite where no input fits the boxes.
     """
-    wanted, held, lower, upper, binary = _encoded(net, boxes, whole)
+    wanted, held, lower, upper, bends = _encoded(net, boxes)
     surplus = wanted.flatten(1) @ rows.flatten(1).T
     surplus[0] -= limits
     # one more variable, the largest surplus, between what intervals say of it
@@ -62,22 +81,69 @@ def least_of(
     cost = torch.zeros(len(surplus), dtype=net.dtype)
     cost[-1] = 1
     held.add(cost[:, None] - surplus, 0.0, torch.inf)
-    return _solved(cost, held, lower, upper, [*binary, False], boxes[net.input], seconds)
+    until = time.perf_counter() + seconds
+    relaxed = _Relaxation(cost, held, lower, upper, until)
+    first = relaxed.solve({}, bends)
+    box = boxes[net.input]
+
+    def point(found: _Found) -> Tensor | None:
+        if found.values is None:
+            return None
+        x = torch.from_numpy(found.values[: box.lower.numel()].copy()).view_as(box.lower)
+        return x.clamp(box.lower, box.upper)
+
+    if not whole or first.values is None:
+        return first.bound, point(first)
+
+    def true(x: Tensor) -> float:
+        return float((net(x).flatten(1) @ rows.flatten(1).T - limits).amax())
+
+    return _searched(relaxed, bends, first, point, true, until, enough)
 
 
-def _encoded(
-    net: Program, boxes: Mapping[str, Box], whole: bool
-) -> tuple[Tensor, _Rows, list[Tensor], list[Tensor], list[bool]]:
+def _searched(
+    relaxed: "_Relaxation", bends: _Bends, first: "_Found", point: Callable[["_Found"], Tensor | None],
+    true: Callable[[Tensor], float], until: float, enough: float,
+) -> tuple[float, Tensor | None]:  # fmt: skip
+    """Best bound first: the unit whose relaxation costs the most at the optimum is decided, on and off."""
+    best, where, count = torch.inf, None, 0
+    waiting: list[tuple[float, int, dict[int, bool], int | None]] = []
+
+    def look(found: _Found, decided: dict[int, bool]) -> None:
+        nonlocal best, where, count
+        x = point(found)
+        if x is not None and (value := true(x)) < best:
+            best, where = value, x
+        heapq.heappush(waiting, (found.bound, count, decided, found.widest(bends, decided)))
+        count += 1
+
+    look(first, {})
+    while waiting:
+        bound, _, decided, unit = waiting[0]
+        known = bound >= min(enough, best - _TIGHT * (1 + abs(best))) or (enough < torch.inf and best < 0)
+        if known or unit is None or time.perf_counter() > until:
+            return bound, where
+        heapq.heappop(waiting)
+        for on in (False, True):
+            child = {**decided, unit: on}
+            found = relaxed.solve(child, bends)
+            if found.bound < torch.inf:
+                # what is infeasible for the solver and for no certificate keeps its mother's bound, and is decided no further
+                look(replace(found, bound=max(bound, found.bound)), child)
+    return torch.inf, None
+
+
+def _encoded(net: Program, boxes: Mapping[str, Box]) -> tuple[Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:
     """(the output as an affine function of the variables and one more, constraints, bounds of the variables but that one,
-    which are whole)."""
+    which of these are of ReLUs)."""
     inputs = boxes[net.input].lower[0].numel()
-    total = 1 + inputs + sum(_opens(step, boxes, whole) for step in net.steps if not affine(step))
+    total = 1 + inputs + sum(_opens(step, boxes) for step in net.steps if not affine(step))
     start = torch.zeros(1 + total, inputs, dtype=net.dtype)
     start[1 : 1 + inputs] = torch.eye(inputs, dtype=net.dtype)
     known = {net.input: start.view(1 + total, *net.shapes[net.input])}
     rows, at = _Rows(), 1 + inputs
     lower, upper = [boxes[net.input].lower.flatten()], [boxes[net.input].upper.flatten()]
-    binary = [False] * inputs
+    bends = _Bends()
     for step in net.steps:
         if affine(step):
             known[step.name] = carried(step, {name: known[name][None] for name in step.reads})[0]
@@ -91,42 +157,38 @@ def _encoded(
         new = _open(step, boxes).nonzero()[:, 0]
         y = made.flatten(1)
         y[at + torch.arange(len(new)), new] = 1
-        if h is RELU:
-            active = (box.lower >= 0).nonzero()[:, 0]
-            y[:, active] = z[:, active]
+        if (slope := _slope(step)) is not None:
+            active, off = (box.lower >= 0).nonzero()[:, 0], (box.upper <= 0).nonzero()[:, 0]
+            y[:, active], y[:, off] = z[:, active], slope * z[:, off]
             low, high = box.lower[new], box.upper[new]
+            places = [len(rows)]
             rows.add(y[:, new] - z[:, new], 0.0, torch.inf)
-            if whole:
-                switch = torch.zeros(1 + total, len(new), dtype=net.dtype)
-                switch[at + len(new) + torch.arange(len(new)), torch.arange(len(new))] = 1
-                rows.add(y[:, new] - z[:, new] - low * switch, -torch.inf, -low)
-                rows.add(y[:, new] - high * switch, -torch.inf, 0.0)
-            else:
-                chord = high / (high - low)
-                rows.add(y[:, new] - chord * z[:, new], -torch.inf, -chord * low)
-            lower.append(torch.zeros_like(high))
+            places.append(len(rows))
+            rows.add(y[:, new] - slope * z[:, new], 0.0, torch.inf)
+            places.append(len(rows))
+            chord = (high - slope * low) / (high - low)
+            rows.add(y[:, new] - chord * z[:, new], -torch.inf, slope * low - chord * low)
+            for found, place in zip((bends.on, bends.off, bends.chord), places, strict=True):
+                found += range(place, place + len(new))
+            bends.column += range(at - 1, at - 1 + len(new))
+            bends.slope += [slope] * len(new)
+            lower.append(slope * low)
             upper.append(high)
-            binary += [False] * len(new)
-            if whole:
-                lower.append(torch.zeros_like(high))
-                upper.append(torch.ones_like(high))
-                binary += [True] * len(new)
         elif h is not None:
-            found = lines(h, Box(box.lower[None], box.upper[None]))
+            lined = lines(h, Box(box.lower[None], box.upper[None]))
             below, above = ((slope[0, 0], offset[0, 0]) for slope, offset in
-                            ((found.below, found.below_at), (found.above, found.above_at)))  # fmt: skip
+                            ((lined.below, lined.below_at), (lined.above, lined.above_at)))  # fmt: skip
             rows.add(y - below[0] * z, below[1], torch.inf)
             rows.add(y - above[0] * z, -torch.inf, above[1])
         elif step.kind not in MAXIMA:
             raise refuse(step, "lp")
-        if h is not RELU:
+        if slope is None:
             own = boxes[step.name]
             lower.append(own.lower.flatten())
             upper.append(own.upper.flatten())
-            binary += [False] * len(new)
-        at += _opens(step, boxes, whole)
+        at += _opens(step, boxes)
         known[step.name] = y.view(made.shape)
-    return known[net.output], rows, lower, upper, binary
+    return known[net.output], rows, lower, upper, bends
 
 
 def _first(box: Box) -> Box:
@@ -136,58 +198,100 @@ def _first(box: Box) -> Box:
 
 def _open(step: Step, boxes: Mapping[str, Box]) -> Tensor:
     """Which of the step's entries have a variable, flat."""
-    if activation(step) is RELU:
+    if _slope(step) is not None:
         box = boxes[step.reads[0]]
         return ((box.lower < 0) & (box.upper > 0)).flatten()
     return torch.ones(int(torch.Size(step.shape).numel()), dtype=torch.bool)
 
 
-def _opens(step: Step, boxes: Mapping[str, Box], whole: bool) -> int:
+def _opens(step: Step, boxes: Mapping[str, Box]) -> int:
     """How many variables the step brings."""
-    return int(_open(step, boxes).sum()) * (2 if whole and activation(step) is RELU else 1)
+    return int(_open(step, boxes).sum())
 
 
-def _solved(
-    cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], binary: list[bool], box: Box, seconds: float
-) -> tuple[float, Tensor | None]:  # fmt: skip
-    highs: Any = import_module("highspy")  # slow to load, and needed here alone
-    c, constant = cost[1:].numpy(), float(cost[0])
-    low, high = torch.cat(lower).numpy(), torch.cat(upper).numpy()
-    matrix = np.concatenate(rows.matrix) if rows.matrix else np.zeros((0, len(c)))
-    row_low, row_high = (np.concatenate(ends) if ends else np.zeros(0) for ends in (rows.low, rows.high))
-    program = highs.HighsLp()
-    program.num_col_, program.num_row_ = len(c), len(matrix)
-    program.col_cost_, program.col_lower_, program.col_upper_ = c, low, high
-    program.row_lower_, program.row_upper_ = row_low, row_high
-    filled, where = np.nonzero(matrix)
-    program.a_matrix_.format_ = highs.MatrixFormat.kRowwise
-    program.a_matrix_.start_ = np.concatenate([[0], np.cumsum(np.bincount(filled, minlength=len(matrix)))]).astype(np.int32)
-    program.a_matrix_.index_, program.a_matrix_.value_ = where.astype(np.int32), matrix[filled, where]
-    if any(binary):
-        kinds = (highs.HighsVarType.kContinuous, highs.HighsVarType.kInteger)
-        program.integrality_ = [kinds[b] for b in binary]
-    solver = highs.Highs()
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("threads", 1)
-    if seconds < torch.inf:
-        solver.setOptionValue("time_limit", max(0.0, seconds))
-    solver.passModel(program)
-    solver.run()
-    status, solution = solver.getModelStatus(), solver.getSolution()
-    values = np.asarray(solution.col_value)
-    inputs = box.lower.numel()
-    point = torch.from_numpy(values[:inputs].copy()).view_as(box.lower).clamp(box.lower, box.upper) if len(values) else None
-    if any(binary):
-        if status == highs.HighsModelStatus.kInfeasible:
-            return torch.inf, None
-        bound = float(solver.getInfo().mip_dual_bound)
-        return constant + bound - _TRUST * (1 + abs(bound)), point
-    if status == highs.HighsModelStatus.kInfeasible:
-        _, there, ray = solver.getDualRay()
-        fits = not there or _dual(np.zeros_like(c), np.asarray(ray), matrix, row_low, row_high, low, high) <= 0
-        return (-torch.inf if fits else torch.inf), None
-    duals = np.asarray(solution.row_dual)
-    return constant + _dual(c, duals, matrix, row_low, row_high, low, high), point
+def _slope(step: Step) -> float | None:
+    """Of a (leaky) ReLU below 0; None for any other step."""
+    if activation(step) is RELU:
+        return 0.0
+    slope = float((*step.args[1:], 0.01)[0]) if step.kind == "leaky_relu" else -1.0
+    return slope if 0 <= slope < 1 else None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """bound: proved. values, above (how far each row is above its least), duals: of the solver, None where it has none."""
+
+    bound: float
+    values: np.ndarray | None = None
+    above: np.ndarray | None = None
+    duals: np.ndarray | None = None
+
+    def widest(self, bends: _Bends, decided: Mapping[int, bool]) -> int | None:
+        """The unit whose relaxation costs the most here, None where no unit is off its ReLU."""
+        if self.values is None or self.above is None or self.duals is None or not bends.on:
+            return None
+        y = self.values[bends.column]
+        z = y - self.above[bends.on]
+        gap = y - np.maximum(z, np.array(bends.slope) * z)
+        gap[list(decided)] = 0.0
+        if not bool((gap > _TIGHT).any()):
+            return None
+        cost = np.where(gap > _TIGHT, gap * np.abs(self.duals[bends.chord]), -1.0)
+        return int(cost.argmax() if cost.max() > 0 else gap.argmax())
+
+
+class _Relaxation:
+    """The linear program, kept in HiGHS, so that what is decided changes it and each answer starts from the last."""
+
+    def __init__(self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], until: float) -> None:
+        self.highs: Any = import_module("highspy")  # slow to load, and needed here alone
+        self.c, self.constant, self.until = cost[1:].numpy(), float(cost[0]), until
+        self.low, self.high = torch.cat(lower).numpy(), torch.cat(upper).numpy()
+        self.matrix = np.concatenate(rows.matrix) if rows.matrix else np.zeros((0, len(self.c)))
+        self.row_low, self.row_high = (np.concatenate(ends) if ends else np.zeros(0) for ends in (rows.low, rows.high))
+        program = self.highs.HighsLp()
+        program.num_col_, program.num_row_ = len(self.c), len(self.matrix)
+        program.col_cost_, program.col_lower_, program.col_upper_ = self.c, self.low, self.high
+        program.row_lower_, program.row_upper_ = self.row_low, self.row_high
+        filled, where = np.nonzero(self.matrix)
+        starts = np.cumsum(np.bincount(filled, minlength=len(self.matrix)))
+        program.a_matrix_.format_ = self.highs.MatrixFormat.kRowwise
+        program.a_matrix_.start_ = np.concatenate([[0], starts]).astype(np.int32)
+        program.a_matrix_.index_, program.a_matrix_.value_ = where.astype(np.int32), self.matrix[filled, where]
+        self.solver = self.highs.Highs()
+        self.solver.setOptionValue("output_flag", False)
+        self.solver.setOptionValue("threads", 1)
+        self.solver.passModel(program)
+        self.decided: Mapping[int, bool] = {}
+
+    def solve(self, decided: Mapping[int, bool], bends: _Bends) -> _Found:
+        """With these units on (True) or off: y - z is 0, or y - slope z is."""
+        row_high = self.row_high.copy()
+        for place, on in decided.items():
+            row = bends.on[place] if on else bends.off[place]
+            row_high[row] = self.row_low[row]
+        for place in {*decided, *self.decided}:
+            if self.decided.get(place) is not decided.get(place):
+                for row in (bends.on[place], bends.off[place]):
+                    self.solver.changeRowBounds(row, self.row_low[row], row_high[row])
+        self.decided = decided
+        if self.until < torch.inf:
+            # HiGHS counts from the model's first run
+            left = max(0.0, self.until - time.perf_counter())
+            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + left)
+        self.solver.run()
+        if self.solver.getModelStatus() == self.highs.HighsModelStatus.kInfeasible:
+            _, there, ray = self.solver.getDualRay()
+            proved = there and self._proves(np.zeros_like(self.c), np.asarray(ray), row_high) > 0
+            return _Found(torch.inf if proved else -torch.inf)
+        solution = self.solver.getSolution()
+        values, activities, duals = (np.array(part) for part in (solution.col_value, solution.row_value, solution.row_dual))
+        if len(values) != len(self.c) or len(duals) != len(self.matrix):
+            return _Found(-torch.inf)
+        return _Found(self.constant + self._proves(self.c, duals, row_high), values, activities - self.row_low, duals)
+
+    def _proves(self, c: np.ndarray, duals: np.ndarray, row_high: np.ndarray) -> float:
+        return _dual(c, duals, self.matrix, self.row_low, row_high, self.low, self.high)
 
 
 def _dual(

@@ -1,11 +1,12 @@
 """Which (leaky) ReLUs have one sign on a whole box, each with its proof or two witnesses: `stability(model, box)`.
 
 A cascade from cheap to dear: points show both signs of most units; of the others, intervals and linear bounds prove most, then
-the best lines; an attack looks for the sign that was not seen; linear programs and, at last, programs in whole numbers decide
-the rest.
+the best lines; an attack looks for the sign that was not seen; linear programs decide the rest, at last case by case, a ReLU on
+or off.
 
 Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804), which decide by whole-number
-programs alone. Differs: in that they come last, where on nets that were trained for it nothing is left for them.
+programs alone. Differs: programs come last, where on nets that were trained for it next to nothing is left for them, and know
+which ReLU to decide next (`lp`).
 """
 
 import time
@@ -85,8 +86,8 @@ def stability(
     """Decide for every unit that a (leaky) ReLU reads whether it has one sign on the box.
 
     box: of one example, (1, *shape). samples: inputs to look at first, (n, *shape), those outside the box left out, such as
-    training data; besides them there are the centre and `points` random ones. seconds: for linear and whole-number programs;
-    what they have not decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
+    training data; besides them there are the centre and `points` random ones. seconds: for linear programs; what they have not
+    decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
     box = box.as_input(net.dtype)
@@ -113,7 +114,7 @@ def stability(
         for value, found in units.items():
             _attacked(net, value, found, box)
     until = time.perf_counter() + seconds
-    for name, whole in (("linear program", False), ("whole numbers", True)):
+    for name, whole in (("linear program", False), ("cases", True)):
         with _clock(spent, name):
             for value, found in units.items():
                 _solved(net, value, found, boxes, whole, name, until)
@@ -187,7 +188,7 @@ def _solved(
             if not bool(kept[unit].isnan().any()):
                 continue  # it was seen on that side
             row.view(-1)[unit] = sign  # least of sign * z: above 0 if the unit is never on the other side
-            bound, point = least_of(part, boxes, row, zero, whole, left)
+            bound, point = least_of(part, boxes, row, zero, whole, left, 0.0)
             if bound >= 0:
                 signs.decide(torch.tensor([unit]), proof, how)
                 break

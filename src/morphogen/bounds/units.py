@@ -216,12 +216,12 @@ class _Search:
         return optimised(self.net, boxes, self.rows[clauses], None, every, free, steps, MARGIN, limits, self.sizes)
 
     def decided(self, part: Part) -> Iterator[Part]:
-        """No line loses anything, as where every unit has its sign: a linear program decides, in whole numbers if need be."""
+        """No line loses anything, as where every unit has its sign: a linear program decides, case by case if need be."""
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows, limits = self.rows[part.clause], self.limits[part.clause]
         bound, point = least_of(self.net, boxes, rows, limits, False, max(1.0, self.limit - self.spent))
         if bound <= MARGIN:
-            bound, point = least_of(self.net, boxes, rows, limits, True, self.limit - self.spent)
+            bound, point = least_of(self.net, boxes, rows, limits, True, self.limit - self.spent, 2 * MARGIN)
         if point is not None:
             self.look(point, part.clause)
         if bound > MARGIN:

@@ -45,8 +45,8 @@ def compress(
 ) -> tuple[nn.Module, Certificate]:  # fmt: skip
     """A smaller copy of `model` in evaluation mode, equal to it on `box` in real arithmetic; the model stays as it is.
 
-    box: of one example, (1, *shape). samples: inputs to look at first, such as training data. seconds: for linear and
-    whole-number programs in each pass, see `bounds.stability`. rules: names of `RULES`; all but "skip" unless given, since a
+    box: of one example, (1, *shape). samples: inputs to look at first, such as training data. seconds: for linear
+    programs in each pass, see `bounds.stability`. rules: names of `RULES`; all but "skip" unless given, since a
     skip makes a module of two branches. log: is filled with the way back, (what went, the network before it), a pass each.
 
     The network is frozen first, which folds norms and gates, and is kept in float64. The certificate tells every unit of the
