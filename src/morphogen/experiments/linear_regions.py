@@ -103,7 +103,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     ]  # fmt: skip
     curves = [replace(curve, x=tuple(1e3 * x for x in curve.x)) if curve.name.startswith("l1") else curve for curve in curves]
     axes = {key: ("strength", key) for key in ("regions on a plane", "units of one sign, %")}
-    tilings = tuple(made[0][1] for made in runs.values())
+    shown = [arms[0], max(arms, key=lambda how: how.price), max(arms, key=lambda how: how.radius * (not how.stable)), arms[-1]]
+    tilings = tuple(runs[name][0][1] for name in dict.fromkeys(how.named for how in shown))
     axes |= {tiling.panel: ("towards a second image", "towards a third") for tiling in tilings}
     return Reproduction(
         "linear-regions", "Linear regions of trained perceptrons", source, "default",

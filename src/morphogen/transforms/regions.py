@@ -9,6 +9,7 @@ Differs: cells keep their corners and facets, not edges of the whole complex, so
 and the corners of a cell never have to be found again by their signs.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,11 +123,12 @@ class Regions:
         """The cells of two free inputs as polygons, equal functions of one colour."""
         if self.net.inputs != 2 or not self.sizes:
             raise ShapeError(f"picture: the cells have {self.net.inputs} dimensions; give a box or a plane of two")
+        digits = 4 - math.floor(math.log10(float(self.net.box.width.max())))  # more than a picture shows
         polygons = []
         for corners in self.corners.split(self.sizes):
             away = corners - corners.mean(0)
             around = torch.atan2(away[:, 1], away[:, 0]).argsort()
-            polygons.append(tuple((float(x), float(y)) for x, y in corners[around].tolist()))
+            polygons.append(tuple((round(x, digits), round(y, digits)) for x, y in corners[around].tolist()))
         return Tiling(panel, tuple(polygons), tuple(self.pieces.tolist()))
 
 
