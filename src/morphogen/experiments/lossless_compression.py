@@ -5,7 +5,7 @@ signs; each network is compressed on the box of all images, then on small boxes 
 
 Source: Serra, Kumar, Ramalingam 2020 (arXiv 2001.00218), table 1: 0, 14.9 and 30.8 % of the units at l1 0, 1e-4, 5e-4, with
 98.00, 98.14 and 97.14 % accuracy; 2021 (arXiv 2102.07804) for the settings. Differs: the penalty is a proximal step (weights
-become zero), fewer epochs, and seven rules in the place of two.
+become zero), a larger rate and fewer epochs, then some without the penalty, and seven rules in the place of two.
 """
 
 import time
@@ -33,7 +33,10 @@ class Config:
     seeds: int = 1
     prices: tuple[float, ...] = (0.0, 5e-5, 1e-4, 2e-4, 5e-4)
     widths: tuple[int, ...] = (100, 100)
-    epochs: int = 30
+    epochs: int = 40
+    settled: int = 20
+    # of 0.01, 0.05 and 0.1 the best on validation rows at equal compression
+    rate: float = 0.05
     # beside these, at the price 1e-4: adversarial examples, and the loss on units of both signs, (radius, weight)
     adversarial: tuple[float, ...] = (0.1,)
     stable: tuple[tuple[float, float], ...] = ((0.1, 1e-3),)
@@ -41,12 +44,14 @@ class Config:
     images: int = 5
 
 
-SMOKE = Config("digits", 300, prices=(0.0, 5e-4), widths=(12, 12), epochs=2, adversarial=(), stable=(), local=(0.1,), images=1)
+SMOKE = Config(
+    "digits", 300, prices=(0.0, 5e-4), widths=(12, 12), epochs=2, settled=1, adversarial=(), stable=(), local=(0.1,), images=1
+)
 
 
 def trainings(config: Config) -> list[Training]:
     """All arms."""
-    plain = Training(config.widths, config.epochs)
+    plain = Training(config.widths, config.epochs, settled=config.settled, rate=config.rate)
     return [
         *(replace(plain, price=price) for price in config.prices),
         *(replace(plain, price=1e-4, radius=radius) for radius in config.adversarial),
@@ -89,7 +94,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     """faithful: the 121 epochs of the published grid, and its prices alone."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
     if faithful:
-        config = replace(config, epochs=121, prices=tuple(PUBLISHED), adversarial=(), stable=())
+        config = replace(config, epochs=121, settled=0, rate=0.01, prices=tuple(PUBLISHED), adversarial=(), stable=())
     began, parts = time.perf_counter(), rows(config.data, config.rows)
     found = {how.named: [one(how, parts, config, seed) for seed in range(config.seeds)] for how in trainings(config)}
     by_price = {how.named: how.price for how in trainings(config) if not how.radius}
