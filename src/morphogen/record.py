@@ -34,11 +34,10 @@ class Receipt:
 class Certificate:
     """What a transform promises about the function it returned.
 
-    kind: "exact" (an identity in real arithmetic), "bounds" (one function below and one above the network, equal to it in places)
-    or "measured" (seen on probes only). max_error: the largest absolute
-    output difference on the probes. box: the input box (low, high) it holds on, numbers or one for each input, None for every
-    input. proved: True only where the identity follows from algebra or bounds, never from probes. steps: what was done, a line
-    each, with what proves it.
+    kind: "exact" (an identity in real arithmetic), "bounds" (a function below the network and one above, equal to it in places)
+    or "measured" (seen on probes only). max_error: the largest absolute output difference on the probes. box: the input box (low,
+    high) it holds on, numbers or one for each input, None for every input. proved: True only where the identity follows from
+    algebra or bounds, never from probes. steps: what was done, a line each, with what proves it.
     """
 
     kind: str

@@ -18,8 +18,8 @@ Part = tuple[Tensor, Tensor]
 class Training:
     """SGD as in the published grid: the rate 0.01, momentum 0.9, batch 128, the rate divided by ten twice.
 
-    settled: epochs after these without the penalty, in which weights of zero stay zero. price: of the l1 norm. radius: of adversarial examples, 0 for none. stable: weight of `instability` on boxes of `radius`
-    around the examples.
+    settled: epochs after these without the penalty, in which weights of zero stay zero. price: of the l1 norm. radius: of
+    adversarial examples, 0 for none. stable: weight of `instability` on boxes of `radius` around the examples.
     """
 
     widths: tuple[int, ...] = (100, 100)
