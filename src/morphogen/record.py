@@ -35,9 +35,9 @@ class Certificate:
     """What a transform promises about the function it returned.
 
     kind: "exact" (an identity in real arithmetic), "bounds" (a function below the network and one above, equal to it in places)
-    or "measured" (seen on probes only). max_error: the largest absolute output difference on the probes. box: the input box (low,
-    high) it holds on, numbers or one for each input, None for every input. proved: True only where the identity follows from
-    algebra or bounds, never from probes. steps: what was done, a line each, with what proves it.
+    or "measured" (seen on probes only). max_error: the largest absolute output difference on the probes. box: the inputs (low,
+    high) that it holds on, numbers or one for each input, None for every input. proved: True only where the identity follows
+    from algebra or bounds, never from probes. steps: what was done, a line each, with what proves it.
     """
 
     kind: str
