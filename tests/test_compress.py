@@ -296,3 +296,12 @@ def test_the_pieces_do_what_they_are_named_after() -> None:
         torch.testing.assert_close(small(x), model.double()(x), rtol=0, atol=1e-9)
     with pytest.raises(ShapeError, match="rules has 'magic'"):
         compress(model, box, rules=("magic",))
+
+
+def test_units_without_weights_are_no_multiples() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1), nn.Sigmoid()).double()
+    with torch.no_grad():
+        model[0].weight[:2], model[0].bias[:2] = 0.0, 0.0
+    small, _ = merge_duplicates(model, Box(-torch.ones(1, 2), torch.ones(1, 2)))
+    x = torch.rand(9, 2).double()
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-12)

@@ -64,5 +64,7 @@ def test_what_has_no_bounds_is_refused_by_name() -> None:
     box = ball(torch.rand(2, 4), 0.1)
     with pytest.raises(Unsupported, match="no bounds for Tanh"):
         instability(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), box)
+    with pytest.raises(Unsupported, match="padding_mode='circular'"):
+        instability(nn.Sequential(nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")), ball(torch.rand(2, 1, 4), 0.1))
     with pytest.raises(ShapeError, match="'area'"):
         instability(nn.Sequential(nn.Linear(4, 4)), box, "area")

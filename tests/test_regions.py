@@ -173,3 +173,57 @@ def test_what_is_not_piecewise_linear_is_refused_by_name() -> None:
     with pytest.raises(ShapeError, match="'fast'"):
         regions(nn.Linear(2, 1), cube(2), method="fast")
     assert len(regions(nn.Linear(2, 1), cube(2))) == 1
+
+
+def layer(rows: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
+    made = nn.Linear(len(rows[0]), len(rows)).double().requires_grad_(False)
+    made.weight[:] = torch.tensor(rows)
+    made.bias[:] = 0.0 if bias is None else torch.tensor(bias)
+    return made
+
+
+@pytest.mark.parametrize(("first", "second", "cells"), [
+    ([[1.0] + [0] * 6, [2.0] + [0] * 6, [0, 1.0] + [0] * 5], None, 4),  # two units of one hyperplane
+    ([[1.0] + [0] * 6], [[1.0]], 2),  # a unit that is 0 on all of one cell
+    ([[1.0] + [0] * 6, [0, 1.0] + [0] * 5, [1.0, 1.0] + [0] * 5], None, 6),
+])  # fmt: skip
+def test_the_walk_goes_through_facets_of_several_units(first: list, second: list | None, cells: int) -> None:
+    between = [] if second is None else [layer(second), nn.ReLU()]
+    width = len(first) if second is None else len(second)
+    model = nn.Sequential(layer(first), nn.ReLU(), *between, layer([[1.0] * width]))
+    assert len(regions(model, cube(7))) == cells
+    few = nn.Sequential(layer([row[:2] for row in first]), nn.ReLU(), *between, layer([[1.0] * width]))
+    assert len(regions(few, cube(2))) == len(regions(few, cube(2), method="walk")) == cells
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_corners_and_walk_agree_where_hyperplanes_meet(seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = 1 + seed % 4
+    model = plain(inputs, (4, 3), 2).double().requires_grad_(False)
+    for part in model:
+        if isinstance(part, nn.Linear):
+            part.weight[:] = torch.randint(-2, 3, part.weight.shape)
+            part.bias[:] = torch.randint(-1, 2, part.bias.shape) if seed % 3 else 0.0
+    found, walked = (regions(model, cube(inputs), method=how) for how in ("corners", "walk"))
+    assert {tuple(row) for row in found.patterns.tolist()} == {tuple(row) for row in walked.patterns.tolist()}
+    if inputs > 1:
+        volume = sum(ConvexHull(part.numpy()).volume for part in found.corners.split(list(found.sizes)))
+        assert volume == pytest.approx(6.0**inputs, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["corners", "walk"])
+def test_weights_of_very_different_size_cut_alike(method: str) -> None:
+    for first, bias, last in (
+        ([[1e8, 0], [0, 1e-8]], None, [[1e-8, 1e8]]), ([[1e-9, 0], [0, 1e-9], [0, 0]], [0.0, 0.0, 1e4], [[1e9, 1e9, 1.0]]),
+    ):  # fmt: skip
+        assert len(regions(nn.Sequential(layer(first, bias), nn.ReLU(), layer(last)), cube(2), method=method)) == 4
+
+
+def test_a_face_of_fewer_dimensions_is_no_facet() -> None:
+    model = nn.Sequential(layer([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 1.0, 0, 0]]), nn.ReLU(), layer([[1.0, 1, 1]]))
+    assert regions(model, cube(4)).facets == (2,) * 6
+
+
+def test_a_stopped_walk_has_a_cell() -> None:
+    assert regions(plain(7, (3,), 1).double(), cube(7), seconds=0).n_connected == 1

@@ -93,6 +93,19 @@ def test_a_file_is_compressed(name: str, ending: str, tmp_path: Path) -> None:
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+def test_a_sum_of_a_value_with_itself_is_no_constant() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("row", torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + x) @ self.row
+
+    model, x = Twice().double(), torch.rand(5, 4).double()
+    torch.testing.assert_close(modules(program(model, torch.zeros(2, 4)))(x), model(x))
+
+
 def test_a_certificate_that_fails_leaves_no_file(tmp_path: Path) -> None:
     model, _ = built("chain")
     export_onnx(model, torch.rand(5, 2, 2), tmp_path / "net.onnx")
@@ -139,20 +152,23 @@ def test_a_domain_is_two_numbers_or_a_table(tmp_path: Path) -> None:
     box, rows = files.domain("-1,2.5", (2, 3))
     assert box.lower.shape == (1, 2, 3)
     assert (float(box.lower.max()), float(box.upper.min()), rows) == (-1.0, 2.5, None)
-    for header in ("a,b\n", ""):
-        (tmp_path / "data.csv").write_text(f"{header}1,2\n3,-4\n")
+    for header, separator in (("a,b\n", ","), ("", ","), ("", ";")):
+        (tmp_path / "data.csv").write_text(f"{header}1,2\n3,-4\n".replace(",", separator))
         box, rows = files.domain(str(tmp_path / "data.csv"), (2,))
         assert box.lower.tolist() == [[1.0, -4.0]]
         assert box.upper.tolist() == [[3.0, 2.0]]
         assert rows.shape == (2, 2)
-    for text, said in (("2,1", "2.0 is above 1.0"), ("nothing.csv", "neither LOW,HIGH nor a file")):
+    (tmp_path / "equal.csv").write_text("0.5,0.5\n0.1,0.2\n0.3,0.9\n")
+    assert files.domain(str(tmp_path / "equal.csv"), (2,))[0].upper.tolist() == [[0.5, 0.9]]
+    for text, said in (("2,1", "the lower one first"), ("nan,1", "finite"), ("nothing.csv", "neither LOW,HIGH nor a file")):
         with pytest.raises(DataError, match=said):
             files.domain(text, (2,))
     with pytest.raises(DataError, match="2 columns; the network has 3 inputs"):
         files.domain(str(tmp_path / "data.csv"), (3,))
-    (tmp_path / "gaps.csv").write_text("a,b\n1,\n3,-4\n")
-    with pytest.raises(DataError, match="gaps"):
-        files.domain(str(tmp_path / "gaps.csv"), (2,))
+    for text in ("a,b\n1,\n3,-4\n", "1,\n3,-4\n"):
+        (tmp_path / "gaps.csv").write_text(text)
+        with pytest.raises(DataError, match="gaps"):
+            files.domain(str(tmp_path / "gaps.csv"), (2,))
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

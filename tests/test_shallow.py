@@ -152,3 +152,33 @@ def test_examples_keep_their_shape() -> None:
     x = box.lower + box.width * torch.rand(100, 1, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(made(x), model(x), rtol=0, atol=1e-12)
     torch.testing.assert_close(made.prune().to_torch()(x), model(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_number_an_example(form: str) -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = plain(2, (4, 3), 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).squeeze(1)
+
+    torch.manual_seed(0)
+    model, x = Squeezed().double().requires_grad_(False), torch.rand(50, 2).double()
+    made, _ = shallow(model, cube(2), form)
+    torch.testing.assert_close(made(x), model(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(made.to_torch()(x), model(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(relu_tree(made.to_torch())(x), model(x), rtol=0, atol=1e-12)
+    assert approximate_shallow(model, cube(2), 1e3)[0](x).shape == (50,)
+
+
+def test_small_outputs_are_pruned_as_large_ones() -> None:
+    model, box = drawn("plain", 0)
+    terms = shallow(model, box, prune=True)[0].n_terms
+    model[4].weight *= 1e-11
+    model[4].bias *= 1e-11
+    made, _ = shallow(model, box, prune=True)
+    assert made.n_terms == terms
+    x = box.lower + box.width * torch.rand(500, 2, dtype=torch.float64)
+    torch.testing.assert_close(1e11 * made(x), 1e11 * model(x), rtol=0, atol=1e-9)

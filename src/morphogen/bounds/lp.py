@@ -23,7 +23,7 @@ from morphogen.bounds.box import Box
 from morphogen.bounds.linear import lines
 from morphogen.bounds.program import Program, Step
 from morphogen.bounds.rounding import unit
-from morphogen.bounds.rules import MAXIMA, activation, affine, carried, refuse
+from morphogen.bounds.rules import MAXIMA, activation, affine, carried, rectifier, refuse
 
 _TIGHT = 1e-9  # a unit this near to its ReLU is on it, and a bound this near to a value is reached; relative to 1
 
@@ -58,6 +58,15 @@ class _Bends:
     column: list[int] = field(default_factory=list)
     slope: list[float] = field(default_factory=list)
 
+    def among(self, rows: np.ndarray, columns: np.ndarray) -> "_Bends":
+        """Those whose variable is among some columns, by their places in some rows and columns."""
+        there = np.isin(self.column, columns).nonzero()[0]
+        on, off, chord, column = (
+            np.searchsorted(kept, np.array(own, int)[there]).tolist()
+            for own, kept in ((self.on, rows), (self.off, rows), (self.chord, rows), (self.column, columns))
+        )
+        return _Bends(on, off, chord, column, np.array(self.slope)[there].tolist())
+
 
 def least_of(
     net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, whole: bool = False, seconds: float = torch.inf,
@@ -82,15 +91,18 @@ def least_of(
     cost[-1] = 1
     held.add(cost[:, None] - surplus, 0.0, torch.inf)
     until = time.perf_counter() + seconds
-    relaxed = _Relaxation(cost, held, lower, upper, until)
+    relaxed = _Relaxation(cost, held, lower, upper, bends, until)
+    bends = relaxed.bends
     first = relaxed.solve({}, bends)
     box = boxes[net.input]
 
     def point(found: _Found) -> Tensor | None:
         if found.values is None:
             return None
-        x = torch.from_numpy(found.values[: box.lower.numel()].copy()).view_as(box.lower)
-        return x.clamp(box.lower, box.upper)
+        x = box.centre.flatten()  # inputs that do not matter stay there
+        inputs = relaxed.columns < len(x)
+        x[relaxed.columns[inputs]] = torch.from_numpy(found.values[inputs])
+        return x.view_as(box.lower).clamp(box.lower, box.upper)
 
     if not whole or first.values is None:
         return first.bound, point(first)
@@ -157,7 +169,7 @@ def _encoded(net: Program, boxes: Mapping[str, Box]) -> tuple[Tensor, _Rows, lis
         new = _open(step, boxes).nonzero()[:, 0]
         y = made.flatten(1)
         y[at + torch.arange(len(new)), new] = 1
-        if (slope := _slope(step)) is not None:
+        if (slope := rectifier(step)) is not None:
             active, off = (box.lower >= 0).nonzero()[:, 0], (box.upper <= 0).nonzero()[:, 0]
             y[:, active], y[:, off] = z[:, active], slope * z[:, off]
             low, high = box.lower[new], box.upper[new]
@@ -198,7 +210,7 @@ def _first(box: Box) -> Box:
 
 def _open(step: Step, boxes: Mapping[str, Box]) -> Tensor:
     """Which of the step's entries have a variable, flat."""
-    if _slope(step) is not None:
+    if rectifier(step) is not None:
         box = boxes[step.reads[0]]
         return ((box.lower < 0) & (box.upper > 0)).flatten()
     return torch.ones(int(torch.Size(step.shape).numel()), dtype=torch.bool)
@@ -207,14 +219,6 @@ def _open(step: Step, boxes: Mapping[str, Box]) -> Tensor:
 def _opens(step: Step, boxes: Mapping[str, Box]) -> int:
     """How many variables the step brings."""
     return int(_open(step, boxes).sum())
-
-
-def _slope(step: Step) -> float | None:
-    """Of a (leaky) ReLU below 0; None for any other step."""
-    if activation(step) is RELU:
-        return 0.0
-    slope = float((*step.args[1:], 0.01)[0]) if step.kind == "leaky_relu" else -1.0
-    return slope if 0 <= slope < 1 else None
 
 
 @dataclass(frozen=True)
@@ -240,15 +244,31 @@ class _Found:
         return int(cost.argmax() if cost.max() > 0 else gap.argmax())
 
 
+def _needed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) on which the last column, the cost, depends. A row tells of its last variable by those before."""
+    there = matrix != 0
+    last = np.where(there.any(1), there.shape[1] - 1 - there[:, ::-1].argmax(1), -1)
+    wanted = np.zeros(there.shape[1], bool)
+    wanted[-1] = True
+    for column in range(there.shape[1] - 1, -1, -1):
+        if wanted[column]:
+            wanted |= there[last == column].any(0)
+    return ((last >= 0) & wanted[last]).nonzero()[0], wanted.nonzero()[0]
+
+
 class _Relaxation:
     """The linear program, kept in HiGHS, so that what is decided changes it and each answer starts from the last."""
 
-    def __init__(self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], until: float) -> None:
+    def __init__(
+        self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, until: float
+    ) -> None:  # fmt: skip
         self.highs: Any = import_module("highspy")  # slow to load, and needed here alone
-        self.c, self.constant, self.until = cost[1:].numpy(), float(cost[0]), until
-        self.low, self.high = torch.cat(lower).numpy(), torch.cat(upper).numpy()
-        self.matrix = np.concatenate(rows.matrix) if rows.matrix else np.zeros((0, len(self.c)))
-        self.row_low, self.row_high = (np.concatenate(ends) if ends else np.zeros(0) for ends in (rows.low, rows.high))
+        matrix = np.concatenate(rows.matrix)
+        kept, self.columns = _needed(matrix)
+        self.matrix, self.bends = matrix[np.ix_(kept, self.columns)], bends.among(kept, self.columns)
+        self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
+        self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
+        self.row_low, self.row_high = (np.concatenate(ends)[kept] for ends in (rows.low, rows.high))
         program = self.highs.HighsLp()
         program.num_col_, program.num_row_ = len(self.c), len(self.matrix)
         program.col_cost_, program.col_lower_, program.col_upper_ = self.c, self.low, self.high

@@ -10,7 +10,7 @@ from torch import Tensor
 from morphogen.bounds.activation import ACTIVATIONS, Activation, leaky
 from morphogen.bounds.program import RESHAPES, Step, run
 from morphogen.errors import Unsupported
-from morphogen.graph.trace import refs
+from morphogen.graph.trace import Node, refs
 
 # Linear with coefficients that are not negative: bounds go through as values do.
 MONOTONE = RESHAPES | frozenset(
@@ -60,6 +60,14 @@ def activation(step: Step) -> Activation | None:
         return leaky(given[0] if given else 0.01)
     plain = not given or step.kind in ("relu", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
     return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
+
+
+def rectifier(step: Step | Node) -> float | None:
+    """The slope below 0 of a ReLU or a leaky ReLU with one in [0, 1); None for anything else."""
+    if step.kind.removesuffix("_") == "relu":
+        return 0.0
+    slope = float((*step.args[1:], 0.01)[0]) if step.kind.removesuffix("_") == "leaky_relu" else -1.0
+    return slope if 0 <= slope < 1 else None
 
 
 def _usual(step: Step) -> bool:

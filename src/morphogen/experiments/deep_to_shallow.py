@@ -88,7 +88,7 @@ def one(shape: tuple[tuple[int, ...], bool], seed: int, config: Config) -> tuple
     cells = regions(net)
     made = maximum(net, cells, 20.0).prune()
     later = len(cells.patterns[:, shape[0][0] :].unique(dim=0)) if len(shape[0]) > 1 else 1
-    return (len(cells), later, cells.n_pieces, made.n_terms, formal_terms(net)), measured(model, net, made)
+    return (len(cells), later, cells.n_pieces, made.n_terms, formal_terms(net)), measured(model, net, made)[0]
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 10) -> Reproduction:

@@ -58,6 +58,8 @@ def instability(model: nn.Sequential, box: Box, measure: str = "gap") -> Tensor:
             centre, radius = (low + high) / 2, (high - low) / 2
             continue
         move = next((move for kind, move in _MOVES.items() if isinstance(layer, kind)), None)
+        if getattr(layer, "padding_mode", "zeros") != "zeros":
+            raise Unsupported(f"instability: no bounds for padding_mode={layer.padding_mode!r}; pad with zeros")
         if move is None:
             known = ", ".join(kind.__name__ for kind in _MOVES)
             raise Unsupported(f"instability: no bounds for {type(layer).__name__}; layers may be ReLU, LeakyReLU, {known}")

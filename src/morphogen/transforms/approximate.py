@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.record import Certificate
-from morphogen.transforms.form import distinct, linear
+from morphogen.transforms.form import distinct, linear, shaped
 from morphogen.transforms.piecewise import piecewise
 from morphogen.transforms.regions import regions
 from morphogen.transforms.shallow import measured
@@ -42,7 +42,7 @@ def approximate_shallow(
     z, functions = net.affine(cells.patterns)
     cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells.facets))
     outward = torch.where(cells.patterns, -1.0, 1.0).double()[cell, cells.borders, None] * z[cell, cells.borders]
-    rows, which = distinct(outward / outward[:, :-1].norm(dim=1, keepdim=True))
+    rows, which, _ = distinct(outward / outward[:, :-1].norm(dim=1, keepdim=True))
     count, outputs, hidden = len(cells), len(net.output.bias), len(rows)
     if 2 * count * outputs * (hidden + net.inputs) > _LARGEST:
         raise Unsupported(f"approximate_shallow: {count:,} cells and {hidden:,} sides; give a smaller box or network")
@@ -66,16 +66,16 @@ def approximate_shallow(
         nn.Flatten(), linear(wide, first[:, -1]), nn.ReLU(),
         linear(torch.cat([u, w]), torch.cat([start + bound, start.new_full((count,), bound)])), nn.ReLU(),
         linear(torch.cat([add, -add.new_ones(outputs, count)], 1), add.new_zeros(outputs)),
-        *([nn.Unflatten(1, net.shape)] if len(net.shape) > 1 else []),
+        *shaped(net),
     )  # fmt: skip
     share = torch.rand(10_000, net.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = net.box.lower + net.box.width * share
     with torch.no_grad():
-        off = (made(net.given(x)).flatten(1) - net(x)).abs().amax(1)
+        off = (made(net.given(x)).reshape(len(x), -1) - net(x)).abs().amax(1)
     exact = float((off <= 1e-9 * bound).double().mean())
     ends = (tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist()))
     with torch.no_grad():
-        worst = max(measured(model, net, made), float(off.max()))
+        worst = max(measured(model, net, made)[0], float(off.max()))
     return made, Certificate(
         "measured", worst, ends, False,
         f"equal inside {count:,} cells but for tubes of width at most {2 * bound / kappa:.1e} at their sides: exact at "

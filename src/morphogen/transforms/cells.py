@@ -47,7 +47,7 @@ def _joined(p, q, begin, end, d, masks):
 
 @njit(error_model="numpy", cache=True)
 def _tidied(cell, d, start, count, masks, labels, facets, into):
-    """Forget the facets on which fewer than d corners lie."""
+    """Forget what is no facet: planes on which fewer than d corners lie, or none that is not on another one, too, with more."""
     kept = 0
     begin, end = start[cell], start[cell] + count[cell]
     for v in range(begin, end):
@@ -59,7 +59,20 @@ def _tidied(cell, d, start, count, masks, labels, facets, into):
         for v in range(begin, end):
             if masks[v, word] & bit:
                 on += 1
-        if on >= d:
+        # a face of fewer dimensions, which may have as many corners as a facet from four dimensions on, lies in a facet
+        whole = on >= d
+        for other in range(facets[cell] if whole and d > 3 else 0):
+            if other == facet:
+                continue
+            more, within = 0, True
+            for v in range(begin, end):
+                here = masks[v, word] & bit != 0
+                there = masks[v, other // _WORD] & _bit(other) != 0
+                more += there and not here
+                within &= there or not here
+            if within and (more > 0 or other < facet):
+                whole = False
+        if whole:
             for v in range(begin, end):
                 if masks[v, word] & bit:
                     into[v - begin, kept // _WORD] |= _bit(kept)

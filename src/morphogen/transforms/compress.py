@@ -49,13 +49,18 @@ def compress(
     programs in each pass, see `bounds.stability`. rules: names of `RULES`; all but "skip" unless given, since a
     skip makes a module of two branches. log: is filled with the way back, (what went, the network before it), a pass each.
 
-    The network is frozen first, which folds norms and gates, and is kept in float64. The certificate tells every unit of the
-    frozen network that went, with what proves it, and the largest difference seen at random points and corners of the box.
-    Raises `NotExact` where that exceeds rounding, and `Unsupported` for an operation without a rule.
+    The network is frozen first, which folds norms and gates and drops units that nothing reads or feeds; it is kept in float64.
+    The certificate tells every unit of the frozen network that went, with what proves it, and the largest difference seen at
+    random points and corners of the box. Raises `NotExact` where that exceeds rounding, and `Unsupported` for an operation
+    without a rule.
     """
     if len(box.lower) != 1:
         raise ShapeError(f"compress: the box is of {len(box.lower)} examples; give one, (1, *shape)")
-    chosen = tuple(name for name in RULES if name != "skip") if rules is None else tuple(rules)
+    chosen = (
+        tuple(name for name in RULES if name != "skip")
+        if rules is None
+        else tuple([rules] if isinstance(rules, str) else rules)
+    )
     if unknown := [name for name in chosen if name not in RULES]:
         raise ShapeError(f"compress: rules has {unknown[0]!r}; give some of {', '.join(RULES)}")
     box = box.as_input(torch.float64)
@@ -195,7 +200,7 @@ def _proportional(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor,
     same = torch.cdist(ways, ways, compute_mode="donot_use_mm_for_euclid_dist") <= _EXACT  # products would lose half the digits
     first = same.byte().argmax(1)  # whose multiple each is, maybe itself
     for unit, other in enumerate(first.tolist()):
-        if other < unit and int(first[other]) == other:
+        if other < unit and int(first[other]) == other and sizes[unit]:
             yield Relation(
                 unit, {other: float(sizes[unit] / sizes[other])}, 0.0, "a multiple of another unit (equal directions)"
             )
@@ -238,7 +243,7 @@ RULES: Mapping[str, Rule | str] = {
 """r1, r5, r6, r7, r2, r3 with r4, r8 of the specification, in the order in which they are tried."""
 
 drop_dead = partial(compress, rules=("inactive", "constant", "unread"))
-"""Only units that are 0 on the box, constant, or read by nothing."""
+"""Only units that are 0 on the box, constant, or read by nothing (as all of these, after `freeze`)."""
 merge_duplicates = partial(compress, rules=("duplicate",))
 """Only units that are a positive multiple of another one."""
 collapse = partial(compress, rules=("collapse",))
@@ -275,7 +280,7 @@ def _around(
             delattr(stack, a)
             delattr(stack, h)
             try:
-                same = torch.allclose(_outputs(model, box, 20), before)
+                same = torch.allclose(_outputs(model, box, 20), before, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
             except (AttributeError, IndexError, KeyError, RuntimeError):  # the forward pass asks for them one by one
                 same = False
             if same:

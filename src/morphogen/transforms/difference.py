@@ -170,7 +170,7 @@ class _Room:
 
     def needed(self, rows: Tensor) -> Tensor:
         """Those that may be the largest somewhere: seen at a point, or not excluded by a linear program."""
-        rows, _ = distinct(rows)
+        rows, _, _ = distinct(rows)
         if len(rows) == 1:
             return rows
         shown = torch.zeros(len(rows), dtype=torch.bool)

@@ -1,6 +1,7 @@
 """Networks in files, for the commands: `read`, `domain`, `write`."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +54,8 @@ def domain(text: str, shape: tuple[int, ...]) -> tuple[Box, Tensor | None]:
     ends = text.split(",")
     if len(ends) == 2 and all(map(_number, ends)):
         low, high = map(float, ends)
-        if not low <= high:
-            raise DataError(f"--domain {text}: {low} is above {high}")
+        if not -math.inf < low <= high < math.inf:
+            raise DataError(f"--domain {text}: give two finite numbers, the lower one first")
         return Box(torch.full((1, *shape), low), torch.full((1, *shape), high)), None
     rows = points(Path(text), shape)
     return Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)), rows
@@ -65,9 +65,7 @@ def points(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Examples (rows, *shape) from a table of numbers."""
     if not path.exists():
         raise DataError(f"--domain {path}: neither LOW,HIGH nor a file; give such as 0,1 or data.csv")
-    table = read_table(path)
-    if all(map(_number, table.columns)):  # there is no header
-        table = pd.read_csv(path, header=None)
+    table = read_table(path, numbers=True)
     wanted = int(torch.Size(shape).numel())
     if table.shape[1] != wanted or len(table) == 0:
         raise DataError(f"{path}: {len(table)} rows of {table.shape[1]} columns; the network has {wanted} inputs")
@@ -81,23 +79,41 @@ def points(path: Path, shape: tuple[int, ...]) -> Tensor:
     return found
 
 
-def write(model: nn.Module, shape: tuple[int, ...], path: Path, certificate: Certificate, box: Box) -> Certificate:
-    """Write a network (.onnx or .pt2) and, beside it, PATH.certificate.json. Returns what was seen of the file."""
-    share = torch.rand(64, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    example = (box.lower + box.width * share).to(dtype_of(model))
+def write(
+    model: nn.Module, original: nn.Module, shape: tuple[int, ...], path: Path, certificate: Certificate, box: Box
+) -> Certificate:
+    """Write a network (.onnx or .pt2) and, beside it, PATH.certificate.json. Returns how the file's network, in its own
+    precision, differs from the original one in float64."""
+    inputs = _inputs(box, 64)
+    example = inputs.to(dtype_of(model))
     if path.suffix == ".onnx":
-        seen = export_onnx(model, example, path)
+        error = export_onnx(model, example, path).max_error
     elif path.suffix == ".pt2":
         batch = torch.export.Dim("batch", min=1)
         with torch.no_grad(), _quiet():
             torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False), path)
             error = float((torch.export.load(path).module()(example) - model(example)).abs().max())
-        seen = Certificate("measured", error, None, False, f"the file against the network on {len(example)} examples")
     else:
         raise DataError(f"{path}: give a name that ends in .onnx or .pt2")
+    with torch.no_grad():
+        error += float((model(example) - original(inputs)).abs().max())
+    kind = str(dtype_of(model)).removeprefix("torch.")
+    seen = Certificate(kind, error, None, False, f"the file in {kind} against the original in float64 on 64 inputs")
     told: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
     write_atomic(path.with_name(f"{path.name}.certificate.json"), json.dumps(told, indent=1) + "\n")
     return seen
+
+
+def size(model: nn.Module, box: Box) -> float:
+    """The largest output on the box as far as 1,000 inputs show."""
+    with torch.no_grad():
+        return float(model(_inputs(box, 1000)).abs().max())
+
+
+def _inputs(box: Box, count: int) -> Tensor:
+    share = torch.rand(count, *box.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    share[: count // 2].round_()
+    return box.lower + box.width * share
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def relu_tree(net: nn.Sequential) -> nn.Sequential:
             assert isinstance(before, nn.Linear)
             assert isinstance(module.kernel_size, int)
             modules += _tree(before, before.out_features // module.kernel_size)
-        elif not (isinstance(module, nn.Flatten) and modules):
+        elif not (isinstance(module, nn.Flatten) and module.start_dim and modules):
             modules.append(module)
     merged: list[nn.Module] = []
     for module in modules:
@@ -154,14 +154,21 @@ def _tree(values: nn.Linear, groups: int) -> list[nn.Module]:
     return modules
 
 
-def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(the different rows, which of these each is): equal to 1e-12 of the largest entry; no row is rounded."""
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(the different rows, which of these each is, where the first of each stands): equal to 1e-12 of the largest entry; no row
+    is rounded."""
     scale = rows.abs().amax().clamp_min(1e-300) * 1e-12 if rows.numel() else torch.ones(())
     _, which = (rows / scale).round().unique(dim=0, return_inverse=True)
-    first = torch.full((int(which.max()) + 1 if len(which) else 0,), len(rows)).scatter_reduce(
-        0, which, torch.arange(len(rows)), "amin"
-    )
-    return rows[first], which
+    count = int(which.max()) + 1 if len(which) else 0
+    first = torch.full((count,), len(rows)).scatter_reduce(0, which, torch.arange(len(rows)), "amin")
+    return rows[first], which, first
+
+
+def shaped(net: Piecewise) -> list[nn.Module]:
+    """From (batch, outputs) to the network's own shape."""
+    if len(net.shape) == 1:
+        return []
+    return [nn.Unflatten(1, net.shape)] if net.shape else [nn.Flatten(0)]
 
 
 def base(net: Piecewise, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from morphogen.transforms.form import Form, base, largest_of, linear, one_hidden, over_base, refused
+from morphogen.transforms.form import Form, base, distinct, largest_of, linear, one_hidden, over_base, refused, shaped
 from morphogen.transforms.piecewise import Layer, Piecewise, slopes
 from morphogen.transforms.regions import Regions
 
@@ -82,7 +82,7 @@ class MaxMin(Form):
     def prune(self) -> "MaxMin":
         """Without patterns whose functions are all those of another."""
         rows = self._rows
-        keep = [_first_of_each(rows.transpose(0, side).flatten(1)) for side in (0, 1)]
+        keep = [distinct(rows.transpose(0, side).flatten(1))[2] for side in (0, 1)]
         return replace(self, upper_patterns=self.upper_patterns[keep[0]], lower_patterns=self.lower_patterns[keep[1]])
 
     def to_torch(self) -> nn.Sequential:
@@ -93,7 +93,7 @@ class MaxMin(Form):
         return nn.Sequential(
             *one_hidden(self.net, hidden, outer, straight), *largest_of(outputs * ups, downs),
             linear(-eye, eye.new_zeros(len(eye))), *largest_of(outputs, ups),
-            *([nn.Unflatten(1, self.net.shape)] if len(self.net.shape) > 1 else []),
+            *shaped(self.net),
         )  # fmt: skip
 
 
@@ -130,9 +130,3 @@ def _pair(layer: Layer, high: Sequence[Tensor], low: Sequence[Tensor], rows: int
         up += positive @ high[source] + negative @ low[source]
         down += positive @ low[source] + negative @ high[source]
     return up, down
-
-
-def _first_of_each(rows: Tensor) -> Tensor:
-    """The first of each set of equal rows."""
-    _, which = (rows / rows.abs().amax().clamp_min(1e-300) * 1e12).round().unique(dim=0, return_inverse=True)
-    return torch.tensor(sorted({int(k): i for i, k in reversed(list(enumerate(which.tolist())))}.values()))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
-from morphogen.transforms.form import Form, distinct, largest_of, linear, one_hidden
+from morphogen.transforms.form import Form, distinct, largest_of, linear, one_hidden, shaped
 from morphogen.transforms.piecewise import Piecewise
 from morphogen.transforms.polytope import Polytope
 from morphogen.transforms.regions import Regions
@@ -63,7 +63,7 @@ class Maximum(Form):
         """(the different units (hidden, free + 1), which of them each term's are (terms, units), -1 without a penalty)."""
         wrong, _, below, above = self._pieces
         used = ((above if self.least else below) > 0).any(1) & wrong[..., :-1].any(2)
-        rows, which = distinct(wrong[used])
+        rows, which, _ = distinct(wrong[used])
         places = torch.full(used.shape, -1)
         places[used] = which
         return rows, places
@@ -111,7 +111,7 @@ class Maximum(Form):
         x = self.cells.corners[wanted.repeat_interleave(sizes)]
         cell = torch.arange(int(wanted.sum())).repeat_interleave(sizes[wanted])
         f = self.net(x)
-        room = _SAME * f.abs().amax().clamp_min(1.0)
+        room = _SAME * f.abs().amax()
         result = torch.ones(self.n_terms, int(wanted.sum()), dtype=torch.bool)
         rows = max(1, (1 << 22) // self._size)
         for part, values, cells in zip(x.split(rows), f.split(rows), cell.split(rows), strict=True):
@@ -127,7 +127,8 @@ class Maximum(Form):
         used = ((above if self.least else below) > 0).any(1)
         kinds = self.cells.pieces[list(self.terms)]
         inside = self.cells.inside[list(self.terms)]
-        fits = ((self._terms(inside, self.least) - self.net(inside)[:, None]).abs() <= 1e-9).all(2).T
+        f = self.net(inside)
+        fits = ((self._terms(inside, self.least) - f[:, None]).abs() <= 100 * _SAME * f.abs().amax()).all(2).T
         result = torch.eye(self.n_terms, dtype=torch.bool)
         centre, radius = self.net.box.centre[0].numpy(), self.net.box.radius[0].numpy()
         for s, cell in enumerate(self.terms):
@@ -158,7 +159,7 @@ class Maximum(Form):
         eye = torch.eye(outputs, dtype=torch.float64)
         if self.least:
             modules.append(linear(-eye, eye.new_zeros(outputs)))
-        return nn.Sequential(*modules, nn.Unflatten(1, self.net.shape)) if len(self.net.shape) > 1 else nn.Sequential(*modules)
+        return nn.Sequential(*modules, *shaped(self.net))
 
 
 def maximum(net: Piecewise, cells: Regions, limit: float) -> Maximum:

@@ -55,6 +55,8 @@ def _module(step: Step, shapes: dict[str, tuple[int, ...]]) -> nn.Module | None:
         return nn.Flatten()
     if make is None or len(step.reads) != 1 or not isinstance(step.args[0], Ref) or any(refs(step.args[1:])):
         return None
+    if step.kind in ("linear", "matmul", "mm") and step.args[1].dim() != 2:
+        return None
     return make(*step.args[1:], **step.kwargs) if step.kind not in _SIZED else make(step.shape, *step.args[1:])
 
 
@@ -66,7 +68,7 @@ def _nothing(step: Step, shapes: dict[str, tuple[int, ...]]) -> bool:
     if step.kind in RESHAPES | {"dropout"}:
         return same
     kept = {"add": 0, "sub": 0, "mul": 1, "div": 1}.get(step.kind)
-    if kept is None or not same or not isinstance(step.args[0], Ref) or step.kwargs:
+    if kept is None or not same or step.kwargs or not isinstance(step.args[0], Ref) or any(refs(step.args[1:])):
         return False
     return bool((torch.as_tensor(step.args[1]) == kept).all())
 

@@ -7,17 +7,18 @@ into the biases; a maximum of several values becomes ReLUs, max(a, b) = a + relu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.maximum import windows
 from morphogen.bounds.program import Program, Step, program
-from morphogen.bounds.rules import MAXIMA, activation, affine, carried
+from morphogen.bounds.rules import MAXIMA, affine, carried, rectifier
 from morphogen.errors import ShapeError, Unsupported
 
+_NOISE = 1e-14  # relative
 _LARGEST = 1 << 28  # entries of the widest table of coefficients: two gigabytes
 
 
@@ -76,9 +77,25 @@ class Piecewise:
         return before, summed(self.output, sources)
 
     def pattern(self, x: Tensor) -> Tensor:
-        """Which units are above 0 at x, (batch, units)."""
+        """Which units are above 0 at x, by more than rounding, (batch, units)."""
         before, _ = self.run(x)
-        return torch.cat([z > 0 for z in before], 1) if before else torch.zeros(len(x), 0, dtype=torch.bool)
+        above = [z > noise for z, noise in zip(before, self._noise, strict=True)]
+        return torch.cat(above, 1) if above else torch.zeros(len(x), 0, dtype=torch.bool)
+
+    @cached_property
+    def _noise(self) -> list[Tensor]:
+        """By layer, what z may be by rounding alone where it is 0."""
+        sizes = self._summed_sizes(torch.maximum(self.box.lower.abs(), self.box.upper.abs())[0], True)
+        return [_NOISE * size for size in sizes]
+
+    def _summed_sizes(self, inputs: Tensor, biases: bool) -> list[Tensor]:
+        """By layer, z with every term counted by its size: (units,) each."""
+        found = [inputs]
+        for layer in self.layers:
+            size = layer.bias.abs() if biases else torch.zeros_like(layer.bias)
+            absolute = Layer({source: weight.abs() for source, weight in layer.weights.items()}, size)
+            found.append(summed(absolute, [part[None] for part in found])[0])
+        return found[1:]
 
     def free_of(self, x: Tensor) -> Tensor:
         """The free inputs, of examples (batch, *shape); on a plane they are what is given."""
@@ -103,6 +120,11 @@ class Piecewise:
     def entries(self) -> int:
         """Of what is given, flattened."""
         return self.inputs if self.plane else self.origin.numel()
+
+    def steepest(self, radius: Tensor) -> list[Tensor]:
+        """By layer, how far each z may rise at most where inputs move by their radius: (units,) each. Beside this a slope that
+        is no more than rounding is none."""
+        return self._summed_sizes(radius, False)
 
     def of_layers(self, units: Tensor) -> tuple[Tensor, ...]:
         """(..., units) by layer."""
@@ -146,6 +168,15 @@ def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
     return z
 
 
+def normed(z: Tensor, steepest: Tensor) -> Tensor:
+    """Affine functions (..., inputs + 1), each divided by the length of its slope, so that values are distances; where the
+    slope is no more than rounding of `steepest` (...), a constant: its sign."""
+    length = z[..., :-1].norm(dim=-1, keepdim=True)
+    flat = length <= 1e-13 * steepest[..., None]
+    sign = torch.cat([torch.zeros_like(z[..., :-1]), z[..., -1:].sign()], -1)
+    return torch.where(flat, sign, z / length.clamp_min(1e-300))
+
+
 def summed(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
     """A layer's z, (batch, units), of the values of its sources, (batch, units)."""
     z = layer.bias.expand(len(sources[0]), -1)
@@ -160,6 +191,8 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
     along: (an input (*shape), directions (d, *shape)): the network is restricted to the plane origin + t . directions, and the
     box is of t, (1, d). Raises `Unsupported` for an operation that is neither affine nor a (leaky) ReLU nor max-pooling.
     """
+    if type(box) is not Box:
+        raise ShapeError(f"piecewise: a {type(box).__name__} is no box; give Box(lower, upper)")
     if len(box.lower) != 1:
         raise ShapeError(f"piecewise: the box is of {len(box.lower)} examples; give one, (1, *shape)")
     box = box.as_input(torch.float64)
@@ -189,17 +222,17 @@ class _Reader:
 
     def read(self) -> tuple[list[Layer], Layer]:
         for step in self.net.steps:
-            bend = activation(step)
-            if bend is RELU or step.kind == "leaky_relu":
-                self.values[step.name] = self.rectified(step)
+            slope = rectifier(step)
+            if slope is not None:
+                self.values[step.name] = self.bent(self.values[step.reads[0]], slope)
             elif step.kind in MAXIMA:
                 self.values[step.name] = self.largest(step)
             elif affine(step):
                 self.values[step.name] = carried(step, {name: self.wide(self.values[name]) for name in step.reads})
             else:
                 raise Unsupported(
-                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a ReLU, a leaky ReLU or a "
-                    "max-pooling; regions and shallow forms are of piecewise linear networks"
+                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a ReLU, a leaky ReLU with a slope "
+                    "in [0, 1) or a max-pooling; regions and shallow forms are of piecewise linear networks"
                 )
         return self.layers, self.layer(self.values[self.net.output], 1.0)
 
@@ -209,7 +242,7 @@ class _Reader:
         return torch.cat([value, value.new_zeros(1, lacking, *value.shape[2:])], 1) if lacking else value
 
     def layer(self, z: Tensor, slope: float) -> Layer:
-        rows = self.wide(z).flatten(2)[0]
+        rows = self.wide(z).flatten(1).view(1 + sum(self.sizes), -1)
         if rows.numel() > _LARGEST:
             raise Unsupported(f"piecewise: {tuple(rows.shape)} coefficients do not fit in memory; give a smaller network")
         parts = rows[1:].split(self.sizes)
@@ -224,19 +257,14 @@ class _Reader:
         units = torch.cat([z.new_zeros(before, count), torch.eye(count, dtype=z.dtype)])
         return units.view(1, before + count, *z.shape[2:])
 
-    def rectified(self, step: Step) -> Tensor:
-        slope = 0.0 if step.kind == "relu" else float((*step.args[1:], 0.01)[0])
-        if not 0 <= slope < 1:
-            raise Unsupported(f"piecewise: leaky_relu at node '{step.name}' has slope {slope}; give one in [0, 1)")
-        return self.bent(self.values[step.reads[0]], slope)
-
     def largest(self, step: Step) -> Tensor:
         """Pairs of a window's values, until one is left."""
         value = self.values[step.reads[0]]
+        value = value.flatten(2)
         at = windows(step, self.net.shapes[step.reads[0]])
         inside = at < value[0, 0].numel()
         at = torch.where(inside, at, at.gather(1, inside.byte().argmax(1, keepdim=True)))  # twice the same changes no maximum
-        rest = list(value.flatten(2)[:, :, at].unbind(3))
+        rest = list(value[:, :, at].unbind(3))
         while len(rest) > 1:
             pairs, last = list(zip(rest[::2], rest[1::2], strict=False)), rest[len(rest) // 2 * 2 :]
             first, second = (torch.stack(side, 2) for side in zip(*pairs, strict=True))

@@ -30,7 +30,8 @@ class Polytope:
         program.a_matrix_.index_ = np.tile(np.arange(self.inputs + 1, dtype=np.int32), len(matrix))
         program.a_matrix_.value_ = matrix.ravel()
         self.solver = self.highs.Highs()
-        for option, value in (("output_flag", False), ("threads", 1), ("presolve", "off")):
+        tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+        for option, value in {"output_flag": False, "threads": 1, "presolve": "off", **tight}.items():
             self.solver.setOptionValue(option, value)
         self.solver.passModel(program)
 

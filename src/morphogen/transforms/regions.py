@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.record import Tiling
-from morphogen.transforms.piecewise import Layer, Piecewise, function, identity, piecewise, slopes
+from morphogen.transforms.piecewise import Layer, Piecewise, function, identity, normed, piecewise, slopes
 from morphogen.transforms.walk import walk
 
 CORNERS = 6  # inputs up to which cells are kept by their corners
@@ -170,10 +170,12 @@ def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
 
 def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
     centre, radius = net.box.centre[0], net.box.radius[0]
-    unit = _in_the_cube(net, centre, radius)
+    unit, steepest = _in_the_cube(net, centre, radius), net.steepest(radius)
     found: list[tuple[Tensor, _Part]] = []
     count, complete = 0, True
-    for above, part in _descend(unit, 0, [identity(net.inputs, 1)], torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)):
+    for above, part in _descend(
+        unit, steepest, 0, [identity(net.inputs, 1)], torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)
+    ):
         if count >= budget or (found and time.perf_counter() > until):
             complete = False
             break
@@ -245,7 +247,7 @@ def _in_the_cube(net: Piecewise, centre: Tensor, radius: Tensor) -> tuple[Layer,
 
 
 def _descend(
-    layers: tuple[Layer, ...], at: int, sources: list[Tensor], above: Tensor, part: _Part
+    layers: tuple[Layer, ...], steepest: list[Tensor], at: int, sources: list[Tensor], above: Tensor, part: _Part
 ) -> Iterator[tuple[Tensor, _Part]]:
     """Cut cells by the layers from `at` on: (patterns, cells), chunk after chunk. sources: the values of earlier layers as
     functions on each cell, (units, cells, d + 1)."""
@@ -254,7 +256,7 @@ def _descend(
         return
     layer = layers[at]
     z = function(layer, sources)
-    rows = _normed(z)
+    rows = normed(z, steepest[at][:, None])
     first_label = above.shape[1]
     last = {source: max(i for i, later in enumerate(layers) if source in later.weights)
             for source in {s for later in layers for s in later.weights}}  # fmt: skip
@@ -268,15 +270,7 @@ def _descend(
                 for source, value in enumerate(sources)
             ]
             made = slopes(signs, layer).T[..., None] * z[:, mothers] if last.get(at + 1, -1) > at else z[:, :0]
-            yield from _descend(layers, at + 1, [*kept, made], torch.cat([above[mothers], signs], 1), children[some])
-
-
-def _normed(z: Tensor) -> Tensor:
-    """Rows of length 1, so that values are distances; where a unit is constant, its sign."""
-    length = z[..., :-1].norm(dim=2, keepdim=True)
-    constant = length <= 1e-12 * z.abs().amax((0, 2), keepdim=True).clamp_min(1e-300)
-    sign = torch.cat([torch.zeros_like(z[..., :-1]), z[..., -1:].sign()], 2)
-    return torch.where(constant, sign, z / length.clamp_min(1e-300))
+            yield from _descend(layers, steepest, at + 1, [*kept, made], torch.cat([above[mothers], signs], 1), children[some])
 
 
 def _cut(rows: np.ndarray, first_label: int, part: _Part) -> Iterator[tuple[np.ndarray, np.ndarray, _Part]]:

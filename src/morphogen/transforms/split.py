@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
-from morphogen.transforms.form import Form, base, largest_of, linear, one_hidden, over_base
+from morphogen.transforms.form import Form, base, distinct, largest_of, linear, one_hidden, over_base, shaped
 from morphogen.transforms.piecewise import Piecewise, slopes
 from morphogen.transforms.regions import Regions
 
@@ -95,11 +95,8 @@ class Split(Form):
         """Without subsets whose functions are those of another."""
         kept = []
         for pair, rows in zip(self.patterns, self._rows, strict=True):
-            places = []
-            for own in rows:
-                _, which = (own / own.abs().amax().clamp_min(1e-300) * 1e12).round().unique(dim=0, return_inverse=True)
-                places.append(sorted({k: i for i, k in reversed(list(enumerate(which.tolist())))}.values()))
-            kept.append((pair[0][places[0]], pair[1][places[1]]))
+            up, down = (listed[distinct(own)[2]] for listed, own in zip(pair, rows, strict=True))
+            kept.append((up, down))
         return replace(self, patterns=tuple(kept))
 
     def to_torch(self) -> nn.Sequential:
@@ -114,7 +111,7 @@ def difference_of_maxima(net: Piecewise, rows: tuple[tuple[Tensor, Tensor], ...]
     sign = torch.kron(torch.eye(outputs, dtype=torch.float64), torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     return nn.Sequential(
         *one_hidden(net, *over_base(net, torch.cat(padded))), *largest_of(2 * outputs, size),
-        linear(sign, sign.new_zeros(outputs)), *([nn.Unflatten(1, net.shape)] if len(net.shape) > 1 else []),
+        linear(sign, sign.new_zeros(outputs)), *shaped(net),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from morphogen.bounds.rules import rectifier
 from morphogen.graph.operations import flattens
 from morphogen.graph.trace import Graph, Node, Ref, users_of
 from morphogen.graph.widths import Width
@@ -67,7 +68,7 @@ def rectified(graph: Graph) -> list[Rectified]:
     for node in graph.nodes:
         after = users.get(node.name, [])
         own = _tensors(node, nodes, users)
-        if own is None or len(after) != 1 or (slope := _slope(after[0])) is None:
+        if own is None or len(after) != 1 or (slope := rectifier(after[0])) is None:
             continue
         readers, sums, shifts = _readers(after[0], nodes, users) or ((), False, False)
         if readers:
@@ -95,14 +96,6 @@ def makers(graph: Graph) -> list[Maker]:
         return before is not None and (before.op == "input" or (before.kind in _VIEWS | _COPIES and given(before)))
 
     return [Maker(*own, given(node)) for node in graph.nodes if (own := _tensors(node, nodes, users)) is not None]
-
-
-def _slope(node: Node) -> float | None:
-    """Of a (leaky) ReLU below 0; None for anything else."""
-    if node.kind in ("relu", "relu_"):
-        return 0.0
-    slope = float((*node.args[1:], 0.01)[0]) if node.kind in ("leaky_relu", "leaky_relu_") else -1.0
-    return slope if 0 <= slope < 1 else None
 
 
 def _tensors(node: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> tuple[str, str] | None:

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.transforms.piecewise import Piecewise
+from morphogen.transforms.piecewise import Piecewise, normed
 from morphogen.transforms.polytope import Polytope
 
 _THIN = 1e-9  # a cell without a ball of this radius is none, and a row this near to 0 is; the box has a radius of 1
 _RAYS = 4  # rays a row, which show most facets without a linear program
+_BEHIND = (1e-7, 1e-5)  # how far behind a facet it is looked at, too: there may be a cell behind one that is too thin
+_POINTS = 10_000  # where it is looked, at last, for cells that no facet led to
 
 Found = tuple[Tensor, Tensor, Tensor, tuple[int, ...], Tensor, tuple[int, ...], bool]
 
@@ -26,12 +28,26 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
     ends = -np.ones(net.inputs), np.ones(net.inputs)
     inside: dict[bytes, np.ndarray] = {}
     borders: list[list[int]] = []
-    first = net.pattern(torch.from_numpy(centre + radius * draw.uniform(-0.5, 0.5, net.inputs))[None])[0].numpy()
-    waiting = deque([first])
-    seen = {first.tobytes()}
-    complete = True
-    while waiting:
-        if len(inside) >= budget or time.perf_counter() > until:
+    waiting: deque[np.ndarray] = deque()
+    seen: set[bytes] = set()
+
+    def wait(patterns: np.ndarray) -> None:
+        for pattern in patterns:
+            if pattern.tobytes() not in seen:
+                seen.add(pattern.tobytes())
+                waiting.append(pattern)
+
+    def patterns_at(points: np.ndarray) -> np.ndarray:
+        return net.pattern(torch.from_numpy(centre + radius * points)).numpy()
+
+    complete, looked = True, False
+    wait(patterns_at(draw.uniform(-0.5, 0.5, (1, net.inputs))))
+    while waiting or not looked:
+        if not waiting:
+            looked = True
+            wait(patterns_at(draw.uniform(-1, 1, (_POINTS, net.inputs))))
+            continue
+        if len(inside) >= budget or (inside and time.perf_counter() > until):
             complete = False
             break
         pattern = waiting.popleft()
@@ -43,13 +59,12 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
         inside[pattern.tobytes()] = centre + radius * middle
         own: list[int] = []
         for row, place in _facets(cell, rows, middle, draw):
-            own.append(int(units[row]))
-            there = _across(net, pattern, units, rows, row, place, centre, radius)
-            if there.tobytes() not in seen:
-                seen.add(there.tobytes())
-                waiting.append(there)
+            own.append(int(units[row][0]))
+            wait(_across(net, pattern, int(units[row][0]), place, rows[row, :-1] * -1, centre, radius)[None])
+            behind = place - np.array(_BEHIND)[:, None] * rows[row, :-1]
+            wait(patterns_at(behind[(np.abs(behind) <= 1).all(1)]))
         borders.append(own)
-    patterns = np.array([np.frombuffer(key, bool) for key in inside]).reshape(len(inside), net.units)
+    patterns = np.array([np.frombuffer(key, bool) for key in inside], bool).reshape(len(inside), net.units)
     points = np.array(list(inside.values())).reshape(len(inside), net.inputs)
     flat = torch.tensor([unit for own in borders for unit in own], dtype=torch.long)
     none = torch.zeros(0, net.inputs, dtype=torch.float64)
@@ -57,15 +72,23 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
     return torch.from_numpy(patterns), torch.from_numpy(points), none, (), flat, sizes, complete
 
 
-def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose they are). Units that are constant are left
-    out."""
-    z = net.affine(torch.from_numpy(pattern)[None])[0][0].numpy()
-    z = np.concatenate([z[:, :-1] * radius, z[:, -1:] + z[:, :-1] @ centre[:, None]], 1)
-    z *= np.where(pattern, 1.0, -1.0)[:, None]
-    length = np.linalg.norm(z[:, :-1], axis=1)
-    bends = length > 1e-12 * max(1e-300, np.abs(z).max(initial=0.0))
-    return z[bends] / length[bends, None], bends.nonzero()[0]
+def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose each is, several where they are one). Units that
+    are constant are left out."""
+    z = net.affine(torch.from_numpy(pattern)[None])[0][0]
+    z = torch.cat([z[:, :-1] * torch.from_numpy(radius), z[:, -1:] + z[:, :-1] @ torch.from_numpy(centre)[:, None]], 1)
+    z = z * torch.where(torch.from_numpy(pattern), 1.0, -1.0).double()[:, None]
+    steepest = torch.cat([torch.zeros(0, dtype=torch.float64), *net.steepest(torch.from_numpy(radius))])
+    rows = normed(z, steepest).numpy()
+    places = (rows[:, :-1] != 0).any(1).nonzero()[0]
+    rows, groups, taken = rows[places], [], np.zeros(len(places), bool)
+    for row in range(len(rows)):
+        if not taken[row]:
+            one = (np.abs(rows - rows[row]).max(1) <= _THIN) & ~taken
+            taken |= one
+            groups.append(one.nonzero()[0])
+    first = np.array([group[0] for group in groups], int)
+    return rows[first], [places[group] for group in groups]
 
 
 def _facets(cell: Polytope, rows: np.ndarray, middle: np.ndarray, draw: np.random.Generator) -> list[tuple[int, np.ndarray]]:
@@ -87,30 +110,30 @@ def _facets(cell: Polytope, rows: np.ndarray, middle: np.ndarray, draw: np.rando
         distances[row] = np.inf
         if row not in found and nearest + _THIN < min(far, distances.min(initial=np.inf)):
             found[row] = middle + nearest * ray
-    alike = rows @ rows.T if len(rows) else rows
     for row in range(len(rows)):
-        if row in found:
-            continue
-        least, place = cell.beyond(row, 1.0)
-        if place is not None and least < -_THIN:
-            share = values[row] / (values[row] - least)
-            point = middle + share * (place - middle)
-            others = rows[:, :-1] @ point + rows[:, -1]
-            if others.min() > -_THIN or bool((alike[row, others < -_THIN] > 1 - _THIN).all()):
-                found[row] = point
+        if row not in found:
+            least, place = cell.beyond(row, 1.0)
+            if place is not None and least < -_THIN:
+                found[row] = middle + values[row] / (values[row] - least) * (place - middle)
     return sorted(found.items())
 
 
 def _across(
-    net: Piecewise, pattern: np.ndarray, units: np.ndarray, rows: np.ndarray, row: int, place: np.ndarray, centre: np.ndarray,
+    net: Piecewise, pattern: np.ndarray, unit: int, place: np.ndarray, outward: np.ndarray, centre: np.ndarray,
     radius: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """The pattern behind a facet: the unit changes its sign, and those that are 0 there, too, as a point behind it tells."""
-    there = pattern.copy()
-    there[units[row]] ^= True
-    on = units[np.abs(rows[:, :-1] @ place + rows[:, -1]) <= _THIN]
-    if len(on) > 1:
-        behind = place - 1e-6 * rows[row, :-1]
-        told = net.pattern(torch.from_numpy(centre + radius * behind)[None])[0].numpy()
-        there[on] = told[on]
-    return there
+    """The pattern behind a facet. Units that are not 0 on it keep their signs; those that are have the sign of their slope
+    there, in which the layers before have a part."""
+    before, _ = net.run(torch.from_numpy(centre + radius * place)[None])
+    steepest = net.steepest(torch.from_numpy(radius))
+    there, at = torch.from_numpy(pattern.copy()), 0
+    for layer, z, most in zip(net.layers, before, steepest, strict=True):
+        on = (z[0].abs() <= _THIN * most).nonzero()[:, 0] + at
+        if len(on) == 1 and int(on) == unit:
+            there[unit] ^= True
+        elif len(on):
+            rows = net.affine(there[None])[0][0][on, :-1] * torch.from_numpy(radius)
+            rise = rows @ torch.from_numpy(outward)
+            there[on] = rise > 1e-12 * most[on - at]
+        at += layer.units
+    return there.numpy()
