@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from morphogen import NotExact, ShapeError
 from morphogen.bounds import Box
-from morphogen.transforms import collapse, compress, drop_dead, merge_duplicates
+from morphogen.transforms import collapse, compress, drop_dead, merge_duplicates, regions, shallow
 from morphogen.transforms.compress import RULES
 
 
@@ -305,3 +305,10 @@ def test_units_without_weights_are_no_multiples() -> None:
     small, _ = merge_duplicates(model, Box(-torch.ones(1, 2), torch.ones(1, 2)))
     x = torch.rand(9, 2).double()
     torch.testing.assert_close(small(x), model(x), rtol=0, atol=1e-12)
+
+
+def test_a_box_of_other_inputs_is_refused_in_words() -> None:
+    model, box = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)), Box(-torch.ones(1, 5), torch.ones(1, 5))
+    for rewrite in (compress, regions, shallow):
+        with pytest.raises(ShapeError, match=r"Sequential does not take an example \(2, 5\)"):
+            rewrite(model, box)

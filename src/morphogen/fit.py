@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import around
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError, MorphogenError, RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
@@ -448,8 +448,7 @@ def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
     """With a smaller `plain` that is the same function on the box that just holds the training rows, and a row of its own."""
     began = time.perf_counter()
     rows = torch.as_tensor(dataset.x_train)
-    box = Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True))
-    small, certificate = compress(fitted.plain, box, samples=rows[:_LOOKED_AT], seconds=10)
+    small, certificate = compress(fitted.plain, around(rows), samples=rows[:_LOOKED_AT], seconds=10)
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
     problem = Problem(dataset, fitted.recipe, fitted.settings)

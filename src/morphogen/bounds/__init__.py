@@ -8,7 +8,7 @@ stability(model, box)               # which ReLUs have one sign, proved, and whi
 
 from morphogen.bounds.alpha import alpha, optimised
 from morphogen.bounds.attack import attack
-from morphogen.bounds.box import Ball, Box, Few, ball, few, within
+from morphogen.bounds.box import Ball, Box, Few, around, ball, few, within
 from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.dual import dual
 from morphogen.bounds.forward import forward
@@ -22,7 +22,7 @@ from morphogen.bounds.unsafe import Unsafe, Verdict
 from morphogen.bounds.verify import Robustness, other_classes, robust_accuracy, verify
 
 __all__ = [
-    "Ball", "Box", "Few", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "attack", "ball", "dual",
+    "Ball", "Box", "Few", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "around", "attack", "ball", "dual",
     "few", "forward", "interval", "least_of", "linear", "lower_bound", "optimised", "other_classes", "program",
     "robust_accuracy", "split_inputs", "split_units", "stability", "verify", "within",
 ]  # fmt: skip

@@ -153,6 +153,13 @@ def few(x: Tensor, count: int, low: float, high: float) -> Few:
     return Few(torch.full_like(x, low), torch.full_like(x, high), x, count)
 
 
+def around(rows: Tensor) -> Box:
+    """The smallest box that holds all rows, (n, *shape), as one example, (1, *shape)."""
+    if not len(rows):
+        raise ShapeError("around: there are no rows; give at least one")
+    return Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True))
+
+
 def ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf) -> Box:
     """All points within `radius` of x in every coordinate, cut to [low, high]. x: (batch, ...)."""
     if bool(((x + radius < low) | (x - radius > high)).any()):

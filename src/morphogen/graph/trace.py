@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from morphogen.errors import Unsupported
+from morphogen.errors import ShapeError, Unsupported
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,17 @@ def refs(value: Any) -> Iterator[Ref]:
             yield from refs(part)
 
 
+def require_running(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Raise `ShapeError` where the forward pass itself does not take an example."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*args)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(str(tuple(arg.shape)) if isinstance(arg, Tensor) else repr(arg) for arg in args)
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ShapeError(f"{type(model).__name__} does not take an example {shapes}: {first}") from error
+
+
 def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
     """The graph of `model` in evaluation mode on `example` (one tensor, or the tuple of positional arguments).
 
@@ -93,6 +104,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
             warnings.filterwarnings("ignore", message="The tensor attribute")
             exported = torch.export.export(model, args, strict=False)
     except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
+        require_running(model, args)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unsupported(
             f"trace: torch.export cannot follow {type(model).__name__}.forward ({first}); "

@@ -25,7 +25,7 @@ from torch.fx import Graph, GraphModule
 from morphogen.bounds.box import Box
 from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
 from morphogen.errors import NotExact, ShapeError
-from morphogen.graph.trace import evaluating, trace
+from morphogen.graph.trace import evaluating, require_running, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.record import Certificate
 from morphogen.resize.apply import count_parameters
@@ -66,6 +66,7 @@ def compress(
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
     wide = copy.deepcopy(model).double()
+    require_running(wide, (example,))
     small, _ = fold_batchnorm(freeze(wide, example)[0], example)
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
     looked = example[:0] if samples is None else samples.double()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, around
 from morphogen.bounds.program import dtype_of, program
 from morphogen.data.tables import read_table
 from morphogen.errors import DataError, Unsupported
@@ -58,7 +58,7 @@ def domain(text: str, shape: tuple[int, ...]) -> tuple[Box, Tensor | None]:
             raise DataError(f"--domain {text}: give two finite numbers, the lower one first")
         return Box(torch.full((1, *shape), low), torch.full((1, *shape), high)), None
     rows = points(Path(text), shape)
-    return Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)), rows
+    return around(rows), rows
 
 
 def points(path: Path, shape: tuple[int, ...]) -> Tensor:
