@@ -22,7 +22,7 @@ from morphogen.bounds.unsafe import Unsafe, Verdict
 from morphogen.bounds.verify import Robustness, other_classes, robust_accuracy, verify
 
 __all__ = [
-    "Ball", "Box", "Few", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "around", "attack", "ball", "dual",
-    "few", "forward", "interval", "least_of", "linear", "lower_bound", "optimised", "other_classes", "program",
+    "Ball", "Box", "Few", "Free", "Program", "Robustness", "Stability", "Unsafe", "Verdict", "alpha", "around", "attack",
+    "ball", "dual", "few", "forward", "interval", "least_of", "linear", "lower_bound", "optimised", "other_classes", "program",
     "robust_accuracy", "split_inputs", "split_units", "stability", "verify", "within",
 ]  # fmt: skip
