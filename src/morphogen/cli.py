@@ -237,7 +237,7 @@ def regions(
     seconds: Annotated[float, typer.Option(help="stop after so long")] = 60.0,
     picture: Annotated[Path | None, typer.Option(help="where to draw them, with two free inputs: .png, .svg or .pdf")] = None,
 ) -> None:
-    """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane."""
+    """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane; exit code 3 where it was stopped."""
     files, count = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.regions").regions
     net, shape = files.read(model)
     along = None
