@@ -58,7 +58,7 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
             continue
         inside[pattern.tobytes()] = centre + radius * middle
         own: list[int] = []
-        for row, place in _facets(cell, rows, middle, draw):
+        for row, place in _facets(cell, rows, middle, draw, until):
             own.append(int(units[row][0]))
             wait(_across(net, pattern, int(units[row][0]), place, rows[row, :-1] * -1, centre, radius)[None])
             behind = place - np.array(_BEHIND)[:, None] * rows[row, :-1]
@@ -74,13 +74,14 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
 
 def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose each is, several where they are one). Units that
-    are constant are left out."""
+    are constant are left out, as are those that have one sign on the whole box."""
     z = net.affine(torch.from_numpy(pattern)[None])[0][0]
     z = torch.cat([z[:, :-1] * torch.from_numpy(radius), z[:, -1:] + z[:, :-1] @ torch.from_numpy(centre)[:, None]], 1)
     z = z * torch.where(torch.from_numpy(pattern), 1.0, -1.0).double()[:, None]
     steepest = torch.cat([torch.zeros(0, dtype=torch.float64), *net.steepest(torch.from_numpy(radius))])
     rows = normed(z, steepest).numpy()
-    places = (rows[:, :-1] != 0).any(1).nonzero()[0]
+    reaches = rows[:, -1] < np.abs(rows[:, :-1]).sum(1)  # others are above 0 on the whole box
+    places = ((rows[:, :-1] != 0).any(1) & reaches).nonzero()[0]
     rows, groups, taken = rows[places], [], np.zeros(len(places), bool)
     for row in range(len(rows)):
         if not taken[row]:
@@ -91,9 +92,11 @@ def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.nd
     return rows[first], [places[group] for group in groups]
 
 
-def _facets(cell: Polytope, rows: np.ndarray, middle: np.ndarray, draw: np.random.Generator) -> list[tuple[int, np.ndarray]]:
+def _facets(
+    cell: Polytope, rows: np.ndarray, middle: np.ndarray, draw: np.random.Generator, until: float
+) -> list[tuple[int, np.ndarray]]:  # fmt: skip
     """(row, a point on it that lies above all other rows) for each facet. Those that a ray from the middle meets first are
-    facets; linear programs tell of the others."""
+    facets; linear programs tell of the others, while there is time."""
     found: dict[int, np.ndarray] = {}
     values = rows[:, :-1] @ middle + rows[:, -1]
     rays = np.concatenate([-rows[:, :-1], draw.normal(size=(_RAYS * len(rows), cell.inputs))])
@@ -111,7 +114,7 @@ def _facets(cell: Polytope, rows: np.ndarray, middle: np.ndarray, draw: np.rando
         if row not in found and nearest + _THIN < min(far, distances.min(initial=np.inf)):
             found[row] = middle + nearest * ray
     for row in range(len(rows)):
-        if row not in found:
+        if row not in found and time.perf_counter() < until:
             least, place = cell.beyond(row, 1.0)
             if place is not None and least < -_THIN:
                 found[row] = middle + values[row] / (values[row] - least) * (place - middle)
