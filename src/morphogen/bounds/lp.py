@@ -25,6 +25,7 @@ from morphogen.bounds.program import Program, Step
 from morphogen.bounds.rounding import unit
 from morphogen.bounds.rules import MAXIMA, activation, affine, carried, rectifier, refuse
 
+_LARGE = 5_000  # numbers in a program
 _TIGHT = 1e-9  # a unit this near to its ReLU is on it, and a bound this near to a value is reached; relative to 1
 
 
@@ -281,6 +282,8 @@ class _Relaxation:
         self.solver = self.highs.Highs()
         self.solver.setOptionValue("output_flag", False)
         self.solver.setOptionValue("threads", 1)
+        # from nowhere the simplex method may take a hundred times as long as interior points; from nearby it is quick
+        self.solver.setOptionValue("solver", "ipm" if len(filled) > _LARGE else "simplex")
         self.solver.passModel(program)
         self.decided: Mapping[int, bool] = {}
 
@@ -300,6 +303,7 @@ class _Relaxation:
             left = max(0.0, self.until - time.perf_counter())
             self.solver.setOptionValue("time_limit", self.solver.getRunTime() + left)
         self.solver.run()
+        self.solver.setOptionValue("solver", "simplex")
         if self.solver.getModelStatus() == self.highs.HighsModelStatus.kInfeasible:
             _, there, ray = self.solver.getDualRay()
             proved = there and self._proves(np.zeros_like(self.c), np.asarray(ray), row_high) > 0
