@@ -47,7 +47,7 @@ def published(path: Path) -> nn.Sequential:
 def decided(name: str, model: nn.Sequential, x: Tensor, test: Part) -> dict[str, object]:
     box = pixels(x.shape[1])
     began = time.perf_counter()
-    found = stability(model, box, x[:10_000], seconds=300)
+    found = stability(model, box, x[:10_000], seconds=60)
     seconds = time.perf_counter() - began
     how = Counter(how for signs in found.units.values() for how in signs.how)
     began = time.perf_counter()
