@@ -227,3 +227,18 @@ def test_a_face_of_fewer_dimensions_is_no_facet() -> None:
 
 def test_a_stopped_walk_has_a_cell() -> None:
     assert regions(plain(7, (3,), 1).double(), cube(7), seconds=0).n_connected == 1
+
+
+@pytest.mark.parametrize("method", ["corners", "walk"])
+def test_deep_networks_lose_no_cells_to_rounding(method: str) -> None:
+    torch.manual_seed(2)
+    model = plain(1, (8,) * 30, 1).double().requires_grad_(False)
+    for part in model:
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=(2 / part.in_features) ** 0.5)
+            nn.init.normal_(part.bias, std=0.1)
+    found = regions(model, cube(1), method=method)
+    x = torch.linspace(-3, 3, 20_001, dtype=torch.float64)[:, None]
+    assert {tuple(row) for row in found.net.pattern(x).tolist()} <= {tuple(row) for row in found.patterns.tolist()}
+    ahead = torch.cat([found.inside, torch.ones(len(found), 1)], 1)
+    torch.testing.assert_close((found.functions @ ahead[..., None])[..., 0], model(found.inside), rtol=1e-9, atol=1e-9)

@@ -7,7 +7,6 @@ into the biases; a maximum of several values becomes ReLUs, max(a, b) = a + relu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from morphogen.bounds.program import Program, Step, program
 from morphogen.bounds.rules import MAXIMA, affine, carried, rectifier
 from morphogen.errors import ShapeError, Unsupported
 
-_NOISE = 1e-14  # relative
+_NOISE = 1e-13  # relative to the sum of the terms by their sizes
 _LARGEST = 1 << 28  # entries of the widest table of coefficients: two gigabytes
 
 
@@ -78,24 +77,12 @@ class Piecewise:
 
     def pattern(self, x: Tensor) -> Tensor:
         """Which units are above 0 at x, by more than rounding, (batch, units)."""
-        before, _ = self.run(x)
-        above = [z > noise for z, noise in zip(before, self._noise, strict=True)]
-        return torch.cat(above, 1) if above else torch.zeros(len(x), 0, dtype=torch.bool)
-
-    @cached_property
-    def _noise(self) -> list[Tensor]:
-        """By layer, what z may be by rounding alone where it is 0."""
-        sizes = self._summed_sizes(torch.maximum(self.box.lower.abs(), self.box.upper.abs())[0], True)
-        return [_NOISE * size for size in sizes]
-
-    def _summed_sizes(self, inputs: Tensor, biases: bool) -> list[Tensor]:
-        """By layer, z with every term counted by its size: (units,) each."""
-        found = [inputs]
+        sources, above = [x], [torch.zeros(len(x), 0, dtype=torch.bool)]
         for layer in self.layers:
-            size = layer.bias.abs() if biases else torch.zeros_like(layer.bias)
-            absolute = Layer({source: weight.abs() for source, weight in layer.weights.items()}, size)
-            found.append(summed(absolute, [part[None] for part in found])[0])
-        return found[1:]
+            z = summed(layer, sources)
+            above.append(z > _NOISE * (summed(by_size(layer), [value.abs() for value in sources]) + layer.bias.abs()))
+            sources.append(torch.maximum(z, layer.slope * z))
+        return torch.cat(above, 1)
 
     def free_of(self, x: Tensor) -> Tensor:
         """The free inputs, of examples (batch, *shape); on a plane they are what is given."""
@@ -121,10 +108,16 @@ class Piecewise:
         """Of what is given, flattened."""
         return self.inputs if self.plane else self.origin.numel()
 
-    def steepest(self, radius: Tensor) -> list[Tensor]:
-        """By layer, how far each z may rise at most where inputs move by their radius: (units,) each. Beside this a slope that
-        is no more than rounding is none."""
-        return self._summed_sizes(radius, False)
+    def steepest(self, pattern: Tensor, radius: Tensor) -> Tensor:
+        """How steep each z could be where units have these signs if no two terms cancelled, inputs in units of their radius:
+        (batch, units). Beside this a slope that is no more than rounding is none."""
+        sources, lengths = [identity(self.inputs, len(pattern))], [radius[:, None].expand(-1, len(pattern))]
+        found = [pattern.new_zeros(len(pattern), 0, dtype=torch.float64)]
+        for layer, above in zip(self.layers, self.of_layers(pattern), strict=True):
+            found.append(steepest(by_size(layer), lengths).T)
+            sources.append(slopes(above, layer).T[..., None] * function(layer, sources))
+            lengths.append((sources[-1][..., :-1] * radius).norm(dim=-1))
+        return torch.cat(found, 1)
 
     def of_layers(self, units: Tensor) -> tuple[Tensor, ...]:
         """(..., units) by layer."""
@@ -155,6 +148,19 @@ def identity(inputs: int, batch: int) -> Tensor:
     return torch.eye(inputs, inputs + 1, dtype=torch.float64)[:, None].expand(-1, batch, -1)
 
 
+def by_size(layer: Layer) -> Layer:
+    """With every weight by its size, and no bias."""
+    return Layer({source: weight.abs() for source, weight in layer.weights.items()}, torch.zeros_like(layer.bias), layer.slope)
+
+
+def steepest(sizes: Layer, lengths: Sequence[Tensor]) -> Tensor:
+    """How steep each z of a layer `by_size` could be, (units, batch), whose sources are so steep, (units, batch) each."""
+    reach = lengths[0].new_zeros(sizes.units, lengths[0].shape[1])
+    for source, size in sizes.weights.items():
+        reach.addmm_(size, lengths[source])
+    return reach
+
+
 def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
     """A layer's z as affine functions, (units, batch, inputs + 1), of those of its sources."""
     _, batch, columns = sources[0].shape
@@ -168,13 +174,14 @@ def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
     return z
 
 
-def normed(z: Tensor, steepest: Tensor) -> Tensor:
-    """Affine functions (..., inputs + 1), each divided by the length of its slope, so that values are distances; where the
-    slope is no more than rounding of `steepest` (...), a constant: its sign."""
-    length = z[..., :-1].norm(dim=-1, keepdim=True)
-    flat = length <= 1e-13 * steepest[..., None]
+def normed(z: Tensor, length: Tensor, steepest: Tensor) -> Tensor:
+    """Affine functions (..., inputs + 1), each divided by the length of its slope (...), so that values are distances; where
+    that is no more than rounding of `steepest` (...), a constant: its sign."""
+    flat = (length <= 1e-13 * steepest)[..., None]
+    if not bool(flat.any()):
+        return z / length[..., None]
     sign = torch.cat([torch.zeros_like(z[..., :-1]), z[..., -1:].sign()], -1)
-    return torch.where(flat, sign, z / length.clamp_min(1e-300))
+    return torch.where(flat, sign, z / length[..., None].clamp_min(1e-300))
 
 
 def summed(layer: Layer, sources: Sequence[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.record import Tiling
-from morphogen.transforms.piecewise import Layer, Piecewise, function, identity, normed, piecewise, slopes
+from morphogen.transforms.piecewise import Layer, Piecewise, by_size, function, identity, normed, piecewise, slopes, steepest
 from morphogen.transforms.walk import walk
 
 CORNERS = 6  # inputs up to which cells are kept by their corners
@@ -170,12 +170,11 @@ def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
 
 def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
     centre, radius = net.box.centre[0], net.box.radius[0]
-    unit, steepest = _in_the_cube(net, centre, radius), net.steepest(radius)
+    unit = _in_the_cube(net, centre, radius)
     found: list[tuple[Tensor, _Part]] = []
     count, complete = 0, True
-    for above, part in _descend(
-        unit, steepest, 0, [identity(net.inputs, 1)], torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)
-    ):
+    start = [identity(net.inputs, 1)], [torch.ones(net.inputs, 1, dtype=torch.float64)]
+    for above, part in _descend(unit, 0, *start, torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)):
         if count >= budget or (found and time.perf_counter() > until):
             complete = False
             break
@@ -247,16 +246,17 @@ def _in_the_cube(net: Piecewise, centre: Tensor, radius: Tensor) -> tuple[Layer,
 
 
 def _descend(
-    layers: tuple[Layer, ...], steepest: list[Tensor], at: int, sources: list[Tensor], above: Tensor, part: _Part
+    layers: tuple[Layer, ...], at: int, sources: list[Tensor], lengths: list[Tensor], above: Tensor, part: _Part
 ) -> Iterator[tuple[Tensor, _Part]]:
     """Cut cells by the layers from `at` on: (patterns, cells), chunk after chunk. sources: the values of earlier layers as
-    functions on each cell, (units, cells, d + 1)."""
+    functions on each cell, (units, cells, d + 1); lengths: of their slopes."""
     if at == len(layers):
         yield above, part
         return
     layer = layers[at]
     z = function(layer, sources)
-    rows = normed(z, steepest[at][:, None])
+    length = z[..., :-1].norm(dim=-1)
+    rows = normed(z, length, steepest(by_size(layer), lengths))
     first_label = above.shape[1]
     last = {source: max(i for i, later in enumerate(layers) if source in later.weights)
             for source in {s for later in layers for s in later.weights}}  # fmt: skip
@@ -265,12 +265,15 @@ def _descend(
         for begin in range(0, len(parent), _CHUNK):
             some = slice(begin, begin + _CHUNK)
             mothers, signs = torch.from_numpy(parent[some]), torch.from_numpy(new[some])
-            kept = [
-                value[:, mothers] if last.get(source, -1) > at or source == 0 else value[:, :0]
-                for source, value in enumerate(sources)
-            ]
-            made = slopes(signs, layer).T[..., None] * z[:, mothers] if last.get(at + 1, -1) > at else z[:, :0]
-            yield from _descend(layers, steepest, at + 1, [*kept, made], torch.cat([above[mothers], signs], 1), children[some])
+            read = [source == 0 or last.get(source, -1) > at for source in range(at + 1)]
+            kept = [value[:, mothers] if wanted else value[:, :0] for value, wanted in zip(sources, read, strict=True)]
+            long = [value[:, mothers] if wanted else value[:, :0] for value, wanted in zip(lengths, read, strict=True)]
+            if last.get(at + 1, -1) > at:
+                slope = slopes(signs, layer).T
+                kept, long = [*kept, slope[..., None] * z[:, mothers]], [*long, slope * length[:, mothers]]
+            else:
+                kept, long = [*kept, z[:, :0]], [*long, length[:, :0]]
+            yield from _descend(layers, at + 1, kept, long, torch.cat([above[mothers], signs], 1), children[some])
 
 
 def _cut(rows: np.ndarray, first_label: int, part: _Part) -> Iterator[tuple[np.ndarray, np.ndarray, _Part]]:

@@ -78,8 +78,8 @@ def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.nd
     z = net.affine(torch.from_numpy(pattern)[None])[0][0]
     z = torch.cat([z[:, :-1] * torch.from_numpy(radius), z[:, -1:] + z[:, :-1] @ torch.from_numpy(centre)[:, None]], 1)
     z = z * torch.where(torch.from_numpy(pattern), 1.0, -1.0).double()[:, None]
-    steepest = torch.cat([torch.zeros(0, dtype=torch.float64), *net.steepest(torch.from_numpy(radius))])
-    rows = normed(z, steepest).numpy()
+    steepest = net.steepest(torch.from_numpy(pattern)[None], torch.from_numpy(radius))[0]
+    rows = normed(z, z[:, :-1].norm(dim=1), steepest).numpy()
     reaches = rows[:, -1] < np.abs(rows[:, :-1]).sum(1)  # others are above 0 on the whole box
     places = ((rows[:, :-1] != 0).any(1) & reaches).nonzero()[0]
     rows, groups, taken = rows[places], [], np.zeros(len(places), bool)
@@ -128,7 +128,7 @@ def _across(
     """The pattern behind a facet. Units that are not 0 on it keep their signs; those that are have the sign of their slope
     there, in which the layers before have a part."""
     before, _ = net.run(torch.from_numpy(centre + radius * place)[None])
-    steepest = net.steepest(torch.from_numpy(radius))
+    steepest = net.of_layers(net.steepest(torch.from_numpy(pattern)[None], torch.from_numpy(radius))[0])
     there, at = torch.from_numpy(pattern.copy()), 0
     for layer, z, most in zip(net.layers, before, steepest, strict=True):
         on = (z[0].abs() <= _THIN * most).nonzero()[:, 0] + at
