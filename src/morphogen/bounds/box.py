@@ -81,6 +81,12 @@ class Box:
         """Points of the set near x, (batch, *shape); x itself where it is one."""
         return x.clamp(self.lower, self.upper)
 
+    def points(self, count: int, corners: int) -> Tensor:
+        """Of the box of one example, so many points, (count, *shape), the first ones corners; the same ones every time."""
+        share = torch.rand(count, *self.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        share[:corners].round_()
+        return self.lower + self.width * share
+
 
 @dataclass(frozen=True)
 class Ball(Box):

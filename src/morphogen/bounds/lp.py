@@ -11,8 +11,6 @@ import heapq
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
+from morphogen.bounds.highs import solver
 from morphogen.bounds.linear import lines
 from morphogen.bounds.program import Program, Step
 from morphogen.bounds.rounding import unit
@@ -263,28 +262,16 @@ class _Relaxation:
     def __init__(
         self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, until: float
     ) -> None:  # fmt: skip
-        self.highs: Any = import_module("highspy")  # slow to load, and needed here alone
         matrix = np.concatenate(rows.matrix)
         kept, self.columns = _needed(matrix)
         self.matrix, self.bends = matrix[np.ix_(kept, self.columns)], bends.among(kept, self.columns)
         self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
         self.row_low, self.row_high = (np.concatenate(ends)[kept] for ends in (rows.low, rows.high))
-        program = self.highs.HighsLp()
-        program.num_col_, program.num_row_ = len(self.c), len(self.matrix)
-        program.col_cost_, program.col_lower_, program.col_upper_ = self.c, self.low, self.high
-        program.row_lower_, program.row_upper_ = self.row_low, self.row_high
-        filled, where = np.nonzero(self.matrix)
-        starts = np.cumsum(np.bincount(filled, minlength=len(self.matrix)))
-        program.a_matrix_.format_ = self.highs.MatrixFormat.kRowwise
-        program.a_matrix_.start_ = np.concatenate([[0], starts]).astype(np.int32)
-        program.a_matrix_.index_, program.a_matrix_.value_ = where.astype(np.int32), self.matrix[filled, where]
-        self.solver = self.highs.Highs()
-        self.solver.setOptionValue("output_flag", False)
-        self.solver.setOptionValue("threads", 1)
         # from nowhere the simplex method may take a hundred times as long as interior points; from nearby it is quick
-        self.solver.setOptionValue("solver", "ipm" if len(filled) > _LARGE else "simplex")
-        self.solver.passModel(program)
+        method = "ipm" if np.count_nonzero(self.matrix) > _LARGE else "simplex"
+        ends = self.low, self.high, self.matrix, self.row_low, self.row_high
+        self.solver, self.highs = solver(self.c, *ends, solver=method)
         self.decided: Mapping[int, bool] = {}
 
     def solve(self, decided: Mapping[int, bool], bends: _Bends) -> _Found:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.record import Certificate
-from morphogen.transforms.form import distinct, linear, shaped
+from morphogen.transforms.form import distinct, shaped
+from morphogen.transforms.modules import linear
 from morphogen.transforms.piecewise import piecewise
 from morphogen.transforms.regions import regions
 from morphogen.transforms.shallow import measured

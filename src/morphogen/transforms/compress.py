@@ -25,7 +25,7 @@ from torch.fx import Graph, GraphModule
 from morphogen.bounds.box import Box
 from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
 from morphogen.errors import NotExact, ShapeError
-from morphogen.graph.trace import evaluating, require_running, trace
+from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.record import Certificate
 from morphogen.resize.apply import count_parameters
@@ -56,17 +56,13 @@ def compress(
     """
     if len(box.lower) != 1:
         raise ShapeError(f"compress: the box is of {len(box.lower)} examples; give one, (1, *shape)")
-    chosen = (
-        tuple(name for name in RULES if name != "skip")
-        if rules is None
-        else tuple([rules] if isinstance(rules, str) else rules)
-    )
+    usual = [name for name in RULES if name != "skip"]
+    chosen = usual if rules is None else [rules] if isinstance(rules, str) else list(rules)
     if unknown := [name for name in chosen if name not in RULES]:
         raise ShapeError(f"compress: rules has {unknown[0]!r}; give some of {', '.join(RULES)}")
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
     wide = copy.deepcopy(model).double()
-    require_running(wide, (example,))
     small, _ = fold_batchnorm(freeze(wide, example)[0], example)
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
     looked = example[:0] if samples is None else samples.double()
@@ -138,11 +134,11 @@ def _pass(
     graph = trace(model, torch.cat([box.lower, box.upper]))
     found, layers = widths(graph), rectified(graph)
     for together in (("inactive", "constant", "unread"), ("duplicate",), ("dependent",)):
-        rules = [rule for name, rule in RULES.items() if name in together and name in chosen and not isinstance(rule, str)]
+        rules = [rule for name, rule in UNITS.items() if name in together and name in chosen]
         gone = [line for layer in layers for line in _taken_out(model, found, layer, rules, proved, left)]
         if gone:
             return gone, seen
-    for name, change in (("collapse", _merged), ("skip", _bypassed)):
+    for name, change in LAYERS.items():
         if name in chosen and (gone := list(_around(model, box, layers, proved, change, left))):
             return gone, seen
     return [], seen
@@ -237,20 +233,6 @@ def _affine(layer: Rectified, sign: Tensor) -> Tensor:
     return (sign == ACTIVE) | ((sign == INACTIVE) & (layer.slope > 0))
 
 
-RULES: Mapping[str, Rule | str] = {
-    "inactive": _inactive, "constant": _constant, "unread": _unread, "duplicate": _proportional, "dependent": _dependent,
-    "collapse": "a layer that bends nowhere becomes part of the next", "skip": "units that bend nowhere become a linear skip",
-}  # fmt: skip
-"""r1, r5, r6, r7, r2, r3 with r4, r8 of the specification, in the order in which they are tried."""
-
-drop_dead = partial(compress, rules=("inactive", "constant", "unread"))
-"""Only units that are 0 on the box, constant, or read by nothing (as all of these, after `freeze`)."""
-merge_duplicates = partial(compress, rules=("duplicate",))
-"""Only units that are a positive multiple of another one."""
-collapse = partial(compress, rules=("collapse",))
-"""Only layers between which no unit bends on the box: they become one."""
-
-
 Change = Callable[[nn.Linear, nn.Module, Tensor, Tensor, nn.Linear], tuple[nn.Module, str] | None]
 """(first, its ReLU, which units are affine, their slopes, second) -> (what does the work of all, told), None where that is no
 smaller."""
@@ -340,6 +322,23 @@ def bypass(inner: nn.Module, bend: nn.Module, outer: nn.Module, skip: nn.Module)
     return GraphModule({"inner": inner, "bend": bend, "outer": outer, "skip": skip}, graph)
 
 
+UNITS: Mapping[str, Rule] = {
+    "inactive": _inactive, "constant": _constant, "unread": _unread, "duplicate": _proportional, "dependent": _dependent,
+}  # fmt: skip
+"""What takes units out: r1, r5, r6, r7, r2 of the specification."""
+LAYERS: Mapping[str, Change] = {"collapse": _merged, "skip": _bypassed}
+"""What takes the place of layers: r3 with r4, r8."""
+RULES = (*UNITS, *LAYERS)
+"""In the order in which they are tried."""
+
+drop_dead = partial(compress, rules=("inactive", "constant", "unread"))
+"""Only units that are 0 on the box, constant, or read by nothing (as all of these, after `freeze`)."""
+merge_duplicates = partial(compress, rules=("duplicate",))
+"""Only units that are a positive multiple of another one."""
+collapse = partial(compress, rules=("collapse",))
+"""Only layers between which no unit bends on the box: they become one."""
+
+
 @torch.no_grad()
 def _product(first: nn.Linear, slopes: Tensor, second: nn.Linear) -> nn.Linear:
     """What goes through the units with these slopes, without the second layer's bias."""
@@ -353,7 +352,5 @@ def _product(first: nn.Linear, slopes: Tensor, second: nn.Linear) -> nn.Linear:
 @torch.no_grad()
 def _outputs(model: nn.Module, box: Box, points: int = _POINTS) -> Tensor:
     """At random points of the box and at corners, the same ones every time."""
-    share = torch.rand(points, *box.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    share[: points // 2].round_()
     with evaluating(model):
-        return torch.cat([model(box.lower + box.width * part) for part in share.split(500)])
+        return torch.cat([model(part) for part in box.points(points, points // 2).split(500)])

@@ -111,9 +111,7 @@ def size(model: nn.Module, box: Box) -> float:
 
 
 def _inputs(box: Box, count: int) -> Tensor:
-    share = torch.rand(count, *box.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    share[: count // 2].round_()
-    return box.lower + box.width * share
+    return box.points(count, count // 2)
 
 
 @contextmanager

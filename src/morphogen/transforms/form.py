@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
+from morphogen.transforms.modules import linear
 from morphogen.transforms.piecewise import Piecewise, summed
 
 _AT_ONCE = 1 << 22  # numbers in one table of values
@@ -101,15 +102,6 @@ def one_hidden(net: Piecewise, hidden: Tensor, outer: Tensor, straight: Tensor) 
 def largest_of(groups: int, size: int) -> list[nn.Module]:
     """(batch, groups * size) -> (batch, groups): the largest of each."""
     return [nn.Unflatten(1, (groups, size)), nn.MaxPool1d(size), nn.Flatten()]
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer of these."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer
 
 
 def relu_tree(net: nn.Sequential) -> nn.Sequential:

@@ -17,7 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from morphogen.transforms.form import Form, base, distinct, largest_of, linear, one_hidden, over_base, refused, shaped
+from morphogen.transforms.form import Form, base, distinct, largest_of, one_hidden, over_base, refused, shaped
+from morphogen.transforms.modules import linear
 from morphogen.transforms.piecewise import Layer, Piecewise, slopes
 from morphogen.transforms.regions import Regions
 

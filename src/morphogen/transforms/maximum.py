@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
-from morphogen.transforms.form import Form, distinct, largest_of, linear, one_hidden, shaped
+from morphogen.transforms.form import Form, distinct, largest_of, one_hidden, shaped
+from morphogen.transforms.modules import linear
 from morphogen.transforms.piecewise import Piecewise
 from morphogen.transforms.polytope import Polytope
 from morphogen.transforms.regions import Regions

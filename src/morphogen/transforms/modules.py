@@ -84,9 +84,12 @@ def _arguments(arg: Any, values: dict[str, FxNode], layers: dict[str, nn.Module 
     return type(arg)(_arguments(part, values, layers, graph) for part in arg) if isinstance(arg, (list, tuple)) else arg
 
 
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+@torch.no_grad()
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A layer of these, in their precision."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, dtype=weight.dtype)
-    return _filled(layer, weight, bias)
+    _filled(layer, weight, bias)
+    return layer
 
 
 def _conv(kind: type[Any]) -> Callable[..., nn.Module]:
@@ -138,7 +141,7 @@ def _pool(kind: type[Any]) -> Callable[..., nn.Module]:
 
 
 _MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "linear": _linear, "matmul": lambda weight: _linear(weight.T), "mm": lambda weight: _linear(weight.T),
+    "linear": linear, "matmul": lambda weight: linear(weight.T), "mm": lambda weight: linear(weight.T),
     "conv1d": _conv(nn.Conv1d), "conv2d": _conv(nn.Conv2d), "conv3d": _conv(nn.Conv3d),
     "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU,
     "gelu": nn.GELU, "silu": nn.SiLU, "batch_norm": _norm, 

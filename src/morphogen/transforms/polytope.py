@@ -1,9 +1,8 @@
 """A polytope {x in a box: rows x + offset >= 0}, asked by linear programs: its largest ball, the least of a function on it."""
 
-from importlib import import_module
-from typing import Any
-
 import numpy as np
+
+from morphogen.bounds.highs import solver
 
 
 class Polytope:
@@ -13,27 +12,17 @@ class Polytope:
     """
 
     def __init__(self, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
-        self.highs: Any = import_module("highspy")  # slow to load
         self.rows, self.inputs, self.most = rows, rows.shape[1] - 1, float((upper - lower).max())
         # one more variable, the radius of a ball: rows x - radius >= -offset; the box's sides are rows here, too
         sides = np.concatenate([np.eye(self.inputs), -np.eye(self.inputs)])
         matrix = np.concatenate([rows[:, :-1], sides])
         matrix = np.concatenate([matrix, -np.ones((len(matrix), 1))], 1)
-        program = self.highs.HighsLp()
-        program.num_col_, program.num_row_ = self.inputs + 1, len(matrix)
-        program.col_cost_ = np.zeros(self.inputs + 1)
-        program.col_lower_, program.col_upper_ = np.append(lower, 0.0), np.append(upper, self.most)
-        program.row_lower_ = np.concatenate([-rows[:, -1], lower, -upper])
-        program.row_upper_ = np.full(len(matrix), np.inf)
-        program.a_matrix_.format_ = self.highs.MatrixFormat.kRowwise
-        program.a_matrix_.start_ = np.arange(0, matrix.size + 1, self.inputs + 1, dtype=np.int32)
-        program.a_matrix_.index_ = np.tile(np.arange(self.inputs + 1, dtype=np.int32), len(matrix))
-        program.a_matrix_.value_ = matrix.ravel()
-        self.solver = self.highs.Highs()
-        tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-        for option, value in {"output_flag": False, "threads": 1, "presolve": "off", **tight}.items():
-            self.solver.setOptionValue(option, value)
-        self.solver.passModel(program)
+        ends = np.append(lower, 0.0), np.append(upper, self.most)
+        row_low = np.concatenate([-rows[:, -1], lower, -upper])
+        self.solver, self.highs = solver(
+            np.zeros(self.inputs + 1), *ends, matrix, row_low, np.full(len(matrix), np.inf), presolve="off",
+            primal_feasibility_tolerance=1e-10, dual_feasibility_tolerance=1e-10,
+        )  # fmt: skip
 
     def ball(self) -> tuple[np.ndarray, float]:
         """(centre, radius) of the largest ball inside; a radius of 0 where there is none."""

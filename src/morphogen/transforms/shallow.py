@@ -75,9 +75,7 @@ def shallow(
 def measured(model: nn.Module, net: Piecewise, made: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """(the largest difference between a network and what should equal it, at random points and corners of the box, its largest
     value there)."""
-    share = torch.rand(_POINTS, net.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    share[: _POINTS // 10].round_()
-    x = net.box.lower + net.box.width * share
+    x = net.box.points(_POINTS, _POINTS // 10)
     exact = copy.deepcopy(model).double()
     with evaluating(exact):
         f = torch.cat([exact(part) for part in net.examples(x).split(500)])

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
-from morphogen.transforms.form import Form, base, distinct, largest_of, linear, one_hidden, over_base, shaped
+from morphogen.transforms.form import Form, base, distinct, largest_of, one_hidden, over_base, shaped
+from morphogen.transforms.modules import linear
 from morphogen.transforms.piecewise import Piecewise, slopes
 from morphogen.transforms.regions import Regions
 

@@ -1,0 +1,28 @@
+"""A linear program in HiGHS: the least c . x for low <= x <= high, row_low <= matrix x <= row_high."""
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+
+def solver(
+    c: np.ndarray, low: np.ndarray, high: np.ndarray, matrix: np.ndarray, row_low: np.ndarray, row_high: np.ndarray,
+    **options: object,
+) -> tuple[Any, Any]:  # fmt: skip
+    """(HiGHS with the program, silent and on one thread; its module). options: of HiGHS."""
+    highs: Any = import_module("highspy")  # slow to load, and needed for programs alone
+    program = highs.HighsLp()
+    program.num_col_, program.num_row_ = len(c), len(matrix)
+    program.col_cost_, program.col_lower_, program.col_upper_ = c, low, high
+    program.row_lower_, program.row_upper_ = row_low, row_high
+    filled, where = np.nonzero(matrix)
+    starts = np.cumsum(np.bincount(filled, minlength=len(matrix)))
+    program.a_matrix_.format_ = highs.MatrixFormat.kRowwise
+    program.a_matrix_.start_ = np.concatenate([[0], starts]).astype(np.int32)
+    program.a_matrix_.index_, program.a_matrix_.value_ = where.astype(np.int32), matrix[filled, where]
+    found = highs.Highs()
+    for option, value in {"output_flag": False, "threads": 1, **options}.items():
+        found.setOptionValue(option, value)
+    found.passModel(program)
+    return found, highs
