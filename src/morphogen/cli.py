@@ -278,8 +278,7 @@ def _write(
         raise typer.Exit(1)
     if out is not None:
         seen = files.write(network, original, shape, out, certificate, box)
-        told = f"{seen.kind}, differs from MODEL by at most {seen.max_error:.1e} on 64 inputs"
-        console.print(f"written to {out} and {out.name}.certificate.json; the file, {told}")
+        console.print(f"written to {out} and {out.name}.certificate.json; {seen.reason}: {seen.max_error:.1e} off")
 
 
 def _stem(path: Path) -> str:
