@@ -81,7 +81,8 @@ def test_a_file_is_compressed(name: str, ending: str, tmp_path: Path) -> None:
         torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: batch},)), source)
     result = CliRunner().invoke(app, ["compress", str(source), "--out", str(out), "--steps"])
     assert result.exit_code == 0, result.output
-    small, shape_ = files.read(out)
+    again = files.read(out)
+    small, shape_ = again.model, again.shape
     assert shape_ == shape
     x = torch.rand(200, *shape).double()
     torch.testing.assert_close(small(x), model.double()(x), rtol=1e-5, atol=1e-5)

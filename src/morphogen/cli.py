@@ -192,14 +192,15 @@ def compress(
 ) -> None:
     """Make MODEL smaller without changing what it does on a domain; writes the network and its certificate."""
     files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.compress")
-    net, shape = files.read(model)
-    box, samples = files.domain(domain, shape)
+    read = files.read(model)
+    box, samples = files.domain(domain, read.shape)
     rules = [name for name in rewrites.RULES if name != "skip" or skips]
-    small, certificate = _certified(lambda: rewrites.compress(net, box, samples, seconds, rules))
+    small, certificate = _certified(lambda: rewrites.compress(read.model, box, samples, seconds, rules))
     console = Console(soft_wrap=True, highlight=False)
     if steps:
         console.print("\n".join(certificate.steps) or "nothing to take out", markup=False)
-    _write(small.float(), net, shape, out or model.with_name(f"{_stem(model)}-small.onnx"), certificate, box, tolerance)
+    target = out or model.with_name(f"{_stem(model)}-small.onnx")
+    _write(small.to(read.dtype), read.model, read.shape, target, certificate, box, tolerance)
 
 
 @app.command()
@@ -216,13 +217,13 @@ def shallow(
 ) -> None:
     """Write MODEL as one maximum of networks with a single hidden layer, or another shallow form, exact on a domain."""
     files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.shallow")
-    net, shape = files.read(model)
-    box, _ = files.domain(domain, shape)
-    made, certificate = _certified(lambda: rewrites.shallow(net, box, form, budget=budget, prune=True))
+    read = files.read(model)
+    box, _ = files.domain(domain, read.shape)
+    made, certificate = _certified(lambda: rewrites.shallow(read.model, box, form, budget=budget, prune=True))
     network = made.to_torch()
     if relus:
         network = import_module("morphogen.transforms.form").relu_tree(network)
-    _write(network, net, shape, out, certificate, box, tolerance)
+    _write(network, read.model, read.shape, out, certificate, box, tolerance)
 
 
 @app.command()
@@ -239,14 +240,14 @@ def regions(
 ) -> None:
     """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane; exit code 3 where it was stopped."""
     files, count = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.regions").regions
-    net, shape = files.read(model)
+    read = files.read(model)
     along = None
     if through is not None:
-        rows = files.points(through, shape).unique(dim=0, sorted=False)
+        rows = files.points(through, read.shape).unique(dim=0, sorted=False)
         along = rows[0], rows[1:] - rows[0]
-    box, _ = files.domain(domain, shape if along is None else (len(along[1]),))
+    box, _ = files.domain(domain, read.shape if along is None else (len(along[1]),))
     began = time.perf_counter()
-    found = count(net, box, along, budget, seconds)
+    found = count(read.model, box, along, budget, seconds)
     Console(soft_wrap=True, highlight=False).print(f"{found} ({time.perf_counter() - began:.2f} s)")
     if picture is not None:
         draw = import_module("morphogen.report.tiling").tiled

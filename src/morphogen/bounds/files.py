@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from morphogen.bounds.program import program
 from morphogen.bounds.unsafe import Unsafe
 from morphogen.bounds.verify import verify
 from morphogen.errors import DataError
-from morphogen.formats.compressed import read_bytes
+from morphogen.formats.onnx_agreement import replay
+from morphogen.formats.onnx_file import load, runner
 from morphogen.formats.onnx_reader import OnnxNet, read_onnx
 from morphogen.formats.vnnlib import Clause, Property, read_vnnlib
 
-_REPLAY = 1e-6  # by which a counterexample may miss a constraint when the file's own network is run on it, in float32
+_REPLAY = 1e-6  # by which a counterexample may miss a constraint when the file's own network is run on it
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _box(clause: Clause, net: OnnxNet) -> Box:
 
 
 def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Path) -> None:
-    inputs, outputs = int(np.prod(net.shape)), net(torch.zeros(1, *net.shape)).numel()
+    inputs, outputs = int(np.prod(net.shape)), net(torch.zeros(1, *net.shape, dtype=net.dtype)).numel()
     if (inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise DataError(
             f"{prop} is over {wanted.inputs} inputs and {wanted.outputs} outputs, {network} has {inputs} and {outputs}; give "
@@ -83,11 +83,7 @@ def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Pa
 
 
 def _replayed(path: Path, net: OnnxNet, witness: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(the input in float32, what onnxruntime makes of it)."""
-    onnxruntime = import_module("onnxruntime")  # slow to load, and needed for counterexamples alone
-    session = onnxruntime.InferenceSession(read_bytes(path))
-    given = session.get_inputs()[0]
-    x = witness.to(torch.float32).numpy().ravel()
-    shape = [size if isinstance(size, int) and size > 0 else 1 for size in given.shape]
-    (y,) = session.run(None, {given.name: x.reshape(shape)})
-    return x, np.asarray(y, dtype=np.float64).ravel()
+    """(the input in the file's precision, what onnxruntime makes of it)."""
+    x = witness.to(net.dtype)
+    y = replay(net, runner(load(path)), x[None], net.batch or 1)
+    return x.numpy().ravel(), y.numpy().ravel()

@@ -5,10 +5,10 @@ from torch import Tensor
 
 def total(a: Tensor) -> Tensor:
     """Of a (batch, count, *shape), (batch, count)."""
-    return a.flatten(2).sum(2)
+    return a.reshape(*a.shape[:2], -1).sum(2)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Of a (batch, count, *shape) times b (batch or 1, 1 or count, *shape), (batch, count)."""
-    a, b = a.flatten(2), b.flatten(2)
+    a, b = a.reshape(*a.shape[:2], -1), b.reshape(*b.shape[:2], -1)
     return (a @ b.transpose(1, 2))[..., 0] if b.shape[1] == 1 else (a * b).sum(2)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from morphogen.errors import NotExact
 from morphogen.record import Certificate, write_atomic
 
+WITHIN = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-9}  # rounding, and no more
+
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     """Write `model` to `path` with a free batch size, run the file in onnxruntime on `example`, and compare.
 
-    Input "input", output "output". Raises `NotExact`, leaving no file, where the outputs differ by more than 1e-4 of the
+    Input "input", output "output". Raises `NotExact`, leaving no file, where the outputs differ by more than `WITHIN` of the
     largest one.
     """
     model = model.eval()
@@ -50,7 +52,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
         expected = model(example).cpu().numpy()
     (seen,) = session.run(None, {"input": example.cpu().numpy()})
     error, scale = float(np.abs(expected - seen).max()), float(np.abs(expected).max())
-    if not error <= 1e-4 * max(1.0, scale):
+    if not error <= WITHIN[example.dtype] * max(1.0, scale):
         raise NotExact(f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was written to {path}")
     write_atomic(path, data)
     return Certificate("measured", error, None, False, f"onnxruntime against torch on {len(example)} examples")

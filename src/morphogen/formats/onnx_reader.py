@@ -1,209 +1,235 @@
 """A network from an ONNX file as a torch module: `read_onnx(path) -> OnnxNet`.
 
-The operations are those of verification benchmarks; a table from ONNX operator to function, and an unknown one is named.
+What is understood stands in `onnx_operators`; anything else is refused by name. What was read is compared with what onnxruntime
+makes of the file before anything is said about it (`onnx_agreement`).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
+import onnx.defs
 import onnx.numpy_helper
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.errors import DataError, Unsupported
-from morphogen.formats.compressed import read_bytes
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operation: names of what it reads and makes, attributes as plain values."""
-
-    kind: str
-    name: str
-    reads: tuple[str, ...]
-    makes: str
-    attributes: dict[str, Any]
+from morphogen.errors import DataError, MorphogenError, Unsupported
+from morphogen.formats.onnx_agreement import agree
+from morphogen.formats.onnx_build import INPUT, Builder, Call, Value
+from morphogen.formats.onnx_file import first_line, load, runner
+from morphogen.formats.onnx_operators import OPERATORS, Operator, numbers
 
 
 class OnnxNet(nn.Module):
-    """(batch, *shape) -> (batch, ...): the graph's operations in order, its initializers as buffers.
+    """(batch, *shape) -> (batch, ...): the file's operations in order, in its own precision, its constants as buffers.
 
-    shape: of one example: the file's input without its leading dimension, or all of it where it has one dimension alone.
+    given, result: the shapes of the input and the output in the file, for one example: a first size of 1 where the batch is.
+    shape: of one example, `given` without that. batch: how many the file takes at once, 0 for any number.
     """
 
     def __init__(
-        self, nodes: tuple[Node, ...], constants: Mapping[str, np.ndarray], read: str, made: str, shape: tuple[int, ...]
-    ) -> None:
+        self, calls: tuple[Call, ...], given: Value, made: Value, result: tuple[int, ...], batch: int
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.nodes, self.read, self.made, self.shape = nodes, read, made, shape
-        # whole numbers are sizes and places, which a tracer must see as such
-        self.sizes = {name: tuple(value.ravel().tolist()) for name, value in constants.items() if value.dtype == np.int64}
-        self.names = {name: f"tensor{number}" for number, name in enumerate(constants) if name not in self.sizes}
-        for name, held in self.names.items():
-            self.register_buffer(held, torch.from_numpy(constants[name].copy()))
+        self.given, self.shape, self.dtype, self.batch = given.shape, given.inner, given.dtype, batch
+        self.calls, self.made, self.result = calls, made.name, result
+        self.held: dict[int, str] = {}  # by identity, since one constant may be read in several places
+        for call in calls:
+            for read in call.reads:
+                if isinstance(read, Tensor) and id(read) not in self.held:
+                    self.held[id(read)] = f"tensor{len(self.held)}"
+                    self.register_buffer(self.held[id(read)], read)
+        self.reads = [[read if isinstance(read, str) else self.held[id(read)] for read in call.reads] for call in calls]
 
     def forward(self, x: Tensor) -> Tensor:
-        values: dict[str, Any] = {"": None, self.read: x.reshape(len(x), *self.shape)}
-        values |= {name: self.get_buffer(held) for name, held in self.names.items()} | self.sizes
-        for node in self.nodes:
-            values[node.makes] = OPERATIONS[node.kind](node.attributes, *(values[name] for name in node.reads))
-        out: Tensor = values[self.made]
-        return out
+        values = {**dict(self.named_buffers()), INPUT: x.reshape(len(x), *self.shape)}
+        for call, reads in zip(self.calls, self.reads, strict=True):
+            values[call.makes] = call.run(*(values[name] for name in reads))
+        return values[self.made]
 
 
 def read_onnx(path: str | Path) -> OnnxNet:
     """The network in a file, perhaps compressed (.gz), of one input and one output.
 
-    Raises `DataError` for a file that is none, and `Unsupported` naming the operator that has no line in `OPERATIONS`.
+    The first size is the batch where there are several and it is 1, free, or the file does the same to each of its examples;
+    otherwise the input is one example as a whole. Raises `DataError` for a file that is none, and `Unsupported` naming the
+    operator, attribute or value that has no row in `OPERATORS`, and where onnxruntime makes something else of the file.
     """
     path = Path(path)
-    try:
-        graph = onnx.load_from_string(read_bytes(path)).graph
-    except Exception as error:  # protobuf raises kinds of its own
-        raise DataError(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]})") from error
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    inputs = [given for given in graph.input if given.name not in constants]
+    model = load(path)
+    refused: MorphogenError | None = None
+    for whole in (False, True):
+        try:
+            net = _read(model, whole)
+            agree(net, runner(model))
+            return net
+        except MorphogenError as error:
+            refused = refused or type(error)(f"{path}: {error}")
+            if not _several(model):
+                break
+    assert refused is not None
+    raise refused
+
+
+def _several(model: "onnx.ModelProto") -> bool:
+    """Whether the input's first size is a number that may or may not be a batch."""
+    sizes = [given.type.tensor_type.shape.dim for given in model.graph.input if given.type.HasField("tensor_type")]
+    return any(len(dims) > 1 and dims[0].dim_value > 1 for dims in sizes)
+
+
+def _read(model: "onnx.ModelProto", whole: bool) -> OnnxNet:
+    """whole: whether the input is one example, whatever its first size."""
+    graph, opset = model.graph, _opset(model)
+    if graph.sparse_initializer:
+        raise Unsupported("it holds sparse tensors; write them in full")
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = [given for given in graph.input if given.name not in stored]
     if len(inputs) != 1 or len(graph.output) != 1:
-        raise Unsupported(f"{path}: {len(inputs)} inputs and {len(graph.output)} outputs; a network of one each can be read")
-    nodes: list[Node] = []
-    for number, node in enumerate(graph.node):
-        attributes = {attribute.name: _plain(attribute) for attribute in node.attribute}
-        if node.op_type == "Constant":
-            constants[node.output[0]] = np.asarray(attributes["value"])
-            continue
-        if node.op_type not in OPERATIONS:
-            raise Unsupported(
-                f"{path}: operator {node.op_type} ('{node.name or number}') is unknown; known are {', '.join(OPERATIONS)}"
-            )
-        found = Node(node.op_type, node.name or str(number), tuple(node.input), node.output[0], attributes)
-        found = _layer(found, constants)
-        if found.kind == "Add" and nodes and (biased := _with_bias(nodes[-1], found, constants)):
-            nodes[-1] = biased
-        else:
-            nodes.append(found)
-    sizes = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim]
-    shape = tuple(sizes) if len(sizes) == 1 else tuple(sizes[1:])
-    if not shape or any(size < 1 for size in shape):
-        raise Unsupported(f"{path}: the input's shape {sizes} is not fixed beyond its first dimension")
-    constants = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in constants.items()}
-    return OnnxNet(tuple(nodes), constants, inputs[0].name, graph.output[0].name, shape)
+        raise Unsupported(f"{len(inputs)} inputs and {len(graph.output)} outputs; a network of one each can be read")
+    output = graph.output[0].name
+    builder = Builder()
+    given, batch = _input(inputs[0], builder, whole)
+    values: dict[str, Value] = {inputs[0].name: given}
+    nodes = _needed(graph, output)
+    uses = Counter(name for node in nodes.values() for name in node.input) + Counter([output])
+    for place, node in nodes.items():
+        builder.kind = node.op_type
+        called = f"{node.op_type} ('{node.name or place}')"
+        operator = _operator(node, opset, called)
+        try:
+            made = _made(builder, operator, _attributes(node, operator, called), _inputs(node, values, stored))
+        except MorphogenError as error:
+            raise type(error)(f"{called}: {error}") from error
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # sizes that do not go together
+            raise DataError(f"{called}: {first_line(error)}") from error
+        name = node.output[0]
+        if name in values or name in stored:
+            raise DataError(f"{called} makes '{name}', which is there already")
+        values[name] = made
+        builder.uses[made.name] += uses[name]
+    last = values.get(output)
+    if last is None or last.constant is not None:
+        raise Unsupported(f"its output '{output}' does not depend on its input")
+    if not last.dtype.is_floating_point:
+        raise Unsupported(f"its output '{output}' is of type {last.dtype}; give one of floating numbers")
+    one = builder.reshape(last, last.shape or (1,))  # one number is a vector of one
+    return OnnxNet(tuple(builder.calls), given, one, last.shape, batch)
 
 
-def _layer(node: Node, constants: Mapping[str, np.ndarray]) -> Node:
-    """A product with a constant matrix as a layer. On its left the matrix acts on a vector, which has a batch before it."""
-    if node.kind == "MatMul":
-        for place, transposed in ((1, 0), (0, 1)):
-            if node.reads[place] in constants and constants[node.reads[place]].ndim == 2:
-                return replace(
-                    node, kind="Gemm", reads=(node.reads[1 - place], node.reads[place]), attributes={"transB": transposed}
-                )
-    return node
+def _opset(model: "onnx.ModelProto") -> int:
+    """The version of the standard operators."""
+    versions = {entry.version for entry in model.opset_import if entry.domain in _STANDARD}
+    if len(versions) != 1:
+        raise DataError(f"it names {len(versions)} versions of the standard operators; it must name one")
+    (version,) = versions
+    if version > onnx.defs.onnx_opset_version():
+        raise Unsupported(f"opset {version}; the newest that is known is {onnx.defs.onnx_opset_version()}")
+    return int(version)
 
 
-def _with_bias(layer: Node, add: Node, constants: Mapping[str, np.ndarray]) -> Node | None:
-    """A product and the constant added to it right after as one layer; None where they are something else."""
-    bias = [name for name in add.reads if name in constants]
-    if layer.kind != "Gemm" or len(layer.reads) != 2 or layer.makes not in add.reads or len(bias) != 1:
-        return None
-    return replace(layer, reads=(*layer.reads, bias[0]), makes=add.makes) if constants[bias[0]].ndim == 1 else None
+_STANDARD = ("", "ai.onnx")
+_FLOATING: Mapping[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64, onnx.TensorProto.FLOAT16: torch.float16,
+}  # fmt: skip
+
+
+def _input(given: "onnx.ValueInfoProto", builder: Builder, whole: bool) -> tuple[Value, int]:
+    """(the input, how many examples the file takes at once, 0 for any number)."""
+    kind = given.type.tensor_type
+    if kind.elem_type not in _FLOATING or not kind.HasField("shape"):
+        raise Unsupported(f"its input '{given.name}' is no tensor of floating numbers with a shape; give such a network")
+    sizes = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in kind.shape.dim]
+    if not sizes or min(sizes) < 0 or 0 in (sizes[1:] or sizes):
+        raise Unsupported(
+            f"the shape {sizes} of its input is not fixed beyond its first dimension (0: any); export it with sizes"
+        )
+    if len(sizes) == 1 or (whole and sizes[0] > 1):
+        return builder.input(tuple(sizes), _FLOATING[kind.elem_type]), 1
+    return builder.input((1, *sizes[1:]), _FLOATING[kind.elem_type]), sizes[0]
+
+
+def _needed(graph: "onnx.GraphProto", output: str) -> dict[int, "onnx.NodeProto"]:
+    """By place, the nodes that the output is computed from."""
+    wanted, found = {output}, {}
+    for place, node in reversed(list(enumerate(graph.node))):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            found[place] = node
+    return dict(reversed(found.items()))
+
+
+def _operator(node: "onnx.NodeProto", opset: int, called: str) -> Operator:
+    """The row of a node's operator. Raises `Unsupported` where there is none for its domain and version."""
+    if node.domain not in _STANDARD:
+        raise Unsupported(f"operator {called} is of '{node.domain}', not a standard one; only those can be read")
+    if node.op_type not in OPERATORS:
+        raise Unsupported(f"operator {called} is unknown; known are {', '.join(OPERATORS)}")
+    found = OPERATORS[node.op_type]
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+    except onnx.defs.SchemaError:
+        raise DataError(f"operator {called} does not exist in opset {opset}") from None
+    first, last = found.versions
+    if not first <= schema.since_version <= last:
+        raise Unsupported(
+            f"operator {called} of version {schema.since_version} (opset {opset}); versions {first} to {last} can be read"
+        )
+    if not schema.min_input <= len(node.input) <= schema.max_input:
+        raise DataError(f"operator {called} has {len(node.input)} inputs")
+    missing = [place for place in range(schema.min_input) if not node.input[place]]
+    lacks = [name for name, a in schema.attributes.items() if a.required and name not in {b.name for b in node.attribute}]
+    if missing or lacks:
+        raise DataError(f"operator {called} lacks {', '.join([f'input {place}' for place in missing] + lacks)}")
+    return found
+
+
+def _attributes(node: "onnx.NodeProto", operator: Operator, called: str) -> dict[str, Any]:
+    """What the node says beside its inputs, all of it understood."""
+    found = {attribute.name: _plain(attribute) for attribute in node.attribute}
+    for name, value in found.items():
+        if name not in operator.attributes or not operator.attributes[name](value):
+            raise Unsupported(f"{name}={value!r} cannot be read")
+    return found
+
+
+def _inputs(
+    node: "onnx.NodeProto", values: dict[str, Value], stored: Mapping[str, "onnx.TensorProto"]
+) -> list[Value | None]:  # fmt: skip
+    """The values that a node reads, None where it leaves one out. Stored tensors are read when they are needed."""
+    for name in node.input:
+        if name and name not in values:
+            if name not in stored:
+                raise DataError(f"reads '{name}', which nothing before it makes; nodes must stand in order, without a cycle")
+            values[name] = numbers(_array(stored[name]), f"'{name}'")
+    return [values[name] if name else None for name in node.input]
+
+
+def _array(tensor: "onnx.TensorProto") -> Any:
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except Exception as error:  # data that is absent, or not as much as its sizes say
+        raise DataError(f"the tensor '{tensor.name}' cannot be read ({first_line(error)})") from error
+
+
+def _made(builder: Builder, operator: Operator, attributes: dict[str, Any], inputs: list[Value | None]) -> Value:
+    """A node's first result; a constant where it reads constants alone."""
+    given = [value for value in inputs if value is not None]
+    if not given or any(value.constant is None for value in given):
+        return operator.read(builder, attributes, *inputs)
+    alone = Builder()
+    first = alone.input(given[0].shape, given[0].dtype)
+    held = given[0].constant
+    assert held is not None
+    found = operator.read(alone, attributes, first, *inputs[1:])
+    return Value("", found.shape, found.dtype, alone.evaluate(found, {first.name: held.reshape(1, *first.inner)}))
 
 
 def _plain(attribute: "onnx.AttributeProto") -> Any:
+    if attribute.ref_attr_name:
+        raise Unsupported(f"{attribute.name} is an argument of a function")
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(value)
-    return value.decode() if isinstance(value, bytes) else tuple(value) if isinstance(value, list) else value
-
-
-Attributes = dict[str, Any]
-
-
-def _gemm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if a.get("transA"):
-        raise Unsupported("Gemm with transA mixes examples")
-    weight = a.get("alpha", 1.0) * (weight if a.get("transB") else weight.T)
-    return F.linear(x, weight, None if bias is None else a.get("beta", 1.0) * bias)
-
-
-def _pads(a: Attributes, spatial: int) -> tuple[int, ...]:
-    if a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise Unsupported(f"auto_pad={a['auto_pad']}; give pads")
-    pads = a.get("pads", (0,) * (2 * spatial))
-    if pads[:spatial] != pads[spatial:]:
-        raise Unsupported(f"pads={pads}: more on one side than on the other")
-    return tuple(pads[:spatial])
-
-
-def _conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    spatial = weight.dim() - 2
-    run: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    strides, dilations = a.get("strides", (1,) * spatial), a.get("dilations", (1,) * spatial)
-    return run(x, weight, bias, strides, _pads(a, spatial), dilations, a.get("group", 1))
-
-
-def _pool(kind: str) -> Callable[..., Tensor]:
-    def run(a: Attributes, x: Tensor) -> Tensor:
-        spatial = x.dim() - 2
-        pool: Any = getattr(F, f"{kind}_pool{spatial}d")
-        options = {"ceil_mode": bool(a.get("ceil_mode", 0))}
-        if kind == "avg":
-            options["count_include_pad"] = bool(a.get("count_include_pad", 0))
-        return pool(x, a["kernel_shape"], a.get("strides", (1,) * spatial), _pads(a, spatial), **options)  # type: ignore[no-any-return]
-
-    return run
-
-
-def _norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, a.get("epsilon", 1e-5))
-
-
-def _flatten(a: Attributes, x: Tensor) -> Tensor:
-    if a.get("axis", 1) != 1:
-        raise Unsupported(f"Flatten with axis={a['axis']} mixes examples")
-    return x.flatten(1)
-
-
-def _mean(a: Attributes, x: Tensor, axes: tuple[int, ...] = ()) -> Tensor:
-    axes = tuple(a.get("axes", axes))
-    if not axes or any(axis % x.dim() == 0 for axis in axes):
-        raise Unsupported(f"ReduceMean with axes={axes} mixes examples")
-    return x.mean(axes, keepdim=bool(a.get("keepdims", 1)))
-
-
-def _reshape(a: Attributes, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    sizes = [x.shape[d] if size == 0 else size for d, size in enumerate(shape)]
-    return x.reshape(len(x), *sizes[1:]) if len(sizes) > 1 else x.reshape(len(x), -1)
-
-
-OPERATIONS: dict[str, Callable[..., Any]] = {
-    "Gemm": _gemm,
-    "MatMul": lambda a, x, y: x @ y,
-    "Conv": _conv,
-    "BatchNormalization": _norm,
-    "MaxPool": _pool("max"),
-    "AveragePool": _pool("avg"),
-    "GlobalAveragePool": lambda a, x: x.mean(tuple(range(2, x.dim())), keepdim=True),
-    "ReduceMean": _mean,
-    "Flatten": _flatten,
-    "Reshape": _reshape,
-    "Transpose": lambda a, x: x.permute(a["perm"]),
-    "Concat": lambda a, *parts: torch.cat(parts, a["axis"]),
-    "Add": lambda a, x, y: x + y,
-    "Sub": lambda a, x, y: x - y,
-    "Mul": lambda a, x, y: x * y,
-    "Div": lambda a, x, y: x / y,
-    "Neg": lambda a, x: -x,
-    "Identity": lambda a, x: x,
-    "Dropout": lambda a, x, *_: x,
-    "Relu": lambda a, x: F.relu(x),
-    "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
-    "Sigmoid": lambda a, x: torch.sigmoid(x),
-    "Tanh": lambda a, x: torch.tanh(x),
-    "Elu": lambda a, x: F.elu(x, a.get("alpha", 1.0)),
-    "Softplus": lambda a, x: F.softplus(x),
-}
+        return _array(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else tuple(value) if isinstance(value, list) else value

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,21 @@ from morphogen.record import Certificate, write_atomic
 from morphogen.transforms.modules import modules
 
 
-def read(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """(the network of a .onnx or .pt2 file as ordinary modules in float64, the shape of one example)."""
+@dataclass(frozen=True)
+class Network:
+    """A file's network as ordinary modules in float64. shape: of one example. dtype: the precision that the file has."""
+
+    model: nn.Module
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read(path: Path) -> Network:
+    """The network of a .onnx or .pt2 file."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind == "onnx":
         net = read_onnx(path)
-        return modules(program(net, torch.zeros(2, *net.shape))), net.shape
+        return Network(modules(program(net, torch.zeros(2, *net.shape))), net.shape, net.dtype)
     if kind != "pt2":
         raise DataError(f"{path}: not a .onnx or .pt2 file; export the network with torch.onnx.export or torch.export.save")
     try:
@@ -45,7 +54,8 @@ def read(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
             f"{path}: was exported for batches of {sizes[0]}; export it with dynamic_shapes=({{0: torch.export.Dim('batch')}},)"
         )
     shape = tuple(int(size) for size in sizes[1:])
-    return modules(program(exported.module(), torch.zeros(2, *shape))), shape
+    model = exported.module()
+    return Network(modules(program(model, torch.zeros(2, *shape))), shape, dtype_of(model))
 
 
 def domain(text: str, shape: tuple[int, ...]) -> tuple[Box, Tensor | None]:
