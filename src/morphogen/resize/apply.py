@@ -23,6 +23,7 @@ from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
 from morphogen.layers.dag import Dag, Moved
 from morphogen.record import Receipt
+from morphogen.resize.base import note_blocks, note_sizes
 from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
 from morphogen.resize.follow import followed, undeclared
@@ -160,6 +161,8 @@ def apply_(
     # first in, last out: wirings go back once the tensors have
     dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
     back: list[Callable[[], None]] = [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
+    note_sizes(model, [tensor for tensor, _ in made], edited=bool(plan.edits))
+    note_blocks(model, plan.blocks)
     try:
         commit(made, cut, back)
         for tensor, gradient in gradients:

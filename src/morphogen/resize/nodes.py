@@ -17,6 +17,7 @@ from morphogen.layers.dag_op import Layout, spread
 from morphogen.layers.dag_op import dag as values
 from morphogen.record import Receipt
 from morphogen.resize.apply import BY_VALUE, Applied, applied, commit, count_parameters, refresh_sizes
+from morphogen.resize.base import note_blocks, note_sizes
 from morphogen.resize.blocks import enrol, release
 from morphogen.resize.optim import checked_fresh, cut_gradients, cut_states, drop_states, handled, take, whole
 from morphogen.resize.plan import NEW, tensors_of
@@ -78,8 +79,10 @@ def add_stage(
     for parameter in stage.parameters():
         for optimizer in optimizers:
             enrol(optimizer, weight, parameter, back)
+    note_blocks(cascade, [("stages", 1)])
     cascade.stages.append(stage)
     back.append(lambda: cascade.stages.__delitem__(-1))
+    note_sizes(cascade, [weight])
     commit([(weight, take(weight.detach(), 1, index))], cut, back)
     _settle(gradients, late)
     refresh_sizes(cascade, back)
@@ -176,6 +179,7 @@ def _changed(
         gradients += cut_gradients(live[tensor], [(dim, index, True)])
     # first in, last out: the wiring goes back once the tensors have
     back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
+    note_sizes(dag, [tensor for tensor, _ in made])
     commit(made, cut, back)
     dag.rearrange(layout, *wires)
     refresh_sizes(dag, back)

