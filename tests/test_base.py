@@ -56,15 +56,15 @@ def built(sgd: bool = True, parts: int = 1, fewer: int = 0, **how: Any) -> tuple
     return model, torch.optim.SGD(groups, lr=0.1, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=0.1)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose widths and blocks changed."""
     model, optimizer = built()
     x = torch.randn(2, 1, 8, 8)
     for edit in (Grow("0", 2), AddBlock("6"), Grow("5", 1), DropBlock("6"), DropBlock("6"), AddBlock("6"), Shrink("0", [1])):
         step(model, optimizer, x, 1)
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
-    return mg.save(tmp_path / "run", model, optimizer)
+    return mg.save(tmp_path_factory.mktemp("base") / "run", model, optimizer)
 
 
 def test_the_base_model_itself_is_taken_again_and_again(saved: Path, tmp_path: Path) -> None:

@@ -253,8 +253,8 @@ def _near(optimizer: Optimizer) -> dict[str, str]:
     Such an entry v is near the weights p: |v - p| <= NEAR |p|, the norms taken over all parameters of the optimizer that have
     the entry, since a bias alone may be near its momentum by chance. Measured over 3,000 steps on digits, perceptrons of 8 and
     64 units: at most 0.77 for the copies of schedule-free SGD, Lookahead, D-Adaptation and ASGD; at least 0.96 for momenta and
-    second moments, 1 for fresh zeros. Names that are known are taken by their names, but a
-    copy of nothing but zeros does not hold the weights yet.
+    second moments, 1 for fresh zeros. Names that are known are taken by their names, but a copy of nothing but zeros does not
+    hold the weights yet.
     """
     sums: dict[str, list[float]] = {}
     for p, state in _by_parameter(optimizer):
@@ -328,10 +328,10 @@ def _no_rule(key: str, value: Any, p: Tensor, name: str | None, at_once: bool = 
 
 
 def _symmetric(key: str, value: Any) -> bool:
-    """Whether an entry of an unknown name is a preconditioner of a square weight: a symmetric matrix, which no momentum is."""
+    """Whether an entry of an unknown name is a preconditioner of a square weight: a symmetric matrix, not of one number."""
     if key in KNOWN or not isinstance(value, Tensor) or value.dim() != 2 or value.shape[0] != value.shape[1] or len(value) < 2:
         return False
-    return bool(value.any()) and torch.equal(value, value.T)
+    return torch.equal(value, value.T) and bool((value != value[0, 0]).any())
 
 
 def _tensors(value: Any) -> list[Tensor]:
