@@ -31,7 +31,7 @@ OPTIMIZERS = {
     "SGD": {"momentum": 0.9},
     "Muon": {},
 }
-# LBFGS keeps flat vectors of all parameters, SparseAdam takes sparse gradients only, Optimizer is the base.
+# LBFGS keeps flat vectors of all parameters, SparseAdam takes sparse gradients only: cases of their own in test_state.py.
 EXCUSED = {"LBFGS", "SparseAdam", "Optimizer"}
 
 

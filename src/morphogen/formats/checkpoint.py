@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -15,10 +16,26 @@ from morphogen.record import write_atomic
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
-    """Write tensors and anything JSON can hold; a crash leaves the old file or the new one."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"about": json.dumps(about), "sha256": _digest(whole)}
-    write_atomic(path, save(whole, metadata))
+    """Write tensors and anything JSON can hold; a crash leaves the old file or the new one.
+
+    A tensor under several names, as of tied weights, is written once. Raises `RunError` for a tensor that the file cannot hold:
+    sparse, quantized, without data, or of a type that safetensors does not have.
+    """
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+    aliases = _aliases(tensors)
+    whole: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for name, tensor in tensors.items():
+        if name not in aliases:
+            whole[name] = _alone(tensor, used)
+    metadata = {"about": json.dumps(about), "aliases": json.dumps(aliases), "sha256": _digest(whole)}
+    try:
+        content = save(whole, metadata)
+    except KeyError as error:  # safetensors looks types up in a table
+        types = sorted({str(tensor.dtype) for tensor in whole.values()})
+        raise RunError(f"checkpoint {path}: safetensors has no type {error}, among {types}; convert that tensor") from error
+    write_atomic(path, content)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -29,18 +46,47 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             # copied: on memory that is not aligned as torch aligns its own, kernels take other paths, with other last bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["about"])
+        aliases = json.loads(metadata.get("aliases", "{}"))
+        tied = {name: tensors[stored] for name, stored in aliases.items()}
     except FileNotFoundError as error:
         raise RunError(f"no checkpoint at {path}; start the run without --resume") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise RunError(f"checkpoint {path} is corrupt ({error}); delete it and start again without --resume") from error
     if metadata.get("sha256") != _digest(tensors):
         raise RunError(f"checkpoint {path} is corrupt (checksum); delete it and start again without --resume")
-    return tensors, about
+    return {**tensors, **tied}, about
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "without data" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
+        raise RunError(f"a checkpoint cannot hold '{name}', which is {kind}; convert it to a plain tensor first")
+
+
+def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name whose tensor is that of an earlier one, the earlier name."""
+    first: dict[Any, str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+        if tensor.numel() and first.setdefault(key, name) != name:
+            aliases[name] = first[key]
+    return aliases
+
+
+def _alone(tensor: Tensor, used: set[int]) -> Tensor:
+    """On the CPU, in memory of its own, which joins `used`: safetensors writes no views."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    memory = plain.untyped_storage()
+    if memory.data_ptr() in used or memory.nbytes() != plain.nbytes:
+        plain = plain.clone()
+    used.add(plain.untyped_storage().data_ptr())
+    return plain
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(-1).numpy().tobytes())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

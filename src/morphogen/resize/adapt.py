@@ -13,7 +13,7 @@ from morphogen.graph.trace import trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.width import LearnedWidth
-from morphogen.resize.apply import apply_
+from morphogen.resize.apply import BY_VALUE, apply_
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
 from morphogen.resize.plan import plan
 
@@ -48,12 +48,14 @@ def adapt(
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     example: Tensor | tuple[Any, ...] | None = None,
+    states: Mapping[str, str] = BY_VALUE,
 ) -> list[Edit]:
     """Add and drop blocks and units until every learned depth and width has as many as it wants; returns the edits, for a
     ledger.
 
     The state of all other parameters stays, and the optimizers hold exactly the live ones. example: a batch to trace the
-    model with, for learned widths. Under DistributedDataParallel, use `resize_distributed` with `asked`.
+    model with, for learned widths. states: of the optimizers, see `apply_`. Under DistributedDataParallel, use
+    `resize_distributed` with `asked`.
     """
     made: list[Edit] = []
     known: dict[str, Width] = {}
@@ -66,7 +68,7 @@ def adapt(
     while edits := asked(model, None if example is None else traced):
         # one at a time: an outer block that leaves takes inner ones with it
         edit = edits[0][0]
-        apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator)
+        apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator, states=states)
         if isinstance(edit, (AddBlock, DropBlock)):
             known.clear()
         made.append(edit)

@@ -23,10 +23,21 @@ from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
 from morphogen.layers.dag import Dag, Moved
 from morphogen.record import Receipt
+from morphogen.resize.base import note_blocks, note_sizes
 from morphogen.resize.blocks import change_blocks, is_plain
 from morphogen.resize.edit import Edit
 from morphogen.resize.follow import followed, undeclared
-from morphogen.resize.optim import checked_fresh, cut, take
+from morphogen.resize.optim import (
+    Handled,
+    checked_fresh,
+    cut_gradients,
+    cut_states,
+    drop_states,
+    handled,
+    laid_out_as,
+    take,
+    whole,
+)
 from morphogen.resize.plan import NEW, Plan, Row, changes, plan, tensors_of
 from morphogen.resize.shapes import shapes_of, stops
 from morphogen.resize.start import STARTS, Starts, keeps_function, share_out
@@ -51,6 +62,7 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
 
 
 NOTHING: Mapping[str, Tensor] = {}
+BY_VALUE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ def resize(
     starts: Starts = STARTS,
     fresh: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
+    states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
     _refuse_sharded(model)
@@ -99,6 +112,7 @@ def resize(
         starts=starts,
         fresh=fresh,
         values=values,
+        states=states,
     )
 
 
@@ -114,8 +128,9 @@ def apply_(
     starts: Starts = STARTS,
     fresh: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
+    states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:
-    """Change `model` and the state of all `optimizers` as `plan` says, or leave both exactly as they were and raise.
+    """Change `model`, its gradients and the state of all `optimizers` as `plan` says, or leave all as they were and raise.
 
     example: where given, the model runs on it before and after (evaluation mode, no gradient): the receipt then states the
     largest output change, and a model that no longer runs, or (`NotExact`) does not keep the function although the plan is one
@@ -124,9 +139,11 @@ def apply_(
     ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
     starts: how the values of new units start, by role, see `resize.start`. fresh: how their optimizer state starts, see
     `optim.checked_fresh`. values: whole tensors of the plan, by name, as they should be afterwards instead, see
-    `resize.firefly`.
+    `resize.firefly`. states: what becomes of entries of an optimizer's state, by name: "parameter" (a copy of the weights: new
+    entries start as they do), "zero", "mean" or "drop", see `optim.handled`; without it known names and the values decide.
     """
     _refuse_sharded(model)
+    optimizers = whole(optimizers)
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
@@ -134,16 +151,22 @@ def apply_(
         raise PlanError(
             "values=: an average has old entries of its own, which whole tensors would replace; give no ema, and copy"
         )
+    handling = _handled(model, plan, optimizers, states)
     if example is not None:
         prove(model, plan, example)
     drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
     before, parameters = probe(model, example), count_parameters(model)
-    made, states = _computed(model, plan, optimizers, generator, starts, checked_fresh(fresh), values)
+    late: list[Callable[[], None]] = []
+    made, gradients, cut = _computed(model, plan, handling, generator, starts, checked_fresh(fresh), values, late)
     # first in, last out: wirings go back once the tensors have
     dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
     back: list[Callable[[], None]] = [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
+    note_sizes(model, [tensor for tensor, _ in made], edited=bool(plan.edits))
+    note_blocks(model, plan.blocks)
     try:
-        commit(made, states, back)
+        commit(made, cut, back)
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
         for dag, wiring in dags:
             dag.rearrange(wiring.layout, wiring.sources, wiring.starts)
         _regroup(model, plan, back)
@@ -152,6 +175,8 @@ def apply_(
         for (name, wiring), (dag, _) in zip(plan.wirings, dags, strict=True):
             if f"{name}.weight".removeprefix(".") not in values:
                 dag.start(wiring.first, generator)
+        for settle in late:
+            settle()
         # after the sizes: to find what a new block adds to its input, the model is run
         for name, delta in plan.blocks:
             change_blocks(model, name, delta, optimizers, generator, example, back)
@@ -213,14 +238,18 @@ def count_parameters(model: nn.Module) -> int:
 def _computed(
     model: nn.Module,
     plan: Plan,
-    optimizers: Sequence[Optimizer],
+    handling: Sequence[Handled],
     generator: torch.Generator | None,
     starts: Starts,
     fresh: float,
     given: Mapping[str, Tensor],
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
-    """New values of every touched tensor and new optimizer states; nothing is written yet."""
-    values, states = [], []
+    late: list[Callable[[], None]],
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
+    """New values of every touched tensor, new gradients, and new optimizer states; nothing is written yet.
+
+    What waits for the final values is appended to `late`.
+    """
+    values, gradients, states = [], [], drop_states(handling, late)
     for tensor, rows in _by_tensor(model, plan.rows):
         value = tensor.detach()
         for row in rows:
@@ -233,40 +262,25 @@ def _computed(
                 value.index_copy_(row.dim, new, starts[row.role](row, value, new, generator))
             if row is rows[-1] and row.tensor in given:
                 value = _checked(given[row.tensor].to(value), value.shape, row.tensor)
-        values.append((tensor, _laid_out_as(tensor, value)))
-        states += cut_states(optimizers, tensor, [(row.dim, torch.tensor(row.index), row.tensor) for row in rows], fresh)
-    return values, states
+        values.append((tensor, laid_out_as(tensor, value)))
+        cuts = [(row.dim, torch.tensor(row.index), row.tensor) for row in rows]
+        states += cut_states(handling, tensor, cuts, fresh, late)
+        gradients += cut_gradients(
+            tensor, [(dim, index, row.role.startswith("in")) for (dim, index, _), row in zip(cuts, rows, strict=True)]
+        )
+    return values, gradients, states
 
 
-def cut_states(
-    optimizers: Sequence[Optimizer], tensor: Tensor, cuts: Sequence[tuple[int, Tensor, str]], fresh: float
-) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:
-    """The states of a parameter after it was cut: (dimension, index, name) each."""
-    states = []
-    for optimizer in optimizers:
-        if tensor in optimizer.state:
-            kept, shape = optimizer.state[tensor], list(tensor.shape)
-            state = kept
-            for dim, index, name in cuts:
-                state = cut(state, torch.Size(shape), dim, index, name, fresh)
-                shape[dim] = len(index)
-            state = {k: _laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
-            states.append((optimizer, tensor, state))
-    return states
+def _handled(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, str]) -> list[Handled]:
+    tensors = tensors_of(model)
+    touched = [(row.tensor, tensors[row.tensor]) for row in plan.rows]
+    return handled(optimizers, touched, bool(plan.blocks), states)
 
 
 def _checked(given: Tensor, shape: torch.Size, name: str) -> Tensor:
     if given.shape != shape:
         raise PlanError(f"values: '{name}' is {tuple(given.shape)} and would be {tuple(shape)} after this plan")
     return given.clone(memory_format=torch.contiguous_format)  # strides of a search's own would decide which kernels run
-
-
-def _laid_out_as(old: Tensor, new: Tensor) -> Tensor:
-    """`new` in the memory format of `old`: a network in channels_last stays so."""
-    last = torch.channels_last
-    if old.dim() == 4 and old.is_contiguous(memory_format=last) and not old.is_contiguous():
-        return new.contiguous(memory_format=last)
-    return new
 
 
 def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list[Row]]]:
@@ -348,7 +362,7 @@ def refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
 
 def put(tensor: Tensor, value: Tensor) -> None:
     """Give a parameter or buffer other data, of any shape, in its own memory format; every holder holds the live one."""
-    _setter(tensor, _laid_out_as(tensor, value), None)()
+    _setter(tensor, laid_out_as(tensor, value), None)()
 
 
 def _convolution(m: Any) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], Non
 def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
     """The optimizer trains `parameter` in the group that holds `like`."""
     for group in optimizer.param_groups:
-        if any(held is like for held in group["params"]):
+        held = [id(p) for p in group["params"]]
+        # an optimizer that wraps another may hold the very same groups
+        if id(like) in held and id(parameter) not in held:
             group["params"].append(parameter)
             back.append(lambda: release(optimizer, parameter, []))

@@ -18,17 +18,20 @@ from torch.optim import Optimizer
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.resize.apply import attributes, put
+from morphogen.resize.base import base_of, made_of, other_base, other_groups, other_modules, set_base, trained_by
 from morphogen.resize.blocks import attach, detach, new_block, stacks
 from morphogen.resize.edit import Edit, edit_from_dict
+from morphogen.resize.optim import whole
 from morphogen.resize.structure import structure
 
-_VERSION = 2
+_VERSION = 3
 
 
 def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None, ledger: Iterable[Edit] = ()) -> Path:
     """Write a checkpoint, atomically; returns the file's path (".safetensors" is added where `path` has no suffix).
 
-    Raises `RunError` where the optimizer holds a parameter that is not the model's, see `doctor`.
+    Tied weights are written once. Numbers of parameter groups that are tensors stay tensors. Raises `RunError` where the
+    optimizer holds a parameter that is not the model's, see `doctor`, or a value that a file cannot hold.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     about: dict[str, Any] = {
@@ -36,12 +39,17 @@ def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None,
         "structure": structure(model, ledger),
         "blocks": {name: len(stack) for name, stack in stacks(model).items()},
         "attributes": attributes(model),
+        "base": base_of(model),
+        "made of": made_of(model),
     }
     tensors = model_tensors(model)
     if optimizer is not None:
-        about["groups"] = [_group_to_json(group, names) for group in optimizer.param_groups]
+        _check_holds(optimizer, names)
+        about["optimizer"] = type(optimizer).__name__
+        about["groups"] = [_group_to_json(group, names, tensors) for group in optimizer.param_groups]
         about["numbers"] = {
-            names[id(p)]: {k: v for k, v in state.items() if not isinstance(v, Tensor)} for p, state in optimizer.state.items()
+            names[id(p)]: {k: _to_json(v, tensors, f"state '{k}'") for k, v in state.items() if not isinstance(v, Tensor)}
+            for p, state in optimizer.state.items()
         }
         tensors |= optimizer_tensors(model, optimizer)
     path = _file(path)
@@ -50,11 +58,15 @@ def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None,
     return path
 
 
-def load(path: str | Path, build: Callable[[], nn.Module | tuple[nn.Module, Optimizer]]) -> tuple[nn.Module, Optimizer | None]:
+def load(
+    path: str | Path, build: Callable[[], nn.Module | tuple[nn.Module, Optimizer]], *, ignore: Iterable[str] = ()
+) -> tuple[nn.Module, Optimizer | None]:
     """The model and optimizer of a checkpoint; the next step is bit-identical to that of the saved ones.
 
-    build: makes the base model, or the pair (model, optimizer). The optimizer is None where none was saved. Raises `RunError`
-    where the file is missing or corrupt, or belongs to another base model.
+    build: makes the base model, or the pair (model, optimizer). The optimizer is None where none was saved. ignore: names of
+    attributes of modules that may differ from the saved model's, such as a counter. Raises `RunError` where the file is missing
+    or corrupt, or belongs to another base model or optimizer, with what differs: sizes before the first edit, kinds of modules
+    and their settings, ties, the optimizer's class and what its groups hold. What a forward method does is not compared.
     """
     tensors, about = load_tensors(_file(path))
     if about.get("version") != _VERSION:
@@ -63,20 +75,39 @@ def load(path: str | Path, build: Callable[[], nn.Module | tuple[nn.Module, Opti
     model, optimizer = built if isinstance(built, tuple) else (built, None)
     if "groups" in about and optimizer is None:
         raise RunError(f"checkpoint {path} has an optimizer's state; let build() return (model, optimizer)")
+    base, names = base_of(model), {id(p): name for name, p in model.named_parameters()}
+    held = {} if optimizer is None else trained_by(optimizer, names)
     _build_blocks(model, about["blocks"])
     _fill_model(model, tensors, path)
     for name, sizes in about["attributes"].items():
         for attribute, value in sizes.items():
             setattr(model.get_submodule(name), attribute, tuple(value) if isinstance(value, list) else value)
+    differences = [*other_base(about["base"], base), *other_modules(about["made of"], made_of(model), ignore)]
+    if "groups" in about and optimizer is not None:
+        if about["optimizer"] != type(optimizer).__name__:
+            differences.append(f"the optimizer is {about['optimizer']}, build() makes {type(optimizer).__name__}")
+        groups = {name: number for number, group in enumerate(about["groups"]) for name in group["params"]}
+        differences += other_groups(groups, held, names.values())
+    if differences:
+        more = f"; and {len(differences) - _SAID} more" if len(differences) > _SAID else ""
+        raise RunError(
+            f"checkpoint {path} belongs to another base model: {'; '.join(differences[:_SAID])}{more}. Let build() make the "
+            "model that the saved run started from"
+        )
+    set_base(model, about["base"]["notes"])
     if "groups" not in about:
         return model, None
     assert optimizer is not None
-    _fill_groups(optimizer, dict(model.named_parameters()), about["groups"], path)
-    fill_optimizer(model, optimizer, tensors)
     parameters = dict(model.named_parameters())
+    _fill_groups(optimizer, parameters, about["groups"], tensors, path)
+    fill_optimizer(model, optimizer, tensors)
     for name, numbers in about["numbers"].items():
-        optimizer.state[parameters[name]].update(numbers)
+        home = parameters[name].device
+        optimizer.state[parameters[name]].update({key: _from_json(value, tensors, home) for key, value in numbers.items()})
     return model, optimizer
+
+
+_SAID = 5  # differences that a message names
 
 
 def load_ledger(path: str | Path) -> tuple[Edit, ...]:
@@ -107,7 +138,14 @@ def fill_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str,
         start = f"optimizer.{name}."
         found = {key.removeprefix(start): value.clone() for key, value in tensors.items() if key.startswith(start)}
         if found:
-            optimizer.state[parameter] = {k: _laid_out_as(parameter, v) for k, v in found.items()}
+            on_device = any(
+                group.get("capturable") or group.get("fused")
+                for group in optimizer.param_groups
+                if any(p is parameter for p in group["params"])
+            )
+            optimizer.state[parameter] = {
+                k: v if k == "step" and not on_device else _laid_out_as(parameter, v) for k, v in found.items()
+            }
 
 
 def _file(path: str | Path) -> Path:
@@ -115,32 +153,77 @@ def _file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def _group_to_json(group: dict[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    strangers = [tuple(p.shape) for p in group["params"] if id(p) not in names]
+def _check_holds(optimizer: Optimizer, names: Mapping[int, str]) -> None:
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    strangers = [tuple(p.shape) for p in every if id(p) not in names]
     if strangers:
         raise RunError(
             f"save: the optimizer holds parameters of shapes {strangers} that are not the model's; see morphogen.doctor"
         )
-    values = {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
-    return {"params": [names[id(p)] for p in group["params"]], **values}
+    beside = [key if not isinstance(key, Tensor) else tuple(key.shape) for key in optimizer.state if id(key) not in names]
+    if beside:
+        raise RunError(f"save: the optimizer keeps state of {beside}, no parameter of the model; see morphogen.doctor")
+    if inner := [type(other).__name__ for other in whole([optimizer])[1:]]:
+        raise RunError(
+            f"save: {type(optimizer).__name__} wraps {', '.join(inner)}, whose state would be lost; save the model alone"
+        )
+
+
+def _group_to_json(group: dict[str, Any], names: Mapping[int, str], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    values = {k: _to_json(v, tensors, f"parameter group's '{k}'") for k, v in group.items() if k != "params"}
+    return {"params": [names[id(p)] for p in group["params"]], "values": values}
+
+
+def _to_json(value: Any, tensors: dict[str, Tensor], what: str) -> Any:
+    """A value of an optimizer as JSON; `_from_json` gives it back, type for type. Its tensors join `tensors`."""
+    if isinstance(value, Tensor):
+        name = f"value.{len(tensors)}"
+        tensors[name] = value
+        return {"tensor": name, "device": value.device.type}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if type(value) in (list, tuple):
+        return {type(value).__name__: [_to_json(item, tensors, what) for item in value]}
+    if type(value) is dict:
+        return {"dict": [[_to_json(part, tensors, what) for part in pair] for pair in value.items()]}
+    raise RunError(f"save: the optimizer's {what} is a {type(value).__name__}, which a file cannot hold; save the model alone")
+
+
+def _from_json(value: Any, tensors: Mapping[str, Tensor], home: torch.device) -> Any:
+    """home: where tensors go that were not on the CPU."""
+    if not isinstance(value, dict):
+        return value
+    kind, inside = next(iter(value.items()))
+    if kind == "tensor":
+        tensor = tensors[inside].clone()
+        return tensor if value["device"] == "cpu" else tensor.to(home)
+    if kind == "dtype":
+        return getattr(torch, inside)
+    if kind == "dict":
+        return {_from_json(k, tensors, home): _from_json(v, tensors, home) for k, v in inside}
+    return {"list": list, "tuple": tuple}[kind](_from_json(item, tensors, home) for item in inside)
 
 
 def _fill_groups(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], groups: list[dict[str, Any]], path: str | Path
-) -> None:
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], groups: list[dict[str, Any]],
+    tensors: Mapping[str, Tensor], path: str | Path,
+) -> None:  # fmt: skip
     if len(groups) != len(optimizer.param_groups):
         raise RunError(
             f"checkpoint {path} has {len(groups)} parameter groups, build() made {len(optimizer.param_groups)}; "
             "build the optimizer as it was built for the saved run"
         )
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group["params"][:] = [parameters[name] for name in saved.pop("params")]
-        for key, value in saved.items():
-            old = group.get(key)
-            if isinstance(old, Tensor):
-                old.fill_(value)
+        group["params"][:] = [parameters[name] for name in saved["params"]]
+        home = next((p.device for p in group["params"]), torch.device("cpu"))
+        for key, value in saved["values"].items():
+            old, new = group.get(key), _from_json(value, tensors, home)
+            if isinstance(old, Tensor) and isinstance(new, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype):
+                old.copy_(new)  # a scheduler may hold it
             else:
-                group[key] = tuple(value) if isinstance(value, list) else value
+                group[key] = new
 
 
 def _build_blocks(model: nn.Module, blocks: Mapping[str, int]) -> None:
@@ -171,5 +254,5 @@ def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` with the memory layout of its parameter, which the file does not keep."""
     if value.shape != parameter.shape:
-        return value.to(parameter.device) if value.dim() else value
+        return value.to(parameter.device)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.resize.apply import kept_sizes
+from morphogen.resize.optim import at_home, whole
 
 
 def doctor(model: nn.Module, *optimizers: Optimizer) -> list[str]:
@@ -22,12 +23,13 @@ def doctor(model: nn.Module, *optimizers: Optimizer) -> list[str]:
     its tensors and that disagree with them; values that are not finite.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    return [*_parameters(model, names, optimizers), *_states(names, optimizers), *_modules(model), *_values(model)]
+    return [*_parameters(model, names, optimizers), *_states(names, whole(optimizers)), *_modules(model), *_values(model)]
 
 
 def _parameters(model: nn.Module, names: dict[int, str], optimizers: tuple[Optimizer, ...]) -> Iterator[str]:
-    held = Counter(id(p) for o in optimizers for group in o.param_groups for p in group["params"])
-    dead = [p for o in optimizers for group in o.param_groups for p in group["params"] if id(p) not in names]
+    groups = {id(group): group for optimizer in optimizers for group in optimizer.param_groups}
+    every = [p for group in groups.values() for p in group["params"]]
+    held, dead = Counter(map(id, every)), [p for p in every if id(p) not in names]
     if dead:
         shapes = ", ".join(str(tuple(p.shape)) for p in dead)
         yield f"the optimizer holds {len(dead)} parameters that are not the model's (shapes {shapes}): it trains nothing there"
@@ -49,10 +51,7 @@ def _states(names: dict[int, str], optimizers: tuple[Optimizer, ...]) -> Iterato
                 yield f"the optimizer keeps state of '{name}', which it does not train"
                 continue
             for key, value in state.items():
-                if not isinstance(value, Tensor) or value.dim() == 0:
-                    continue
-                matching = value.dim() == p.dim() and all(a in (1, b) for a, b in zip(value.shape, p.shape, strict=True))
-                if not matching:
+                if isinstance(value, Tensor) and not at_home(key, value, p, optimizer):
                     yield f"state '{key}' of '{name}' has shape {tuple(value.shape)} beside {tuple(p.shape)}; resize both"
 
 

@@ -18,14 +18,23 @@ def follow(model: nn.Module, *names: str) -> None:
     """Declare that the whole-number attributes called `names`, in `model` and all its modules, are sizes of widths.
 
     Whenever a resize changes a size in a module, or in the modules inside it, from the attribute's value to another, the
-    attribute takes the new one. Raises `PlanError` where no module has such an attribute.
+    attribute takes the new one. Raises `PlanError`, and declares none, where no module has such an attribute, or one has it
+    as a property that cannot be set.
     """
+    declared = []
     for name in names:
         holders = [module for module in model.modules() if _is_size(getattr(module, name, None))]
         if not holders:
             raise PlanError(f"follow: no module of {type(model).__name__} has a whole number called '{name}'")
         for module in holders:
-            setattr(module, _DECLARED, tuple(dict.fromkeys((*getattr(module, _DECLARED, ()), name))))
+            if not _can_be_set(module, name):
+                raise PlanError(
+                    f"follow: '{name}' of {type(module).__name__} cannot be set; declare what it is computed from, or give it "
+                    "a setter (where other modules have it as an attribute, call follow on those)"
+                )
+        declared += [(module, name) for module in holders]
+    for module, name in declared:
+        setattr(module, _DECLARED, tuple(dict.fromkeys((*getattr(module, _DECLARED, ()), name))))
 
 
 def followed(model: nn.Module) -> Iterator[tuple[str, str, int]]:
@@ -66,6 +75,18 @@ def undeclared(model: nn.Module, changes: Mapping[str, Iterable[tuple[int, int]]
         return ""
     names = ", ".join(repr(attribute) for attribute in found)
     return f" These attributes hold a size that changes: {', '.join(found.values())}; try morphogen.follow(model, {names})."
+
+
+def _can_be_set(module: nn.Module, name: str) -> bool:
+    """Whether the attribute takes a value: tried with its own."""
+    own = name in vars(module)
+    try:
+        setattr(module, name, getattr(module, name))
+    except (AttributeError, TypeError):
+        return False
+    if not own:
+        vars(module).pop(name, None)  # a class's own value, which was hidden by the trial
+    return True
 
 
 def _is_size(value: Any) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.errors import PlanError
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
-from morphogen.resize.apply import apply_
+from morphogen.resize.apply import Applied, apply_
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, edit_from_dict, edit_to_dict
 from morphogen.resize.plan import plan
 
@@ -23,14 +24,27 @@ def replay(
 ) -> nn.Module:
     """Change `model` in place as the ledger says and return it. Structure only: fill the tensors afterwards.
 
-    optimizers: hold the parameters in the same order as they did when the ledger was written.
+    All or nothing: where an edit cannot be carried out, those before it are taken back. optimizers: hold the parameters in the
+    same order as they did when the ledger was written. Raises `PlanError` for what is no edit; JSON goes through
+    `ledger_from_json` first.
     """
-    found = widths(trace(model, example))
+    ledger = tuple(ledger)
     for edit in ledger:
-        blocks = isinstance(edit, (AddBlock, DropBlock))
-        apply_(model, plan(model, found, [edit]), optimizers=optimizers, example=example if blocks else None)
-        if blocks:
-            found = widths(trace(model, example))
+        if not isinstance(edit, Edit):
+            raise PlanError(f"replay: {edit!r} is no edit; read a ledger with ledger_from_json")
+    found = widths(trace(model, example))
+    done: list[Applied] = []
+    try:
+        for edit in ledger:
+            blocks = isinstance(edit, (AddBlock, DropBlock))
+            planned = plan(model, found, [edit])
+            done.append(apply_(model, planned, optimizers=optimizers, example=example if blocks else None))
+            if blocks:
+                found = widths(trace(model, example))
+    except BaseException:
+        while done:
+            done.pop().undo()
+        raise
     return model
 
 

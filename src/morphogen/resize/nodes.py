@@ -4,7 +4,7 @@ As in every resize, parameters keep their identity, the optimizers' state is cut
 back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from morphogen.layers.dag import Dag, entries, moved, places
 from morphogen.layers.dag_op import Layout, spread
 from morphogen.layers.dag_op import dag as values
 from morphogen.record import Receipt
-from morphogen.resize.apply import Applied, applied, commit, count_parameters, cut_states, refresh_sizes
+from morphogen.resize.apply import BY_VALUE, Applied, applied, commit, count_parameters, refresh_sizes
+from morphogen.resize.base import note_blocks, note_sizes
 from morphogen.resize.blocks import enrol, release
-from morphogen.resize.optim import checked_fresh, take
+from morphogen.resize.optim import checked_fresh, cut_gradients, cut_states, drop_states, handled, take, whole
 from morphogen.resize.plan import NEW, tensors_of
 
 Wires = tuple[Tensor | None, Tensor | None]
@@ -28,11 +29,13 @@ Wires = tuple[Tensor | None, Tensor | None]
 def grow_nodes(
     dag: Dag, count: int,
     *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: float = 1.0,
+    states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:  # fmt: skip
     """Append nodes that read the inputs and the nodes before them, as the wiring says, and start as those did.
 
     The readout's new weights are zero, so the function stays; without a readout the output gets longer. fresh: how the
-    optimizer state of new weights starts, see `optim.checked_fresh`. Errors: `PlanError` for a count below 1.
+    optimizer state of new weights starts, see `optim.checked_fresh`, and states, see `optim.handled`. Errors: `PlanError` for a
+    count below 1.
     """
     if count < 1:
         raise PlanError(f"grow_nodes: count={count}; give at least 1")
@@ -41,7 +44,7 @@ def grow_nodes(
     cuts = [("weight", 0, change.index), ("bias", 0, _extended(dag.nodes, change.layout.nodes))]
     cuts.append(("readout.weight", 1, torch.tensor(rows)))
     return _changed(
-        dag, cuts, change.layout, (change.sources, change.starts), f"grow {count} nodes", optimizers, fresh,
+        dag, cuts, change.layout, (change.sources, change.starts), f"grow {count} nodes", optimizers, fresh, states,
         lambda: dag.start(change.first, generator), dag.readout is not None,
     )  # fmt: skip
 
@@ -49,6 +52,7 @@ def grow_nodes(
 def add_stage(
     cascade: Cascade, count: int,
     *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: float = 1.0,
+    states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:  # fmt: skip
     """Begin a new stage of `count` nodes, which alone learns from now on, with the readout: the nodes that are there are
     frozen, and the optimizers let go of them.
@@ -59,9 +63,13 @@ def add_stage(
     if count < 1:
         raise PlanError(f"add_stage: count={count}; give at least 1")
     before, weight, width = count_parameters(cascade), cascade.readout.weight, cascade.features
+    optimizers = whole(optimizers)
+    handling = handled(optimizers, [("readout.weight", weight)], True, states)
     stage = cascade.new_stage(count, generator)
     index = _extended(width, width + stage.layout.width * count)
-    states = cut_states(optimizers, weight, [(1, index, "readout.weight")], checked_fresh(fresh))
+    late: list[Callable[[], None]] = []
+    cut = drop_states(handling, late) + cut_states(handling, weight, [(1, index, "readout.weight")], checked_fresh(fresh), late)
+    gradients = cut_gradients(weight, [(1, index, True)])
     back: list[Callable[[], None]] = []
     for parameter in cascade.stages[-1].parameters():
         back.append(lambda p=parameter, learned=parameter.requires_grad: p.requires_grad_(learned))  # type: ignore[misc]
@@ -71,16 +79,21 @@ def add_stage(
     for parameter in stage.parameters():
         for optimizer in optimizers:
             enrol(optimizer, weight, parameter, back)
+    note_blocks(cascade, [("stages", 1)])
     cascade.stages.append(stage)
     back.append(lambda: cascade.stages.__delitem__(-1))
-    commit([(weight, take(weight.detach(), 1, index))], states, back)
+    note_sizes(cascade, [weight])
+    commit([(weight, take(weight.detach(), 1, index))], cut, back)
+    _settle(gradients, late)
     refresh_sizes(cascade, back)
     sizes = {"stages": (len(cascade.stages) - 1, len(cascade.stages)), "readout.weight": (width, len(index))}
     receipt = Receipt((f"begin a stage of {count} nodes",), sizes, (before, count_parameters(cascade)), keeps=True)
     return applied(cascade, receipt, back)
 
 
-def prune_weights(dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = ()) -> Applied:
+def prune_weights(
+    dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = (), states: Mapping[str, str] = BY_VALUE
+) -> Applied:
     """Drop the share of all weights that is smallest in size; a dense DAG becomes a sparse one.
 
     A node that loses all its sources puts out the activation of its bias. Errors: `PlanError` unless 0 < share < 1.
@@ -89,12 +102,13 @@ def prune_weights(dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = (
     kept = max(1, round(dag.weight.numel() * (1 - share)))
     keep = dag.weight.detach().abs().topk(kept).indices.sort().values.cpu()
     node, row = dag.entries()
-    return _sparse(dag, keep, node[keep], row[keep], f"prune {dag.weight.numel() - kept} weights", optimizers)
+    return _sparse(dag, keep, node[keep], row[keep], f"prune {dag.weight.numel() - kept} weights", optimizers, 1.0, states)
 
 
 def rewire(
     dag: Dag, share: float, gradient: Tensor | None = None,
     *, optimizers: Sequence[Optimizer] = (), generator: torch.Generator | None = None, fresh: float = 1.0,
+    states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:  # fmt: skip
     """Drop the share of the weights that is smallest in size, and bring as many, at zero, to places that had none.
 
@@ -117,7 +131,7 @@ def rewire(
     new = score.topk(dropped).indices
     node, row = (torch.cat([mine[keep], of[new]]) for mine, of in zip(dag.entries(), entries(dag.layout), strict=True))
     index = torch.cat([keep, torch.full((dropped,), NEW)])
-    return _sparse(dag, index, node, row, f"rewire {dropped} weights", optimizers, fresh)
+    return _sparse(dag, index, node, row, f"rewire {dropped} weights", optimizers, fresh, states)
 
 
 def full_gradient(dag: Dag, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
@@ -132,20 +146,22 @@ def full_gradient(dag: Dag, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tens
 
 
 def _sparse(
-    dag: Dag, index: Tensor, node: Tensor, row: Tensor, name: str, optimizers: Sequence[Optimizer], fresh: float = 1.0
-) -> Applied:
+    dag: Dag, index: Tensor, node: Tensor, row: Tensor, name: str,
+    optimizers: Sequence[Optimizer], fresh: float, states: Mapping[str, str],
+) -> Applied:  # fmt: skip
     """The entries `index` of the weight, `NEW` for a new one, that stand at (node, row)."""
     order = (node * dag.layout.values + row).argsort()
     counts = torch.bincount(node, minlength=dag.nodes)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     device = dag.weight.device
     wires = row[order].to(device), starts.to(device)
-    return _changed(dag, [("weight", 0, index[order])], dag.layout, wires, name, optimizers, fresh)
+    return _changed(dag, [("weight", 0, index[order])], dag.layout, wires, name, optimizers, fresh, states)
 
 
 def _changed(
     dag: Dag, cuts: Sequence[tuple[str, int, Tensor]], layout: Layout, wires: Wires, name: str,
-    optimizers: Sequence[Optimizer], fresh: float, start: Callable[[], None] = lambda: None, keeps: bool = False,
+    optimizers: Sequence[Optimizer], fresh: float, states: Mapping[str, str],
+    start: Callable[[], None] = lambda: None, keeps: bool = False,
 ) -> Applied:  # fmt: skip
     """Cut the parameters (name, dimension, index), new entries zero, take the wiring, then let `start` fill what it likes.
 
@@ -155,18 +171,29 @@ def _changed(
     before, sizes = count_parameters(dag), (dag.nodes, layout.nodes)
     old = dag.layout, dag.sources, dag.starts
     made = [(live[tensor], take(live[tensor].detach(), dim, index)) for tensor, dim, index in cuts]
-    states = [
-        state for tensor, dim, index in cuts
-        for state in cut_states(optimizers, live[tensor], [(dim, index, tensor)], checked_fresh(fresh))
-    ]  # fmt: skip
+    handling = handled(whole(optimizers), [(tensor, live[tensor]) for tensor, _, _ in cuts], False, states)
+    late: list[Callable[[], None]] = []
+    cut, gradients = drop_states(handling, late), []
+    for tensor, dim, index in cuts:
+        cut += cut_states(handling, live[tensor], [(dim, index, tensor)], checked_fresh(fresh), late)
+        gradients += cut_gradients(live[tensor], [(dim, index, True)])
     # first in, last out: the wiring goes back once the tensors have
     back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
-    commit(made, states, back)
+    note_sizes(dag, [tensor for tensor, _ in made])
+    commit(made, cut, back)
     dag.rearrange(layout, *wires)
     refresh_sizes(dag, back)
     start()
+    _settle(gradients, late)
     receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)), keeps=keeps)
     return applied(dag, receipt, back)
+
+
+def _settle(gradients: Sequence[tuple[Tensor, Tensor]], late: Sequence[Callable[[], None]]) -> None:
+    for tensor, gradient in gradients:
+        tensor.grad = gradient
+    for settle in late:
+        settle()
 
 
 def _extended(count: int, total: int) -> Tensor:
