@@ -148,7 +148,7 @@ class LearnedDepth(BlockStack):
 
 @contextmanager
 def reading(model: nn.Module) -> Iterator[None]:
-    """For a while, compiled graphs take the active blocks of each learned depth as they are now, and need not stop to read w."""
+    """For a while, compiled graphs take the number of active blocks as it is now, and need not stop to read w."""
     layers = [module for module in model.modules() if isinstance(module, LearnedDepth)]
     try:
         for layer in layers:
@@ -159,6 +159,6 @@ def reading(model: nn.Module) -> Iterator[None]:
             layer._read = None
 
 
-@partial(torch.compiler.disable, reason="a LearnedDepth reads w; for a whole graph use morphogen.compiled(model)")  # type: ignore[untyped-decorator]
+@partial(torch.compiler.disable, reason="a LearnedDepth reads w; for a whole graph use morphogen.compiled(model)")
 def _counted(layer: LearnedDepth) -> int:
     return layer._count()
