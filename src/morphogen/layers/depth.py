@@ -137,9 +137,8 @@ class LearnedDepth(BlockStack):
         """merge(x, block(x), gate). In training the gate goes into the norm that a block ends with, where there is one: a few
         numbers are scaled instead of a batch, forward and backward. A compiler fuses the product anyway."""
         foldable = self.training and self.merge is residual and not torch.compiler.is_compiling()
-        if foldable and (norm := last_norm(block)) is not None:
-            with scaled(norm, gate):
-                return x + block(x)  # type: ignore[no-any-return]
+        if foldable and (found := last_norm(block)) is not None:
+            return x + scaled(*found, x, gate)
         return self.merge(x, block(x), gate.to(x.dtype))
 
     def extra_repr(self) -> str:
