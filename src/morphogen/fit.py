@@ -439,7 +439,7 @@ class _Search:
         if problem.regression:
             _to_unit(plain, problem.mean, problem.scale)
         return Fitted(
-            self.state.model, plain, certificate, self._report((row,)), tuple(self.controller.ledger), self.recipe,
+            self.state.model.eval(), plain, certificate, self._report((row,)), tuple(self.controller.ledger), self.recipe,
             self.settings, seconds,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import MorphogenError
+from morphogen.graph.trace import evaluating
 from morphogen.resize.plan import tensors_of
 
 
@@ -187,8 +188,8 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, size: int | None = None) -> Tensor:
-    """The model's output on all of x in evaluation mode, in batches of `size`; shape (n, outputs)."""
-    model.eval()
+    """The model's output on all of x in evaluation mode, which it leaves again, in batches of `size`; shape (n, outputs)."""
     # 64 thousand numbers at a time: what 48 channels make of more does not fit into a cache, and takes twice as long
     size = size or max(64, 2**16 // max(1, x[:1].numel()))
-    return torch.cat([model(channels_last(part)) for part in x.split(size)])
+    with evaluating(model):
+        return torch.cat([model(channels_last(part)) for part in x.split(size)])

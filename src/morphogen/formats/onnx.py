@@ -23,7 +23,15 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     Input "input", output "output". Raises `NotExact`, leaving no file, where the outputs differ by more than `WITHIN` of the
     largest one.
     """
-    model = model.eval()
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return _exported(model.eval(), example, path)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _exported(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     batch = torch.export.Dim("batch", min=1)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -134,15 +134,22 @@ def _same(model: nn.Module) -> Iterator[tuple[tuple[str, int], ...]]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever is called in between, such as a function of the user's: afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
+    with modes_kept(model):
+        model.eval()
+        yield
 
 
 def _node(node: torch.fx.Node, held: dict[str, str | None]) -> Node:

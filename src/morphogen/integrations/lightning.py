@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
+from morphogen.graph.trace import modes_kept
 from morphogen.policies import Controller, Policy
 from morphogen.record import Change
 from morphogen.resize import count_parameters, ledger_from_json, replay
@@ -78,9 +79,8 @@ class Growth(pl.Callback):
         if step == self._seen or step % self.every or self.controller.done:
             return
         self._seen = step
-        training = pl_module.training
-        self.changes += self.controller.step(step // self.every, trainer.current_epoch, generator(self.seed, step))
-        pl_module.train(training)
+        with modes_kept(pl_module):
+            self.changes += self.controller.step(step // self.every, trainer.current_epoch, generator(self.seed, step))
         pl_module.log("morphogen/parameters", float(count_parameters(self.controller.model)))
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,10 +60,8 @@ class Growth(TrainerCallback):
         assert self.controller is not None
         if state.global_step % self.every or self.controller.done:
             return
-        training = self.controller.model.training
         draw = generator(self.seed, state.global_step)
         self.changes += self.controller.step(state.global_step // self.every, state.epoch or 0.0, draw)
-        self.controller.model.train(training)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.controller is not None

@@ -10,7 +10,7 @@ for the wiring; Song et al. 2021 (arXiv 2002.03629) for the fixed point.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from morphogen.layers.kernels.threads import shared
 from morphogen.layers.linked_op import KINDS
+from morphogen.layers.orders import further, gradient, one_by_one, refuse_forward_mode, transformed
 
 SOLVERS = ("auto", "native", "jacobi", "loop")
 
@@ -94,8 +95,10 @@ def dag(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, solver: str = "
 
     weight: flat, `layout.weights` entries, or some of them, at `places`, zeros elsewhere; bias: (nodes). solver: "native"
     (compiled, CPU), "jacobi" (fixed point inside each block), "loop" (node by node, for comparison), "auto" (native where it
-    can).
+    can). Derivatives of any order, in either direction; all but the first backward pass go by `plain`, node by node.
     """
+    if transformed():
+        return plain(x, weight, bias, layout, places)
     about = layout.inputs, layout.blocks, layout.inner, layout.kind, layout.two, solver
     values: Tensor = _FORWARD(x, weight, bias, places, *about)[0]
     return values
@@ -106,11 +109,28 @@ def spread(weight: Tensor, places: Tensor | None, layout: Layout) -> Tensor:
     return weight if places is None else weight.new_zeros(layout.weights).index_copy(0, places, weight)
 
 
+def plain(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
+    """`dag` by operations that PyTorch differentiates in every way, a few for each node."""
+    values = x.T
+    for part in layout.parts(spread(weight, places, layout)):
+        sums = torch.addmm(bias[part.nodes, None], part.panel, values)
+        if layout.inner:
+            matrix, rows = inside(layout, part), [put_out(layout.kind, layout.two, sums[:1])]
+            for j in range(1, part.size):
+                z = sums[j : j + 1] + matrix[j : j + 1, : layout.width * j] @ torch.cat(rows)
+                rows.append(put_out(layout.kind, layout.two, z))
+            values = torch.cat([values, *rows])
+        else:
+            values = torch.cat([values, put_out(layout.kind, layout.two, sums)])
+    return values
+
+
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, places: Tensor | None,
     inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(all values, the sums that the backward pass needs: none for ReLU)."""
+    refuse_forward_mode("dag")
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
     values = x.new_empty(layout.values, len(x))
     values[:inputs] = x.T
@@ -130,6 +150,7 @@ def _backward(
     inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str, whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
+    refuse_forward_mode("dag_backward")
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
     first = 0 if whole else inputs  # row of values whose gradient is wanted
     flowing = gradient[first:].clone(memory_format=torch.contiguous_format)
@@ -260,10 +281,10 @@ def native(t: Tensor, kind: str) -> bool:
 
 def inside(layout: Layout, part: Part) -> Tensor:
     """The weights inside a block, (size, width * size), with their zeros."""
-    full = part.panel.new_zeros(part.size, layout.width * part.size)
+    full = part.panel.new_zeros(part.size * layout.width * part.size)
     if layout.inner:
-        full.view(-1)[below(part.size, layout.width, full.device)] = part.triangle
-    return full
+        full = full.index_copy(0, below(part.size, layout.width, full.device), part.triangle)
+    return full.view(part.size, layout.width * part.size)
 
 
 def put_out(kind: str, two: bool, z: Tensor) -> Tensor:
@@ -315,15 +336,22 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, weight, _, places, *ctx.about = inputs
-    ctx.save_for_backward(weight, places, *output)
+    _, weight, bias, places, *ctx.about = inputs
+    ctx.save_for_backward(weight, places, *output, bias)
     ctx.mark_non_differentiable(output[1])
 
 
-def _derive(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    weight, places, values, sums, bias = ctx.saved_tensors
+    rest = (None, *(None,) * len(ctx.about))
+    if further() and not torch.compiler.is_compiling():
+        inputs, blocks, *kind, _ = ctx.about
+        layout = Layout(inputs, tuple(blocks), *kind)
+        run = partial(plain, layout=layout, places=places)
+        return (*gradient(run, (values[:inputs].T, weight, bias), ctx.needs_input_grad[:3], above), *rest)
     whole = ctx.needs_input_grad[0]
-    x, *others = _BACKWARD(gradient, *ctx.saved_tensors, *ctx.about, whole)
-    return (x if whole else None, *others, None, *(None,) * len(ctx.about))
+    x, *others = _BACKWARD(above, weight, places, values, sums, *ctx.about, whole)
+    return (x if whole else None, *others, *rest)
 
 
 _FORWARD.register_autograd(_derive, setup_context=_save)
@@ -337,19 +365,7 @@ def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, 
         rows = x.movedim(dims[0], 0)
         values, sums = (t.unflatten(1, rows.shape[:2]) for t in _FORWARD(rows.flatten(0, 1), weight, bias, *about))
         return (values, sums), (1, 1)
-    each = [
-        _FORWARD(*(t if d is None else t.select(d, i) for t, d in zip((x, weight, bias), dims[:3], strict=True)), *about)
-        for i in range(info.batch_size)
-    ]
-    values, sums = (torch.stack(part) for part in zip(*each, strict=True))
-    return (values, sums), (0, 0)
+    return one_by_one(_FORWARD)(info, dims, *arguments)  # type: ignore[no-any-return]
 
 
-@_BACKWARD.register_vmap
-def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    *tensors, about = *arguments[:5], arguments[5:]
-    each = [
-        _BACKWARD(*(t if d is None else t.select(d, i) for t, d in zip(tensors, dims[:5], strict=True)), *about)
-        for i in range(info.batch_size)
-    ]
-    return tuple(torch.stack(part) for part in zip(*each, strict=True)), (0, 0, 0)
+_BACKWARD.register_vmap(one_by_one(_BACKWARD))

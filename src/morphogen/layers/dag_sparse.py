@@ -14,6 +14,7 @@ from torch import Tensor
 
 from morphogen.layers.dag_op import COLUMNS, bind, kernels, native, pulled, put_out, sums_of
 from morphogen.layers.kernels.threads import shared
+from morphogen.layers.orders import further, gradient, one_by_one, refuse_forward_mode, transformed
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,26 @@ def levels(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Tens
 def sparse_dag(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, two: bool, solver: str = "auto") -> Tensor:
     """The inputs and the values of all nodes, (inputs + width * nodes, batch), of rows x (batch, inputs).
 
-    weight: one for each entry of `wiring.sources`; bias: (nodes). solver: "native", "levels", or "auto".
+    weight: one for each entry of `wiring.sources`; bias: (nodes). solver: "native", "levels", or "auto". Derivatives of any
+    order, in either direction; all but the first backward pass go by `plain`, level by level.
     """
+    if transformed():
+        return plain(x, weight, bias, wiring, kind, two)
     w = wiring
     values: Tensor = _FORWARD(x, weight, bias, w.sources, w.starts, w.order, w.readers, w.ends, w.levels, kind, two, solver)[0]
+    return values
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, two: bool) -> Tensor:
+    """`sparse_dag` by operations that PyTorch differentiates in every way, a few for each level."""
+    width, inputs = 2 if two else 1, x.shape[1]
+    values = torch.cat([x.T, x.new_zeros(width * len(wiring.levels), x.shape[0])])
+    for level, entries, rows in _by_level(wiring.levels, wiring.starts):
+        read = weight[entries, None] * values[wiring.sources[entries]]
+        sums = bias[level, None] + x.new_zeros(len(level), x.shape[0]).index_add(0, torch.searchsorted(level, rows), read)
+        out = inputs + width * level
+        out = torch.stack([out, out + 1], 1).flatten() if two else out
+        values = values.index_copy(0, out, put_out(kind, two, sums))
     return values
 
 
@@ -72,6 +89,7 @@ def _forward(
     sources: Tensor, starts: Tensor, order: Tensor, readers: Tensor, ends: Tensor, levels: Tensor,
     kind: str, two: bool, solver: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    refuse_forward_mode("sparse_dag")
     inputs, nodes, kept = x.shape[1], len(bias), kind != "relu"
     values = x.new_empty(len(ends) - 1, len(x))
     values[:inputs] = x.T
@@ -95,6 +113,7 @@ def _backward(
     kind: str, two: bool, solver: str, whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
+    refuse_forward_mode("sparse_dag_backward")
     nodes, width = len(starts) - 1, 2 if two else 1
     inputs, batch = len(values) - width * nodes, values.shape[1]
     deltas, found = values.new_empty(nodes, batch), torch.empty_like(weight)
@@ -162,17 +181,25 @@ def _(gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor, *about: An
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, weight, _, *about = inputs
+    _, weight, bias, *about = inputs
     *tensors, ctx.kind, ctx.two, ctx.solver = about
-    ctx.save_for_backward(weight, *output, *tensors)
+    ctx.save_for_backward(weight, bias, *output, *tensors)
     ctx.mark_non_differentiable(output[1])
 
 
-def _derive(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    weight, values, sums, *tensors = ctx.saved_tensors
+def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    weight, bias, values, sums, *tensors = ctx.saved_tensors
+    rest = (None,) * 9
+    if further() and not torch.compiler.is_compiling():
+        wiring = Wiring(*tensors)
+        x = values[: len(values) - (2 if ctx.two else 1) * len(wiring.levels)].T
+        run = partial(plain, wiring=wiring, kind=ctx.kind, two=ctx.two)
+        return (*gradient(run, (x, weight, bias), ctx.needs_input_grad[:3], above), *rest)
     whole = ctx.needs_input_grad[0]
-    x, *others = _BACKWARD(gradient, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver, whole)
-    return (x if whole else None, *others, *(None,) * 9)
+    x, *others = _BACKWARD(above, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver, whole)
+    return (x if whole else None, *others, *rest)
 
 
 _FORWARD.register_autograd(_derive, setup_context=_save)
+_FORWARD.register_vmap(one_by_one(_FORWARD))
+_BACKWARD.register_vmap(one_by_one(_BACKWARD))

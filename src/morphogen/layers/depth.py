@@ -1,7 +1,9 @@
 """A stack of blocks whose depth is one real number that the gradient learns."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +39,11 @@ class LearnedDepth(BlockStack):
     has the slope of an open one: the value stays, the gradient of w says whether that block would help, and its batch norm
     sees data. quiet: a new block starts with its last weight at 0, so that it changes nothing however far w has gone past it.
 
-    Input and output: any shape that the blocks keep.
+    Input and output: any shape that the blocks keep. `torch.compile` compiles the blocks and leaves the graph to read w; with
+    `morphogen.compiled` a model stays one graph for each number of blocks.
     """
+
+    _read: int | None = None  # active blocks, where whoever called a compiled model has read w for it
 
     def __init__(
         self,
@@ -63,7 +68,6 @@ class LearnedDepth(BlockStack):
         self.w = nn.Parameter(torch.tensor(float(w)))
         self.max_blocks, self.merge, self.gate, self.penalty = max_blocks, merge, gate, penalty
         self.floor, self.ahead = floor, ahead
-        self._active = self._count()
 
     def _count(self) -> int:
         w = self.depth
@@ -77,9 +81,10 @@ class LearnedDepth(BlockStack):
         if torch.compiler.is_exporting():
             # whoever reads the graph must see every block that exists, or a resize would miss those at rest
             return len(self.blocks)
-        if not torch.compiler.is_compiling():  # a compiled graph has a fixed number: that of the last eager call
-            self._active = self._count()
-        return self._active
+        if not torch.compiler.is_compiling():
+            return self._count()
+        # a graph has a fixed number of blocks, so w is read between two graphs, or before the one that asked `reading`
+        return _counted(self) if self._read is None else self._read
 
     @property
     def depth(self) -> float:
@@ -132,10 +137,27 @@ class LearnedDepth(BlockStack):
         """merge(x, block(x), gate). In training the gate goes into the norm that a block ends with, where there is one: a few
         numbers are scaled instead of a batch, forward and backward. A compiler fuses the product anyway."""
         foldable = self.training and self.merge is residual and not torch.compiler.is_compiling()
-        if foldable and (norm := last_norm(block)) is not None:
-            with scaled(norm, gate):
-                return x + block(x)  # type: ignore[no-any-return]
+        if foldable and (found := last_norm(block)) is not None:
+            return x + scaled(*found, x, gate)
         return self.merge(x, block(x), gate.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"w={self.depth:.3f}, active={self.active_blocks}"
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[None]:
+    """For a while, compiled graphs take the number of active blocks as it is now, and need not stop to read w."""
+    layers = [module for module in model.modules() if isinstance(module, LearnedDepth)]
+    try:
+        for layer in layers:
+            layer._read = layer._count()
+        yield
+    finally:
+        for layer in layers:
+            layer._read = None
+
+
+@partial(torch.compiler.disable, reason="a LearnedDepth reads w; for a whole graph use morphogen.compiled(model)")
+def _counted(layer: LearnedDepth) -> int:
+    return layer._count()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
 from morphogen.layers.linked_op import linked
+from morphogen.layers.units import unit_dim
 
 Pair = tuple[Tensor, Tensor]
 
@@ -22,11 +23,11 @@ class Linked(nn.Module):
     """[g(z), g(-z)] for an element-wise activation g: input (..., units, ...), output with twice the units in dimension `dim`.
 
     base: the activation, a module or a function. The backward pass of ReLU, ELU, SELU, SiLU and GELU keeps z alone; that of
-    another base what its own does. dim: of the units.
+    another base what its own does. dim: of the units; by default as `unit_dim` says, and it must be given for three dimensions.
     Source: Riera Molina & Pujol 2017 (arXiv 1712.02609), the mirror linkage; for ReLU, Shang et al. 2016 (CReLU).
     """
 
-    def __init__(self, base: nn.Module | Callable[[Tensor], Tensor], dim: int = 1) -> None:
+    def __init__(self, base: nn.Module | Callable[[Tensor], Tensor], dim: int | None = None) -> None:
         super().__init__()
         self.base, self.dim = base, dim
 
@@ -35,7 +36,7 @@ class Linked(nn.Module):
         return self.base(z), self.base(-z)
 
     def forward(self, z: Tensor) -> Tensor:
-        dim = _checked(z, self.dim)
+        dim = unit_dim(z.shape, self.dim, type(self).__name__)
         kind = _kind(self.base)
         # whoever reads the graph, and the ONNX file, sees plain operations
         if kind is None or torch.compiler.is_exporting():
@@ -43,41 +44,41 @@ class Linked(nn.Module):
         return linked(z, kind, dim)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}"
+        return "" if self.dim is None else f"dim={self.dim}"
 
 
 class LKReLU(Linked):
     """[max(0, z), max(0, -z)]: as long as z, and z can be read off it."""
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int | None = None) -> None:
         super().__init__(nn.ReLU(), dim)
 
 
 class LKSELU(Linked):
     """SELU, linked."""
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int | None = None) -> None:
         super().__init__(nn.SELU(), dim)
 
 
 class LKSwish(Linked):
     """z sigmoid(z), linked; the difference of the halves is z."""
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int | None = None) -> None:
         super().__init__(nn.SiLU(), dim)
 
 
 class LKGELU(Linked):
     """GELU, linked; the difference of the halves is z."""
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int | None = None) -> None:
         super().__init__(nn.GELU(), dim)
 
 
 class LKELU(Linked):
     """ELU, linked."""
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int | None = None) -> None:
         super().__init__(nn.ELU(), dim)
 
 
@@ -89,7 +90,9 @@ class LKPReLU(Linked):
     initial=0 that is what the original ran, where they never reached the optimizer.
     """
 
-    def __init__(self, units: int | tuple[int, ...] = 1, initial: float = 0.25, dim: int = 1, frozen: bool = False) -> None:
+    def __init__(
+        self, units: int | tuple[int, ...] = 1, initial: float = 0.25, dim: int | None = None, frozen: bool = False
+    ) -> None:
         super().__init__(F.relu, dim)
         shape = (units,) if isinstance(units, int) else tuple(units)
         if any(size < 1 for size in shape):
@@ -99,11 +102,12 @@ class LKPReLU(Linked):
         )
 
     def pair(self, z: Tensor) -> Pair:
-        positive, negative = (_aligned(slope, z, self.dim) for slope in (self.positive, self.negative))
+        dim = unit_dim(z.shape, self.dim, type(self).__name__)
+        positive, negative = (_aligned(slope, z, dim) for slope in (self.positive, self.negative))
         return F.relu(z) - positive * F.relu(-z), F.relu(-z) - negative * F.relu(z)
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.cat(self.pair(z), _checked(z, self.dim))
+        return torch.cat(self.pair(z), unit_dim(z.shape, self.dim, type(self).__name__))
 
 
 class LKSine(nn.Module):
@@ -112,18 +116,12 @@ class LKSine(nn.Module):
     Source: Lewandowski et al. 2025 (deep Fourier features).
     """
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int | None = None) -> None:
         super().__init__()
         self.dim = dim
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.cat((z.sin(), z.cos()), _checked(z, self.dim))
-
-
-def _checked(z: Tensor, dim: int) -> int:
-    if not -z.dim() <= dim < z.dim():
-        raise ShapeError(f"Linked: dim={dim} of an input of shape {tuple(z.shape)}; give the dimension of the units")
-    return dim % z.dim()
+        return torch.cat((z.sin(), z.cos()), unit_dim(z.shape, self.dim, type(self).__name__))
 
 
 _BASES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SELU: "selu", nn.SiLU: "silu"}
@@ -145,7 +143,7 @@ def _kind(base: nn.Module | Callable[[Tensor], Tensor]) -> str | None:
 def _aligned(slope: Tensor, z: Tensor, dim: int) -> Tensor:
     """A slope for each unit stands in the units' dimension; one for each element, or for all, where it is."""
     if slope.dim() == 1 and len(slope) > 1:
-        return slope.view(-1, *[1] * (z.dim() - 1 - dim % z.dim()))
+        return slope.view(-1, *[1] * (z.dim() - 1 - dim))
     return slope
 
 

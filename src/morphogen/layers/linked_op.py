@@ -7,7 +7,7 @@ takes one compiled pass each way (`kernels/linked.py`); everything else the pass
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morphogen.layers.kernels.threads import shared
+from morphogen.layers.orders import forward_mode, further, gradient, refuse_forward_mode
 
 aten = torch.ops.aten
 
@@ -75,13 +76,23 @@ KINDS: dict[str, Kind] = {
 
 
 def linked(z: Tensor, kind: str, dim: int) -> Tensor:
-    """[g(z), g(-z)] along `dim`, g a name of `KINDS`. Keeps z alone for the backward pass; can be differentiated again."""
+    """[g(z), g(-z)] along `dim`, g a name of `KINDS`. Keeps z alone for the backward pass; can be differentiated again, in
+    either direction."""
+    if forward_mode():
+        return plain(z, kind, dim)
     function = _Linked if torch.compiler.is_compiling() or _transformed() else _Kept
     result: Tensor = function.apply(z, kind, dim)  # type: ignore[no-untyped-call]
     return result
 
 
+def plain(z: Tensor, kind: str, dim: int) -> Tensor:
+    """`linked` by operations that PyTorch differentiates in every way."""
+    value = KINDS[kind].value
+    return torch.cat([value(z), value(-z)], dim)
+
+
 def _forward(z: Tensor, kind: str, dim: int) -> Tensor:
+    refuse_forward_mode("linked")
     result = _doubled(z, dim)
     if _compilable(z):
         _run("forward", kind, dim, _ordered(z, z), result)
@@ -91,7 +102,8 @@ def _forward(z: Tensor, kind: str, dim: int) -> Tensor:
 
 
 def _backward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
-    if not _compilable(z):
+    refuse_forward_mode("linked_backward")
+    if not (_compilable(z) and _stored(gradient)):
         positive, negative = gradient.chunk(2, dim)
         return _ordered(KINDS[kind].back(positive, negative, z), z)
     source = _ordered(z, z)
@@ -101,8 +113,12 @@ def _backward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
 
 
 def _compilable(z: Tensor) -> bool:
-    """A subclass (a fake tensor, one that is traced) has no memory to read."""
-    return z.dtype == torch.float32 and z.device.type == "cpu" and type(z) is Tensor and z.numel() > 0
+    """A subclass (a fake tensor, one that is traced) and a batch of gradients have no memory to read."""
+    return z.dtype == torch.float32 and z.device.type == "cpu" and type(z) is Tensor and z.numel() > 0 and _stored(z)
+
+
+# not public: where it is missing, every call goes the slower way
+_stored: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda z: False)
 
 
 def _run(name: str, kind: str, dim: int, *tensors: Tensor) -> None:
@@ -139,6 +155,22 @@ def _(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
     return torch.empty_like(_ordered(z, z))
 
 
+@_FORWARD.register_vmap
+def _(info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int) -> tuple[Tensor, int]:
+    return _FORWARD(z.movedim(dims[0], 0), kind, dim + 1), 0
+
+
+@_BACKWARD.register_vmap
+def _(
+    info: Any, dims: tuple[int | None, int | None, None, None], gradient: Tensor, z: Tensor, kind: str, dim: int
+) -> tuple[Tensor, int]:
+    both = (
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in zip((gradient, z), dims[:2], strict=True)
+    )
+    return _BACKWARD(*both, kind, dim + 1), 0
+
+
 _LAST = (0, 2, 3, 1)
 
 
@@ -170,10 +202,14 @@ class _Linked(torch.autograd.Function):
         ctx.save_for_backward(z)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
-        slope = _Slope.apply if torch.is_grad_enabled() else _Slope.forward
-        return slope(gradient, z, ctx.kind, ctx.dim), None, None
+        if torch.compiler.is_compiling():
+            return _BACKWARD(above, z, ctx.kind, ctx.dim), None, None
+        if further() or _transformed():  # by plain operations: seldom asked for, so not worth kernels of its own
+            run = partial(plain, kind=ctx.kind, dim=ctx.dim)
+            return *gradient(run, (z,), (True,), above), None, None
+        return _backward(above, z, ctx.kind, ctx.dim), None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int) -> tuple[Tensor, int]:
@@ -194,35 +230,3 @@ class _Kept(torch.autograd.Function):
 
 # not public: where it is missing, every call goes the longer way
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-
-class _Slope(torch.autograd.Function):
-    @staticmethod
-    def forward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
-        return (_BACKWARD if torch.compiler.is_compiling() else _backward)(gradient, z, kind, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, int], output: Tensor) -> None:
-        gradient, z, ctx.kind, ctx.dim = inputs
-        ctx.save_for_backward(gradient, z)
-
-    @staticmethod
-    def backward(ctx: Any, again: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """By plain operations: seldom asked for, so not worth kernels of its own."""
-        gradient, z = ctx.saved_tensors
-        value = KINDS[ctx.kind].value
-        with torch.enable_grad():
-            given, at = gradient.detach().requires_grad_(), z.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(torch.cat([value(at), value(-at)], ctx.dim), at, given, create_graph=True)
-            first, second = torch.autograd.grad(slope, (given, at), again, allow_unused=True)
-        return first, torch.zeros_like(z) if second is None else second, None, None
-
-    @staticmethod
-    def vmap(
-        info: Any, dims: tuple[int | None, int | None, None, None], gradient: Tensor, z: Tensor, kind: str, dim: int
-    ) -> tuple[Tensor, int]:
-        both = (
-            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-            for t, d in zip((gradient, z), dims[:2], strict=True)
-        )
-        return _Slope.apply(*both, kind, dim + 1), 0  # type: ignore[no-untyped-call]

@@ -4,12 +4,14 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
 from morphogen.layers.stack import BlockStack
+from morphogen.layers.units import unit_dim
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> the loss of each example, shape (batch,): negative log likelihoods."""
@@ -55,7 +57,9 @@ class DepthPosterior(BlockStack):
     start. prior: (mean, scale) of p(l). quantile: blocks exist up to this quantile of q; deeper ones have no share.
 
     `losses(x, y, loss, rows)` is the objective; calling the module gives the mixture's prediction: the mean of the outputs of
-    all depths under q, or, where `probabilities`, the log of the mean of the probabilities whose logits the outputs are.
+    all depths under q, or, where `probabilities`, the log of the mean of the probabilities whose logits the outputs are. dim:
+    of the classes then; by default the last of up to two dimensions, and of more the last behind a linear layer, the channels
+    behind a convolution; where the readout ends in neither, it must be given.
 
     Source: Nazaret & Blei 2022 (arXiv 2209.10091), the truncated variational family and its objective. Differs: a discretised
     normal for q and p.
@@ -72,6 +76,7 @@ class DepthPosterior(BlockStack):
         quantile: float = 0.95,
         max_blocks: int | None = None,
         probabilities: bool = True,
+        dim: int | None = None,
     ) -> None:
         for name, value in (("scale", scale), ("prior", prior[1]), ("quantile", quantile)):
             if not value > 0 or (name == "quantile" and not value < 1):
@@ -79,13 +84,10 @@ class DepthPosterior(BlockStack):
                     f"DepthPosterior: {name}={value}; give a positive number{' below 1' if name == 'quantile' else ''}"
                 )
         start = _reach(mean, scale, quantile)
-
-        def stage(i: int) -> nn.Module:
-            return nn.ModuleDict({"block": block(i), "readout": readout()})
-
-        super().__init__(stage, start if max_blocks is None else min(start, max_blocks))
+        super().__init__(partial(_stage, block, readout), start if max_blocks is None else min(start, max_blocks))
         self.mean, self.log_scale = nn.Parameter(torch.tensor(float(mean))), nn.Parameter(torch.tensor(math.log(scale)))
         self.prior, self.quantile, self.max_blocks, self.probabilities = prior, quantile, max_blocks, probabilities
+        self.dim = dim
 
     @property
     def depth(self) -> float:
@@ -107,7 +109,7 @@ class DepthPosterior(BlockStack):
         return built + 1 if reach > built else built - 1 if reach < built - 1 else built
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The outputs of all depths, one pass through the deepest; shape (blocks, batch, outputs)."""
+        """The outputs of all depths, one pass through the deepest; shape (blocks, *output)."""
         found = []
         for stage in self.blocks:
             x = stage["block"](x)  # type: ignore[index]
@@ -116,9 +118,26 @@ class DepthPosterior(BlockStack):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs, q = self.outputs(x), self.q()
+        q = q.view(-1, *[1] * (outputs.dim() - 1))
         if self.probabilities:
-            return torch.logsumexp(outputs.log_softmax(-1) + q.log().view(-1, 1, 1), 0)
-        return (q.view(-1, 1, 1) * outputs).sum(0)
+            # dimension 0 is that of the depths
+            return torch.logsumexp(outputs.log_softmax(self._classes(outputs.shape[1:]) + 1) + q.log(), 0)
+        return (q * outputs).sum(0)
+
+    def _classes(self, shape: torch.Size) -> int:
+        """The dimension of the classes in an output."""
+        last = self.blocks[0]["readout"]  # type: ignore[index]
+        while type(last) is nn.Sequential and len(last):
+            last = last[-1]
+        if self.dim is not None:
+            return unit_dim(shape, self.dim, "DepthPosterior")
+        if isinstance(last, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return len(shape) - last.weight.dim() + 1  # an example may come without a batch
+        if len(shape) < 3 or isinstance(last, nn.Linear):
+            return len(shape) - 1
+        raise ShapeError(
+            f"DepthPosterior: outputs of shape {tuple(shape)} from a {type(last).__name__}; give dim=, that of the classes"
+        )
 
     def losses(self, x: Tensor, y: Tensor, loss: Losses, rows: int) -> Tensor:
         """The negative evidence bound per example: sum of q(l) * mean loss at depth l, plus KL(q || p) / rows. A scalar.
@@ -156,6 +175,10 @@ class DepthPosterior(BlockStack):
         return (
             f"mean={float(self.mean.detach()):.3f}, scale={float(self.log_scale.detach().exp()):.3f}, blocks={len(self.blocks)}"
         )
+
+
+def _stage(block: Callable[[int], nn.Module], readout: Callable[[], nn.Module], i: int) -> nn.Module:
+    return nn.ModuleDict({"block": block(i), "readout": readout()})
 
 
 def _reach(mean: float, scale: float, quantile: float) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
 from morphogen.layers.gate import Gate, exponential
+from morphogen.layers.units import unit_dim
 
 
 class LearnedWidth(nn.Module):
@@ -18,7 +19,8 @@ class LearnedWidth(nn.Module):
     `wanted()` says how many should exist; a `Controller`, or `morphogen.resize.adapt(..., example=)`, brings them.
     `freeze` multiplies the gates into the layer before and drops what is closed: the learned width ends in a fixed one.
 
-    units: how many exist at first. w: initial width, by default all of them. dim: of the units in x. soft: over what share of w
+    units: how many exist at first. w: initial width, by default all of them. dim: of the units in x; by default as `unit_dim`
+    says, and it must be given for three dimensions. soft: over what share of w
     the gates fall; where it is small, a single useful unit far out holds w there while those before it idle. floor: the least
     width. most: the most units that `wanted()` asks for, or None. gate: its form, see `layers.gate`. penalty: layer -> scalar,
     what width costs, see `layers.penalty`; without one nothing holds w back. Weight decay helps idle units give way to useful
@@ -34,7 +36,7 @@ class LearnedWidth(nn.Module):
         units: int,
         w: float | None = None,
         *,
-        dim: int = 1,
+        dim: int | None = None,
         soft: float = 1.0,
         floor: float = 1.0,
         most: int | None = None,
@@ -93,9 +95,13 @@ class LearnedWidth(nn.Module):
         return wanted if self.most is None else max(built, min(self.most, wanted))
 
     def forward(self, x: Tensor) -> Tensor:
-        gates = self.gates().to(x.dtype)
-        behind = x.dim() - 1 - self.dim % x.dim()
-        return x * gates.view(-1, *[1] * behind)
+        dim = unit_dim(x.shape, self.dim, "LearnedWidth")
+        if x.shape[dim] != len(self.ones):
+            raise ShapeError(
+                f"LearnedWidth: {len(self.ones)} units, but an input of shape {tuple(x.shape)} has {x.shape[dim]} in dimension "
+                f"{dim}; give the dimension of the units as dim="
+            )
+        return x * self.gates().to(x.dtype).view(-1, *[1] * (x.dim() - 1 - dim))
 
     def extra_repr(self) -> str:
         return f"w={self.width:.2f}, units={len(self.ones)}"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from morphogen.graph.trace import evaluating
 from morphogen.layers.linked import Linked, LKSine
+from morphogen.layers.units import unit_dim
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.SELU, nn.ELU, nn.CELU, nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid,
@@ -14,17 +15,17 @@ _ACTIVATIONS = (
 )  # fmt: skip
 
 
-def dead_units(model: nn.Module, x: Tensor, tolerance: float = 0.0) -> dict[str, float]:
+def dead_units(model: nn.Module, x: Tensor, tolerance: float = 0.0, dim: int | None = None) -> dict[str, float]:
     """The share of units, by activation module in order of use, whose derivative is zero for every row of `x` and at every
     position; those get no gradient, whatever the loss.
 
-    Units are dimension 1 of what the module is given, (batch, units, ...); of a linked activation, its `dim`, and a unit is
-    dead where both halves are flat. tolerance: derivatives up to this size count as zero, in size. Functional activations
-    are not seen. The model is run in evaluation mode.
+    dim: of the units in what a module is given; by default as `unit_dim` says, and it must be given for three dimensions. A
+    linked activation has its own, and a unit of it is dead where both halves are flat. tolerance: derivatives up to this size
+    count as zero, in size. Functional activations are not seen. The model is run in evaluation mode.
     """
     found: dict[str, float] = {}
     hooks = [
-        module.register_forward_hook(_counter(name, found, tolerance))
+        module.register_forward_hook(_counter(name, found, tolerance, dim))
         for name, module in model.named_modules()
         if isinstance(module, _ACTIVATIONS) and not _inside(model, name)
     ]
@@ -43,9 +44,10 @@ def _inside(model: nn.Module, name: str) -> bool:
     return bool(name) and isinstance(model.get_submodule(parent), Linked)
 
 
-def _counter(name: str, found: dict[str, float], tolerance: float) -> Any:
+def _counter(name: str, found: dict[str, float], tolerance: float, plain: int | None) -> Any:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        dim = module.dim if isinstance(module, (Linked, LKSine)) else 1
+        given = module.dim if isinstance(module, (Linked, LKSine)) else plain
+        dim = unit_dim(inputs[0].shape, given, f"dead_units of '{name}'")
         with torch.enable_grad():
             z = inputs[0].detach().requires_grad_()
             halves = _halves(module, z)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import MorphogenError, PlanError
-from morphogen.graph.trace import trace
+from morphogen.graph.trace import modes_kept, trace
 from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.width import LearnedWidth
@@ -45,7 +45,8 @@ SEARCHES: dict[str, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generat
 class Controller:
     """Asks the policy after each round, clips its answer to the budget, carries it out and keeps the ledger.
 
-    policy: None lets learned depths and widths alone decide. losses: model -> validation loss of each example, shape (n,).
+    policy: None lets learned depths and widths alone decide. losses: model -> validation loss of each example, shape (n,); it
+    may set modes, and so may `cost` and `loss`: a look leaves every module in the mode that it was in.
     example: a batch to trace the model with. budget: most parameters. cost: what the policy's price is charged on. loss:
     model -> training loss, a scalar that can be differentiated; some policies need it to choose what new units compute.
     """
@@ -111,7 +112,11 @@ class Controller:
         return True
 
     def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
-        """One look: decide, change the model and every optimizer, and say what changed."""
+        """One look: decide, change the model and every optimizer, and say what changed. Every module stays in its mode."""
+        with modes_kept(self.model):
+            return self._step(round, epoch, draw)
+
+    def _step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
         proposals = [] if self.policy is None else self._decided(self.policy, round, draw)
         if not self.done:
             proposals = [*proposals, *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths))]
@@ -121,9 +126,12 @@ class Controller:
         expansion = partial(self._expansion, draw=draw, searched={})
         with untouched(self.model):
             losses = self.losses(self.model)
-        cost, gains = self.cost(self.model), partial(self._gains, draw)
+        with untouched(self.model):
+            cost = self.cost(self.model)
+        gains = partial(self._gains, draw)
         look = Look(round, self.sizes(), cost, losses, self._attempt, self._importance, expansion, gains)
-        proposals, self.memory, self.done = policy.decide(look, self.memory, draw)
+        with modes_kept(self.model):
+            proposals, self.memory, self.done = policy.decide(look, self.memory, draw)
         return proposals
 
     def _apply(self, proposal: Proposal, round: int, epoch: float, draw: torch.Generator) -> Change:
@@ -152,7 +160,9 @@ class Controller:
         tried = copy.deepcopy(self.model)
         apply_(tried, planned, generator=draw, **how)
         with untouched(tried):
-            return self.losses(tried), self.cost(tried)
+            losses = self.losses(tried)
+        with untouched(tried):
+            return losses, self.cost(tried)
 
     def _gains(self, draw: torch.Generator, new: int) -> dict[str, tuple[Tensor, Tensor]]:
         edits: dict[str, list[Edit]] = {}

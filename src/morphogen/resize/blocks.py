@@ -69,12 +69,13 @@ def change_blocks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         block = new_block(model, name)
+    held = {id(p) for p in model.parameters()}  # what the block shares with others is trained already
     key = attach(blocks, block)
     back.append(lambda: blocks._modules.__delitem__(key))
     if is_plain(model, name):
         _close(model, name, key, example)
     for like, new in _pairs(blocks, block):
-        for optimizer in optimizers:
+        for optimizer in optimizers if id(new) not in held else ():
             enrol(optimizer, like, new, back)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.depth import reading
 
 
 def compiled(model: nn.Module, **options: Any) -> Callable[..., Any]:
@@ -23,9 +23,7 @@ def compiled(model: nn.Module, **options: Any) -> Callable[..., Any]:
     fast = torch.compile(model, dynamic=True, **options)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        for module in model.modules():
-            if isinstance(module, LearnedDepth):
-                module.active_blocks  # noqa: B018 - read outside the graph, which keeps the last number that was read
-        return fast(*args, **kwargs)
+        with reading(model):
+            return fast(*args, **kwargs)
 
     return run

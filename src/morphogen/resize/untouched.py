@@ -6,13 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from morphogen.graph.trace import modes_kept
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Under one seed; afterwards buffers and the random state are what they were."""
+    """Under one seed; afterwards buffers, the modes of all modules and the random state are what they were."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with modes_kept(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
     finally:

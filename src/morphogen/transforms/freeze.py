@@ -1,6 +1,7 @@
 """From a network that learned its structure to plain modules: gates, batch norm, dropout and dead units folded away."""
 
 import copy
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.linked import Linked, LKPReLU, LKSine
 from morphogen.layers.merge import Merge, convex, residual
 from morphogen.layers.stack import BlockStack
+from morphogen.layers.units import unit_dim
 from morphogen.layers.width import LearnedWidth
 from morphogen.record import Certificate
 from morphogen.resize.apply import apply_
@@ -45,10 +47,10 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     float64; in float32 also 1e-5 of it, or ten times the rounding of the given model where that is larger.
     Source: Going Deeper, the gated form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var + eps).
     """
-    plain = copy.deepcopy(model).eval().double()
+    plain, wide = copy.deepcopy(model).eval().double(), _as(example, torch.float64)
+    _count_from_the_end(plain, wide)
     plain = _folded(plain)
     with torch.no_grad():
-        wide = _as(example, torch.float64)
         dead = _drop_dead(plain, wide)
         reference = _run(copy.deepcopy(model).eval().double(), wide)
         scale = max(1.0, float(reference.abs().max()))
@@ -191,11 +193,11 @@ _BESIDE = (LearnedWidth, Linked, LKSine)
 
 def _mirrored(maker: Any, linked: nn.Module) -> nn.Module:
     """A layer that makes [z, -z] where it made z: what a linked activation says, said by rows."""
-    conv = isinstance(maker, _CONV) and maker.groups == 1 and getattr(linked, "dim", 1) in (1, -maker.weight.dim() + 1)
-    if not (conv or isinstance(maker, nn.Linear)) or isinstance(linked, LKSine):
+    able = isinstance(maker, (nn.Linear, *_CONV)) and getattr(maker, "groups", 1) == 1
+    if not able or isinstance(linked, LKSine) or not _by_features(maker, linked):
         raise Unsupported(
             f"freeze: {type(linked).__name__} after {type(maker).__name__} has no plain form; put a mirror linkage right "
-            "behind a Linear or Conv (with groups=1), or behind its batch norm"
+            "behind a Linear or Conv (with groups=1), or behind its batch norm, along its features"
         )
     maker.weight = nn.Parameter(torch.cat([maker.weight, -maker.weight]))
     if maker.bias is not None:
@@ -204,6 +206,34 @@ def _mirrored(maker: Any, linked: nn.Module) -> nn.Module:
         if hasattr(maker, size):
             setattr(maker, size, len(maker.weight))
     return maker  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _count_from_the_end(model: nn.Module, example: Tensor | tuple[Any, ...]) -> None:
+    """Let every linked activation and learned width say its units' dimension as the layer beside it does, whatever the rank."""
+
+    def count(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        shape = inputs[0].shape
+        dim = unit_dim(shape, module.dim, type(module).__name__)
+        if isinstance(module, LKPReLU) and dim != 1:
+            raise Unsupported(
+                f"freeze: LKPReLU along dimension {dim} has no plain form: nn.PReLU has its slopes along dimension 1; use "
+                "another linked activation there"
+            )
+        module.dim = dim - len(shape)
+
+    handles = [module.register_forward_pre_hook(count) for module in model.modules() if isinstance(module, _BESIDE)]
+    try:
+        if handles:
+            model(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_features(layer: Any, beside: Any) -> bool:
+    """Whether the units of a linked activation or a learned width are the features of the layer beside it."""
+    return beside.dim in (None, 1 - layer.weight.dim() if isinstance(layer, _CONV) else -1)
 
 
 def _base(linked: Any, maker: Any) -> nn.Module:
@@ -236,6 +266,8 @@ def _producer(kept: list[tuple[str, nn.Module]]) -> int | None:
 
 def _scaled_maker(layer: Any, width: LearnedWidth) -> nn.Module:
     """The gates of `width` in the rows of a layer's weight and in its bias."""
+    if not _by_features(layer, width):
+        raise Unsupported(f"freeze: a LearnedWidth of dim={width.dim} behind {layer} does not gate its features; {_WIDTH_HINT}")
     gates = width.gates().to(layer.weight.dtype)
     layer.weight = nn.Parameter(layer.weight * gates.view(-1, *[1] * (layer.weight.dim() - 1)))
     if layer.bias is not None:
@@ -245,7 +277,7 @@ def _scaled_maker(layer: Any, width: LearnedWidth) -> nn.Module:
 
 def _scaled_reader(layer: Any, width: LearnedWidth) -> nn.Module:
     """The gates of `width` in the columns of the layer that reads it."""
-    if not isinstance(layer, (nn.Linear, *_CONV)) or getattr(layer, "groups", 1) > 1:
+    if not isinstance(layer, (nn.Linear, *_CONV)) or getattr(layer, "groups", 1) > 1 or not _by_features(layer, width):
         raise Unsupported(f"freeze: a LearnedWidth before {type(layer).__name__} cannot be folded; {_WIDTH_HINT}")
     gates = width.gates().to(layer.weight.dtype)
     layer.weight = nn.Parameter(layer.weight * gates.view(1, -1, *[1] * (layer.weight.dim() - 2)))
@@ -340,6 +372,8 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return math.inf
     return float((a.double() - b.double()).abs().max())
 
 

@@ -26,6 +26,7 @@ from morphogen.layers.linked import (
     looks_linear_,
     variance_,
 )
+from morphogen.layers.units import unit_dim
 from morphogen.resize.apply import Applied, applied, apply_, change_of, count_parameters, probe, run_back
 from morphogen.resize.blocks import enrol, release
 from morphogen.resize.plan import NEW, Plan, Row, tensors_of
@@ -161,7 +162,12 @@ def _found(model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]) -
         dims, readers = {dim for _, dim in read}, Counter(weight for weight, _ in read)
         total = Counter(weights[ref.name] for node in graph.nodes for ref in refs(node.args[1:2]) if ref.name in weights)
         shared = [weight for weight, count in readers.items() if total[weight] != count]
-        if len(dims) == 1 and not shared:
+        own = {unit_dim(node.shape, module.dim, name) for node in last} if isinstance(module, Linked) else dims
+        if len(dims) == 1 and own != dims:
+            refused.append(f"'{name}': its units are dimension {min(own)}, what reads it reads dimension {min(dims)}")
+        elif len(dims) == 1 and min(dims) != 1 and _slopes(module) > 1:
+            refused.append(f"'{name}': nn.PReLU has its slopes along dimension 1, what reads it reads dimension {min(dims)}")
+        elif len(dims) == 1 and not shared:
             uses.append(_Use(name, dims.pop(), tuple(readers)))
         else:
             why = f"{shared[0]} reads something else, too" if shared else "read along several dimensions"
@@ -185,6 +191,10 @@ def _readers(node: Node, start: Node, nodes: dict[str, Node], users: dict[str, l
             yield from _readers(user, start, nodes, users)
         else:
             raise Unsupported(f"'{user.op}' reads it at '{user.name}'" if user.op != "output" else "the output shows it")
+
+
+def _slopes(module: nn.Module) -> int:
+    return next((p.numel() for p in module.parameters()), 1) if isinstance(module, (nn.PReLU, LKPReLU)) else 1
 
 
 def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:
