@@ -20,6 +20,7 @@ from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.resize.apply import attributes, put
 from morphogen.resize.blocks import attach, detach, new_block, stacks
 from morphogen.resize.edit import Edit, edit_from_dict
+from morphogen.resize.numbers import recount
 from morphogen.resize.structure import structure
 
 _VERSION = 2
@@ -149,8 +150,11 @@ def _build_blocks(model: nn.Module, blocks: Mapping[str, int]) -> None:
         if stack is None:
             continue  # another model, as its tensors will show
         while len(stack) < count:
-            attach(stack, new_block(model, name))
+            block = new_block(model, name)
+            recount(model, name, len(stack), 1, [])
+            attach(stack, block)
         while len(stack) > count:
+            recount(model, name, len(stack), -1, [])
             detach(stack)
 
 

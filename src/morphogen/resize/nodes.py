@@ -5,12 +5,14 @@ back.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
+from morphogen.graph.modes import ALONE
 from morphogen.layers.cascade import Cascade
 from morphogen.layers.dag import Dag, entries, moved, places
 from morphogen.layers.dag_op import Layout, spread
@@ -20,6 +22,7 @@ from morphogen.resize.apply import Applied, applied, commit, count_parameters, c
 from morphogen.resize.blocks import enrol, release
 from morphogen.resize.optim import checked_fresh, take
 from morphogen.resize.plan import NEW, tensors_of
+from morphogen.resize.watch import Back, all_or_nothing
 
 Wires = tuple[Tensor | None, Tensor | None]
 """Sources and starts of a sparse wiring; None and None of a dense one."""
@@ -62,22 +65,28 @@ def add_stage(
     stage = cascade.new_stage(count, generator)
     index = _extended(width, width + stage.layout.width * count)
     states = cut_states(optimizers, weight, [(1, index, "readout.weight")], checked_fresh(fresh))
-    back: list[Callable[[], None]] = []
-    for parameter in cascade.stages[-1].parameters():
-        back.append(lambda p=parameter, learned=parameter.requires_grad: p.requires_grad_(learned))  # type: ignore[misc]
-        parameter.requires_grad_(False)
-        for optimizer in optimizers:
-            release(optimizer, parameter, back)
-    for parameter in stage.parameters():
-        for optimizer in optimizers:
-            enrol(optimizer, weight, parameter, back)
-    cascade.stages.append(stage)
-    back.append(lambda: cascade.stages.__delitem__(-1))
-    commit([(weight, take(weight.detach(), 1, index))], states, back)
-    refresh_sizes(cascade, back)
-    sizes = {"stages": (len(cascade.stages) - 1, len(cascade.stages)), "readout.weight": (width, len(index))}
-    receipt = Receipt((f"begin a stage of {count} nodes",), sizes, (before, count_parameters(cascade)), keeps=True)
-    return applied(cascade, receipt, back)
+    back: Back = []
+    with ALONE, all_or_nothing(back):
+        for parameter in cascade.stages[-1].parameters():
+            back.append(partial(parameter.requires_grad_, parameter.requires_grad))
+            parameter.requires_grad_(False)
+            for optimizer in optimizers:
+                release(optimizer, parameter, back)
+        for parameter in stage.parameters():
+            for optimizer in optimizers:
+                enrol(optimizer, weight, parameter, back)
+        back.append(partial(_shorten, cascade.stages, len(cascade.stages)))
+        cascade.stages.append(stage)
+        commit([(weight, take(weight.detach(), 1, index))], states, back)
+        refresh_sizes(cascade, back)
+        sizes = {"stages": (len(cascade.stages) - 1, len(cascade.stages)), "readout.weight": (width, len(index))}
+        receipt = Receipt((f"begin a stage of {count} nodes",), sizes, (before, count_parameters(cascade)), keeps=True)
+        return applied(cascade, receipt, back)
+
+
+def _shorten(stages: nn.ModuleList, count: int) -> None:
+    while len(stages) > count:
+        del stages[-1]
 
 
 def prune_weights(dag: Dag, share: float, *, optimizers: Sequence[Optimizer] = ()) -> Applied:
@@ -160,13 +169,14 @@ def _changed(
         for state in cut_states(optimizers, live[tensor], [(dim, index, tensor)], checked_fresh(fresh))
     ]  # fmt: skip
     # first in, last out: the wiring goes back once the tensors have
-    back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
-    commit(made, states, back)
-    dag.rearrange(layout, *wires)
-    refresh_sizes(dag, back)
-    start()
-    receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)), keeps=keeps)
-    return applied(dag, receipt, back)
+    back: Back = [lambda: dag.rearrange(*old)]
+    with ALONE, all_or_nothing(back):
+        commit(made, states, back)
+        dag.rearrange(layout, *wires)
+        refresh_sizes(dag, back)
+        start()
+        changed = {"nodes": sizes} if sizes[0] != sizes[1] else {}
+        return applied(dag, Receipt((name,), changed, (before, count_parameters(dag)), keeps=keeps), back)
 
 
 def _extended(count: int, total: int) -> Tensor:
