@@ -138,9 +138,8 @@ def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, .
     tensors = dict(model.named_parameters())
     graph = trace(model, example, training=False)
     found = [tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors]
-    with torch.no_grad():
-        for tensor in found:
-            tensors[tensor].zero_()
+    for tensor in found:
+        tensors[tensor].detach().zero_()
     if not (_is_identity(model, block, example, evaluating) and _is_identity(model, block, example, in_training)):
         raise PlanError(
             f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a norm after the sum is one "

@@ -16,7 +16,7 @@ from morphogen.errors import PlanError, Unsupported
 from morphogen.resize.apply import Applied, resize
 from morphogen.resize.edit import Edit, edit_to_dict
 from morphogen.resize.replicas import RESIZING
-from morphogen.resize.watch import all_or_nothing, bits_of
+from morphogen.resize.watch import all_or_nothing, bits_of, run_back
 
 # How a wrapper's arguments are read back from it. What this table does not know, and the wrapper does not show, is refused.
 ARGUMENTS: Mapping[str, Callable[[Any], Any]] = {
@@ -80,7 +80,8 @@ def resize_distributed(
     odd_name = "" if faults else _apart(ddp, arguments.get("optimizers", ()), group)
     if faults or odd_name:
         if applied is not None:
-            applied.undo()
+            run_back(applied._back)
+        _wrap(ddp, options)  # tensors that went and came back have left the old reducer, which would not reduce them any more
         if interruption is not None:
             raise interruption
         rank = min(faults, default=0)
@@ -171,9 +172,9 @@ def _wrap(ddp: DistributedDataParallel, options: Mapping[str, Any]) -> None:
 def _built_in_hook(ddp: DistributedDataParallel) -> Any:
     """The hook of PyTorch's own that compresses gradients; only the wrapper's log knows it."""
     name = str(ddp._get_ddp_logging_data().get("comm_hook", ""))
-    return (
-        getattr(dist.distributed_c10d.BuiltinCommHookType, name.removeprefix(_BUILT_IN)) if name.startswith(_BUILT_IN) else None
-    )
+    if not name.startswith(_BUILT_IN):
+        return None
+    return getattr(vars(dist)["BuiltinCommHookType"], name.removeprefix(_BUILT_IN))
 
 
 def _begun_anew(state: Any) -> None:

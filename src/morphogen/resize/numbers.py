@@ -15,6 +15,7 @@ from morphogen.errors import PlanError
 from morphogen.resize.watch import Back
 
 _NUMBERS = re.compile(r"(^|_)(idx|index|id|number)$")
+_ALONE = re.compile(r"(layer|block)_?(idx|index|id|number)$|^(idx|index)$")  # what one block shows alone: no pad_token_id
 _COUNTS = re.compile(r"^(num|n)_?(hidden|encoder|decoder)?_?(layers?|blocks?)$|^(encoder|decoder)_layers$")
 _LISTS = re.compile(r"(^|_)(layers?|blocks?)(_|$)")
 
@@ -28,15 +29,15 @@ def number(block: nn.Module, older: Sequence[nn.Module], model: nn.Module, stack
     """
     others = [module for module in model.modules() if all(module is not part for one in older for part in one.modules())]
     for path, part in block.named_modules():
-        if type(part).__module__.startswith("torch.nn."):
-            continue
         for attribute, value in [*vars(part).items()]:
             if not _whole(value):
                 continue
             found = [(place, _value(one, path, attribute)) for place, one in enumerate(older)]
             known = [(place, held) for place, held in found if _whole(held)]
-            starts, called = {held - place for place, held in known}, _NUMBERS.search(attribute)
-            if len(starts) == 1 and (called or (len(known) > 1 and starts == {0})):
+            starts = {held - place for place, held in known}
+            called = (_NUMBERS if len(known) > 1 else _ALONE).search(attribute)
+            shown = len(known) > 1 and starts == {0} and not type(part).__module__.startswith("torch.nn.modules.")
+            if len(starts) == 1 and (called or shown):
                 following = starts.pop() + len(older)
                 _refuse_taken(part, attribute, following, {held for _, held in known}, others, stack)
                 setattr(part, attribute, following)

@@ -30,9 +30,11 @@ def run_back(back: Back) -> None:
 @contextmanager
 def all_or_nothing(back: Back) -> Iterator[None]:
     """What fails, or is interrupted, inside is taken back."""
+    recording = torch.is_grad_enabled()
     try:
         yield
     except BaseException:
+        torch.set_grad_enabled(recording)  # an interruption may come between the end of no_grad and what it does there
         run_back(back)
         raise
 
@@ -56,8 +58,7 @@ class Put:
         tensor.data = data
         tensor.grad = self.grad
         if tensor.is_floating_point():
-            with torch.no_grad():
-                tensor.mul_(1)  # raises the version: a backward through an older graph now fails instead of being wrong
+            tensor.detach().mul_(1)  # raises the version: a backward through an older graph now fails instead of being wrong
         forgive(tensor, self.count)
 
 
@@ -105,7 +106,7 @@ def seen(tensors: Mapping[str, Tensor], back: Back) -> Callable[[Mapping[str, Te
                 return f"'{name}'"
         if any(not _holds(tensor, mark) for tensor, mark in others):
             return "an average of the model"
-        if any(_state(optimizer, tensor) != state for optimizer, tensor, state in states):
+        if any(not _stands(_state(optimizer, tensor), state) for optimizer, tensor, state in states):
             return "an optimizer's state"
         return ""
 
@@ -132,9 +133,19 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return storage, tensor.stride(), tensor.storage_offset(), writes(tensor)
 
 
-def _state(optimizer: Optimizer, tensor: Tensor) -> list[tuple[str, Any, Any]]:
+def _state(optimizer: Optimizer, tensor: Tensor) -> dict[str, tuple[Any, int]]:
     state = optimizer.state.get(tensor, {})
-    return [(key, id(value), value._version) if isinstance(value, Tensor) else (key, value, 0) for key, value in state.items()]
+    return {key: (value, value._version if isinstance(value, Tensor) else 0) for key, value in state.items()}
+
+
+def _stands(now: dict[str, tuple[Any, int]], then: dict[str, tuple[Any, int]]) -> bool:
+    """Whether it is the same tensors, not written to, and the same numbers."""
+    if now.keys() != then.keys():
+        return False
+    pairs = [(*now[key], *then[key]) for key in now]
+    return all(a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b for a, _, b, _ in pairs) and all(
+        one == other for _, one, _, other in pairs
+    )
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
