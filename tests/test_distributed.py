@@ -1,6 +1,7 @@
 """Two processes on one machine: their replicas stay bit-equal through resizes."""
 
 import datetime
+import inspect
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +20,8 @@ import morphogen as mg
 from morphogen import Grow, LearnedDepth, PlanError, Shrink, Unsupported
 from morphogen.resize import resize_distributed
 from morphogen.resize.adapt import asked
+from morphogen.resize.distributed import ARGUMENTS
+from morphogen.resize.start import STARTS, constant
 
 
 def build() -> nn.Module:
@@ -45,6 +50,105 @@ def learned_depth(rank: int, folder: str, draw: torch.Generator) -> None:
             optimizer.step()
     assert mg.doctor(ddp.module, optimizer) == []
     torch.save([p.detach() for p in ddp.parameters()], f"{folder}/deep{rank}")
+
+
+def hooked(rank: int, draw: torch.Generator) -> None:
+    """The wrapper stays what it was; an undo gives the one of before; other indices, or a plain resize, are refused."""
+    calls: list[int] = []
+
+    def count(state: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        state.append(bucket.buffer().numel())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    ddp = DistributedDataParallel(
+        build(), bucket_cap_mb=3, find_unused_parameters=True, gradient_as_bucket_view=True, forward_sync_buffers=False
+    )
+    ddp.register_comm_hook(calls, count)
+    ddp.register_forward_hook(lambda *_: calls.append(-1))
+    ddp.note = "mine"
+    ddp.eval().train()
+    expected = {name: read(ddp) for name, read in ARGUMENTS.items() if name not in ("module", "process_group")}
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-2, momentum=0.9)
+    example = torch.randn(3, 4, generator=torch.Generator().manual_seed(9))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        calls.clear()
+        ddp(torch.randn(8, 4, generator=draw)).square().mean().backward()
+        optimizer.step()
+        assert calls[0] == -1
+        assert sum(calls[1:]) == sum(p.numel() for p in ddp.parameters())
+
+    step()
+    before = [t.clone() for t in everything(ddp.module, optimizer)]
+    with pytest.raises(PlanError, match=r"different edits: rank 0 .*'drop': \(0,\).*, rank 1 .*'drop': \(1,\)"):
+        resize_distributed(ddp, [Shrink("0", [rank])], example=example, optimizers=[optimizer])
+    with pytest.raises(PlanError, match="ask for different fresh"):
+        resize_distributed(ddp, [Grow("0", 1)], fresh=float(rank), example=example, optimizers=[optimizer])
+    with pytest.raises(PlanError, match="'0.weight' is not the same on all ranks"):
+        drawn = {**STARTS, "out": lambda row, tensor, new, generator: torch.full_like(tensor.index_select(row.dim, new), rank)}
+        resize_distributed(ddp, [Grow("0", 1)], starts=drawn, example=example, optimizers=[optimizer])
+    for call in (
+        lambda: mg.adapt(ddp.module, [optimizer]),
+        lambda: mg.adapt(ddp, [optimizer]),
+        lambda: mg.resize(ddp.module, [Grow("0", 1)], example=example, optimizers=[optimizer]),
+    ):
+        with pytest.raises(PlanError, match="is inside a DistributedDataParallel: .* resize_distributed"):
+            call()
+    interrupted(ddp, example, optimizer, rank)
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True))
+    step()
+    before = [t.clone() for t in everything(ddp.module, optimizer)]
+    kept, first = resize_distributed(ddp, [Grow("0", 2)], example=example, optimizers=[optimizer])
+    _, second = resize_distributed(ddp, [Shrink("3", [1])], example=example, optimizers=[optimizer])
+    assert kept is ddp
+    with pytest.raises(PlanError, match="later resizes first"):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True))
+    step()
+    _, applied = resize_distributed(ddp, [Grow("0", 2)], example=example, optimizers=[optimizer])
+    if rank == 1:
+        ddp.module[0].weight.data.add_(1)
+    with pytest.raises(PlanError, match=r"'0\.weight' on rank 1"):  # on both
+        applied.undo()
+    if rank == 1:
+        ddp.module[0].weight.data.sub_(1)
+    step()
+    assert {name: read(ddp) for name, read in ARGUMENTS.items() if name not in ("module", "process_group")} == expected
+    assert (ddp.note, ddp.training, ddp.module.training) == ("mine", True, True)
+    assert mg.doctor(ddp.module, optimizer) == []
+    compressed(draw)
+
+
+def interrupted(ddp: DistributedDataParallel, example: torch.Tensor, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    """Ctrl-C on one rank is an error on the others, and changes nothing on any."""
+
+    def stop(*_: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    starts = {**STARTS, "scale": stop} if rank == 1 else {**STARTS, "scale": constant(1.0)}
+    starts["scale"].__qualname__ = "same"
+    with pytest.raises(KeyboardInterrupt if rank == 1 else PlanError, match="" if rank == 1 else "rank 1 says: KeyboardInt"):
+        resize_distributed(ddp, [Grow("0", 1)], starts=starts, example=example, optimizers=[optimizer])
+
+
+def compressed(draw: torch.Generator) -> None:
+    """PowerSGD and PyTorch's own compression go on."""
+    for name in ("power", "built in"):
+        ddp = DistributedDataParallel(build())
+        if name == "power":
+            ddp.register_comm_hook(PowerSGDState(None, start_powerSGD_iter=2), powerSGD_hook)
+        else:
+            ddp._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
+        for number in range(2):
+            for _ in range(5):
+                ddp(torch.randn(8, 4, generator=draw)).square().mean().backward()
+            resize_distributed(ddp, [Grow("0", 20 + number)], example=torch.zeros(3, 4))
+        ddp(torch.randn(8, 4, generator=draw)).square().mean().backward()
+        if name == "built in":
+            assert "FP16_COMPRESS" in ddp._get_ddp_logging_data()["comm_hook"]
 
 
 def worker(rank: int, folder: str) -> None:
@@ -79,6 +183,7 @@ def worker(rank: int, folder: str) -> None:
         [p.detach() for p in ddp.parameters()] + [v for s in optimizer.state.values() for v in s.values()], f"{folder}/{rank}"
     )
     learned_depth(rank, folder, draw)
+    hooked(rank, draw)
     sharded = fully_shard(build(), mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(Unsupported, match="sharded over processes .* call fully_shard again"):
         mg.resize(sharded, [Grow("0", 1)], example=example)
@@ -92,6 +197,10 @@ def test_two_ranks_stay_bit_equal(tmp_path: Path) -> None:
         first, second = (torch.load(tmp_path / f"{name}{rank}") for rank in range(2))
         assert len(first) == len(second)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_every_argument_of_the_wrapper_can_be_read_back() -> None:
+    assert set(list(inspect.signature(DistributedDataParallel.__init__).parameters)[1:]) <= set(ARGUMENTS)
 
 
 def test_twenty_resizes_of_a_compiled_model_cost_at_most_one_recompilation() -> None:

@@ -467,9 +467,13 @@ def test_compress_writes_the_precision_that_it_read(dtype: torch.dtype, within: 
 def test_every_activation_in_double_is_double(tmp_path: Path) -> None:
     """Thresholds beyond which torch takes a shortcut are none of the file's."""
     names: dict[str, Callable[[Tensor], Tensor]] = {
-        "Relu": torch.relu, "LeakyRelu": nn.LeakyReLU(float(np.float32(0.01))), "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Elu": nn.ELU(),
+        "Relu": torch.relu,
+        "LeakyRelu": nn.LeakyReLU(float(np.float32(0.01))),
+        "Sigmoid": torch.sigmoid,
+        "Tanh": torch.tanh,
+        "Elu": nn.ELU(),
         "Softplus": lambda t: torch.log1p(torch.exp(-t.abs())) + t.clamp_min(0),
-    }  # fmt: skip
+    }
     for kind, function in names.items():
         path = file(tmp_path / "net.onnx", [node(kind, "x", "y")], [1, 4], [1, 4], {}, F64)
         x = torch.tensor([[-30.0, 0.5, 19.0, 23.0]], dtype=torch.float64)

@@ -63,7 +63,7 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
     outputs and for an operation that mixes examples, and `ShapeError` for weights that are no numbers.
     """
     model = without_dags(model)
-    graph = trace(model, example.to(dtype_of(model)) if example.is_floating_point() else example)
+    graph = trace(model, example.to(dtype_of(model)) if example.is_floating_point() else example, training=False)
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     known: dict[str, Any] = {}
     steps: list[Step] = []

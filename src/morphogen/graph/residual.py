@@ -13,6 +13,7 @@ _AFFINE = {
     **dict.fromkeys("linear conv1d conv2d conv3d batch_norm instance_norm".split(), slice(1, 3)),
     **dict.fromkeys("layer_norm group_norm".split(), slice(2, 4)),
     **dict.fromkeys("mul mul_".split(), slice(0, 2)),
+    "addmm": slice(0, 3, 2),  # bias + x @ weight
 }
 
 

@@ -5,9 +5,8 @@ module was written. Parameters and buffers appear as values that carry their qua
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +14,9 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
 from morphogen.errors import ShapeError, Unsupported
+from morphogen.graph.modes import ALONE, alike, attributes_kept, in_training, random_kept, unfollowed
+from morphogen.graph.modes import evaluating as evaluating  # many look for them here
+from morphogen.graph.modes import modes_kept as modes_kept
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,14 @@ class Graph:
     """The nodes of one traced forward pass, in order of execution.
 
     same: groups of (tensor, dim) that a module keeps as one attribute, so that they are one size whatever the operations say.
+    training: the nodes of a pass in training mode, where that runs anything else; tensors go by the same names, all others
+    begin with "training.". unseen: why training mode could not be looked at, "" where it could.
     """
 
     nodes: tuple[Node, ...]
     same: tuple[tuple[tuple[str, int], ...], ...] = ()
+    training: tuple[Node, ...] = ()
+    unseen: str = ""
 
     def __str__(self) -> str:
         return "\n".join(f"{n.name}: {n.op} {list(n.shape)} {n.target}".rstrip() for n in self.nodes)
@@ -83,7 +89,7 @@ def refs(value: Any) -> Iterator[Ref]:
 def require_running(model: nn.Module, args: tuple[Any, ...]) -> None:
     """Raise `ShapeError` where the forward pass itself does not take an example."""
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), random_kept(), torch.no_grad():
             model(*args)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         shapes = ", ".join(str(tuple(arg.shape)) if isinstance(arg, Tensor) else repr(arg) for arg in args)
@@ -91,25 +97,62 @@ def require_running(model: nn.Module, args: tuple[Any, ...]) -> None:
         raise ShapeError(f"{type(model).__name__} does not take an example {shapes}: {first}") from error
 
 
-def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
+def trace(model: nn.Module, example: Tensor | tuple[Any, ...], *, training: bool = True) -> Graph:
     """The graph of `model` in evaluation mode on `example` (one tensor, or the tuple of positional arguments).
 
     Sizes of the batch are those of the example; use a batch of at least 2, since PyTorch treats sizes 0 and 1 specially.
-    The model is left as it was. Raises `Unsupported` where `torch.export` cannot follow the forward pass.
+    The model is left as it was, running statistics and random state too. training: look at training mode as well, which may
+    read other parameters (`if self.training:`); needed where the graph is to say what can be resized. Raises `Unsupported`
+    where `torch.export` cannot follow the forward pass; where it cannot in training mode alone, the graph says so.
     """
     args = example if isinstance(example, tuple) else (example,)
+    with ALONE:
+        try:
+            with evaluating(model):
+                nodes = _exported(model, args)
+        except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
+            require_running(model, args)
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Unsupported(
+                f"trace: torch.export cannot follow {type(model).__name__}.forward ({first}); "
+                "remove data-dependent control flow, or trace the part that has none"
+            ) from error
+        trained, unseen = _trained(model, args, nodes) if training else ((), "")
+    return Graph(nodes, tuple(_same(model)), trained, unseen)
+
+
+def _trained(model: nn.Module, args: tuple[Any, ...], nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], str]:
+    """The nodes of a pass in training mode, () where it is as in evaluation mode; and why they are not known."""
+    if alike(model, args):
+        return (), ""
     try:
-        with evaluating(model), warnings.catch_warnings():
-            # recurrent modules refresh their list of weights while they are traced, which is none of a user's business
-            warnings.filterwarnings("ignore", message="The tensor attribute")
-            exported = torch.export.export(model, args, strict=False)
-    except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
-        require_running(model, args)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unsupported(
-            f"trace: torch.export cannot follow {type(model).__name__}.forward ({first}); "
-            "remove data-dependent control flow, or trace the part that has none"
-        ) from error
+        with in_training(model):
+            found = _exported(model, args)
+    except Exception:
+        return (), unfollowed(model, args)
+    if found == nodes:
+        return (), ""
+    tensors = {node.target: node.name for node in nodes if node.op == "tensor"}
+    names = {node.name: tensors.get(node.target, f"training.{node.name}") for node in found}
+    return tuple(_renamed(node, names) for node in found if names[node.name].startswith("training.")), ""
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+    def named(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return Ref(names[value.name])
+        return tuple(named(part) for part in value) if isinstance(value, tuple) else value
+
+    kwargs = {key: named(value) for key, value in node.kwargs.items()}
+    return replace(node, name=names[node.name], args=named(node.args), kwargs=kwargs)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...]) -> tuple[Node, ...]:
+    """The nodes of a pass in the mode that the model is in; nothing of it is left behind."""
+    with attributes_kept(model), random_kept(), warnings.catch_warnings():
+        # recurrent modules refresh their list of weights while they are traced, which is none of a user's business
+        warnings.filterwarnings("ignore", message="The tensor attribute")
+        exported = torch.export.export(model, args, strict=False)
     held = {
         spec.arg.name: spec.target
         for spec in exported.graph_signature.input_specs
@@ -120,7 +163,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Graph:
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     alias = {name: known.setdefault(id(tensor), name) for name, tensor in named}
     held = {placeholder: alias.get(target or "", target) for placeholder, target in held.items()}
-    return Graph(tuple(_node(n, held) for n in exported.graph.nodes), tuple(_same(model)))
+    return tuple(_node(node, held) for node in exported.graph.nodes)
 
 
 def _same(model: nn.Module) -> Iterator[tuple[tuple[str, int], ...]]:
@@ -131,25 +174,6 @@ def _same(model: nn.Module) -> Iterator[tuple[tuple[str, int], ...]]:
             yield ((f"{dot}out_proj.weight", 0), (f"{dot}out_proj.weight", 1), (f"{dot}{reads}", 1))
         elif isinstance(module, nn.RNNBase):
             yield tuple((f"{dot}{n}", 1) for n, _ in module.named_parameters() if n.startswith("weight_hh"))
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever is called in between, such as a function of the user's: afterwards every module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
-    with modes_kept(model):
-        model.eval()
-        yield
 
 
 def _node(node: torch.fx.Node, held: dict[str, str | None]) -> Node:

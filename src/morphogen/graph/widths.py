@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
-from morphogen.errors import PlanError
+from morphogen.errors import PlanError, Unsupported
 from morphogen.graph.operations import Layout, Result, Spans, has_rule, is_view, rule_of
 from morphogen.graph.trace import Graph, Node, Ref, refs
 
@@ -82,7 +82,7 @@ class Width:
 
 
 def widths(graph: Graph) -> dict[str, Width]:
-    """All widths of a graph by name, in order of execution.
+    """All widths of a graph by name, in order of execution, tied as both evaluation and training mode tie them.
 
     Raises `Unsupported`, naming the node, where an operation has no rule.
     """
@@ -107,7 +107,8 @@ class _Solver:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.shapes = {n.name: n.shape for n in graph.nodes}
+        self.nodes = (*graph.nodes, *graph.training)
+        self.shapes = {n.name: n.shape for n in self.nodes}
         self.layouts: dict[str, Result] = {}
         self.sizes: list[int] = []
         self.bound: dict[int, Spans] = {}  # variable -> what it stands for
@@ -117,11 +118,12 @@ class _Solver:
         self.flats: dict[str, Spans] = {}  # weights without rows and columns -> what they stand between
         self.origin: dict[int, tuple[str, int]] = {}  # a tensor dimension's own variable -> (placeholder, dim)
         self.roles: dict[tuple[str, int], list[str]] = {}  # (placeholder, dim) -> roles, in order of use
-        self.tensors = {n.name: n.target for n in graph.nodes if n.op == "tensor"}
+        self.tensors = {n.name: n.target for n in self.nodes if n.op == "tensor"}
         self.views = set(self.tensors)  # values that are tensors, perhaps transposed or reshaped
 
     def walk(self) -> None:
-        for node in self.graph.nodes:
+        evaluated = {node.name for node in self.graph.nodes}
+        for node in self.nodes:
             if node.op in ("tensor", "input"):
                 layout: Layout = tuple(((self._variable(size), 1),) for size in node.shape)
                 self.layouts[node.name] = layout
@@ -139,12 +141,16 @@ class _Solver:
             else:
                 if node.args and isinstance(node.args[0], Ref) and node.args[0].name in self.views and is_view(node):
                     self.views.add(node.name)
-                self.layouts[node.name] = self._ruled(node)
+                self.layouts[node.name] = self._ruled(node) if node.name in evaluated else self._tolerated(node)
         for same in self.graph.same:
             placeholders = {target: name for name, target in self.tensors.items()}
             dims = [self.layout(Ref(placeholders[t]))[d] for t, d in same if t in placeholders]
             for other in dims[1:]:
                 self.tie(dims[0], other, "one attribute of its module")
+        if self.graph.unseen:
+            for name in self.tensors:
+                for spans in self.layout(Ref(name)):
+                    self.pin(spans, self.graph.unseen)
 
     def _ruled(self, node: Node) -> Result:
         if has_rule(node):
@@ -154,6 +160,18 @@ class _Solver:
             rule_of(node)  # raises
         # whatever is computed from numbers and tables alone has no width
         return (None,) * len(node.shape)
+
+    def _tolerated(self, node: Node) -> Result:
+        """What only training runs may have no rule: then its arguments cannot change, and the others still can."""
+        try:
+            return self._ruled(node)
+        except (Unsupported, IndexError) as error:
+            why = str(error) if isinstance(error, Unsupported) else f"'{node.op}' at node '{node.name}' has no rule"
+            for ref in refs((node.args, tuple(node.kwargs.values()))):
+                for layout in self.outputs(ref):
+                    for spans in layout:
+                        self.pin(spans, f"only training reads it: {why}")
+            return (None,) * len(node.shape)
 
     # What rules may do ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 training loop."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from morphogen.layers.width import LearnedWidth
 from morphogen.resize.apply import BY_VALUE, apply_
 from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Shrink
 from morphogen.resize.plan import plan
+from morphogen.resize.replicas import refuse_spread
+from morphogen.resize.watch import Back, all_or_nothing, run_back
 
 
 def asked(model: nn.Module, known: Callable[[], Mapping[str, Width]] | None = None) -> list[tuple[Edit, str]]:
@@ -53,11 +56,14 @@ def adapt(
     """Add and drop blocks and units until every learned depth and width has as many as it wants; returns the edits, for a
     ledger.
 
-    The state of all other parameters stays, and the optimizers hold exactly the live ones. example: a batch to trace the
-    model with, for learned widths. states: of the optimizers, see `apply_`. Under DistributedDataParallel, use
-    `resize_distributed` with `asked`.
+    The state of all other parameters stays, and the optimizers hold exactly the live ones. All edits are made, or none.
+    example: a batch to trace the model with, for learned widths. states: of the optimizers, see `apply_`. Raises `PlanError`
+    under DistributedDataParallel, whose replicas would drift apart: there, `resize_distributed` takes the edits that `asked`
+    gives.
     """
+    refuse_spread(model)
     made: list[Edit] = []
+    back: Back = []
     known: dict[str, Width] = {}
 
     def traced() -> dict[str, Width]:
@@ -65,11 +71,13 @@ def adapt(
         known.update({} if known or example is None else widths(trace(model, example)))
         return known
 
-    while edits := asked(model, None if example is None else traced):
-        # one at a time: an outer block that leaves takes inner ones with it
-        edit = edits[0][0]
-        apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator, states=states)
-        if isinstance(edit, (AddBlock, DropBlock)):
-            known.clear()
-        made.append(edit)
+    with all_or_nothing(back):
+        while edits := asked(model, None if example is None else traced):
+            # one at a time: an outer block that leaves takes inner ones with it
+            edit = edits[0][0]
+            done = apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator, states=states)
+            back.append(partial(run_back, done._back))
+            if isinstance(edit, (AddBlock, DropBlock)):
+                known.clear()
+            made.append(edit)
     return made

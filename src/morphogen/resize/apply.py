@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
-from morphogen.errors import NotExact, PlanError, Unsupported
-from morphogen.graph.trace import evaluating, trace
+from morphogen.errors import NotExact, PlanError
+from morphogen.graph.modes import ALONE, evaluating, in_training, writes
+from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
 from morphogen.layers.dag import Dag, Moved
 from morphogen.record import Receipt
@@ -39,8 +40,11 @@ from morphogen.resize.optim import (
     whole,
 )
 from morphogen.resize.plan import NEW, Plan, Row, changes, plan, tensors_of
+from morphogen.resize.replicas import refuse_spread
 from morphogen.resize.shapes import shapes_of, stops
 from morphogen.resize.start import STARTS, Starts, keeps_function, share_out
+from morphogen.resize.untouched import untouched
+from morphogen.resize.watch import Back, Put, PutState, all_or_nothing, run_back, seen
 
 # The sizes that modules keep beside their tensors, read back from the tensors after a resize.
 _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
@@ -70,19 +74,23 @@ class Applied:
     """A carried-out resize: the `receipt` says what happened, `undo()` takes it back, bit for bit, weights and state."""
 
     receipt: Receipt
-    _back: list[Callable[[], None]]
-    _after: list[tuple[Tensor, int]]
+    _back: Back
+    _changed: Callable[[], str]
 
     def undo(self) -> None:
         """Restore weights, buffers, gradients and optimizer state of just before. Newest resize first; once only.
 
-        Raises `PlanError` where the model was trained or written to since: old and new weights would be mixed.
+        Raises `PlanError`, before anything changes, where a later resize still stands, or the model was trained or written to
+        since, `p.data = ...` included: old and new weights would be mixed, or what was written lost.
         """
-        if not self._back:
-            raise PlanError("undo: this resize was already undone")
-        if any(_writes(tensor) != count for tensor, count in self._after):
-            raise PlanError("undo: the model was changed since this resize; undo at once, later resizes first, or Shrink")
-        run_back(self._back)
+        with ALONE:
+            if not self._back:
+                raise PlanError("undo: this resize was already undone")
+            if what := self._changed():
+                raise PlanError(
+                    f"undo: the model was changed since this resize ({what}); undo at once, later resizes first, or Shrink"
+                )
+            run_back(self._back)
 
 
 def resize(
@@ -100,7 +108,7 @@ def resize(
     states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
-    _refuse_sharded(model)
+    refuse_spread(model)
     return apply_(
         model,
         plan(model, widths(trace(model, example)), edits),
@@ -142,7 +150,7 @@ def apply_(
     `resize.firefly`. states: what becomes of entries of an optimizer's state, by name: "parameter" (a copy of the weights: new
     entries start as they do), "zero", "mean" or "drop", see `optim.handled`; without it known names and the values decide.
     """
-    _refuse_sharded(model)
+    refuse_spread(model)
     optimizers = whole(optimizers)
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
@@ -152,15 +160,40 @@ def apply_(
             "values=: an average has old entries of its own, which whole tensors would replace; give no ema, and copy"
         )
     handling = _handled(model, plan, optimizers, states)
-    if example is not None:
-        prove(model, plan, example)
-    drawn = None if not ema else generator.get_state() if generator else torch.get_rng_state()
+    with ALONE:
+        if example is not None:
+            prove(model, plan, example)
+        back: Back = []
+        back.append(_redraw(generator))
+        with all_or_nothing(back):
+            receipt = _change(
+                model, plan, optimizers, handling, example, generator, starts, checked_fresh(fresh), values, ema, back
+            )
+            done = applied(model, receipt, back)
+            del back[0]  # what was drawn stays drawn
+        return done
+
+
+def _redraw(generator: torch.Generator | None) -> Callable[[], Any]:
+    """What lets the generator, torch's own for None, draw again what it draws from here on."""
+    if generator is None:
+        return partial(torch.set_rng_state, torch.get_rng_state())
+    return partial(generator.set_state, generator.get_state())
+
+
+def _change(
+    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], handling: Sequence[Handled],
+    example: Tensor | tuple[Any, ...] | None, generator: torch.Generator | None, starts: Starts, fresh: float,
+    values: Mapping[str, Tensor], ema: Sequence[nn.Module], back: Back,
+) -> Receipt:  # fmt: skip
+    """Carry out the plan; before anything changes, what takes it back is appended to `back`. See `apply_`."""
+    redraw = _redraw(generator)
     before, parameters = probe(model, example), count_parameters(model)
     late: list[Callable[[], None]] = []
-    made, gradients, cut = _computed(model, plan, handling, generator, starts, checked_fresh(fresh), values, late)
+    made, gradients, cut = _computed(model, plan, handling, generator, starts, fresh, values, late)
     # first in, last out: wirings go back once the tensors have
     dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
-    back: list[Callable[[], None]] = [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
+    back += [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
     note_sizes(model, [tensor for tensor, _ in made], edited=bool(plan.edits))
     note_blocks(model, plan.blocks)
     try:
@@ -184,29 +217,27 @@ def apply_(
         keeps = plan.keeps and keeps_function(starts) and not values
         change = change_of(before, after, plan if keeps else None)
         for copied in ema:
-            # the same draws give its new units the same values
-            if drawn is not None:
-                generator.set_state(drawn) if generator else torch.set_rng_state(drawn)
+            redraw()  # the same draws give its new units the same values
             inner = copied.module if isinstance(copied, AveragedModel) else copied
-            seen = example if any(is_plain(model, name) for name, _ in plan.blocks) else None
-            back.append(partial(run_back, apply_(inner, plan, generator=generator, starts=starts, example=seen)._back))
+            needed = example if any(is_plain(model, name) for name, _ in plan.blocks) else None
+            _change(inner, plan, (), (), needed, generator, starts, fresh, values, (), back)
     except NotExact:
-        run_back(back)
         raise
     except Exception as error:
-        run_back(back)
         raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
     edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
-    return applied(model, Receipt(edits, dict(plan.sizes), counts, change, keeps), back)
+    return Receipt(edits, dict(plan.sizes), counts, change, keeps)
 
 
-def applied(model: nn.Module, receipt: Receipt, back: list[Callable[[], None]]) -> Applied:
+def applied(model: nn.Module, receipt: Receipt, back: Back) -> Applied:
     """What was done to the model as it is now, and what takes it back."""
-    return Applied(receipt, back, [(tensor, _writes(tensor)) for tensor in tensors_of(model).values()])
+    changed = seen(tensors_of(model), back)
+    return Applied(receipt, back, lambda: changed(tensors_of(model)))
 
 
 def prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
-    """Carry out the plan on shapes alone; nothing real changes. Raises `PlanError` where the resized model would not run.
+    """Carry out the plan on shapes alone; nothing real changes. Raises `PlanError` where the resized model would not run, in
+    evaluation or in training mode.
 
     A model that shapes alone cannot run (a value is read in its forward pass) is left to a run on the example.
     """
@@ -214,20 +245,18 @@ def prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> No
         bare = shapes_of(model)
     except Exception:
         return  # what cannot be copied is left to the run on the example as well
-    if stops(bare, example) is None:
-        apply_(bare, plan, generator=torch.Generator())
-        if error := stops(bare, example):
+    modes = [(evaluating, "")]
+    if stops(bare, example) is not None:
+        return
+    if stops(bare, example, in_training) is None:
+        modes.append((in_training, " in training mode"))
+    _change(bare, plan, (), (), None, torch.Generator(), STARTS, 1.0, NOTHING, (), [])
+    for mode, text in modes:
+        if error := stops(bare, example, mode):
             hint = undeclared(model, changes(plan.rows, plan.sizes, plan.covers, tensors_of(model)))
-            raise PlanError(f"the resized model would not run ({error}); nothing was changed.{hint} Plan: {plan}") from error
-
-
-def _refuse_sharded(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if type(parameter.data).__name__ == "DTensor":
-            raise Unsupported(
-                f"'{name}' is sharded over processes (a DTensor, as under FSDP2): its shape cannot change there; gather the "
-                "full state, resize the plain model, and call fully_shard again"
-            )
+            raise PlanError(
+                f"the resized model would not run{text} ({error}); nothing was changed.{hint} Plan: {plan}"
+            ) from error
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -297,42 +326,19 @@ def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list
 
 
 def commit(
-    values: Iterable[tuple[Tensor, Tensor]],
-    states: Iterable[tuple[Optimizer, Tensor, dict[str, Any]]],
-    back: list[Callable[[], None]],
+    values: Iterable[tuple[Tensor, Tensor]], states: Iterable[tuple[Optimizer, Tensor, dict[str, Any]]], back: Back
 ) -> None:
     """Write new values and states; what takes them back is appended to `back`."""
     for tensor, value in values:
         back.append(_setter(tensor, tensor.data, tensor.grad))
         _setter(tensor, value, None)()
     for optimizer, tensor, state in states:
-        back.append(lambda o=optimizer, t=tensor, s=optimizer.state[tensor]: o.state.__setitem__(t, s))  # type: ignore[misc]
+        back.append(PutState(optimizer, tensor, optimizer.state[tensor]))
         optimizer.state[tensor] = state
 
 
 def _setter(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], None]:
-    def put() -> None:
-        tensor.grad = None  # before the data: a gradient of another shape may not stand beside it
-        # Assigning another type makes autograd forget the tensor's gradient accumulator. It remembers the old shape and
-        # lives as long as any older graph, such as that of the `loss` which a training loop still holds.
-        other = torch.float32 if data.dtype == torch.float16 else torch.float16
-        tensor.data = torch.empty(0, dtype=other, device=data.device)
-        tensor.data = data
-        tensor.grad = grad
-        if tensor.is_floating_point():
-            with torch.no_grad():
-                tensor.mul_(1)  # raises the version: a backward through an older graph now fails instead of being wrong
-            setattr(tensor, _RESIZES, getattr(tensor, _RESIZES, 0) + 1)
-
-    return put
-
-
-_RESIZES = "_morphogen_resizes"
-
-
-def _writes(tensor: Tensor) -> int:
-    """How often a tensor was written to in place by anyone but a resize or its undo."""
-    return tensor._version - (getattr(tensor, _RESIZES, 0) if tensor.is_floating_point() else 0)
+    return Put(tensor, data, grad, writes(tensor))
 
 
 def kept_sizes(module: nn.Module) -> dict[str, Any]:
@@ -351,7 +357,7 @@ def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: sizes for name, sizes in found.items() if sizes}
 
 
-def refresh_sizes(model: nn.Module, back: list[Callable[[], None]]) -> None:
+def refresh_sizes(model: nn.Module, back: Back) -> None:
     """Set them; what takes it back is appended to `back`."""
     for module in model.modules():
         for attribute, value in kept_sizes(module).items():
@@ -372,7 +378,7 @@ def _convolution(m: Any) -> dict[str, Any]:
     return {"out_channels": makes, "in_channels": reads * m.groups}
 
 
-def _regroup(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> None:
+def _regroup(model: nn.Module, plan: Plan, back: Back) -> None:
     """A depthwise convolution has a group for every channel."""
     for row in plan.rows:
         module = model.get_submodule(row.tensor.rpartition(".")[0])
@@ -397,7 +403,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
 
 
-def _set_attributes(model: nn.Module, plan: Plan, back: list[Callable[[], None]]) -> None:
+def _set_attributes(model: nn.Module, plan: Plan, back: Back) -> None:
     for name, attribute, value in plan.attributes:
         module = model.get_submodule(name)
         back.append(partial(setattr, module, attribute, getattr(module, attribute)))
@@ -419,8 +425,7 @@ def probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
     if example is None:
         return None
     # a model that draws random numbers draws the same ones before and after
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with evaluating(model), untouched(model), torch.no_grad():
         return model(*(example if isinstance(example, tuple) else (example,)))
 
 
@@ -445,9 +450,3 @@ def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
                 f"was changed. Some operation feels units in a way that the trace does not show. Plan: {keeping}"
             )
     return largest
-
-
-def run_back(back: list[Callable[[], None]]) -> None:
-    """Take everything back, the newest first."""
-    while back:
-        back.pop()()

@@ -7,7 +7,7 @@ last block, and the last layer of each of its residual branches starts at zero: 
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
+from morphogen.graph.modes import evaluating, in_training, random_kept
 from morphogen.graph.residual import closing
-from morphogen.graph.trace import evaluating, trace
+from morphogen.graph.trace import trace
 from morphogen.layers.stack import BlockStack, reinitialised
+from morphogen.resize.numbers import number, recount
+from morphogen.resize.untouched import untouched
+from morphogen.resize.watch import Back
 
 Stack = nn.Sequential | nn.ModuleList
 
@@ -41,9 +45,11 @@ def is_plain(model: nn.Module, name: str) -> bool:
 
 
 def new_block(model: nn.Module, name: str) -> nn.Module:
-    """A fresh block for the end of the stack, at the width that its blocks have now."""
+    """A fresh block for the end of the stack, at the width that its blocks have now, numbered as they are."""
     module = model.get_submodule(name)
-    return module.new_block() if isinstance(module, BlockStack) else reinitialised(copy.deepcopy(stacks(model)[name][-1]))
+    blocks = stacks(model)[name]
+    block = module.new_block() if isinstance(module, BlockStack) else reinitialised(copy.deepcopy(blocks[-1]))
+    return number(block, list(blocks), model, name)
 
 
 def change_blocks(
@@ -53,30 +59,34 @@ def change_blocks(
     optimizers: Sequence[Optimizer],
     generator: torch.Generator | None,
     example: Tensor | tuple[Any, ...] | None,
-    back: list[Callable[[], None]],
+    back: Back,
 ) -> None:
     """One more block at the end of a stack, or one fewer; what takes it back is appended to `back`."""
     blocks = stacks(model)[name]
+    for optimizer in optimizers:
+        keep_groups(optimizer, back)
     if delta < 0:
-        key, last = detach(blocks)
-        back.append(partial(blocks._modules.__setitem__, key, last))
+        recount(model, name, len(blocks), delta, back)
+        back.append(_putter(blocks._modules))
+        _, last = detach(blocks)
         live = {id(p) for p in model.parameters()}  # what the block shared with others stays trained
         for parameter in last.parameters():
             for optimizer in optimizers:
                 if id(parameter) not in live:
-                    release(optimizer, parameter, back)
+                    _forget(optimizer, parameter)
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with random_kept(seed):
         block = new_block(model, name)
     held = {id(p) for p in model.parameters()}  # what the block shares with others is trained already
+    recount(model, name, len(blocks), delta, back)
+    back.append(_putter(blocks._modules))
     key = attach(blocks, block)
-    back.append(lambda: blocks._modules.__delitem__(key))
     if is_plain(model, name):
         _close(model, name, key, example)
     for like, new in _pairs(blocks, block):
         for optimizer in optimizers if id(new) not in held else ():
-            enrol(optimizer, like, new, back)
+            _join(optimizer, like, new)
 
 
 def attach(blocks: Stack, block: nn.Module) -> str:
@@ -91,6 +101,17 @@ def detach(blocks: Stack) -> tuple[str, nn.Module]:
     key, block = blocks._modules.popitem()
     assert block is not None
     return key, block
+
+
+def _putter(live: dict[Any, Any]) -> Callable[[], None]:
+    """Gives a dictionary what it holds now, in this order."""
+    held = dict(live)
+
+    def put() -> None:
+        live.clear()
+        live.update(held)
+
+    return put
 
 
 def _pairs(blocks: Stack, block: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,19 +137,25 @@ def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, .
     if example is None:
         raise PlanError(f"AddBlock('{name}'): give example=..., to find what the new block adds to its input")
     tensors = dict(model.named_parameters())
-    found = [tensor for tensor in closing(trace(model, example), f"{name}.{key}".removeprefix(".")) if tensor in tensors]
-    with torch.no_grad():
-        for tensor in found:
-            tensors[tensor].zero_()
-    if not _is_identity(model, block, example):
+    graph = trace(model, example, training=False)
+    found = [tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors]
+    for tensor in found:
+        tensors[tensor].detach().zero_()
+    if not (_is_identity(model, block, example, evaluating) and _is_identity(model, block, example, in_training)):
         raise PlanError(
             f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a norm after the sum is one "
             "reason), or the forward pass does not run the new one, so it could not keep the function; put a LearnedDepth there"
         )
 
 
-def _is_identity(model: nn.Module, block: nn.Module, example: Tensor | tuple[Any, ...]) -> bool:
-    """Whether `block`, where `model` runs it on `example`, gives exactly what it gets."""
+def _is_identity(
+    model: nn.Module,
+    block: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    mode: Callable[[nn.Module], AbstractContextManager[None]],
+) -> bool:
+    """Whether `block`, where `model` runs it on `example`, gives exactly what it gets. Training mode may leave it out, or not
+    run on the example at all."""
     seen: list[bool] = []
 
     def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -139,32 +166,53 @@ def _is_identity(model: nn.Module, block: nn.Module, example: Tensor | tuple[Any
     before = block.register_forward_pre_hook(lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs))
     after = block.register_forward_hook(look)
     try:
-        with evaluating(model), torch.no_grad():
+        with mode(model), untouched(model), torch.no_grad():
             model(*(example if isinstance(example, tuple) else (example,)))
+    except Exception:
+        if mode is evaluating:
+            raise
+        return all(seen)
     finally:
         before.remove()
         after.remove()
-    return bool(seen) and all(seen)
+    return all(seen) and (bool(seen) or mode is not evaluating)
 
 
-def release(optimizer: Optimizer, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+def keep_groups(optimizer: Optimizer, back: Back) -> None:
+    """What gives the optimizer the parameters, in their groups, and the state that it has now is appended to `back`."""
+    groups = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
+    state = dict(optimizer.state)
+
+    def put() -> None:
+        for live, held in groups:
+            live[:] = held
+        optimizer.state.clear()
+        optimizer.state.update(state)
+
+    back.append(put)
+
+
+def release(optimizer: Optimizer, parameter: Tensor, back: Back) -> None:
     """The optimizer forgets a parameter."""
-    for group in optimizer.param_groups:
-        for position, held in enumerate(group["params"]):
-            if held is parameter:
-                back.append(lambda g=group, i=position: g["params"].insert(i, parameter))  # type: ignore[misc]
-                del group["params"][position]
-                break
-    if parameter in optimizer.state:
-        back.append(lambda s=optimizer.state[parameter]: optimizer.state.__setitem__(parameter, s))  # type: ignore[misc]
-        del optimizer.state[parameter]
+    keep_groups(optimizer, back)
+    _forget(optimizer, parameter)
 
 
-def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: list[Callable[[], None]]) -> None:
+def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: Back) -> None:
     """The optimizer trains `parameter` in the group that holds `like`."""
+    keep_groups(optimizer, back)
+    _join(optimizer, like, parameter)
+
+
+def _forget(optimizer: Optimizer, parameter: Tensor) -> None:
+    for group in optimizer.param_groups:
+        group["params"][:] = [held for held in group["params"] if held is not parameter]
+    optimizer.state.pop(parameter, None)
+
+
+def _join(optimizer: Optimizer, like: Tensor, parameter: Tensor) -> None:
     for group in optimizer.param_groups:
         held = [id(p) for p in group["params"]]
         # an optimizer that wraps another may hold the very same groups
         if id(like) in held and id(parameter) not in held:
             group["params"].append(parameter)
-            back.append(lambda: release(optimizer, parameter, []))

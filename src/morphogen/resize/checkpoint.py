@@ -21,6 +21,7 @@ from morphogen.resize.apply import attributes, put
 from morphogen.resize.base import base_of, made_of, other_base, other_groups, other_modules, set_base, trained_by
 from morphogen.resize.blocks import attach, detach, new_block, stacks
 from morphogen.resize.edit import Edit, edit_from_dict
+from morphogen.resize.numbers import recount
 from morphogen.resize.optim import whole
 from morphogen.resize.structure import structure
 
@@ -232,8 +233,11 @@ def _build_blocks(model: nn.Module, blocks: Mapping[str, int]) -> None:
         if stack is None:
             continue  # another model, as its tensors will show
         while len(stack) < count:
-            attach(stack, new_block(model, name))
+            block = new_block(model, name)
+            recount(model, name, len(stack), 1, [])
+            attach(stack, block)
         while len(stack) > count:
+            recount(model, name, len(stack), -1, [])
             detach(stack)
 
 

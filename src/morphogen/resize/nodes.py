@@ -5,12 +5,14 @@ back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.errors import PlanError
+from morphogen.graph.modes import ALONE
 from morphogen.layers.cascade import Cascade
 from morphogen.layers.dag import Dag, entries, moved, places
 from morphogen.layers.dag_op import Layout, spread
@@ -21,6 +23,7 @@ from morphogen.resize.base import note_blocks, note_sizes
 from morphogen.resize.blocks import enrol, release
 from morphogen.resize.optim import checked_fresh, cut_gradients, cut_states, drop_states, handled, take, whole
 from morphogen.resize.plan import NEW, tensors_of
+from morphogen.resize.watch import Back, all_or_nothing
 
 Wires = tuple[Tensor | None, Tensor | None]
 """Sources and starts of a sparse wiring; None and None of a dense one."""
@@ -70,25 +73,31 @@ def add_stage(
     late: list[Callable[[], None]] = []
     cut = drop_states(handling, late) + cut_states(handling, weight, [(1, index, "readout.weight")], checked_fresh(fresh), late)
     gradients = cut_gradients(weight, [(1, index, True)])
-    back: list[Callable[[], None]] = []
-    for parameter in cascade.stages[-1].parameters():
-        back.append(lambda p=parameter, learned=parameter.requires_grad: p.requires_grad_(learned))  # type: ignore[misc]
-        parameter.requires_grad_(False)
-        for optimizer in optimizers:
-            release(optimizer, parameter, back)
-    for parameter in stage.parameters():
-        for optimizer in optimizers:
-            enrol(optimizer, weight, parameter, back)
-    note_blocks(cascade, [("stages", 1)])
-    cascade.stages.append(stage)
-    back.append(lambda: cascade.stages.__delitem__(-1))
-    note_sizes(cascade, [weight])
-    commit([(weight, take(weight.detach(), 1, index))], cut, back)
-    _settle(gradients, late)
-    refresh_sizes(cascade, back)
-    sizes = {"stages": (len(cascade.stages) - 1, len(cascade.stages)), "readout.weight": (width, len(index))}
-    receipt = Receipt((f"begin a stage of {count} nodes",), sizes, (before, count_parameters(cascade)), keeps=True)
-    return applied(cascade, receipt, back)
+    back: Back = []
+    with ALONE, all_or_nothing(back):
+        for parameter in cascade.stages[-1].parameters():
+            back.append(partial(parameter.requires_grad_, parameter.requires_grad))
+            parameter.requires_grad_(False)
+            for optimizer in optimizers:
+                release(optimizer, parameter, back)
+        for parameter in stage.parameters():
+            for optimizer in optimizers:
+                enrol(optimizer, weight, parameter, back)
+        back.append(partial(_shorten, cascade.stages, len(cascade.stages)))
+        note_blocks(cascade, [("stages", 1)])
+        cascade.stages.append(stage)
+        note_sizes(cascade, [weight])
+        commit([(weight, take(weight.detach(), 1, index))], cut, back)
+        _settle(gradients, late)
+        refresh_sizes(cascade, back)
+        sizes = {"stages": (len(cascade.stages) - 1, len(cascade.stages)), "readout.weight": (width, len(index))}
+        receipt = Receipt((f"begin a stage of {count} nodes",), sizes, (before, count_parameters(cascade)), keeps=True)
+        return applied(cascade, receipt, back)
+
+
+def _shorten(stages: nn.ModuleList, count: int) -> None:
+    while len(stages) > count:
+        del stages[-1]
 
 
 def prune_weights(
@@ -178,15 +187,16 @@ def _changed(
         cut += cut_states(handling, live[tensor], [(dim, index, tensor)], checked_fresh(fresh), late)
         gradients += cut_gradients(live[tensor], [(dim, index, True)])
     # first in, last out: the wiring goes back once the tensors have
-    back: list[Callable[[], None]] = [lambda: dag.rearrange(*old)]
-    note_sizes(dag, [tensor for tensor, _ in made])
-    commit(made, cut, back)
-    dag.rearrange(layout, *wires)
-    refresh_sizes(dag, back)
-    start()
-    _settle(gradients, late)
-    receipt = Receipt((name,), {"nodes": sizes} if sizes[0] != sizes[1] else {}, (before, count_parameters(dag)), keeps=keeps)
-    return applied(dag, receipt, back)
+    back: Back = [lambda: dag.rearrange(*old)]
+    with ALONE, all_or_nothing(back):
+        note_sizes(dag, [tensor for tensor, _ in made])
+        commit(made, cut, back)
+        dag.rearrange(layout, *wires)
+        refresh_sizes(dag, back)
+        start()
+        _settle(gradients, late)
+        changed = {"nodes": sizes} if sizes[0] != sizes[1] else {}
+        return applied(dag, Receipt((name,), changed, (before, count_parameters(dag)), keeps=keeps), back)
 
 
 def _settle(gradients: Sequence[tuple[Tensor, Tensor]], late: Sequence[Callable[[], None]]) -> None:

@@ -102,7 +102,7 @@ def _folded_inputs(model: nn.Module, box: Box) -> int:
     fixed = (box.lower == box.upper).flatten()
     if not bool(fixed.any()):
         return 0
-    graph = trace(model, torch.cat([box.lower, box.upper]))
+    graph = trace(model, torch.cat([box.lower, box.upper]), training=False)
     tensors, count = tensors_of(model), 0
     for layer in makers(graph):
         weight = tensors[layer.weight]

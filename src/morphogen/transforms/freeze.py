@@ -75,7 +75,7 @@ def fold_batchnorm(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple
     certificate states the largest difference on `example`.
     """
     small = copy.deepcopy(model).eval()
-    graph = trace(small, example)
+    graph = trace(small, example, training=False)
     nodes, users = {node.name: node for node in graph.nodes}, users_of(graph.nodes)
     modules, folded, found = dict(small.named_modules()), 0, Counter(node.module for node in graph.nodes if "norm" in node.kind)
     for node in graph.nodes:

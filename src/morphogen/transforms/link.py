@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,9 +26,10 @@ from morphogen.layers.linked import (
     variance_,
 )
 from morphogen.layers.units import unit_dim
-from morphogen.resize.apply import Applied, applied, apply_, change_of, count_parameters, probe, run_back
+from morphogen.resize.apply import Applied, applied, apply_, change_of, count_parameters, probe
 from morphogen.resize.blocks import enrol, release
 from morphogen.resize.plan import NEW, Plan, Row, tensors_of
+from morphogen.resize.watch import Back, all_or_nothing
 
 _LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
     nn.ReLU: lambda act, dim: LKReLU(dim),
@@ -80,7 +80,7 @@ def link(
     ]
     before = probe(model, example)
     done = apply_(model, Plan((), tuple(rows), (), {}, {}, start == "keep"), optimizers=optimizers)
-    with _all_or_nothing(done._back):
+    with all_or_nothing(done._back):
         for use in found:
             old = model.get_submodule(use.name)
             new = _LINKS[type(old)](old, use.dim).to(next(iter(old.parameters()), tensors[use.readers[0]]))
@@ -110,20 +110,11 @@ def unlink(model: nn.Module, example: Tensor | tuple[Any, ...], *, optimizers: S
     values = {name: plain[use.name][1] * tensors[name].chunk(2, 1)[0] for use in found for name in use.readers}
     rows = [Row(name, 1, "in", tuple(range(value.shape[1]))) for name, value in values.items()]
     done = apply_(model, Plan((), tuple(rows), (), {}, {}, True), optimizers=optimizers, values=values)
-    with _all_or_nothing(done._back):
+    with all_or_nothing(done._back):
         for use in found:
             _replace(model, use.name, plain[use.name][0], optimizers, done._back)
         change = change_of(before, probe(model, example), "unlink")
     return _settled(model, "unlink", done, found, change)
-
-
-@contextmanager
-def _all_or_nothing(back: list[Callable[[], None]]) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        run_back(back)
-        raise
 
 
 @dataclass(frozen=True)
@@ -204,7 +195,7 @@ def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:
     return linked
 
 
-def _begin(model: nn.Module, weight: str, act: Linked, back: list[Callable[[], None]]) -> None:
+def _begin(model: nn.Module, weight: str, act: Linked, back: Back) -> None:
     """Draw a reader anew. What takes it back is there already for its weight, and is appended for its bias."""
     layer = model.get_submodule(weight.rpartition(".")[0])
     if isinstance(bias := getattr(layer, "bias", None), Tensor):
@@ -236,9 +227,7 @@ def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Modu
     raise NotExact(f"unlink: '{name}' is read as neither g(z) alone nor g(z) - g(-z); a trained linked net has no plain twin")
 
 
-def _replace(
-    model: nn.Module, name: str, new: nn.Module, optimizers: Sequence[Optimizer], back: list[Callable[[], None]]
-) -> None:
+def _replace(model: nn.Module, name: str, new: nn.Module, optimizers: Sequence[Optimizer], back: Back) -> None:
     """Put a module in another's place, and its parameters in the place of the other's, in every optimizer."""
     parent, _, key = name.rpartition(".")
     holder, old = model.get_submodule(parent), model.get_submodule(name)
