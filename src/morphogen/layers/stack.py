@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from morphogen.draws import own_draws
+
 
 def reinitialised(module: nn.Module) -> nn.Module:
     """`module` itself with fresh parameters, at the sizes it has now, wherever a part of it knows how to reset itself."""
@@ -89,7 +91,7 @@ class BlockStack(nn.Module, ABC):
         """The last block of the kind that comes next; where no block is, the one that `block(i)` builds."""
         if self._build is None:
             return self.blocks[-1]
-        with torch.random.fork_rng(devices=[]):
+        with own_draws():
             built = self._build(len(self.blocks))
         alike = [block for block in self.blocks if _kind(block) == _kind(built)]
         return alike[-1] if alike else built.to(next(self.blocks.parameters(), torch.empty(0)))

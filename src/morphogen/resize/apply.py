@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
+from morphogen.draws import own_draws
 from morphogen.errors import NotExact, PlanError, Unsupported
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import widths
@@ -405,8 +406,7 @@ def probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
     if example is None:
         return None
     # a model that draws random numbers draws the same ones before and after
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with evaluating(model), torch.no_grad(), own_draws(0, model):
         return model(*(example if isinstance(example, tuple) else (example,)))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.draws import own_draws
 from morphogen.errors import PlanError
 from morphogen.graph.residual import closing
 from morphogen.graph.trace import evaluating, trace
@@ -66,8 +67,7 @@ def change_blocks(
                 if id(parameter) not in live:
                     release(optimizer, parameter, back)
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    with own_draws(int(torch.randint(2**62, (1,), generator=generator)), model):
         block = new_block(model, name)
     key = attach(blocks, block)
     back.append(lambda: blocks._modules.__delitem__(key))

@@ -6,14 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from morphogen.draws import own_draws
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Under one seed; afterwards buffers and the random state are what they were."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with own_draws(0, model):
             yield
     finally:
         with torch.no_grad():
