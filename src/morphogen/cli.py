@@ -21,8 +21,8 @@ from rich.table import Table
 
 from morphogen.data.load import load
 from morphogen.errors import DataError, MorphogenError, NotExact
-from morphogen.export import claim, free_folder
 from morphogen.fit import environment
+from morphogen.folder import claimed, claimed_free
 from morphogen.record import Certificate
 from morphogen.resize import diff as difference
 from morphogen.run import run
@@ -100,8 +100,12 @@ def reproduce(
     experiments = import_module("morphogen.experiments").EXPERIMENTS
     if name not in experiments:
         raise MorphogenError(f"reproduce {name!r}: unknown; choose one of {', '.join(experiments)}")
-    folder = free_folder(Path("runs") / "reproduce" / name) if out is None else out
-    claim(folder, resume=False)
+    with claimed_free(Path("runs") / "reproduce" / name) if out is None else claimed(out) as folder:
+        _reproduce(name, folder, faithful, smoke, seeds, checkpoints, tensorboard)
+
+
+def _reproduce(name: str, folder: Path, faithful: bool, smoke: bool, seeds: int, checkpoints: bool, tensorboard: bool) -> None:
+    experiments = import_module("morphogen.experiments").EXPERIMENTS
     summaries = import_module("morphogen.report.summaries")
     if tensorboard:
         summaries.needed()  # before the run, which may take hours
@@ -111,8 +115,8 @@ def reproduce(
     if tensorboard:
         summaries.write_summaries(result, folder)
     console, table = Console(), Table(*write.HEADER[:-1])
-    for claimed in result.claims:
-        table.add_row(*write.cells(claimed)[:-1], style="yellow" if claimed.verdict == "missed" else None)
+    for claim in result.claims:
+        table.add_row(*write.cells(claim)[:-1], style="yellow" if claim.verdict == "missed" else None)
     console.print(table)
     console.print(f"{write.summary(result)}; written to {folder}/")
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.data.preparation import source as prepare_source
-from morphogen.errors import RunError
 from morphogen.fit import Fitted
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.source import source
@@ -90,22 +89,3 @@ def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, obje
         "settings": asdict(fitted.settings),
         "environment": report.environment,
     }
-
-
-def claim(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds something already, unless its run is resumed. Nothing is written."""
-    if resume:
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(
-            f"--out {folder} already holds another run or other files; add --resume to go on with it, or choose another"
-        )
-
-
-def free_folder(base: Path) -> Path:
-    """`base`, or base-2, base-3, ... : the first that holds nothing."""
-    number, folder = 1, base
-    while folder.exists() and any(folder.iterdir()):
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder

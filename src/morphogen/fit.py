@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,9 @@ from torch.optim import AdamW, Optimizer
 
 from morphogen.bounds.box import around
 from morphogen.data.dataset import Dataset
+from morphogen.draws import own_draws
 from morphogen.errors import DataError, MorphogenError, RunError
+from morphogen.folder import claimed
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.dag import Dag
 from morphogen.layers.depth import LearnedDepth
@@ -108,16 +110,33 @@ def fit(
 ) -> Fitted:
     """Learn a network's shape and weights.
 
-    folder: where checkpoints go, at every round's end (at most one a second). resume: go on from the one there; with the
-    same data, settings and device type "cpu" it ends as the uninterrupted run would have, bit for bit, unless `time_limit`
-    cut one of them. Raises `DataError` where there are too few rows and `RunError` for a checkpoint of another run.
+    folder: where checkpoints go, at every round's end (at most one a second); no other run may be at it. resume: go on from the
+    one there; with the same data, settings and device type "cpu" it ends as the uninterrupted run would have, bit for bit,
+    unless `time_limit` cut one of them. Raises `DataError` where there are too few rows and `RunError` for a checkpoint of
+    another run or a folder that another run is at.
     """
-    search = _Search(dataset, settings or Settings(), recipe, folder, display)
-    with _threads(search.problem):
-        if resume:
-            search.load()
-        search.run()
-        return search.result()
+    with nullcontext() if folder is None else claimed(folder, used=True):
+        return search(dataset, settings, recipe=recipe, folder=folder, resume=resume, display=display)
+
+
+def search(
+    dataset: Dataset,
+    settings: Settings | None = None,
+    *,
+    recipe: Recipe | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Fitted:
+    """`fit` in a folder that the caller has claimed."""
+    settings = settings or Settings()
+    with own_draws(settings.seed, settings.device):
+        run = _Search(dataset, settings, recipe, folder, display)
+        with _threads(run.problem):
+            if resume:
+                run.load()
+            run.run()
+            return run.result()
 
 
 @dataclass
@@ -247,8 +266,7 @@ def renew(model: nn.Module, share: float, seed: int) -> None:
     training", shrink and perturb. Measured on held-out rows of Fashion-MNIST, share 0.5: +0.32 and +0.25 points on two seeds,
     and fewer dead units; a share of 1 loses 0.58.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_draws(seed, model):
         fresh = reinitialised(copy.deepcopy(model))
     depths = {id(depth.w) for depth in _depths(model)}
     for old, new in zip(model.parameters(), fresh.parameters(), strict=True):
@@ -269,7 +287,6 @@ class _Search:
             raise RunError(f"--policy {settings.policy}: cannot change a network of {known}")
         self.problem = Problem(dataset, recipe, settings)
         self.recipe, self.settings, self.folder, self.display = self.problem.recipe, settings, folder, display
-        torch.manual_seed(settings.seed)
         model = self.problem.build().to(self.problem.device)
         parameters = count_parameters(model)
         if settings.budget is not None and parameters > settings.budget:
@@ -466,12 +483,11 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
     Its depths start where they ended, so that all blocks take part from the first step.
     """
     problem = Problem(dataset, fitted.recipe, fitted.settings)
-    with _threads(problem):
+    with _threads(problem), own_draws(fitted.settings.seed + 1, problem.device):
         return _scratch(fitted, problem)
 
 
 def _scratch(fitted: Fitted, problem: Problem) -> Row:
-    torch.manual_seed(fitted.settings.seed + 1)
     began = time.perf_counter()
     model = problem.build().to(problem.device)
     replay(fitted.ledger, model, problem.example[:2])

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+PART = ".part"
+"""How the name of a file ends that is being written."""
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -250,11 +253,17 @@ def _revive(kind: Any, value: Any) -> Any:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part."""
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+
+    Two writers at once do not meet: each has a part of its own, and the later one's content stays.
+    """
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
