@@ -257,7 +257,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
     Two writers at once do not meet: each has a part of its own, and the later one's content stays.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # a file's name may hold what is no text
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")
     try:
         with part.open("xb") as file:
