@@ -95,9 +95,10 @@ def test_a_corrupt_checkpoint_is_said(tmp_path: Path, harm: str) -> None:
 
 
 LABELS = [
-    '"""\nraise SystemExit("a label was run")\n"""', "'''", '"', '\\"', "\\", "\\\\", "C:\\Users\\x", "\\N", "\\N{DASH}", "\\x", "\\u12",
-    "\\d", "{layers}", "{0}", "%s", "a\nb", "\r", "\t", "\0", "\x0c", "\x85", "\u2028", "\ufeff", "Köln", "日本", "🦋", "", " ", "#", "it's",
-    "both \" and '", '" """', "\ud800", "from os import *", "import os", "# coding: latin-1", "`", "$(x)", "\u202e",
+    '"""\nraise SystemExit("a label was run")\n"""', "'''", '"', '\\"', "\\", "\\\\", "C:\\Users\\x", "\\N", "\\N{DASH}", "\\x",
+    "\\u12", "\\d", "{layers}", "{0}", "%s", "a\nb", "\r", "\t", "\0", "\x0c", "\x85", "\u2028", "\ufeff", "Köln", "日本", "🦋",
+    "", " ", "#", "it's", "both \" and '", '" """', "\ud800", "from os import *", "import os", "# coding: latin-1", "`", "$(x)",
+    "\u202e",
 ]  # fmt: skip
 
 

@@ -179,6 +179,7 @@ def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> N
 
 
 Network = Annotated[Path, typer.Argument(metavar="MODEL", help="a .onnx file, or a .pt2 file of torch.export.save")]
+Trust = Annotated[bool, typer.Option("--trust", help="read a .pt2 file even where that may run code which is in it")]
 Domain = Annotated[
     str, typer.Option(help="the set of inputs: LOW,HIGH for each of them, or a CSV file whose rows it just holds")
 ]
@@ -193,10 +194,11 @@ def compress(
     tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")] = 1e-9,
     seconds: Annotated[float, typer.Option(help="for linear programs in each pass")] = 60.0,
     steps: Annotated[bool, typer.Option("--steps", help="print every unit that went, with its proof")] = False,
+    trust: Trust = False,
 ) -> None:
     """Make MODEL smaller without changing what it does on a domain; writes the network and its certificate."""
     files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.compress")
-    net, shape = files.read(model)
+    net, shape = files.read(model, trust)
     box, samples = files.domain(domain, shape)
     rules = [name for name in rewrites.RULES if name != "skip" or skips]
     small, certificate = _certified(lambda: rewrites.compress(net, box, samples, seconds, rules))
@@ -217,10 +219,11 @@ def shallow(
         int, typer.Option(min=1, help="linear regions, at most; with fewer it is a lower or upper bound")
     ] = 100_000,
     tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")] = 1e-9,
+    trust: Trust = False,
 ) -> None:
     """Write MODEL as one maximum of networks with a single hidden layer, or another shallow form, exact on a domain."""
     files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.shallow")
-    net, shape = files.read(model)
+    net, shape = files.read(model, trust)
     box, _ = files.domain(domain, shape)
     made, certificate = _certified(lambda: rewrites.shallow(net, box, form, budget=budget, prune=True))
     network = made.to_torch()
@@ -240,10 +243,11 @@ def regions(
     budget: Annotated[int, typer.Option(min=1, help="stop after so many")] = 1_000_000,
     seconds: Annotated[float, typer.Option(help="stop after so long")] = 60.0,
     picture: Annotated[Path | None, typer.Option(help="where to draw them, with two free inputs: .png, .svg or .pdf")] = None,
+    trust: Trust = False,
 ) -> None:
     """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane; exit code 3 where it was stopped."""
     files, count = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.regions").regions
-    net, shape = files.read(model)
+    net, shape = files.read(model, trust)
     along = None
     if through is not None:
         rows = files.points(through, shape).unique(dim=0, sorted=False)

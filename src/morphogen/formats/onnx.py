@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -44,7 +45,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     assert program is not None
-    data = program.model_proto.SerializeToString()
+    data = _bare(program.model_proto).SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = model(example).cpu().numpy()
@@ -54,3 +55,14 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
         raise NotExact(f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was written to {path}")
     write_atomic(path, data)
     return Certificate("measured", error, None, False, f"onnxruntime against torch on {len(example)} examples")
+
+
+def _bare(message: Any) -> Any:
+    """An ONNX message without the notes in any part of it: the exporter's have the writer's source lines and paths."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in value if field.is_repeated else [value]:
+                _bare(part)
+    return message
