@@ -13,6 +13,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -222,3 +223,24 @@ def test_a_value_that_has_no_source_is_refused(bad: object) -> None:
     hooked.register_forward_hook(lambda *a: None)
     with pytest.raises(Unsupported, match="has hooks"):
         source(nn.Sequential(hooked), title="t")
+
+
+def test_the_checksum_covers_all_that_a_checkpoint_says(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    save_tensors(path, {"a": torch.arange(6.0), "b": torch.zeros(0)}, {"blocks": {"depth": 1}, "note": "one"})
+    data = path.read_bytes()
+    for old, new in ((b"one", b"two"), (b'depth\\": 1', b'depth\\": 2')):
+        assert old in data
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(RunError, match="is corrupt .checksum."):
+            load_tensors(path)
+    path.write_bytes(data)
+    for change in ({"a": torch.arange(6.0).view(2, 3)}, {"a": torch.arange(6.0).view(torch.int32)}, {"c": torch.arange(6.0)}):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        save_file({"b": torch.zeros(0), **change}, path, metadata)
+        with pytest.raises(RunError, match="is corrupt .checksum."):
+            load_tensors(path)
+    save_file({"a": torch.zeros(1)}, path, {"about": "{}", "sha256": "0"})
+    with pytest.raises(RunError, match="of an older morphogen"):
+        load_tensors(path)

@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ from morphogen.models import convnet, dagnet, depths_of, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.policies.cost import weighed
 from morphogen.recipe import Recipe, recipe_for
-from morphogen.record import Certificate, Change, Report, Round, Row, from_json, to_json
+from morphogen.record import Certificate, Change, Report, Round, Row, from_json, revive, to_json
 from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
 from morphogen.resize.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
 from morphogen.train import Batches, Diverged, State, generator, predict, train
@@ -159,6 +159,29 @@ class _Phase:
     def smoothing(self, recipe: Recipe) -> float:
         """Of the labels: only once no more trials are judged by the loss."""
         return 0.0 if self.settle_start is None else recipe.smoothing
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """What of `State` is kept."""
+
+    round: int
+    step: int
+    train_loss: float
+    stop: bool
+    halvings: int
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What is in a checkpoint beside the tensors and what tells runs apart. report: as JSON text."""
+
+    ledger: list[dict[str, Any]]
+    state: _Counters
+    phase: _Phase
+    memory: Any
+    report: str
+    seconds: float
 
 
 @dataclass
@@ -399,7 +422,7 @@ class _Search:
         about = {
             **self._identity(),
             "ledger": ledger_to_json(self.controller.ledger),
-            "state": {k: getattr(state, k) for k in ("round", "step", "train_loss", "stop", "halvings")},
+            "state": {f.name: getattr(state, f.name) for f in fields(_Counters)},
             "phase": asdict(self.phase),
             "memory": self.controller.memory,
             "report": to_json(self._report(())),
@@ -414,27 +437,38 @@ class _Search:
         """Go on from the checkpoint in the folder."""
         assert self.folder is not None
         tensors, about = load_tensors(self.folder / CHECKPOINT)
+        if not isinstance(about, dict):
+            raise RunError(f"the checkpoint in {self.folder} is of something else; choose another --out")
         for key, value in self._identity().items():
             if about.get(key) != value:
                 raise RunError(
                     f"the checkpoint in {self.folder} belongs to another run (its {key}: {about.get(key)}, now: {value}); "
                     "resume with the same data and options, or choose another --out"
                 )
+        try:
+            self._take(tensors, revive(_Saved, about))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise RunError(f"the checkpoint in {self.folder} cannot be used ({said}); was it changed by hand?") from error
+        self._say_only(f"resumed after round {self.state.round} ({self.before:.0f} s)")
+
+    def _take(self, tensors: dict[str, Tensor], saved: "_Saved") -> None:
         state = self.state
-        ledger = ledger_from_json(about["ledger"])
+        ledger = ledger_from_json(saved.ledger)
         replay(ledger, state.model, self.problem.example[:2], optimizers=[state.optimizer])
         with torch.no_grad():
             for name, tensor in model_tensors(state.model).items():
+                if tensor.shape != tensors[name].shape:
+                    raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
                 tensor.copy_(tensors[name])
         fill_optimizer(state.model, state.optimizer, tensors)
-        for key, value in about["state"].items():
+        for key, value in asdict(saved.state).items():
             setattr(state, key, value)
-        self.phase = _Phase(**about["phase"])
-        self.controller.resume(ledger, about["memory"])
-        report = from_json(Report, about["report"])
+        self.phase = saved.phase
+        self.controller.resume(ledger, saved.memory)
+        report = from_json(Report, saved.report)
         self.history = _History(list(report.rounds), list(report.changes), list(report.notes))
-        self.before = about["seconds"]
-        self._say_only(f"resumed after round {state.round} ({self.before:.0f} s)")
+        self.before = saved.seconds
 
     def _say_only(self, text: str) -> None:
         if self.display:

@@ -105,8 +105,11 @@ class Preparation:
 
     @staticmethod
     def from_json(text: str) -> "Preparation":
-        """The inverse of `to_json`."""
-        return record.from_json(Preparation, text)
+        """The inverse of `to_json`. Raises `DataError` where the text is something else."""
+        try:
+            return record.from_json(Preparation, text)
+        except ValueError as error:
+            raise DataError(f"this is no preparation.json ({error})") from error
 
 
 def source(preparation: Preparation) -> str:

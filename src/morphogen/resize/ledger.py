@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.errors import PlanError
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
 from morphogen.resize.apply import apply_
@@ -40,5 +41,7 @@ def ledger_to_json(ledger: Sequence[Edit]) -> list[dict[str, Any]]:
 
 
 def ledger_from_json(value: Iterable[dict[str, Any]]) -> Ledger:
-    """The ledger that `ledger_to_json` wrote."""
+    """The ledger that `ledger_to_json` wrote. Raises `PlanError` where it is something else."""
+    if not isinstance(value, (list, tuple)):
+        raise PlanError(f"ledger: a list of edits is wanted, not {value!r}")
     return tuple(edit_from_dict(v) for v in value)
