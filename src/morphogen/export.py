@@ -1,13 +1,15 @@
 """What a finished run leaves in its folder."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
+from morphogen.bounds.program import dtype_of
 from morphogen.data.dataset import Dataset
 from morphogen.data.preparation import source as prepare_source
 from morphogen.fit import Fitted
@@ -26,17 +28,31 @@ def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Ce
     folder.mkdir(parents=True, exist_ok=True)
     plain = fitted.plain.cpu()
     example = torch.as_tensor(dataset.x_train[:64])
+    asked = plain if dtype_of(plain) is torch.float32 else LastInDouble(plain)
     write_atomic(folder / "model.safetensors", save({k: v.contiguous() for k, v in plain.state_dict().items()}))
     write_atomic(folder / "model.py", page(plain, dataset, report))
     if dataset.prepare:
         write_atomic(folder / "preparation.json", dataset.prepare.to_json())
-    certificate = export_onnx(plain, example, folder / "model.onnx")
+    certificate = export_onnx(asked, example, folder / "model.onnx")
     if fitted.compression:
         write_atomic(folder / "certificate.json", json.dumps(asdict(fitted.compression), indent=1))
     write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
     write_atomic(folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1))
     write_atomic(folder / "report.html", html(report))
     return certificate
+
+
+class LastInDouble(nn.Module):
+    """A network in float64 as one that takes float32 and computes in it, but for its last layer, which moves the result far
+    from 0: onnxruntime has no convolution in float64."""
+
+    def __init__(self, plain: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.last = copy.deepcopy(plain[:-1]).float(), plain[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.body(x).double())
+        return result
 
 
 def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:

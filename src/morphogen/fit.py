@@ -51,6 +51,7 @@ CHECKPOINT = "checkpoints/last.safetensors"
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
 _VERSION = 1
+FAR = 1000  # spreads from 0 up to which a target stays in float32, which rounds it there to 3e-5 of its spread
 _LOOKED_AT = 2000  # validation examples of one look; more would cost time and decide nothing
 _SEARCHED = 4  # training batches that the weights of new units are searched on
 _HELD_OUT = 6000  # most rows that are ever held out for decisions
@@ -85,8 +86,8 @@ can change it: a DAG's operation cannot be differentiated twice, as gradmax and 
 @dataclass(frozen=True)
 class Fitted:
     """The outcome. model: as trained, with gates and norms. plain: the same function in plain modules (regression: in the
-    target's unit). ledger: every edit from the first network. seconds: of the search. compression: where `compressed` made
-    `plain` smaller, what proves it."""
+    target's unit, and in float64 where the target is so far from 0 that float32 would lose it). ledger: every edit from the
+    first network. seconds: of the search. compression: where `compressed` made `plain` smaller, what proves it."""
 
     model: nn.Module
     plain: nn.Sequential
@@ -213,7 +214,7 @@ class Problem:
 
     def _target(self, y: np.ndarray) -> Tensor:
         if self.regression:
-            return torch.as_tensor((y - self.mean) / self.scale, dtype=torch.float32, device=self.device)
+            return torch.as_tensor((y.astype(np.float64) - self.mean) / self.scale, dtype=torch.float32, device=self.device)
         return torch.as_tensor(y, dtype=torch.long, device=self.device)
 
     @property
@@ -488,6 +489,8 @@ class _Search:
         assert isinstance(plain, nn.Sequential)
         row = Row("found by morphogen", problem.test_score(plain), count_parameters(plain), seconds)
         if problem.regression:
+            if abs(problem.mean) > FAR * problem.scale:
+                plain.double()
             _to_unit(plain, problem.mean, problem.scale)
         return Fitted(
             self.state.model, plain, certificate, self._report((row,)), tuple(self.controller.ledger), self.recipe,
@@ -593,8 +596,8 @@ def _depths(model: nn.Module) -> list[LearnedDepth]:
 
 @torch.no_grad()
 def _to_unit(plain: nn.Sequential, mean: float, scale: float) -> None:
-    """Fold the target's standardisation into the last layer."""
+    """Fold the target's standardisation into the last layer, computed in float64 whatever its own type."""
     last = plain[-1]
     assert isinstance(last, nn.Linear)
-    last.weight *= scale
-    last.bias.mul_(scale).add_(mean)
+    last.weight.copy_(last.weight.double() * scale)
+    last.bias.copy_(last.bias.double() * scale + mean)

@@ -194,6 +194,9 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
 def predict(model: nn.Module, x: Tensor, size: int | None = None) -> Tensor:
     """The model's output on all of x in evaluation mode, in batches of `size`; shape (n, outputs)."""
     model.eval()
+    kinds = [p.dtype for p in model.parameters()]
+    if kinds and x.is_floating_point():
+        x = x.to(kinds[0])
     # 64 thousand numbers at a time: what 48 channels make of more does not fit into a cache, and takes twice as long
     size = size or max(64, 2**16 // max(1, x[:1].numel()))
     return torch.cat([model(channels_last(part)) for part in x.split(size)])

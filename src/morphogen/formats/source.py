@@ -25,7 +25,9 @@ def source(model: nn.Module, *, title: str, note: str = "", prepare: str = "", i
     # not `named_children`, which has a module that stands in two places once
     layers = [f"            ({_literal(name)}, {_line(name, module)})," for name, module in model._modules.items() if module]
     future, imports, body = _split_imports(prepare)
+    kind = _dtype(model)
     return _PAGE.format(
+        cast="" if kind is torch.float32 else f".to({kind})",
         title=_text(title),
         note=f"\n\n{_text(note.strip())}" if note else "",
         future=future,
@@ -56,10 +58,10 @@ from torch import Tensor, nn
         super().__init__()
         self.layers = nn.Sequential(OrderedDict([
 {layers}
-        ]))
+        ])){cast}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers(x{cast})
 
 
 def load(path: str | Path = Path(__file__).with_name("model.safetensors")) -> Net:
@@ -93,6 +95,14 @@ _LEVELS = '''class Levels(nn.Module):
 
 
 '''
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of all numbers; the page would be another network where they differed."""
+    kinds: set[torch.dtype] = {t.dtype for t in model.state_dict().values() if t.is_floating_point()} or {torch.float32}
+    if len(kinds) > 1:
+        raise Unsupported(f"source: tensors of {', '.join(sorted(map(str, kinds)))}; make them one with .to(dtype)")
+    return kinds.pop()
 
 
 def _is_levels(module: nn.Module) -> bool:
