@@ -1,10 +1,13 @@
 """Random numbers of our own: what the user's generators hold is afterwards what it was before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -22,3 +25,9 @@ def own_draws(seed: int | None = None, of: nn.Module | torch.device | str = "cpu
             for device in others:
                 getattr(torch, device.type).set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
         yield
+
+
+def undrawn(build: Callable[..., Made], *given: Any, **named: Any) -> Made:
+    """What `build` makes: a layer whose numbers are put in afterwards, so that what it draws for them is for nothing."""
+    with own_draws():
+        return build(*given, **named)
