@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from leaks import leaks
+
 COMMAND = [sys.executable, "-c", "from morphogen.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
@@ -57,6 +59,10 @@ def test_a_run_leaves_its_files_and_says_the_result(finished: Path) -> None:
     for part in ("found ", "linear", "parameters", "same shape from scratch", "written to runs/shop/"):
         assert part in printed
     assert "\x1b" not in printed
+
+
+def test_no_file_of_a_run_names_a_folder_of_the_machine(finished: Path) -> None:
+    assert leaks(finished / "runs") == []
 
 
 def test_the_page_predicts_from_the_table_alone(finished: Path) -> None:

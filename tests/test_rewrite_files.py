@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from leaks import leaks
 from morphogen import DataError, Unsupported
 from morphogen.bounds import program
 from morphogen.cli import app, main
@@ -89,6 +90,8 @@ def test_a_file_is_compressed(name: str, ending: str, tmp_path: Path) -> None:
     told = json.loads((tmp_path / f"out.{ending}.certificate.json").read_text())
     assert (told["kind"], told["proved"]) == ("exact", True)
     assert told["file"]["max_error"] < 1e-4
+    source.unlink()
+    assert leaks(tmp_path) == []
     if name != "odd":  # its units are added to
         assert told["steps"]
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
@@ -125,6 +128,7 @@ def test_a_file_becomes_shallow(extra: list[str], tmp_path: Path) -> None:
     out = tmp_path / "shallow.onnx"
     result = CliRunner().invoke(app, ["shallow", str(tmp_path / "net.onnx"), "--domain", "-1,1", "--out", str(out), *extra])
     assert result.exit_code == 0, result.output
+    assert leaks(tmp_path) == []
     x = 2 * np.random.default_rng(0).random((300, 2)) - 1
     (seen,) = onnxruntime.InferenceSession(out).run(None, {"input": x})
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """Morphogen: a network's structure is something you learn, edit, rewrite exactly, judge and prove."""
 
+from importlib import import_module
+
 from morphogen.bounds import robust_accuracy, verify
 from morphogen.errors import (
     DataError,
@@ -12,6 +14,7 @@ from morphogen.errors import (
 )
 from morphogen.graph import Graph, Width, trace, widths
 from morphogen.layers import LearnedDepth, LearnedWidth
+from morphogen.python_random import unmoved
 from morphogen.record import Certificate, Receipt, Report
 from morphogen.resize import (
     AddBlock,
@@ -35,6 +38,9 @@ from morphogen.resize import (
     structure,
 )
 from morphogen.transforms import compress, freeze, regions, shallow
+
+with unmoved():
+    import_module("rich.style")  # draws a number as it is imported; what the command and scikit-learn import later, imports it
 
 __version__ = "0.1.0"
 

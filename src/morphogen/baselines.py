@@ -24,15 +24,17 @@ def baselines(dataset: Dataset, seed: int) -> Iterator[Row]:
     """One row each, in order of cost, as soon as it is known. Trained on the whole training part, images flattened."""
     regression = dataset.task == "regression"
     x, x_test = (part.reshape(len(part), -1) for part in (dataset.x_train, dataset.x_test))
-    mean, scale = (dataset.y_train.mean(), dataset.y_train.std()) if regression else (0, 1)
-    y = (dataset.y_train - mean) / scale if regression else dataset.y_train
+    # in float64 until it is centred: far from 0, float32 has lost what is to be predicted
+    whole = dataset.y_train.astype(np.float64) if regression else dataset.y_train
+    mean, scale = (whole.mean(), whole.std() or 1.0) if regression else (0, 1)
+    y = (whole - mean) / scale if regression else whole
 
     def score(model: Any) -> float | None:
         if not len(x_test):
             return None
         predicted = model.predict(x_test)
         if regression:
-            return float(np.sqrt(np.mean((predicted * scale + mean - dataset.y_test) ** 2)))
+            return float(np.sqrt(np.mean((predicted.astype(np.float64) * scale + mean - dataset.y_test) ** 2)))
         return float(np.mean(predicted == dataset.y_test))
 
     mlp = (MLPRegressor if regression else MLPClassifier)(random_state=seed % 2**32, early_stopping=len(x) > 10_000)

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from morphogen.data.load import load
 from morphogen.errors import DataError, MorphogenError, NotExact
-from morphogen.export import claim, free_folder
 from morphogen.fit import environment
+from morphogen.folder import claimed, claimed_free
 from morphogen.record import Certificate
 from morphogen.resize import diff as difference
 from morphogen.run import run
@@ -100,8 +100,12 @@ def reproduce(
     experiments = import_module("morphogen.experiments").EXPERIMENTS
     if name not in experiments:
         raise MorphogenError(f"reproduce {name!r}: unknown; choose one of {', '.join(experiments)}")
-    folder = free_folder(Path("runs") / "reproduce" / name) if out is None else out
-    claim(folder, resume=False)
+    with claimed_free(Path("runs") / "reproduce" / name) if out is None else claimed(out) as folder:
+        _reproduce(name, folder, faithful, smoke, seeds, checkpoints, tensorboard)
+
+
+def _reproduce(name: str, folder: Path, faithful: bool, smoke: bool, seeds: int, checkpoints: bool, tensorboard: bool) -> None:
+    experiments = import_module("morphogen.experiments").EXPERIMENTS
     summaries = import_module("morphogen.report.summaries")
     if tensorboard:
         summaries.needed()  # before the run, which may take hours
@@ -111,8 +115,8 @@ def reproduce(
     if tensorboard:
         summaries.write_summaries(result, folder)
     console, table = Console(), Table(*write.HEADER[:-1])
-    for claimed in result.claims:
-        table.add_row(*write.cells(claimed)[:-1], style="yellow" if claimed.verdict == "missed" else None)
+    for claim in result.claims:
+        table.add_row(*write.cells(claim)[:-1], style="yellow" if claim.verdict == "missed" else None)
     console.print(table)
     console.print(f"{write.summary(result)}; written to {folder}/")
 
@@ -175,6 +179,7 @@ def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> N
 
 
 Network = Annotated[Path, typer.Argument(metavar="MODEL", help="a .onnx file, or a .pt2 file of torch.export.save")]
+Trust = Annotated[bool, typer.Option("--trust", help="read a .pt2 file even where that may run code which is in it")]
 Domain = Annotated[
     str, typer.Option(help="the set of inputs: LOW,HIGH for each of them, or a CSV file whose rows it just holds")
 ]
@@ -189,10 +194,11 @@ def compress(
     tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")] = 1e-9,
     seconds: Annotated[float, typer.Option(help="for linear programs in each pass")] = 60.0,
     steps: Annotated[bool, typer.Option("--steps", help="print every unit that went, with its proof")] = False,
+    trust: Trust = False,
 ) -> None:
     """Make MODEL smaller without changing what it does on a domain; writes the network and its certificate."""
     files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.compress")
-    read = files.read(model)
+    read = files.read(model, trust)
     box, samples = files.domain(domain, read.shape)
     rules = [name for name in rewrites.RULES if name != "skip" or skips]
     small, certificate = _certified(lambda: rewrites.compress(read.model, box, samples, seconds, rules))
@@ -214,10 +220,11 @@ def shallow(
         int, typer.Option(min=1, help="linear regions, at most; with fewer it is a lower or upper bound")
     ] = 100_000,
     tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")] = 1e-9,
+    trust: Trust = False,
 ) -> None:
     """Write MODEL as one maximum of networks with a single hidden layer, or another shallow form, exact on a domain."""
     files, rewrites = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.shallow")
-    read = files.read(model)
+    read = files.read(model, trust)
     box, _ = files.domain(domain, read.shape)
     made, certificate = _certified(lambda: rewrites.shallow(read.model, box, form, budget=budget, prune=True))
     network = made.to_torch()
@@ -237,10 +244,11 @@ def regions(
     budget: Annotated[int, typer.Option(min=1, help="stop after so many")] = 1_000_000,
     seconds: Annotated[float, typer.Option(help="stop after so long")] = 60.0,
     picture: Annotated[Path | None, typer.Option(help="where to draw them, with two free inputs: .png, .svg or .pdf")] = None,
+    trust: Trust = False,
 ) -> None:
     """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane; exit code 3 where it was stopped."""
     files, count = import_module("morphogen.transforms.files"), import_module("morphogen.transforms.regions").regions
-    read = files.read(model)
+    read = files.read(model, trust)
     along = None
     if through is not None:
         rows = files.points(through, read.shape).unique(dim=0, sorted=False)

@@ -13,8 +13,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from morphogen.bounds.program import dtype_of
 from morphogen.data.dataset import Dataset
-from morphogen.fit import Settings, fit
+from morphogen.fit import FAR, Settings, fit
 from morphogen.record import Layer, Round
 
 
@@ -45,6 +46,9 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
             seed = check_random_state(seed).randint(2**31)
         settings = Settings(self.budget, int(seed), self.time_limit, self.device, self.policy, self.wiring)
         fitted = fit(data, settings)
+        # far from 0, in spreads, float32 would lose what the columns or the target say
+        far = np.abs(scaler.mean_) > FAR * scaler.scale_
+        self._kind = torch.float64 if far.any() or dtype_of(fitted.plain) is torch.float64 else torch.float32
         self.network_ = _with_scaler(fitted.plain.cpu().double(), scaler)
         self.history_: tuple[Round, ...] = fitted.report.rounds
         self.changes_ = fitted.report.changes
@@ -53,12 +57,13 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         return self
 
     def to_torch(self) -> nn.Sequential:
-        """The found network as plain float32 modules, in evaluation mode, that take the columns as given to `fit`.
+        """The found network as plain modules, in evaluation mode, that take the columns as given to `fit`.
 
-        Output: logits (batch, classes), or the target (batch, 1).
+        In float32; in float64 where a column or the target is so far from 0 for its spread, as seconds since 1970 are, that
+        float32 would lose it. Output: logits (batch, classes), or the target (batch, 1).
         """
         check_is_fitted(self)
-        return copy.deepcopy(self.network_).float()
+        return copy.deepcopy(self.network_).to(self._kind)
 
     def _output(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -103,7 +108,7 @@ class MorphogenRegressor(RegressorMixin, _Morphogen):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> Self:
         """X: (n, features) numbers. y: (n,) numbers."""
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, y_numeric=True)
-        return self._fit(X, y.astype(np.float32), "regression", ())
+        return self._fit(X, y.astype(np.float64), "regression", ())
 
     def predict(self, X: Any) -> np.ndarray:
         """The target of each row, shape (n,)."""

@@ -1,16 +1,17 @@
 """What a finished run leaves in its folder."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
+from morphogen.bounds.program import dtype_of
 from morphogen.data.dataset import Dataset
 from morphogen.data.preparation import source as prepare_source
-from morphogen.errors import RunError
 from morphogen.fit import Fitted
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.source import source
@@ -27,17 +28,31 @@ def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Ce
     folder.mkdir(parents=True, exist_ok=True)
     plain = fitted.plain.cpu()
     example = torch.as_tensor(dataset.x_train[:64])
+    asked = plain if dtype_of(plain) is torch.float32 else LastInDouble(plain)
     write_atomic(folder / "model.safetensors", save({k: v.contiguous() for k, v in plain.state_dict().items()}))
     write_atomic(folder / "model.py", page(plain, dataset, report))
     if dataset.prepare:
         write_atomic(folder / "preparation.json", dataset.prepare.to_json())
-    certificate = export_onnx(plain, example, folder / "model.onnx")
+    certificate = export_onnx(asked, example, folder / "model.onnx")
     if fitted.compression:
         write_atomic(folder / "certificate.json", json.dumps(asdict(fitted.compression), indent=1))
     write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
     write_atomic(folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1))
     write_atomic(folder / "report.html", html(report))
     return certificate
+
+
+class LastInDouble(nn.Module):
+    """A network in float64 as one that takes float32 and computes in it, but for its last layer, which moves the result far
+    from 0: onnxruntime has no convolution in float64."""
+
+    def __init__(self, plain: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.last = copy.deepcopy(plain[:-1]).float(), plain[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.body(x).double())
+        return result
 
 
 def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
@@ -90,22 +105,3 @@ def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, obje
         "settings": asdict(fitted.settings),
         "environment": report.environment,
     }
-
-
-def claim(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds something already, unless its run is resumed. Nothing is written."""
-    if resume:
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(
-            f"--out {folder} already holds another run or other files; add --resume to go on with it, or choose another"
-        )
-
-
-def free_folder(base: Path) -> Path:
-    """`base`, or base-2, base-3, ... : the first that holds nothing."""
-    number, folder = 1, base
-    while folder.exists() and any(folder.iterdir()):
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder

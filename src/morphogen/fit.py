@@ -14,8 +14,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,9 @@ from torch.optim import AdamW, Optimizer
 
 from morphogen.bounds.box import around
 from morphogen.data.dataset import Dataset
+from morphogen.draws import own_draws
 from morphogen.errors import DataError, MorphogenError, RunError
+from morphogen.folder import claimed
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.dag import Dag
 from morphogen.layers.depth import LearnedDepth
@@ -38,7 +40,7 @@ from morphogen.models import convnet, dagnet, depths_of, mlp, shape_of
 from morphogen.policies import POLICIES, Controller, Policy
 from morphogen.policies.cost import weighed
 from morphogen.recipe import Recipe, recipe_for
-from morphogen.record import Certificate, Change, Report, Round, Row, from_json, to_json
+from morphogen.record import Certificate, Change, Report, Round, Row, from_json, revive, to_json
 from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
 from morphogen.resize.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
 from morphogen.train import Batches, Diverged, State, generator, predict, train
@@ -49,6 +51,7 @@ CHECKPOINT = "checkpoints/last.safetensors"
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
 _VERSION = 1
+FAR = 1000  # spreads from 0 up to which a target stays in float32, which rounds it there to 3e-5 of its spread
 _LOOKED_AT = 2000  # validation examples of one look; more would cost time and decide nothing
 _SEARCHED = 4  # training batches that the weights of new units are searched on
 _HELD_OUT = 6000  # most rows that are ever held out for decisions
@@ -83,8 +86,8 @@ can change it: a DAG's operation cannot be differentiated twice, as gradmax and 
 @dataclass(frozen=True)
 class Fitted:
     """The outcome. model: as trained, with gates and norms. plain: the same function in plain modules (regression: in the
-    target's unit). ledger: every edit from the first network. seconds: of the search. compression: where `compressed` made
-    `plain` smaller, what proves it."""
+    target's unit, and in float64 where the target is so far from 0 that float32 would lose it). ledger: every edit from the
+    first network. seconds: of the search. compression: where `compressed` made `plain` smaller, what proves it."""
 
     model: nn.Module
     plain: nn.Sequential
@@ -108,16 +111,33 @@ def fit(
 ) -> Fitted:
     """Learn a network's shape and weights.
 
-    folder: where checkpoints go, at every round's end (at most one a second). resume: go on from the one there; with the
-    same data, settings and device type "cpu" it ends as the uninterrupted run would have, bit for bit, unless `time_limit`
-    cut one of them. Raises `DataError` where there are too few rows and `RunError` for a checkpoint of another run.
+    folder: where checkpoints go, at every round's end (at most one a second); no other run may be at it. resume: go on from the
+    one there; with the same data, settings and device type "cpu" it ends as the uninterrupted run would have, bit for bit,
+    unless `time_limit` cut one of them. Raises `DataError` where there are too few rows and `RunError` for a checkpoint of
+    another run or a folder that another run is at.
     """
-    search = _Search(dataset, settings or Settings(), recipe, folder, display)
-    with _threads(search.problem):
-        if resume:
-            search.load()
-        search.run()
-        return search.result()
+    with nullcontext() if folder is None else claimed(folder, used=True):
+        return search(dataset, settings, recipe=recipe, folder=folder, resume=resume, display=display)
+
+
+def search(
+    dataset: Dataset,
+    settings: Settings | None = None,
+    *,
+    recipe: Recipe | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Fitted:
+    """`fit` in a folder that the caller has claimed."""
+    settings = settings or Settings()
+    with own_draws(settings.seed, settings.device):
+        run = _Search(dataset, settings, recipe, folder, display)
+        with _threads(run.problem):
+            if resume:
+                run.load()
+            run.run()
+            return run.result()
 
 
 @dataclass
@@ -140,6 +160,29 @@ class _Phase:
     def smoothing(self, recipe: Recipe) -> float:
         """Of the labels: only once no more trials are judged by the loss."""
         return 0.0 if self.settle_start is None else recipe.smoothing
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """What of `State` is kept."""
+
+    round: int
+    step: int
+    train_loss: float
+    stop: bool
+    halvings: int
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What is in a checkpoint beside the tensors and what tells runs apart. report: as JSON text."""
+
+    ledger: list[dict[str, Any]]
+    state: _Counters
+    phase: _Phase
+    memory: Any
+    report: str
+    seconds: float
 
 
 @dataclass
@@ -171,7 +214,7 @@ class Problem:
 
     def _target(self, y: np.ndarray) -> Tensor:
         if self.regression:
-            return torch.as_tensor((y - self.mean) / self.scale, dtype=torch.float32, device=self.device)
+            return torch.as_tensor((y.astype(np.float64) - self.mean) / self.scale, dtype=torch.float32, device=self.device)
         return torch.as_tensor(y, dtype=torch.long, device=self.device)
 
     @property
@@ -247,8 +290,7 @@ def renew(model: nn.Module, share: float, seed: int) -> None:
     training", shrink and perturb. Measured on held-out rows of Fashion-MNIST, share 0.5: +0.32 and +0.25 points on two seeds,
     and fewer dead units; a share of 1 loses 0.58.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_draws(seed, model):
         fresh = reinitialised(copy.deepcopy(model))
     depths = {id(depth.w) for depth in _depths(model)}
     for old, new in zip(model.parameters(), fresh.parameters(), strict=True):
@@ -269,7 +311,6 @@ class _Search:
             raise RunError(f"--policy {settings.policy}: cannot change a network of {known}")
         self.problem = Problem(dataset, recipe, settings)
         self.recipe, self.settings, self.folder, self.display = self.problem.recipe, settings, folder, display
-        torch.manual_seed(settings.seed)
         model = self.problem.build().to(self.problem.device)
         parameters = count_parameters(model)
         if settings.budget is not None and parameters > settings.budget:
@@ -382,7 +423,7 @@ class _Search:
         about = {
             **self._identity(),
             "ledger": ledger_to_json(self.controller.ledger),
-            "state": {k: getattr(state, k) for k in ("round", "step", "train_loss", "stop", "halvings")},
+            "state": {f.name: getattr(state, f.name) for f in fields(_Counters)},
             "phase": asdict(self.phase),
             "memory": self.controller.memory,
             "report": to_json(self._report(())),
@@ -397,27 +438,38 @@ class _Search:
         """Go on from the checkpoint in the folder."""
         assert self.folder is not None
         tensors, about = load_tensors(self.folder / CHECKPOINT)
+        if not isinstance(about, dict):
+            raise RunError(f"the checkpoint in {self.folder} is of something else; choose another --out")
         for key, value in self._identity().items():
             if about.get(key) != value:
                 raise RunError(
                     f"the checkpoint in {self.folder} belongs to another run (its {key}: {about.get(key)}, now: {value}); "
                     "resume with the same data and options, or choose another --out"
                 )
+        try:
+            self._take(tensors, revive(_Saved, about))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise RunError(f"the checkpoint in {self.folder} cannot be used ({said}); was it changed by hand?") from error
+        self._say_only(f"resumed after round {self.state.round} ({self.before:.0f} s)")
+
+    def _take(self, tensors: dict[str, Tensor], saved: "_Saved") -> None:
         state = self.state
-        ledger = ledger_from_json(about["ledger"])
+        ledger = ledger_from_json(saved.ledger)
         replay(ledger, state.model, self.problem.example[:2], optimizers=[state.optimizer])
         with torch.no_grad():
             for name, tensor in model_tensors(state.model).items():
+                if tensor.shape != tensors[name].shape:
+                    raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
                 tensor.copy_(tensors[name])
         fill_optimizer(state.model, state.optimizer, tensors)
-        for key, value in about["state"].items():
+        for key, value in asdict(saved.state).items():
             setattr(state, key, value)
-        self.phase = _Phase(**about["phase"])
-        self.controller.resume(ledger, about["memory"])
-        report = from_json(Report, about["report"])
+        self.phase = saved.phase
+        self.controller.resume(ledger, saved.memory)
+        report = from_json(Report, saved.report)
         self.history = _History(list(report.rounds), list(report.changes), list(report.notes))
-        self.before = about["seconds"]
-        self._say_only(f"resumed after round {state.round} ({self.before:.0f} s)")
+        self.before = saved.seconds
 
     def _say_only(self, text: str) -> None:
         if self.display:
@@ -437,6 +489,8 @@ class _Search:
         assert isinstance(plain, nn.Sequential)
         row = Row("found by morphogen", problem.test_score(plain), count_parameters(plain), seconds)
         if problem.regression:
+            if abs(problem.mean) > FAR * problem.scale:
+                plain.double()
             _to_unit(plain, problem.mean, problem.scale)
         return Fitted(
             self.state.model.eval(), plain, certificate, self._report((row,)), tuple(self.controller.ledger), self.recipe,
@@ -466,12 +520,11 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
     Its depths start where they ended, so that all blocks take part from the first step.
     """
     problem = Problem(dataset, fitted.recipe, fitted.settings)
-    with _threads(problem):
+    with _threads(problem), own_draws(fitted.settings.seed + 1, problem.device):
         return _scratch(fitted, problem)
 
 
 def _scratch(fitted: Fitted, problem: Problem) -> Row:
-    torch.manual_seed(fitted.settings.seed + 1)
     began = time.perf_counter()
     model = problem.build().to(problem.device)
     replay(fitted.ledger, model, problem.example[:2])
@@ -543,8 +596,8 @@ def _depths(model: nn.Module) -> list[LearnedDepth]:
 
 @torch.no_grad()
 def _to_unit(plain: nn.Sequential, mean: float, scale: float) -> None:
-    """Fold the target's standardisation into the last layer."""
+    """Fold the target's standardisation into the last layer, computed in float64 whatever its own type."""
     last = plain[-1]
     assert isinstance(last, nn.Linear)
-    last.weight *= scale
-    last.bias.mul_(scale).add_(mean)
+    last.weight.copy_(last.weight.double() * scale)
+    last.bias.copy_(last.bias.double() * scale + mean)

@@ -7,11 +7,14 @@ import json
 import os
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+PART = ".part"
+"""How the name of a file ends that is being written."""
 
 
 @dataclass(frozen=True)
@@ -228,33 +231,85 @@ def to_json(value: Any) -> str:
 
 
 def from_json(kind: type[T], text: str) -> T:
-    """The inverse of `to_json`."""
-    return typing.cast(T, _revive(kind, json.loads(text)))
+    """The inverse of `to_json`. Raises `ValueError` where the text is not what that wrote."""
+    return typing.cast(T, revive(kind, json.loads(text)))
 
 
-def _revive(kind: Any, value: Any) -> Any:
-    """`value` as JSON gave it, turned back into the annotated type `kind`."""
+def revive(kind: Any, value: Any, where: str = "") -> Any:
+    """`value` as JSON gave it, turned back into the annotated type `kind`: dataclasses, tuples, lists, dictionaries, numbers,
+    texts, and alternatives of these. Keys that a dataclass does not have are left out.
+
+    where: names the value in errors. Raises `ValueError` that says what is wrong where.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in fields(kind)}
-        return typing.cast(Any, kind)(**{k: _revive(hints[k], v) for k, v in value.items() if k in known})
-    if origin is tuple:
-        inner = (args[0],) * len(value) if args[-1] is Ellipsis else args
-        return tuple(_revive(k, v) for k, v in zip(inner, value, strict=True))
-    if origin is dict:
-        return {k: _revive(args[1], v) for k, v in value.items()}
+        return _revive_fields(kind, value, where)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _revive(next(a for a in args if a is not type(None)), value)
-    return value
+        return _revive_one_of(args, value, where)
+    if origin in (tuple, list) and isinstance(value, (list, tuple)):
+        inner = (args[0],) * len(value) if origin is list or args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return origin(revive(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+    elif origin is dict and isinstance(value, dict):
+        return {k: revive(args[1], v, f"{where}[{k!r}]") for k, v in value.items()}
+    elif kind is type(None) and value is None:
+        return None
+    # True is an int to Python, and no number to us
+    elif kind in _ACCEPTED and isinstance(value, _ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool):
+        return value
+    raise ValueError(f"{where or 'it'} is {_short(value)}, not {_named(kind)}")
+
+
+_ACCEPTED: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
+
+
+def _revive_fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'it'} is {_short(value)}, not a {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for name, f in known.items():
+        if name not in value and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{where or 'it'} has no {name!r}")
+    return kind(**{k: revive(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in value.items() if k in known})
+
+
+def _revive_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """As the first of the types that it fits; where none does, the last one's complaint, which is the most telling."""
+    complaint = None
+    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):
+        try:
+            return revive(kind, value, where)
+        except ValueError as error:
+            complaint = error
+    assert complaint is not None
+    raise complaint
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _named(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+
+    Two writers at once do not meet: each has a part of its own, and the later one's content stays.
+    """
+    # a file's name may hold what is no text
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

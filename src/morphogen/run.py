@@ -9,8 +9,9 @@ import torch
 from morphogen.baselines import baselines as sklearn_baselines
 from morphogen.data.dataset import Dataset
 from morphogen.errors import RunError
-from morphogen.export import claim, export, free_folder
-from morphogen.fit import CHECKPOINT, Fitted, Settings, compressed, fit, scratch
+from morphogen.export import export
+from morphogen.fit import CHECKPOINT, Fitted, Settings, compressed, scratch, search
+from morphogen.folder import claimed, claimed_free
 from morphogen.record import Report
 from morphogen.report.live import display as make_display
 
@@ -28,19 +29,33 @@ def run(
 ) -> tuple[Fitted, Report]:
     """Fit, compare, write the folder and print the result. settings: those of `Settings`.
 
-    Raises `RunError` before anything is written where the folder holds another run or the device does not exist.
+    Raises `RunError` before anything is written where the folder holds another run or one is writing to it, where several
+    processes train together, or the device does not exist.
     """
     base = Path("runs") / dataset.name
-    folder = out or (base if resume else free_folder(base))
-    claim(folder, resume)
     _require_device(settings.get("device", "cpu"))
+    with claimed_free(base) if out is None and not resume else claimed(out or base, resume) as folder:
+        return _run(dataset, folder, resume, baselines, control, compress, quiet, Settings(**settings))
+
+
+def _run(
+    dataset: Dataset,
+    folder: Path,
+    resume: bool,
+    baselines: bool,
+    control: bool,
+    compress: bool,
+    quiet: bool,
+    settings: Settings,
+) -> tuple[Fitted, Report]:
+    """In a folder that is ours."""
     with make_display(quiet, metric=dataset.metric) as display:
         for note in dataset.notes:
             display.say(note)
         exists = (folder / CHECKPOINT).exists()
         if resume and not exists:
             display.say(f"nothing to resume in {folder}: starting from the beginning")
-        fitted = fit(dataset, Settings(**settings), folder=folder, resume=resume and exists, display=display)
+        fitted = search(dataset, settings, folder=folder, resume=resume and exists, display=display)
         if compress:
             display.say("compressing it without loss on the range of the training rows")
             fitted = compressed(fitted, dataset)

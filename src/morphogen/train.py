@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.draws import own_draws
 from morphogen.errors import MorphogenError
 from morphogen.graph.trace import evaluating
 from morphogen.resize.plan import tensors_of
@@ -138,34 +139,38 @@ def train(
     the model back to the round's start and raises `Diverged`.
     """
     while not state.stop and (rounds is None or state.round < rounds):
-        restore = snapshot(state.model, state.optimizer)
-        torch.manual_seed(generator(state.seed, 3, state.round).initial_seed() % 2**63)
-        state.model.train()
-        total = 0.0
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        for number, (x, y) in enumerate(batches.range(state.step, state.step + steps)):
-            lr = rate(state.step + number) * 0.5**state.halvings
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr * group.get("scale", 1.0)
-            state.optimizer.zero_grad()
-            loss = objective(state.model, x, y)
-            if not math.isfinite(value := float(loss.detach())):
-                restore()
-                raise Diverged(f"the loss became {value} in round {state.round}")
-            total += value
-            loss.backward()
-            if clip:
-                nn.utils.clip_grad_norm_(parameters, clip)
-            state.optimizer.step()
-        if not all(bool(p.isfinite().all()) for p in parameters):
-            restore()
-            raise Diverged(f"a weight became NaN or infinite in round {state.round}")
-        state.step += steps
-        state.round += 1
-        state.train_loss = total / steps
-        for hook in hooks:
-            hook(state)
+        with own_draws(generator(state.seed, 3, state.round).initial_seed() % 2**63, state.model):
+            _round(state, batches, objective, rate, steps, clip)
+            for hook in hooks:
+                hook(state)
     return state
+
+
+def _round(state: State, batches: Batches, objective: Objective, rate: Callable[[int], float], steps: int, clip: float) -> None:
+    restore = snapshot(state.model, state.optimizer)
+    state.model.train()
+    total = 0.0
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    for number, (x, y) in enumerate(batches.range(state.step, state.step + steps)):
+        lr = rate(state.step + number) * 0.5**state.halvings
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr * group.get("scale", 1.0)
+        state.optimizer.zero_grad()
+        loss = objective(state.model, x, y)
+        if not math.isfinite(value := float(loss.detach())):
+            restore()
+            raise Diverged(f"the loss became {value} in round {state.round}")
+        total += value
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        state.optimizer.step()
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        restore()
+        raise Diverged(f"a weight became NaN or infinite in round {state.round}")
+    state.step += steps
+    state.round += 1
+    state.train_loss = total / steps
 
 
 def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
@@ -189,6 +194,9 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, size: int | None = None) -> Tensor:
     """The model's output on all of x in evaluation mode, which it leaves again, in batches of `size`; shape (n, outputs)."""
+    kinds = [p.dtype for p in model.parameters()]
+    if kinds and x.is_floating_point():
+        x = x.to(kinds[0])
     # 64 thousand numbers at a time: what 48 channels make of more does not fit into a cache, and takes twice as long
     size = size or max(64, 2**16 // max(1, x[:1].numel()))
     with evaluating(model):

@@ -28,7 +28,7 @@ def test_without_a_test_part_the_arrays_are_empty() -> None:
     data = from_arrays(X, X[:, 0])
     assert data.task == "regression"
     assert (data.x_test.shape, data.y_test.shape) == ((0, 3), (0,))
-    assert data.y_train.dtype == data.y_test.dtype == np.float32
+    assert data.y_train.dtype == data.y_test.dtype == np.float64
 
 
 def test_the_fingerprint_follows_the_content() -> None:

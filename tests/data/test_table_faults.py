@@ -34,7 +34,7 @@ def table(**columns: object) -> pd.DataFrame:
 def test_the_task_follows_from_the_target(y: object, task: str, classes: tuple[str, ...]) -> None:
     data = from_frame(table(y=y), "y")
     assert (data.task, data.classes) == (task, classes)
-    assert data.y_train.dtype == (np.int64 if classes else np.float32)
+    assert data.y_train.dtype == (np.int64 if classes else np.float64)
     assert data.x_train.dtype == np.float32
     assert (len(data.x_train), len(data.x_test)) == (80, 20)
     assert data.prepare is not None

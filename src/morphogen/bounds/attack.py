@@ -14,10 +14,11 @@ def attack(
     net: Program, unsafe: Unsafe, box: Box, restarts: int = 16, steps: int = 30, generator: torch.Generator | None = None
 ) -> tuple[Tensor, float]:
     """(the input (1, *shape) that comes nearest to being unsafe, its excess), by signed gradient steps from random corners,
-    random points and the centre. box: of one example, (1, *shape).
+    random points and the centre. box: of one example, (1, *shape). generator: None for one of our own.
 
     Source: projected gradient descent, Madry et al. 2018 (arXiv 1706.06083).
     """
+    generator = generator or torch.Generator().manual_seed(0)
     share = torch.rand(restarts, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: restarts // 2].round_()
     share[:1] = 0.5

@@ -91,6 +91,7 @@ def stability(
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
     box = box.as_input(net.dtype)
+    generator = generator or torch.Generator().manual_seed(0)
     share = torch.rand(points, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: points // 2].round_()
     near = torch.cat([box.centre, box.lower + box.width * share])
@@ -154,11 +155,11 @@ def _proved(signs: Signs, box: Box, how: str) -> None:
 def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8, steps: int = 30) -> None:
     """Climb towards the sign that was not seen, for all open units at once."""
     units = signs.open
-    part = _until(net, name)
+    part, draw = _until(net, name), torch.Generator().manual_seed(0)
     for chunk in units.split(256):
         towards = torch.where(signs.lacks(1)[chunk], 1.0, -1.0).to(net.dtype).repeat(restarts)
         which = chunk.repeat(restarts)[:, None]
-        corners = torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype).round_()
+        corners = torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype, generator=draw).round_()
 
         def short(x: Tensor, which: Tensor = which, towards: Tensor = towards) -> Tensor:
             return -part(x).flatten(1).gather(1, which)[:, 0] * towards

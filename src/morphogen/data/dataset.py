@@ -18,7 +18,7 @@ class Dataset:
     """Arrays ready for training.
 
     x: float32, (n, features) for tables, (n, channels, height, width) in [0, 1] for images. y: (n,), int64 indices into
-    `classes`, or float32 in the target's own unit (then `classes` is ()). The test part may be empty. `flip`: a
+    `classes`, or float64 in the target's own unit (then `classes` is ()). The test part may be empty. `flip`: a
     mirrored image keeps its label. `prepare`: what turned a table's columns into x, None for images and arrays.
     `notes`: what the user should be told.
     """
@@ -61,7 +61,8 @@ def from_arrays(
 
     x: (n, features) or images (n, channels, height, width); uint8 images are divided by 255. y: (n,) labels of any kind
     or numbers; without `task` its values decide (see `decide_task`). Without x_test the test part is empty.
-    DataError: shapes that do not fit, NaN or infinite values, a class with one row, a constant target.
+    DataError: shapes that do not fit, NaN or infinite values, values that float32 cannot tell apart, a class with one row, a
+    constant target.
     """
     if (x_test is None) != (y_test is None):
         raise DataError("x_test and y_test belong together: give both or neither")
@@ -92,7 +93,21 @@ def _features(name: str, values: Any) -> np.ndarray:
         raise DataError(f"{name} is not numeric ({error}): give numbers, or a table to from_frame") from error
     if not np.isfinite(x).all():
         raise DataError(f"{name} has {(~np.isfinite(x)).sum():,} values that are NaN or infinite: fill or remove them")
+    if given.ndim == 2 and len(given):
+        _refuse_lost(name, given.astype(np.float64), x)
     return x / np.float32(255) if given.ndim == 4 and given.dtype == np.uint8 else x
+
+
+def _refuse_lost(name: str, given: np.ndarray, x: np.ndarray) -> None:
+    """DataError that names the first column whose differences float32 loses, as those of seconds since 1970."""
+    told = np.ptp(given, 0) > 1e-12 * np.abs(given).max(0)  # a constant, but for rounding, says nothing that could be lost
+    lost = told & (np.abs(given - x).max(0) > 1e-3 * given.std(0))
+    if lost.any():
+        column = int(lost.argmax())
+        raise DataError(
+            f"{name}[:, {column}] has values about {given[:, column].mean():.6g} that differ by about "
+            f"{given[:, column].std():.3g}, which float32 cannot tell apart: subtract their mean, or give a table to from_frame"
+        )
 
 
 def _target(name: str, values: Any, rows: int) -> pd.Series:

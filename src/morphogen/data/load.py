@@ -33,7 +33,7 @@ def load(
         raise DataError(f"there is no data set {source!r}: {hint}the names are {', '.join(NAMED)}, or give a file")
     frame = read_table(path)
     test_frame = None if test is None else read_table(Path(test).expanduser())
-    name = path.name[: -len(table_ending(path) or "")]
+    name = path.name[: -len(table_ending(path) or "")].encode(errors="backslashreplace").decode() or "table"
     return from_frame(frame, target, test=test_frame, task=task, test_fraction=test_fraction, seed=seed, name=name)
 
 

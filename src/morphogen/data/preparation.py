@@ -105,8 +105,11 @@ class Preparation:
 
     @staticmethod
     def from_json(text: str) -> "Preparation":
-        """The inverse of `to_json`."""
-        return record.from_json(Preparation, text)
+        """The inverse of `to_json`. Raises `DataError` where the text is something else."""
+        try:
+            return record.from_json(Preparation, text)
+        except ValueError as error:
+            raise DataError(f"this is no preparation.json ({error})") from error
 
 
 def source(preparation: Preparation) -> str:
@@ -131,8 +134,9 @@ def pipeline(frame: pd.DataFrame, columns: Columns, bins: int) -> ColumnTransfor
     parts = [(name, _number(frame[name], bins)) for name in columns.numbers]
     parts += [(name, _category(len(frame))) for name in columns.categories]
     parts += [(name, FunctionTransformer(_hash)) for name in columns.hashed]
-    # Numbered, since scikit-learn refuses names such as "a__b".
-    return ColumnTransformer([(str(i), part, [name]) for i, (name, part) in enumerate(parts)], sparse_threshold=0)
+    # Numbered, since scikit-learn refuses names such as "a__b" and numpy cuts a zero character off the end of one.
+    at = {name: place for place, name in enumerate(frame.columns)}
+    return ColumnTransformer([(str(i), part, [at[name]]) for i, (name, part) in enumerate(parts)], sparse_threshold=0)
 
 
 def _number(cells: pd.Series, bins: int) -> Pipeline:
@@ -196,7 +200,8 @@ def _ramps(hats: np.ndarray) -> np.ndarray:
 
 
 def _constants(fitted: ColumnTransformer, columns: Columns) -> Preparation:
-    part = {names[0]: transformer for _, transformer, names in fitted.transformers_}
+    names = (*columns.numbers, *columns.categories, *columns.hashed)
+    part = dict(zip(names, (transformer for _, transformer, _ in fitted.transformers_), strict=False))
     return Preparation(
         tuple(_number_constants(name, part[name]) for name in columns.numbers),
         tuple(_category_constants(name, part[name]) for name in columns.categories),

@@ -40,7 +40,7 @@ def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[
 
 
 def encode_target(train: pd.Series, test: pd.Series, task: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """(y_train, y_test, classes): int64 indices into the sorted classes, or float32 numbers and ().
+    """(y_train, y_test, classes): int64 indices into the sorted classes, or float64 numbers and ().
 
     DataError: a class with one training row, a class that only the test part has, a number that is not finite.
     """
@@ -77,7 +77,7 @@ def _labels(target: pd.Series, ordered: bool) -> pd.Series:
 
 def _numbers(target: pd.Series) -> np.ndarray:
     try:
-        numbers = floats(target).astype(np.float32)
+        numbers = floats(target)  # float64: seconds since 1970 are 128 apart in float32
     except ValueError as error:
         raise DataError(f"target {target.name!r} cannot be regressed: {error}") from error
     if not np.isfinite(numbers).all():

@@ -29,7 +29,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -
     for name, tensor in tensors.items():
         if name not in aliases:
             whole[name] = _alone(tensor, used)
-    metadata = {"about": json.dumps(about), "aliases": json.dumps(aliases), "sha256": _digest(whole)}
+    texts = {"about": json.dumps(about), "aliases": json.dumps(aliases)}
+    metadata = {**texts, "sha256 of all": _digest(whole, texts)}
     try:
         content = save(whole, metadata)
     except KeyError as error:  # safetensors looks types up in a table
@@ -45,14 +46,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             metadata = file.metadata() or {}
             # copied: on memory that is not aligned as torch aligns its own, kernels take other paths, with other last bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["about"])
-        aliases = json.loads(metadata.get("aliases", "{}"))
-        tied = {name: tensors[stored] for name, stored in aliases.items()}
+        if "sha256" in metadata:
+            raise RunError(f"checkpoint {path} is of an older morphogen, whose checksum leaves out what it says; start again")
+        texts = {name: metadata[name] for name in ("about", "aliases")}
+        about = json.loads(texts["about"])
+        tied = {name: tensors[stored] for name, stored in json.loads(texts["aliases"]).items()}
     except FileNotFoundError as error:
         raise RunError(f"no checkpoint at {path}; start the run without --resume") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise RunError(f"checkpoint {path} is corrupt ({error}); delete it and start again without --resume") from error
-    if metadata.get("sha256") != _digest(tensors):
+    if metadata.get("sha256 of all") != _digest(tensors, texts):
         raise RunError(f"checkpoint {path} is corrupt (checksum); delete it and start again without --resume")
     return {**tensors, **tied}, about
 
@@ -84,9 +87,11 @@ def _alone(tensor: Tensor, used: set[int]) -> Tensor:
     return plain
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """Of all that the file says: the metadata, and of each tensor the name, the type, the shape and the numbers."""
+    digest = hashlib.sha256(json.dumps(texts).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        tensor = tensors[name]
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

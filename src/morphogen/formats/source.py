@@ -1,6 +1,9 @@
 """A network as a page of PyTorch source that a person could have written."""
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,17 +16,20 @@ from morphogen.errors import Unsupported
 def source(model: nn.Module, *, title: str, note: str = "", prepare: str = "", input_hint: str = "") -> str:
     """Python source of a class `Net` equal to `model`, a flat `nn.Sequential` of plain modules as `freeze` returns it.
 
-    The page reads `model.safetensors` beside it and imports torch and safetensors only. title, note: its docstring.
+    The page reads `model.safetensors` beside it and imports torch and safetensors only. title, note: its docstring, any text.
     prepare: source of a function `prepare(table)` to be put before the network. input_hint: what the network expects.
-    Raises `Unsupported` for a module that has no line in the table below.
+    Raises `Unsupported` for a module that is not in the table below, and for a value that has no plain way to be written.
     """
     if type(model) is not nn.Sequential:
         raise Unsupported(f"source: {type(model).__name__} is not a flat nn.Sequential; pass the result of freeze(model, x)")
-    layers = [f"            {name}={_line(name, module)}," for name, module in model.named_children()]
+    # not `named_children`, which has a module that stands in two places once
+    layers = [f"            ({_literal(name)}, {_line(name, module)})," for name, module in model._modules.items() if module]
     future, imports, body = _split_imports(prepare)
+    kind = _dtype(model)
     return _PAGE.format(
-        title=title,
-        note=f"\n\n{note.strip()}" if note else "",
+        cast="" if kind is torch.float32 else f".to({kind})",
+        title=_text(title),
+        note=f"\n\n{_text(note.strip())}" if note else "",
         future=future,
         imports="\n".join(
             sorted({"from collections import OrderedDict", "from pathlib import Path", *imports}, key=_import_order)
@@ -31,7 +37,7 @@ def source(model: nn.Module, *, title: str, note: str = "", prepare: str = "", i
         prepare=f"{body.strip()}\n\n\n" if body.strip() else "",
         classes=_LEVELS if any(_is_levels(module) for module in model) else "",
         layers="\n".join(layers),
-        input_hint=f"\n    {input_hint}\n    " if input_hint else "",
+        input_hint=f"\n    {_text(input_hint)}\n    " if input_hint else "",
     )
 
 
@@ -50,12 +56,12 @@ from torch import Tensor, nn
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(OrderedDict(
+        self.layers = nn.Sequential(OrderedDict([
 {layers}
-        ))
+        ])){cast}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers(x{cast})
 
 
 def load(path: str | Path = Path(__file__).with_name("model.safetensors")) -> Net:
@@ -91,6 +97,14 @@ _LEVELS = '''class Levels(nn.Module):
 '''
 
 
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of all numbers; the page would be another network where they differed."""
+    kinds: set[torch.dtype] = {t.dtype for t in model.state_dict().values() if t.is_floating_point()} or {torch.float32}
+    if len(kinds) > 1:
+        raise Unsupported(f"source: tensors of {', '.join(sorted(map(str, kinds)))}; make them one with .to(dtype)")
+    return kinds.pop()
+
+
 def _is_levels(module: nn.Module) -> bool:
     """Whether it is what `layers.dag_levels.by_levels` makes of a DAG that has a readout; copies have another class name."""
     return isinstance(module, GraphModule) and hasattr(module, "level1") and not hasattr(module, "order")
@@ -100,23 +114,42 @@ def _levels(module: GraphModule) -> str:
     sizes = [(layer.in_features, layer.out_features) for layer in module.children() if isinstance(layer, nn.Linear)]
     linked = any(node.target is torch.neg for node in module.graph.nodes)
     activation: Any = module.activation
-    return f"Levels({sizes}, {_line('activation', activation)}{', linked=True' if linked else ''})"
+    return f"Levels({_literal(sizes)}, {_line('activation', activation)}{', linked=True' if linked else ''})"
 
 
 def _line(name: str, module: nn.Module) -> str:
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise Unsupported(f"source: {type(module).__name__} '{name}' has hooks, which no source shows; remove them")
     if isinstance(module, GraphModule) and _is_levels(module):
         return _levels(module)
-    for kind, write in _LINES.items():
-        if type(module) is kind:
-            return f"nn.{kind.__name__}({write(module)})"
-    raise Unsupported(f"source: no line for {type(module).__name__} '{name}'; add one to morphogen.formats.source._LINES")
+    if type(module) not in _KINDS:
+        raise Unsupported(f"source: no line for {type(module).__name__} '{name}'; add it to morphogen.formats.source._KINDS")
+    return f"nn.{type(module).__name__}({', '.join(_arguments(name, module))})"
 
 
-def _conv(m: Any) -> str:
-    parts = [str(m.in_channels), str(m.out_channels), str(_square(m.kernel_size))]
-    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    parts += [f"{k}={_square(getattr(m, k))!r}" for k, default in defaults.items() if _square(getattr(m, k)) != default]
-    return ", ".join(parts + ([] if m.bias is not None else ["bias=False"]))
+_KINDS = frozenset({
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, nn.Flatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.SELU, nn.Identity, nn.ELU, nn.GELU,
+    nn.LeakyReLU,
+})  # fmt: skip
+"""Modules that keep what they were built with under the names of their constructor's arguments."""
+
+
+def _arguments(name: str, module: nn.Module) -> Iterator[str]:
+    """All of what it was built with: what has no default by position, the rest by name where it is not the default."""
+    for argument in inspect.signature(type(module)).parameters.values():
+        if argument.kind is not argument.POSITIONAL_OR_KEYWORD or argument.name in ("device", "dtype"):
+            continue
+        value, default = _square(getattr(module, argument.name)), argument.default
+        if argument.name == "bias":
+            value = value is not None
+        if argument.name == "stride" and default is None:
+            default = _square(module.kernel_size)  # of pooling
+        of = f" ({argument.name} of {type(module).__name__} {name!r})"
+        if default is argument.empty:
+            yield _literal(value, of)
+        elif value != default:
+            yield f"{argument.name}={_literal(value, of)}"
 
 
 def _square(value: Any) -> Any:
@@ -124,40 +157,28 @@ def _square(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
-def _linear(m: nn.Linear) -> str:
-    return f"{m.in_features}, {m.out_features}" + ("" if m.bias is not None else ", bias=False")
+def _literal(value: Any, of: str = "") -> str:
+    """A value as Python source that gives it back. Everything of a network that goes into the page goes through here."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(str(value))
+    if isinstance(value, Integral):
+        return repr(int(value))
+    if isinstance(value, Real) and math.isfinite(value):
+        return repr(float(value))
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(_literal(part, of) for part in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner},)" if len(value) == 1 else f"({inner})"
+    raise Unsupported(f"source: {value!r}{of} cannot be written as Python")
 
 
-def _norm(m: Any) -> str:
-    return f"{m.num_features}" + ("" if m.eps == 1e-5 else f", eps={m.eps!r}")
+def _text(text: str) -> str:
+    """Any text as what stands between three double quotes and reads as that text, whatever is in it.
 
-
-def _pool(m: Any) -> str:
-    extra = "" if m.stride == m.kernel_size else f", stride={m.stride!r}"
-    return f"{m.kernel_size!r}{extra}" + ("" if m.padding == 0 else f", padding={m.padding!r}")
-
-
-def _nothing(m: nn.Module) -> str:
-    return ""
-
-
-_LINES: dict[type[nn.Module], Callable[[Any], str]] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Conv3d: _conv,
-    nn.BatchNorm1d: _norm,
-    nn.BatchNorm2d: _norm,
-    nn.MaxPool1d: _pool,
-    nn.MaxPool2d: _pool,
-    nn.AvgPool2d: _pool,
-    nn.AdaptiveAvgPool2d: lambda m: repr(m.output_size),
-    nn.Flatten: lambda m: "" if (m.start_dim, m.end_dim) == (1, -1) else f"{m.start_dim}, {m.end_dim}",
-    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.SELU, nn.Identity), _nothing),
-    nn.ELU: lambda m: "" if m.alpha == 1.0 else f"alpha={m.alpha!r}",
-    nn.GELU: lambda m: "" if m.approximate == "none" else f"approximate={m.approximate!r}",
-    nn.LeakyReLU: lambda m: "" if m.negative_slope == 0.01 else repr(m.negative_slope),
-}
+    Line by line what `repr` makes of it, so that it stays legible.
+    """
+    return "\n".join(repr(line)[1:-1].replace('"', r"\"") for line in text.split("\n"))
 
 
 def _split_imports(text: str) -> tuple[str, list[str], str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from morphogen.errors import RunError, Unsupported
 from morphogen.policies import Controller, Policy
-from morphogen.record import Change, write_atomic
+from morphogen.record import Change, revive, write_atomic
 from morphogen.resize import ledger_from_json, replay
 from morphogen.train import generator
 
@@ -83,5 +84,18 @@ def _read(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{folder} holds no {FILE}: it was written without Growth; resume without it, or from another checkpoint"
         )
-    found: dict[str, Any] = json.loads((folder / FILE).read_text())
-    return found
+    try:
+        found = json.loads((folder / FILE).read_text())
+        revive(_Kept, found)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / FILE} cannot be used ({error}); was it changed by hand?") from error
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is in the file, see `Controller.kept`."""
+
+    ledger: list[dict[str, Any]]
+    memory: dict[str, Any]
+    done: bool

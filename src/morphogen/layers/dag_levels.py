@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
+from morphogen.draws import undrawn
 from morphogen.layers.dag import BASES, Dag
 from morphogen.layers.dag_sparse import levels
 
@@ -63,7 +64,7 @@ def _levels(dag: Dag) -> list[list[int]]:
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    layer = undrawn(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from morphogen.draws import own_draws
 from morphogen.errors import PlanError
 
 
@@ -157,7 +158,7 @@ class BlockStack(nn.Module, ABC):
         number = len(self.blocks)
         block = build(number)
         if self._copied:
-            with torch.random.fork_rng(devices=[]):
+            with own_draws():
                 shared = _tensors(build(number)).values()
             first = next(self.blocks.parameters(), None)
             if {id(t) for t in shared} & {id(t) for t in _tensors(block).values()} and not (first is None or first.is_meta):

@@ -7,7 +7,8 @@ Loading needs no tracing and none of the code that grew the network: every tenso
 file has, learned depths get their blocks, and the sizes that modules keep beside their tensors are set.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from torch.optim import Optimizer
 
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
+from morphogen.record import revive
 from morphogen.resize.apply import attributes, put
 from morphogen.resize.base import base_of, made_of, other_base, other_groups, other_modules, set_base, trained_by
 from morphogen.resize.blocks import attach, detach, new_block, stacks
 from morphogen.resize.edit import Edit, edit_from_dict
 from morphogen.resize.numbers import recount
 from morphogen.resize.optim import whole
-from morphogen.resize.structure import structure
+from morphogen.resize.structure import checked_structure, structure
 
 _VERSION = 3
+_MOST_BLOCKS = 10_000  # a number beyond it is a fault, and building them would take forever
 
 
 def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None, ledger: Iterable[Edit] = ()) -> Path:
@@ -41,7 +44,7 @@ def save(path: str | Path, model: nn.Module, optimizer: Optimizer | None = None,
         "blocks": {name: len(stack) for name, stack in stacks(model).items()},
         "attributes": attributes(model),
         "base": base_of(model),
-        "made of": made_of(model),
+        "made_of": made_of(model),
     }
     tensors = model_tensors(model)
     if optimizer is not None:
@@ -69,22 +72,23 @@ def load(
     or corrupt, or belongs to another base model or optimizer, with what differs: sizes before the first edit, kinds of modules
     and their settings, ties, the optimizer's class and what its groups hold. What a forward method does is not compared.
     """
-    tensors, about = load_tensors(_file(path))
-    if about.get("version") != _VERSION:
-        raise RunError(f"checkpoint {path} has version {about.get('version')}; this morphogen reads {_VERSION}")
+    tensors, about = _read(path)
     built = build()
     model, optimizer = built if isinstance(built, tuple) else (built, None)
-    if "groups" in about and optimizer is None:
+    if about.get("groups") is not None and optimizer is None:
         raise RunError(f"checkpoint {path} has an optimizer's state; let build() return (model, optimizer)")
     base, names = base_of(model), {id(p): name for name, p in model.named_parameters()}
     held = {} if optimizer is None else trained_by(optimizer, names)
-    _build_blocks(model, about["blocks"])
+    _build_blocks(model, about["blocks"], path)
     _fill_model(model, tensors, path)
+    modules = dict(model.named_modules())
+    _known(path, "sizes of a module", about["attributes"], modules)
     for name, sizes in about["attributes"].items():
+        _known(path, f"for module {name!r} a size", sizes, _sizes_of(modules[name]))
         for attribute, value in sizes.items():
-            setattr(model.get_submodule(name), attribute, tuple(value) if isinstance(value, list) else value)
-    differences = [*other_base(about["base"], base), *other_modules(about["made of"], made_of(model), ignore)]
-    if "groups" in about and optimizer is not None:
+            setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
+    differences = [*other_base(about["base"], base), *other_modules(about["made_of"], made_of(model), ignore)]
+    if about.get("groups") is not None and optimizer is not None:
         if about["optimizer"] != type(optimizer).__name__:
             differences.append(f"the optimizer is {about['optimizer']}, build() makes {type(optimizer).__name__}")
         groups = {name: number for number, group in enumerate(about["groups"]) for name in group["params"]}
@@ -96,13 +100,14 @@ def load(
             "model that the saved run started from"
         )
     set_base(model, about["base"]["notes"])
-    if "groups" not in about:
+    if about.get("groups") is None:
         return model, None
     assert optimizer is not None
     parameters = dict(model.named_parameters())
     _fill_groups(optimizer, parameters, about["groups"], tensors, path)
     fill_optimizer(model, optimizer, tensors)
-    for name, numbers in about["numbers"].items():
+    _known(path, "numbers of a parameter", about.get("numbers") or {}, parameters)
+    for name, numbers in (about.get("numbers") or {}).items():
         home = parameters[name].device
         optimizer.state[parameters[name]].update({key: _from_json(value, tensors, home) for key, value in numbers.items()})
     return model, optimizer
@@ -113,8 +118,66 @@ _SAID = 5  # differences that a message names
 
 def load_ledger(path: str | Path) -> tuple[Edit, ...]:
     """The edits that a checkpoint's network went through."""
-    _, about = load_tensors(_file(path))
+    _, about = _read(path)
     return tuple(edit_from_dict(edit) for edit in about["structure"]["ledger"])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Of a parameter group's settings only the parameters are everyone's."""
+
+    params: list[str]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What `base_of` gave."""
+
+    tensors: dict[str, Any]
+    blocks: dict[str, Any]
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What must be in the metadata, and of which types."""
+
+    version: int
+    structure: dict[str, Any]
+    blocks: dict[str, int]
+    attributes: dict[str, dict[str, int | tuple[int, ...]]]
+    base: _Base
+    made_of: dict[str, Any]
+    optimizer: str | None = None
+    groups: list[_Group] | None = None
+    numbers: dict[str, dict[str, Any]] | None = None
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, metadata) of a checkpoint, looked at."""
+    tensors, about = load_tensors(_file(path))
+    version = about.get("version") if isinstance(about, dict) else None
+    if version != _VERSION:
+        raise RunError(f"checkpoint {path} has version {version}; this morphogen reads {_VERSION}")
+    try:
+        revive(_About, about)
+        checked_structure(about["structure"])
+    except ValueError as error:
+        raise RunError(f"checkpoint {path}: its metadata cannot be used ({error}); was it changed by hand?") from error
+    return tensors, about
+
+
+def _known(path: str | Path, what: str, names: Iterable[str], known: Container[str]) -> None:
+    """Raises `RunError` for the first name that the model of `build()` does not have."""
+    for name in names:
+        if name not in known:
+            raise RunError(f"checkpoint {path} has {what} {name!r}, which the model that build() makes does not have")
+
+
+def _sizes_of(module: nn.Module) -> set[str]:
+    """What may be a size among a module's attributes: whole numbers and tuples; never a method or a submodule."""
+    return {name for name in dir(module) if isinstance(getattr(module, name, None), (int, tuple, list, torch.Size))}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -217,21 +280,26 @@ def _fill_groups(
             "build the optimizer as it was built for the saved run"
         )
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        _known(path, "in a group a parameter", saved["params"], parameters)
         group["params"][:] = [parameters[name] for name in saved["params"]]
         home = next((p.device for p in group["params"]), torch.device("cpu"))
         for key, value in saved["values"].items():
             old, new = group.get(key), _from_json(value, tensors, home)
+            if isinstance(old, (int, float)) and not isinstance(new, (int, float, Tensor)):
+                raise RunError(f"checkpoint {path} has {new!r} as the optimizer's {key!r}, which is a number")
             if isinstance(old, Tensor) and isinstance(new, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype):
                 old.copy_(new)  # a scheduler may hold it
             else:
                 group[key] = new
 
 
-def _build_blocks(model: nn.Module, blocks: Mapping[str, int]) -> None:
+def _build_blocks(model: nn.Module, blocks: Mapping[str, int], path: str | Path) -> None:
     for name, count in blocks.items():
         stack = stacks(model).get(name)
         if stack is None:
             continue  # another model, as its tensors will show
+        if not 0 <= count <= _MOST_BLOCKS:
+            raise RunError(f"checkpoint {path} has {count} blocks in {name!r}, which cannot be")
         while len(stack) < count:
             block = new_block(model, name)
             recount(model, name, len(stack), 1, [])

@@ -1,10 +1,11 @@
 """Edits are values: what should change, by name; nothing about how."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from morphogen.errors import PlanError
+from morphogen.record import revive
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,17 @@ def edit_to_dict(edit: Edit) -> dict[str, Any]:
 
 
 def edit_from_dict(value: dict[str, Any]) -> Edit:
-    """The edit that `edit_to_dict` wrote. Raises `PlanError` on an unknown kind."""
-    fields = dict(value)
-    kind = fields.pop("edit", None)
-    if kind not in _KINDS:
-        raise PlanError(f"ledger: unknown edit {kind!r}; known are {', '.join(_KINDS)}")
-    return _KINDS[kind](**fields)  # type: ignore[no-any-return]
+    """The edit that `edit_to_dict` wrote. Raises `PlanError` on an unknown kind and on values that it cannot have."""
+    if not isinstance(value, dict):
+        raise PlanError(f"ledger: an edit is a dictionary, not {value!r}")
+    wanted = value.get("edit")
+    kind = _KINDS.get(wanted) if isinstance(wanted, str) else None
+    if kind is None:
+        raise PlanError(f"ledger: unknown edit {wanted!r}; known are {', '.join(_KINDS)}")
+    names = {"edit", *(f.name for f in fields(kind))}
+    if strange := sorted(value.keys() - names, key=str):
+        raise PlanError(f"ledger: {wanted} has no {strange[0]!r}")
+    try:
+        return revive(kind, value, str(wanted))  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise PlanError(f"ledger: {error}") from error

@@ -54,5 +54,7 @@ def ledger_to_json(ledger: Sequence[Edit]) -> list[dict[str, Any]]:
 
 
 def ledger_from_json(value: Iterable[dict[str, Any]]) -> Ledger:
-    """The ledger that `ledger_to_json` wrote."""
+    """The ledger that `ledger_to_json` wrote. Raises `PlanError` where it is something else."""
+    if not isinstance(value, (list, tuple)):
+        raise PlanError(f"ledger: a list of edits is wanted, not {value!r}")
     return tuple(edit_from_dict(v) for v in value)

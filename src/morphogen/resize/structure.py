@@ -12,6 +12,7 @@ Other keys may stand beside these; readers ignore them.
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import nn
 
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors
-from morphogen.resize.edit import Edit, edit_to_dict
+from morphogen.record import revive
+from morphogen.resize.edit import Edit, edit_from_dict, edit_to_dict
 
 SCHEMA = 2
 
@@ -55,6 +57,32 @@ def read_structure(path: str | Path) -> Structure:
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         schema = found.get("schema") if isinstance(found, dict) else None
         raise RunError(f"{path} has structure schema {schema}; this morphogen reads {SCHEMA}")
+    try:
+        return checked_structure(found)
+    except ValueError as error:
+        raise RunError(f"{path} is no structure ({error}); was it changed by hand?") from error
+
+
+@dataclass(frozen=True)
+class _Module:
+    kind: str
+    tensors: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """What must be in one, see the schema above."""
+
+    schema: int
+    modules: dict[str, _Module]
+    ledger: list[dict[str, Any]]
+
+
+def checked_structure(found: Structure) -> Structure:
+    """`found` itself, where it is a structure. Raises `ValueError` that says what it lacks."""
+    revive(_Structure, found)
+    for edit in found["ledger"]:
+        edit_from_dict(edit)
     return found
 
 

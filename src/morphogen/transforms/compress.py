@@ -24,6 +24,7 @@ from torch.fx import Graph, GraphModule
 
 from morphogen.bounds.box import Box
 from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
+from morphogen.draws import undrawn
 from morphogen.errors import NotExact, ShapeError
 from morphogen.graph.trace import evaluating, trace
 from morphogen.graph.widths import Width, widths
@@ -300,8 +301,8 @@ def _bypassed(
     if gained <= 0 or bool(still.all()):
         return None
     skip, bends = _product(first, slopes, second), ~still
-    inner = nn.Linear(first.in_features, int(bends.sum()), dtype=first.weight.dtype)
-    outer = nn.Linear(inner.out_features, second.out_features, dtype=first.weight.dtype)
+    inner = undrawn(nn.Linear, first.in_features, int(bends.sum()), dtype=first.weight.dtype)
+    outer = undrawn(nn.Linear, inner.out_features, second.out_features, dtype=first.weight.dtype)
     inner.weight.copy_(first.weight[bends])
     inner.bias.copy_(first.bias[bends] if first.bias is not None else 0.0)
     outer.weight.copy_(second.weight[:, bends])
@@ -343,7 +344,7 @@ collapse = partial(compress, rules=("collapse",))
 def _product(first: nn.Linear, slopes: Tensor, second: nn.Linear) -> nn.Linear:
     """What goes through the units with these slopes, without the second layer's bias."""
     through = second.weight * slopes
-    made = nn.Linear(first.in_features, second.out_features, dtype=first.weight.dtype)
+    made = undrawn(nn.Linear, first.in_features, second.out_features, dtype=first.weight.dtype)
     made.weight.copy_(through @ first.weight)
     made.bias.copy_(through @ first.bias if first.bias is not None else made.bias.new_zeros(len(made.bias)))
     return made

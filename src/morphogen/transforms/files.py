@@ -2,9 +2,6 @@
 
 import json
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from morphogen.data.tables import read_table
 from morphogen.errors import DataError, Unsupported
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.onnx_reader import read_onnx
+from morphogen.formats.pt2 import read_pt2, write_pt2
 from morphogen.record import Certificate, write_atomic
 from morphogen.transforms.modules import modules
 
@@ -31,19 +29,18 @@ class Network:
     dtype: torch.dtype
 
 
-def read(path: Path) -> Network:
-    """The network of a .onnx or .pt2 file."""
+def read(path: Path, trust: bool = False) -> Network:
+    """The network of a .onnx or .pt2 file.
+
+    trust: read a .pt2 file also where that may run code which is in it, see `formats.pt2.read_pt2`.
+    """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind == "onnx":
         net = read_onnx(path)
         return Network(modules(program(net, torch.zeros(2, *net.shape))), net.shape, net.dtype)
     if kind != "pt2":
         raise DataError(f"{path}: not a .onnx or .pt2 file; export the network with torch.onnx.export or torch.export.save")
-    try:
-        with _quiet():
-            exported = torch.export.load(path)
-    except Exception as error:  # the archive raises many kinds
-        raise DataError(f"{path}: cannot be read as an exported program ({str(error).splitlines()[0]})") from error
+    exported = read_pt2(path, trust)
     inputs = exported.graph_signature.user_inputs
     if len(inputs) != 1:
         raise Unsupported(f"{path}: {len(inputs)} inputs; a network of one can be read")
@@ -99,10 +96,9 @@ def write(
     if path.suffix == ".onnx":
         error = export_onnx(model, example, path).max_error
     elif path.suffix == ".pt2":
-        batch = torch.export.Dim("batch", min=1)
-        with torch.no_grad(), _quiet():
-            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False), path)
-            error = float((torch.export.load(path).module()(example) - model(example)).abs().max())
+        write_pt2(model, example, path)
+        with torch.no_grad():
+            error = float((read_pt2(path).module()(example) - model(example)).abs().max())
     else:
         raise DataError(f"{path}: give a name that ends in .onnx or .pt2")
     with torch.no_grad():
@@ -122,14 +118,6 @@ def size(model: nn.Module, box: Box) -> float:
 
 def _inputs(box: Box, count: int) -> Tensor:
     return box.points(count, count // 2)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Other people's deprecations are none of a user's business."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _number(text: str) -> bool:

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx import Node as FxNode
 
 from morphogen.bounds.program import RESHAPES, Program, Step
+from morphogen.draws import undrawn
 from morphogen.graph.trace import Ref, refs
 
 
@@ -87,7 +88,7 @@ def _arguments(arg: Any, values: dict[str, FxNode], layers: dict[str, nn.Module 
 @torch.no_grad()
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A layer of these, in their precision."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, dtype=weight.dtype)
+    layer = undrawn(nn.Linear, weight.shape[1], weight.shape[0], bias is not None, dtype=weight.dtype)
     _filled(layer, weight, bias)
     return layer
 
@@ -98,7 +99,8 @@ def _conv(kind: type[Any]) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         planes, inputs = weight.shape[:2]
         sizes = [tuple(part) if isinstance(part, (list, tuple)) else part for part in (stride, padding, dilation)]
-        layer = kind(inputs * groups, planes, tuple(weight.shape[2:]), *sizes, groups, bias is not None, dtype=weight.dtype)
+        given = (inputs * groups, planes, tuple(weight.shape[2:]), *sizes, groups, bias is not None)
+        layer = undrawn(kind, *given, dtype=weight.dtype)
         return _filled(layer, weight, bias)
 
     return make
