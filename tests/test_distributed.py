@@ -85,8 +85,8 @@ def hooked(rank: int, draw: torch.Generator) -> None:
         resize_distributed(ddp, [Shrink("0", [rank])], example=example, optimizers=[optimizer])
     with pytest.raises(PlanError, match="ask for different fresh"):
         resize_distributed(ddp, [Grow("0", 1)], fresh=float(rank), example=example, optimizers=[optimizer])
+    drawn = {**STARTS, "out": lambda row, tensor, new, generator: torch.full_like(tensor.index_select(row.dim, new), rank)}
     with pytest.raises(PlanError, match="'0.weight' is not the same on all ranks"):
-        drawn = {**STARTS, "out": lambda row, tensor, new, generator: torch.full_like(tensor.index_select(row.dim, new), rank)}
         resize_distributed(ddp, [Grow("0", 1)], starts=drawn, example=example, optimizers=[optimizer])
     for call in (
         lambda: mg.adapt(ddp.module, [optimizer]),

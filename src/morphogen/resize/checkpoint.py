@@ -83,7 +83,10 @@ def load(
     _fill_model(model, tensors, path)
     modules = dict(model.named_modules())
     _known(path, "sizes of a module", about["attributes"], modules)
+    kinds = {name: kind for name, (kind, _) in about["made_of"]["modules"].items()}
     for name, sizes in about["attributes"].items():
+        if kinds.get(name) != type(modules[name]).__name__:
+            continue  # another model, as is said below
         _known(path, f"for module {name!r} a size", sizes, _sizes_of(modules[name]))
         for attribute, value in sizes.items():
             setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
@@ -140,6 +143,14 @@ class _Base:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """What `made_of` gave: of each module its kind and its settings."""
+
+    modules: dict[str, tuple[str, dict[str, Any]]]
+    tied: list[Any]
+
+
+@dataclass(frozen=True)
 class _About:
     """What must be in the metadata, and of which types."""
 
@@ -148,7 +159,7 @@ class _About:
     blocks: dict[str, int]
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
     base: _Base
-    made_of: dict[str, Any]
+    made_of: _Made
     optimizer: str | None = None
     groups: list[_Group] | None = None
     numbers: dict[str, dict[str, Any]] | None = None

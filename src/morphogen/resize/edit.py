@@ -57,7 +57,9 @@ class AddBlock:
     """One more block at the end of `module`: a `LearnedDepth`, or an `nn.Sequential` or `nn.ModuleList` of residual blocks.
 
     The function stays as it is: the gate is closed, or the last layer of each of its branches is zero, so that it is the
-    identity. A block of a plain stack is a copy of the last one, as freshly initialised as its parts know how to.
+    identity. A block of a plain stack is a copy of the last one, as freshly initialised as its parts know how to. Attributes
+    that number the blocks (`layer_idx`) give it the next number, and those that count them (`num_hidden_layers` of the module
+    that holds the stack, or of its `config`) go along.
     """
 
     module: str
