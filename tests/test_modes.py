@@ -94,19 +94,9 @@ def test_a_call_leaves_every_mode(name: str, tmp_path) -> None:
 def test_a_call_on_a_plain_network_leaves_every_mode(name: str, tmp_path) -> None:
     model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).train(), torch.randn(8, 4)
     model[2].eval()
-<<<<<<< HEAD
     before = modes(model)
     PLAINLY[name](model, x, tmp_path)
     assert modes(model) == before
-=======
-    x = torch.randn(2, 2)
-    state = torch.get_rng_state()
-    for call in (lambda: trace(model, x), lambda: mg.resize(model, [], example=x)):
-        with pytest.raises(KeyboardInterrupt):
-            call()
-        assert [module.training for module in model] == [True, True, False]
-        assert torch.equal(torch.get_rng_state(), state)
->>>>>>> work-engine
 
 
 @pytest.mark.parametrize("mode", [True, False])
