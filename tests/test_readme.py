@@ -23,10 +23,10 @@ def test_the_library_examples_run(capsys) -> None:
     assert "8 dead units dropped" in out
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_the_recipes_run(number: int, capsys) -> None:
     parts = re.findall(r"```python\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.S)
-    assert len(parts) == 8
+    assert len(parts) == 9
     torch.manual_seed(0)
     exec(parts[number], {})
     out = capsys.readouterr().out
