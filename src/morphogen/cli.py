@@ -150,8 +150,9 @@ def verify(
         found = search(network, prop, timeout or 60.0, told)
     typer.echo(found.status)
     if found.witness is not None:
-        pairs = [*(("X", i, v) for i, v in enumerate(found.witness)), *(("Y", i, v) for i, v in enumerate(found.output))]
-        typer.echo("(" + "\n ".join(f"({kind}_{i} {value:.9g})" for kind, i, value in pairs) + ")")
+        pairs = [f"(X_{i} {text})" for i, text in enumerate(found.written)]
+        pairs += [f"(Y_{i} {value:.9g})" for i, value in enumerate(found.output)]
+        typer.echo("(" + "\n ".join(pairs) + ")")
     console.print(f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False)
     raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
 
