@@ -124,7 +124,7 @@ def verify(
     timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds, then it is unknown; 60, or as listed")] = None,
     instances: Annotated[Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, with --instances")] = 1,
-    out: Annotated[Path, typer.Option(help="the table of results, with --instances; what it has is not run again")] = Path(
+    out: Annotated[Path, typer.Option(help="the table of results, with --instances; only errors in it are run again")] = Path(
         "results.csv"
     ),
 ) -> None:
