@@ -1,6 +1,7 @@
 """Properties and networks from files: what is read is what is written, verdicts are right, faults are said in one line."""
 
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,14 @@ BOX = "(assert (and (>= X_0 -1) (<= X_0 1.0) (>= X_1 0) (<= X_1 2e0)))\n"
 def test_a_property_is_a_disjunction_of_boxes_and_half_spaces() -> None:
     text = HEAD + BOX + "; unsafe\n(assert (or (and (<= Y_0 Y_1) (>= Y_1 (+ 1 (* 2 Y_0)))) (>= (- Y_0 3) 0)))"
     found = parse_vnnlib(text)
-    assert (found.inputs, found.outputs, len(found.clauses)) == (2, 2, 2)
-    first, second = found.clauses
+    assert (found.inputs, found.outputs) == (2, 2)
+    first, second = found.clauses()
     assert (first.lower.tolist(), first.upper.tolist()) == ([-1, 0], [1, 2])
     assert (first.rows.tolist(), first.limits.tolist()) == ([[1, -1], [2, -1]], [0, -1])
     assert (second.rows.tolist(), second.limits.tolist()) == ([[-1, 0]], [-3])
     boxes = parse_vnnlib(HEAD + "(assert (or (and (>= X_0 0) (<= X_0 1)) (and (>= X_0 2) (<= X_0 3))))"
                          "(assert (and (>= X_1 0) (<= X_1 0)))(assert (<= Y_0 0))")  # fmt: skip
-    assert [clause.lower.tolist() for clause in boxes.clauses] == [[0, 0], [2, 0]]
+    assert [clause.lower.tolist() for clause in boxes.clauses()] == [[0, 0], [2, 0]]
 
 
 @pytest.mark.parametrize(
@@ -47,14 +48,14 @@ def test_a_property_is_a_disjunction_of_boxes_and_half_spaces() -> None:
         (HEAD + BOX + "(assert (<= Y_0 nan))", "line 6, column 17: 'nan' is neither a number nor a variable"),
         (HEAD + BOX + "(assert (<= Y_0 1.x))", "line 6, column 17: '1.x' is neither a number nor a variable"),
         (HEAD + BOX + "(assert (<= Y_0 0)", "line 6, column 1: this '\\(' is never closed"),
-        (HEAD + BOX + "(assert (= Y_0 0))", "line 6, column 10: '=' here; and, or, <= or >="),
+        (HEAD + BOX + "(assert (!= Y_0 0))", "line 6, column 10: '!=' here; and, or, <= or >="),
         (HEAD + BOX + "(asert (<= Y_0 0))", "line 6, column 2: 'asert' here; declare-const"),
         (HEAD + BOX + ")", "line 6, column 1: '\\)' here; '\\(' was expected"),
         (HEAD + BOX + "(assert (<= X_0 Y_0))", "several inputs, or inputs and outputs"),
         (HEAD + BOX + "(assert (<= (* Y_0 Y_1) 0))", "a product of two variables"),
         (HEAD + "(assert (<= X_0 1))", "X_0 has no lower bound"),
         (HEAD + BOX + "(assert (<= X_1 -1))", "X_1 is asserted to be at least 0 and at most -1"),
-        ("(declare-const X_1 Real)", "X_1 is declared where X_0 comes next"),
+        ("(declare-const X_1 Real)", "X_1 is declared, and X_0 is not"),
         ("", "declares 0 inputs and 0 outputs"),
     ],
 )
@@ -105,10 +106,34 @@ def test_from_files_to_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
             session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
             assert session.run(None, {"input": found.witness[None]})[0][0, 0] >= limit - 1e-6
             assert result.stdout.split("\n")[1].startswith("((X_0 ")
+            assert [f"(X_{i} {text})" in result.stdout for i, text in enumerate(found.written)] == [True, True]
     (tmp_path / "q.vnnlib").write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= X_0 1) (>= X_0 0)))")
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "q.vnnlib")])
     assert isinstance(result.exception, MorphogenError)
     assert "is over 1 inputs and 1 outputs" in str(result.exception)
+
+
+def test_a_counterexample_lies_in_its_box_as_written_and_below_strict_limits(tmp_path: Path) -> None:
+    export_onnx(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.randn(3, 2), tmp_path / "net.onnx")
+    torch.manual_seed(0)
+    for ends in (("0.7", "0.7000001"), ("-0.3", "-0.1"), ("1e-9", "0.2")):
+        box = "".join(f"(assert (and (>= X_{i} {ends[0]}) (<= X_{i} {ends[1]})))" for i in range(2))
+        for row in ("(<= Y_0 Y_0)", "(or (<= (* 2 Y_0) Y_1) (>= (* 2 Y_0) Y_1))"):
+            (tmp_path / "p.vnnlib").write_text(HEAD + box + f"(assert {row})")
+            found = verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
+            assert found.status == "sat"
+            low, high = map(Fraction, ends)
+            assert all(low <= Fraction(float(value)) <= high for value in found.witness)
+            assert all(low <= Fraction(text) <= high for text in found.written)
+    dead = nn.Sequential(nn.Linear(2, 2), nn.ReLU())  # its outputs are 0
+    with torch.no_grad():
+        dead[0].bias.fill_(-9.0)
+    for sign, status in (("<", "unsat"), ("<=", "sat")):
+        (tmp_path / "p.vnnlib").write_text(HEAD + BOX + f"(assert (and ({sign} Y_0 0) ({sign} Y_1 0.0)))")
+        export_onnx(dead, torch.randn(3, 2), tmp_path / "net.onnx")
+        assert verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib").status == status
+    (tmp_path / "p.vnnlib").write_text(HEAD + BOX + "(assert (or (< 1 0) (< 0 0)))")
+    assert verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib").status == "unsat"
 
 
 def test_a_file_is_read_as_onnxruntime_runs_it(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def verify(
     timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds, then it is unknown; 60, or as listed")] = None,
     instances: Annotated[Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, with --instances")] = 1,
-    out: Annotated[Path, typer.Option(help="the table of results, with --instances; what it has is not run again")] = Path(
+    out: Annotated[Path, typer.Option(help="the table of results, with --instances; only errors in it are run again")] = Path(
         "results.csv"
     ),
 ) -> None:
@@ -154,8 +154,9 @@ def verify(
         found = search(network, prop, timeout or 60.0, told)
     typer.echo(found.status)
     if found.witness is not None:
-        pairs = [*(("X", i, v) for i, v in enumerate(found.witness)), *(("Y", i, v) for i, v in enumerate(found.output))]
-        typer.echo("(" + "\n ".join(f"({kind}_{i} {value:.9g})" for kind, i, value in pairs) + ")")
+        pairs = [f"(X_{i} {text})" for i, text in enumerate(found.written)]
+        pairs += [f"(Y_{i} {value:.9g})" for i, value in enumerate(found.output)]
+        typer.echo("(" + "\n ".join(pairs) + ")")
     console.print(f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False)
     raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
 

@@ -1,22 +1,22 @@
 """Whether an ONNX file's network can do what a VNN-LIB file forbids: `verify_file(network, property, seconds) -> Answer`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.formulas import search
 from morphogen.bounds.program import program
-from morphogen.bounds.unsafe import Unsafe
-from morphogen.bounds.verify import verify
 from morphogen.errors import DataError
+from morphogen.formats.formula import Case, Ends, arrays
 from morphogen.formats.onnx_agreement import replay
 from morphogen.formats.onnx_file import load, runner
 from morphogen.formats.onnx_reader import OnnxNet, read_onnx
-from morphogen.formats.vnnlib import Clause, Property, read_vnnlib
+from morphogen.formats.vnnlib import Property, read_vnnlib
 
 _REPLAY = 1e-6  # by which a counterexample may miss a constraint when the file's own network is run on it
 
@@ -24,7 +24,8 @@ _REPLAY = 1e-6  # by which a counterexample may miss a constraint when the file'
 @dataclass(frozen=True)
 class Answer:
     """status: "unsat", no input is unsafe; "sat", `witness` (inputs,) is, and `output` what the network makes of it; "unknown".
-    bound: every input is safe by at least so much. boxes: how many were bounded."""
+    bound: every input is safe by at least so much. boxes: how many were bounded. written: the witness in decimals, which lie in
+    the box as the property writes it."""
 
     status: str
     bound: float
@@ -32,6 +33,7 @@ class Answer:
     output: np.ndarray | None
     boxes: int
     seconds: float
+    written: tuple[str, ...] = ()
 
 
 def verify_file(
@@ -46,31 +48,45 @@ def verify_file(
     net, wanted = read_onnx(network), read_vnnlib(prop)
     _checked(net, wanted, network, prop)
     steps = program(net, torch.zeros(2, *net.shape))
-    least, boxes, status = torch.inf, 0, "unsat"
-    for clauses in _alike(wanted):
-        left = seconds - (time.perf_counter() - began)
-        unsafe = [Unsafe(torch.tensor(clause.rows), torch.tensor(clause.limits)) for clause in clauses]
-        found = verify(steps, _box(clauses[0], net), unsafe, left, tell)
-        boxes, least = boxes + found.boxes, min(least, found.bound)
-        if found.witness is not None:
-            witness, output = _replayed(Path(network), net, found.witness)
-            if any(bool((clause.rows @ output <= clause.limits + _REPLAY).all()) for clause in clauses):
-                return Answer("sat", found.bound, witness, output, boxes, time.perf_counter() - began)
-        if found.status != "unsat":
-            status = "unknown"
-    return Answer(status, least, None, None, boxes, time.perf_counter() - began)
+    if wanted.case is None:
+        return Answer("unsat", torch.inf, None, None, 0, time.perf_counter() - began)
+    seen: list[tuple[np.ndarray, np.ndarray, Ends]] = []
+
+    def agrees(x: torch.Tensor, clauses: Sequence[Case]) -> bool:
+        witness, output = _replayed(Path(network), net, x, clauses[0].ends)
+        seen.append((witness, output, clauses[0].ends))
+        return any(_unsafe(clause, wanted.outputs, output) for clause in clauses)
+
+    left = seconds - (time.perf_counter() - began)
+    found = search(steps, wanted.case, wanted.outputs, left, agrees, tell)
+    spent = time.perf_counter() - began
+    if found.status != "sat":
+        return Answer(found.status, found.bound, None, None, found.boxes, spent)
+    witness, output, ends = seen[-1]
+    return Answer("sat", found.bound, witness, output, found.boxes, spent, ends.written(witness.tolist()))
 
 
-def _alike(wanted: Property) -> list[list[Clause]]:
-    """Clauses over one box together."""
-    groups: dict[tuple[bytes, bytes], list[Clause]] = {}
-    for clause in wanted.clauses:
-        groups.setdefault((clause.lower.tobytes(), clause.upper.tobytes()), []).append(clause)
-    return list(groups.values())
+def inward(witness: np.ndarray, lower: np.ndarray, upper: np.ndarray, dtype: np.dtype[Any] | type) -> np.ndarray:
+    """Numbers of a type near a witness (n,) that lie in a box; where the box has none on an edge, the one nearest to it.
+
+    lower, upper: (n,), in float64. What is rounded to the nearest number of the type may lie outside.
+    """
+    kind = np.dtype(dtype).type
+    with np.errstate(over="ignore"):
+        low, high = lower.astype(kind), upper.astype(kind)
+        low = np.where(low.astype(np.float64) < lower, np.nextafter(low, kind(np.inf)), low)
+        high = np.where(high.astype(np.float64) > upper, np.nextafter(high, kind(-np.inf)), high)
+        near = np.clip(witness, np.minimum(lower, upper), np.maximum(lower, upper)).astype(kind)
+    found: np.ndarray = np.where(low <= high, np.clip(near, low, high), near)
+    return found
 
 
-def _box(clause: Clause, net: OnnxNet) -> Box:
-    return Box(*(torch.tensor(end).view(1, *net.shape) for end in (clause.lower, clause.upper)))
+def _unsafe(clause: Case, outputs: int, y: np.ndarray) -> bool:
+    """Whether what onnxruntime made of an input is what a clause calls unsafe; what must be below a limit is so without a
+    tolerance."""
+    rows, limits, strict = arrays(clause.rows, outputs)
+    surplus = rows @ y - limits
+    return bool(np.where(strict, surplus < 0, surplus <= _REPLAY).all())
 
 
 def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Path) -> None:
@@ -82,8 +98,9 @@ def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Pa
         )
 
 
-def _replayed(path: Path, net: OnnxNet, witness: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(the input in the file's precision, what onnxruntime makes of it)."""
-    x = witness.to(net.dtype)
-    y = replay(net, runner(load(path)), x[None], net.batch or 1)
-    return x.numpy().ravel(), y.numpy().ravel()
+def _replayed(path: Path, net: OnnxNet, witness: torch.Tensor, ends: Ends) -> tuple[np.ndarray, np.ndarray]:
+    """(the input in the file's precision, within its ends as they are written; what onnxruntime makes of it)."""
+    kind = torch.empty(0, dtype=net.dtype).numpy().dtype.type
+    x = inward(witness.to(torch.float64).numpy().ravel(), *ends.inner, kind)
+    y = replay(net, runner(load(path)), torch.from_numpy(x).reshape(1, *net.shape), net.batch or 1)
+    return x, y.numpy().ravel()

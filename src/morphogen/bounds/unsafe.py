@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError
 
 MARGIN = 1e-9  # by which a bound, already moved outward by what rounding may do, must clear 0
@@ -13,10 +14,12 @@ MARGIN = 1e-9  # by which a bound, already moved outward by what rounding may do
 
 @dataclass(frozen=True)
 class Unsafe:
-    """Outputs y with rows y <= limits, all of them; no rows are all outputs. rows: (k, outputs), limits: (k,)."""
+    """Outputs y with rows y <= limits, all of them; no rows are all outputs. rows: (k, outputs), limits: (k,). strict: (k,),
+    the rows with < in the place of <=; none by default."""
 
     rows: Tensor
     limits: Tensor
+    strict: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows, limits = self.rows.to(torch.float64), self.limits.to(torch.float64)
@@ -24,14 +27,33 @@ class Unsafe:
             raise ShapeError(f"Unsafe: rows is {tuple(rows.shape)}, limits {tuple(limits.shape)}; give (k, outputs) and (k,)")
         if bool(rows.isnan().any() | limits.isnan().any()):
             raise ShapeError("Unsafe: a row or a limit is NaN; give numbers")
+        strict = torch.zeros(len(rows), dtype=torch.bool) if self.strict is None else self.strict.to(torch.bool)
+        if strict.shape != limits.shape:
+            raise ShapeError(f"Unsafe: strict is {tuple(strict.shape)}, limits {tuple(limits.shape)}; give one for each row")
         if not len(rows):  # 0 <= 0
-            rows, limits = rows.new_zeros(1, rows.shape[1]), rows.new_zeros(1)
+            rows, limits, strict = rows.new_zeros(1, rows.shape[1]), rows.new_zeros(1), strict.new_zeros(1)
+        object.__setattr__(self, "strict", strict)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "limits", limits)
 
     def excess(self, y: Tensor) -> Tensor:
         """By how much outputs (batch, ...) are safe: the largest row's surplus, (batch,); unsafe where it is at most 0."""
-        return (y.flatten(1).to(self.rows.dtype) @ self.rows.T - self.limits).amax(1)
+        surplus = y.flatten(1).to(self.rows.dtype) @ self.rows.T - self.limits
+        if self.strict is not None:  # what touches its limit is a little too much
+            surplus = surplus + torch.finfo(surplus.dtype).tiny * ((surplus == 0) & self.strict).to(surplus.dtype)
+        return surplus.amax(1)
+
+    def missed(self, box: Box) -> bool:
+        """Whether some strict row cannot hold for any output of a box, (1, ...), told without a margin: outputs may touch its
+        limit. Only where nothing is rounded: a single output with weight 1 or -1, or no negative term and no positive limit."""
+        if self.strict is None or not bool(self.strict.any()):
+            return False
+        lower, upper = box.lower[0].flatten().to(self.rows.dtype), box.upper[0].flatten().to(self.rows.dtype)
+        sizes, ends = self.rows.abs(), torch.where(self.rows > 0, lower, -upper)
+        least = torch.where(sizes > 0, ends, 0.0)
+        alone = ((sizes > 0).sum(1) == 1) & (sizes.amax(1) == 1) & (least.sum(1) >= self.limits)
+        signed = (least >= 0).all(1) & (self.limits <= 0)
+        return bool(((alone | signed) & self.strict).any())
 
 
 def excess_of(sets: Sequence[Unsafe], y: Tensor) -> Tensor:

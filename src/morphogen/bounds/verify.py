@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from morphogen.bounds.attack import attack
 from morphogen.bounds.box import Box, ball
 from morphogen.bounds.branch import split_inputs
+from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.program import Program, dtype_of, program
 from morphogen.bounds.units import split_units, splittable
@@ -39,6 +40,11 @@ def verify(
         raise ShapeError(
             f"verify: {len(sets)} unsafe sets and outputs of shape {net.shapes[net.output]}; give a set, and outputs (n,)"
         )
+    if any(each.strict is not None and bool(each.strict.any()) for each in sets):
+        ends = interval(net, box)[net.output]
+        sets = [each for each in sets if not each.missed(ends)]
+        if not sets:
+            return Verdict("unsat", 0.0)
     if type(box) is not Box and not splittable(net):
         raise Unsupported("verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around the set")
     if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):

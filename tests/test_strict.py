@@ -1,0 +1,47 @@
+"""Sets with strict rows: what touches a limit is not below it."""
+
+import pytest
+import torch
+from torch import nn
+
+import morphogen as mg
+from morphogen import ShapeError
+from morphogen.bounds import Box
+from morphogen.bounds.unsafe import Unsafe
+
+
+def relu(inputs: int) -> nn.Sequential:
+    """y = relu(x_0) and relu(-x_0), whatever the other inputs are."""
+    model = nn.Sequential(nn.Linear(inputs, 2), nn.ReLU()).double()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.zero_()
+        model[0].weight[0, 0], model[0].weight[1, 0] = 1.0, -1.0
+    return model
+
+
+@pytest.mark.parametrize("inputs", [1, 20])  # boxes are cut, or signs
+def test_what_must_be_below_a_limit_may_touch_it(inputs: int) -> None:
+    model, strict = relu(inputs), torch.tensor([True])
+    box = Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double())
+
+    def status(row: list[float], limit: float, strict: torch.Tensor | None) -> str:
+        return mg.verify(model, box, Unsafe(torch.tensor([row]), torch.tensor([limit]), strict), 20).status
+
+    for row in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.3]):
+        assert status(row, 0.0, strict) == "unsat"
+        assert status(row, 0.0, None) == "sat"
+        assert status(row, 1e-3, strict) == "sat"
+        assert status(row, -1e-3, strict) == "unsat"
+    both = Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]), torch.tensor([False, True]))
+    assert mg.verify(model, box, both).status == "unsat"
+    assert mg.verify(model, box, [both, Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]))]).status == "sat"
+
+
+def test_a_set_counts_what_touches_a_strict_limit_as_safe() -> None:
+    y = torch.tensor([[0.5, 0.25], [0.5, 0.75], [0.0, 0.0]]).double()
+    strict = Unsafe(torch.eye(2), torch.tensor([0.5, 0.5]), torch.tensor([True, False]))
+    assert (strict.excess(y) <= 0).tolist() == [False, False, True]
+    assert (Unsafe(torch.eye(2), torch.tensor([0.5, 0.5])).excess(y) <= 0).tolist() == [True, False, True]
+    with pytest.raises(ShapeError, match="strict is"):
+        Unsafe(torch.eye(2), torch.zeros(2), torch.tensor([True]))
