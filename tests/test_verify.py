@@ -22,7 +22,7 @@ from morphogen.bounds.unsafe import Unsafe
 from morphogen.cli import app
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.onnx_reader import read_onnx
-from morphogen.formats.vnnlib import parse_vnnlib
+from morphogen.formats.vnnlib import parse_vnnlib, read_vnnlib
 
 HEAD = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
 BOX = "(assert (and (>= X_0 -1) (<= X_0 1.0) (>= X_1 0) (<= X_1 2e0)))\n"
@@ -134,6 +134,14 @@ def test_a_counterexample_lies_in_its_box_as_written_and_below_strict_limits(tmp
         assert verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib").status == status
     (tmp_path / "p.vnnlib").write_text(HEAD + BOX + "(assert (or (< 1 0) (< 0 0)))")
     assert verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib").status == "unsat"
+
+
+def test_a_property_is_read_while_there_is_time(tmp_path: Path) -> None:
+    export_onnx(small(1), torch.randn(3, 2), tmp_path / "net.onnx")
+    (tmp_path / "p.vnnlib").write_text(HEAD + BOX + "(assert (<= Y_0 0))")
+    with pytest.raises(TimeoutError, match="not read in the time given"):
+        read_vnnlib(tmp_path / "p.vnnlib", 0.0)
+    assert verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib", 0.0).status == "unknown"
 
 
 def test_a_file_is_read_as_onnxruntime_runs_it(tmp_path: Path) -> None:

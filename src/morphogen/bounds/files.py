@@ -45,7 +45,11 @@ def verify_file(
     where the property is over another number of inputs or outputs than the network has.
     """
     began = time.perf_counter()
-    net, wanted = read_onnx(network), read_vnnlib(prop)
+    net = read_onnx(network)
+    try:
+        wanted = read_vnnlib(prop, seconds - (time.perf_counter() - began))
+    except TimeoutError:
+        return Answer("unknown", -torch.inf, None, None, 0, time.perf_counter() - began)
     _checked(net, wanted, network, prop)
     steps = program(net, torch.zeros(2, *net.shape))
     if wanted.case is None:

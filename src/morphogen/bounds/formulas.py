@@ -108,10 +108,13 @@ class _Search:
 
     def parts(self, case: Case) -> Iterator[Case] | None:
         """What is left of a case of many clauses, in parts; None where a counterexample is among them."""
-        around, alone = _around(case), len(case.choices) == 1
+        alone = len(case.choices) == 1
+        if alone and not case.rows:  # nothing to relax it to
+            return _branches(case, case.choices[0], None)
+        around = _around(case)
         if around.empty is not None:
             return iter(())
-        if around.open or (alone and not case.rows):
+        if around.open:
             return _branches(case, _smallest(case.choices), None)
         if not alone:
             found = self.possible(case, around)
