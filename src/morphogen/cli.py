@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from morphogen.data.load import load
+from morphogen.deadline import Deadline
 from morphogen.errors import DataError, MorphogenError, NotExact
 from morphogen.export import claim, free_folder
 from morphogen.fit import environment
@@ -136,6 +137,7 @@ def verify(
         return
     if network is None or prop is None:
         raise DataError("verify: give NETWORK and PROPERTY, or --instances instances.csv")
+    until = Deadline.after(timeout or 60.0)
     console, began, last = Console(stderr=True), time.perf_counter(), [0.0]
     with console.status("bounding") as status:
         search = import_module("morphogen.bounds.files").verify_file
@@ -147,7 +149,7 @@ def verify(
                 last[0] = spent
                 console.print(f"{spent:6.1f} s  {line}", highlight=False)
 
-        found = search(network, prop, timeout or 60.0, told)
+        found = search(network, prop, until, told)
     typer.echo(found.status)
     if found.witness is not None:
         pairs = [*(("X", i, v) for i, v in enumerate(found.witness)), *(("Y", i, v) for i, v in enumerate(found.output))]

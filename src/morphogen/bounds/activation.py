@@ -19,7 +19,8 @@ Stationary = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Activation:
-    """h, h', and z where h'(z) = s (any z where there is none), kinks included. monotone: h does not fall."""
+    """h, as torch computes it, h', and z where h'(z) = s (any z where there is none), kinks and both sides of jumps included.
+    monotone: h does not fall, not even in a jump."""
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
@@ -78,6 +79,14 @@ def _silu_slope(z: Tensor) -> Tensor:
     return s + z * s * (1 - s)
 
 
+_THRESHOLD = 20.0  # above it torch takes z itself for softplus, which is 2e-9 less
+_AFTER = math.nextafter(_THRESHOLD, math.inf)
+
+
+def _softplus(s: Tensor) -> Sequence[Tensor]:
+    return torch.logit(s.clamp(0, 1)), torch.full_like(s, _THRESHOLD), torch.full_like(s, _AFTER)
+
+
 _FAR = 40.0  # where the slope of GELU and SiLU is that of a ReLU to the last bit
 _SILU_BEND = 2.3993572805154  # h'' = 0
 _SELU, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
@@ -92,7 +101,7 @@ ACTIVATIONS: dict[str, Activation] = {
         F.selu, lambda z: _SELU * torch.where(z > 0, 1.0, _SELU_ALPHA * torch.exp(z.clamp_max(0))),
         lambda s: (torch.log((s / (_SELU * _SELU_ALPHA)).clamp_min(1e-300)), *_kink(s)),
     ),
-    "softplus": Activation(F.softplus, torch.sigmoid, lambda s: (torch.logit(s.clamp(0, 1)),)),
+    "softplus": Activation(F.softplus, torch.sigmoid, _softplus, False),
     "exp": Activation(torch.exp, torch.exp, lambda s: (torch.log(s.clamp_min(1e-300)),)),
     "gelu": Activation(F.gelu, _gelu_slope, _between(_gelu_slope, (-_FAR, -math.sqrt(2), math.sqrt(2), _FAR)), False),
     "silu": Activation(F.silu, _silu_slope, _between(_silu_slope, (-_FAR, -_SILU_BEND, _SILU_BEND, _FAR)), False),

@@ -1,6 +1,5 @@
 """Whether an ONNX file's network can do what a VNN-LIB file forbids: `verify_file(network, property, seconds) -> Answer`."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +12,7 @@ from morphogen.bounds.box import Box
 from morphogen.bounds.program import program
 from morphogen.bounds.unsafe import Unsafe
 from morphogen.bounds.verify import verify
+from morphogen.deadline import Deadline, OutOfTime, deadline
 from morphogen.errors import DataError
 from morphogen.formats.compressed import read_bytes
 from morphogen.formats.onnx_reader import OnnxNet, read_onnx
@@ -35,30 +35,34 @@ class Answer:
 
 
 def verify_file(
-    network: str | Path, prop: str | Path, seconds: float = 60.0, tell: Callable[[float, int], None] | None = None
+    network: str | Path, prop: str | Path, seconds: float | Deadline = 60.0, tell: Callable[[float, int], None] | None = None
 ) -> Answer:
     """Search for an input that a VNN-LIB property calls unsafe, in an ONNX file's network, or prove that there is none.
 
-    A counterexample is one only once the file itself, run by onnxruntime, agrees. tell: see `split_inputs`. Raises `DataError`
-    where the property is over another number of inputs or outputs than the network has.
+    A counterexample is one only once the file itself, run by onnxruntime, agrees. seconds: for all of it, reading the files too,
+    or a deadline; then it is "unknown". tell: see `split_inputs`. Raises `DataError` where the property is over another number of inputs or outputs than the network has.
     """
-    began = time.perf_counter()
+    until = deadline(seconds)
+    began = until.now()
     net, wanted = read_onnx(network), read_vnnlib(prop)
-    _checked(net, wanted, network, prop)
-    steps = program(net, torch.zeros(2, *net.shape))
     least, boxes, status = torch.inf, 0, "unsat"
-    for clauses in _alike(wanted):
-        left = seconds - (time.perf_counter() - began)
-        unsafe = [Unsafe(torch.tensor(clause.rows), torch.tensor(clause.limits)) for clause in clauses]
-        found = verify(steps, _box(clauses[0], net), unsafe, left, tell)
-        boxes, least = boxes + found.boxes, min(least, found.bound)
-        if found.witness is not None:
-            witness, output = _replayed(Path(network), net, found.witness)
-            if any(bool((clause.rows @ output <= clause.limits + _REPLAY).all()) for clause in clauses):
-                return Answer("sat", found.bound, witness, output, boxes, time.perf_counter() - began)
-        if found.status != "unsat":
-            status = "unknown"
-    return Answer(status, least, None, None, boxes, time.perf_counter() - began)
+    try:
+        _checked(net, wanted, network, prop)
+        steps = program(net, torch.zeros(2, *net.shape), until=until)
+        for clauses in _alike(wanted):
+            until.check()
+            unsafe = [Unsafe(torch.tensor(clause.rows), torch.tensor(clause.limits)) for clause in clauses]
+            found = verify(steps, _box(clauses[0], net), unsafe, until, tell)
+            boxes, least = boxes + found.boxes, min(least, found.bound)
+            if found.witness is not None:
+                witness, output = _replayed(Path(network), net, found.witness)
+                if any(bool((clause.rows @ output <= clause.limits + _REPLAY).all()) for clause in clauses):
+                    return Answer("sat", found.bound, witness, output, boxes, until.now() - began)
+            if found.status != "unsat":
+                status = "unknown"
+    except OutOfTime:
+        least, status = -torch.inf, "unknown"  # there are inputs that were not looked at
+    return Answer(status, least, None, None, boxes, until.now() - began)
 
 
 def _alike(wanted: Property) -> list[list[Clause]]:
