@@ -2,9 +2,11 @@
 
 import os
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
@@ -122,7 +124,9 @@ def reproduce(
 def verify(
     network: Annotated[Path | None, typer.Argument(help="an ONNX file")] = None,
     prop: Annotated[Path | None, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds, then it is unknown; 60, or as listed")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="seconds from reading the files on, then it is unknown; 60, or as listed")
+    ] = None,
     instances: Annotated[Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, with --instances")] = 1,
     out: Annotated[Path, typer.Option(help="the table of results, with --instances; what it has is not run again")] = Path(
@@ -149,13 +153,39 @@ def verify(
                 last[0] = spent
                 console.print(f"{spent:6.1f} s  {line}", highlight=False)
 
-        found = search(network, prop, until, told)
+        with _ended(until):
+            found = search(network, prop, until, told)
     typer.echo(found.status)
     if found.witness is not None:
         pairs = [*(("X", i, v) for i, v in enumerate(found.witness)), *(("Y", i, v) for i, v in enumerate(found.output))]
         typer.echo("(" + "\n ".join(f"({kind}_{i} {value:.9g})" for kind, i, value in pairs) + ")")
     console.print(f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False)
     raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
+
+
+_GRACE = 0.7  # seconds after its end in which a search says what it knows
+
+
+@contextmanager
+def _ended(until: Deadline) -> Iterator[None]:
+    """End the process as unknown where a search does not stop by itself: what reads, traces and bounds asks the deadline
+    between its steps, but nothing can ask it in the middle of one, such as of loading a module or a file."""
+    told = threading.Lock()  # by whoever gets it
+
+    def give_up() -> None:
+        if told.acquire(blocking=False):
+            sys.stdout.write("unknown\n")
+            sys.stdout.flush()
+            os._exit(3)
+
+    timer = threading.Timer(until.left() + _GRACE, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        told.acquire()
+    finally:
+        timer.cancel()
 
 
 def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.graph.trace import Node, Ref, refs, trace
+from morphogen.layers.dag import Dag
 from morphogen.layers.dag_levels import without_dags
 
 
@@ -114,7 +115,8 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
     program too. Raises `Unsupported` for several inputs or outputs, for an operation that mixes examples and for one whose
     numbers are coarser than the model's own, and `ShapeError` for weights that are no numbers or that `dtype` rounds.
     """
-    model = without_dags(model)
+    if any(isinstance(part, Dag) for part in model.modules()):
+        model = without_dags(model)
     graph = trace(model, example.to(dtype_of(model)) if example.is_floating_point() else example, until)
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     own = _precision(model)
@@ -265,11 +267,12 @@ def _known(arg: Any, known: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
 
 def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, so that a later change of the model is none of the program."""
     if not tensor.is_floating_point():
-        return tensor
+        return tensor.clone()
     if not bool(tensor.isfinite().all()):
         raise ShapeError(f"bounds: '{name}' holds NaN or infinite values; nothing can be proved about such a network")
-    found = tensor.to(dtype)
+    found = tensor.to(dtype, copy=True)
     if not torch.equal(found.to(tensor.dtype), tensor):
         kind = str(dtype).removeprefix("torch.")
         raise ShapeError(f"bounds: {kind} does not hold the numbers of '{name}'; give dtype={tensor.dtype}")
