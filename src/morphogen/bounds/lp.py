@@ -27,6 +27,7 @@ from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, carried
 from morphogen.deadline import Deadline
 
 _LARGE = 5_000  # numbers in a program
+_LARGEST = 2**25  # numbers in one, with those that are 0; nobody waits for the end of a larger one
 # a unit this near to its ReLU is on it, relative to its range, and a bound this near to a value is reached, relative to the
 # size of what is bounded
 _TIGHT = 1e-9
@@ -87,8 +88,12 @@ def least_of(
     boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a constraint of its own.
     rows: (k, *shape of the output); limits: (k,). whole: with ReLUs decided one after the other, which makes the bound exact,
     to 1e-9 of the size of rows . output and limits, for networks of (leaky) ReLUs, if there is time. enough: it may end with a bound so large, or with a point below 0.
-    Infinite where no input fits the boxes.
+    Infinite where no input fits the boxes, minus infinity where the program is too large to be built. Raises `OutOfTime` where
+    `net.until` passes before there is a program; afterwards what was found by then is returned.
     """
+    variables = boxes[net.input].lower[0].numel() + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
+    if variables * max(3 * variables, net.numbers) > _LARGEST:
+        return -torch.inf, None
     wanted, far, held, lower, upper, bends = _encoded(net, boxes)
     by_size = rows.flatten(1).abs().T
     surplus = wanted.function.flatten(1) @ rows.flatten(1).T
@@ -314,8 +319,11 @@ class _Relaxation:
     def __init__(
         self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, until: Deadline
     ) -> None:  # fmt: skip
+        began = until.now()
         matrix = np.concatenate(rows.matrix)
+        until.check()
         kept, self.columns = _needed(matrix)
+        until.check()
         self.matrix, self.bends = matrix[np.ix_(kept, self.columns)], bends.among(kept, self.columns)
         self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
@@ -325,10 +333,13 @@ class _Relaxation:
         self.row_unit = _or_one(np.abs(scaled).max(1, initial=0.0))
         self.price = float(_or_one(np.abs(self.c * self.unit).max(initial=0.0)))
         scaled /= self.row_unit[:, None]
+        until.check()
         # from nowhere the simplex method may take a hundred times as long as interior points; from nearby it is quick
         method = "ipm" if np.count_nonzero(self.matrix) > _LARGE else "simplex"
         ends = self.low / self.unit, self.high / self.unit, scaled, self.row_low / self.row_unit, self.row_high / self.row_unit
-        self.solver, self.highs = solver(self.c * self.unit / self.price, *ends, solver=method)
+        self.solver, self.highs = solver(self.c * self.unit / self.price, *ends, until, solver=method)
+        # what one step of HiGHS may take, in which it does not look at its clock
+        self.step = until.now() - began
         self.decided: Mapping[int, bool] = {}
 
     def solve(self, decided: Mapping[int, bool], bends: _Bends) -> _Found:
@@ -342,9 +353,11 @@ class _Relaxation:
                 for row in (bends.on[place], bends.off[place]):
                     self.solver.changeRowBounds(row, self.row_low[row] / self.row_unit[row], row_high[row] / self.row_unit[row])
         self.decided = decided
-        if (left := self.until.left()) < torch.inf:
+        if (left := self.until.left() - self.step) <= 0:
+            return _Found(-torch.inf)
+        if left < torch.inf:
             # HiGHS counts from the model's first run
-            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + max(0.0, left))
+            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + left)
         self.solver.run()
         self.solver.setOptionValue("solver", "simplex")
         if self.solver.getModelStatus() == self.highs.HighsModelStatus.kInfeasible:
