@@ -2,9 +2,11 @@
 
 import os
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
@@ -20,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from morphogen.data.load import load
+from morphogen.deadline import Deadline
 from morphogen.errors import DataError, MorphogenError, NotExact
 from morphogen.fit import environment
 from morphogen.folder import claimed, claimed_free
@@ -125,7 +128,9 @@ def _reproduce(name: str, folder: Path, faithful: bool, smoke: bool, seeds: int,
 def verify(
     network: Annotated[Path | None, typer.Argument(help="an ONNX file")] = None,
     prop: Annotated[Path | None, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds, then it is unknown; 60, or as listed")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="seconds from reading the files on, then it is unknown; 60, or as listed")
+    ] = None,
     instances: Annotated[Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, with --instances")] = 1,
     out: Annotated[Path, typer.Option(help="the table of results, with --instances; only errors in it are run again")] = Path(
@@ -140,6 +145,7 @@ def verify(
         return
     if network is None or prop is None:
         raise DataError("verify: give NETWORK and PROPERTY, or --instances instances.csv")
+    until = Deadline.after(timeout or 60.0)
     console, began, last = Console(stderr=True), time.perf_counter(), [0.0]
     with console.status("bounding") as status:
         search = import_module("morphogen.bounds.files").verify_file
@@ -151,7 +157,8 @@ def verify(
                 last[0] = spent
                 console.print(f"{spent:6.1f} s  {line}", highlight=False)
 
-        found = search(network, prop, timeout or 60.0, told)
+        with _ended(until):
+            found = search(network, prop, until, told)
     typer.echo(found.status)
     if found.witness is not None:
         pairs = [f"(X_{i} {text})" for i, text in enumerate(found.written)]
@@ -159,6 +166,31 @@ def verify(
         typer.echo("(" + "\n ".join(pairs) + ")")
     console.print(f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False)
     raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
+
+
+_GRACE = 0.7  # seconds after its end in which a search says what it knows
+
+
+@contextmanager
+def _ended(until: Deadline) -> Iterator[None]:
+    """End the process as unknown where a search does not stop by itself: what reads, traces and bounds asks the deadline
+    between its steps, but nothing can ask it in the middle of one, such as of loading a module or a file."""
+    told = threading.Lock()  # by whoever gets it
+
+    def give_up() -> None:
+        if told.acquire(blocking=False):
+            sys.stdout.write("unknown\n")
+            sys.stdout.flush()
+            os._exit(3)
+
+    timer = threading.Timer(until.left() + _GRACE, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        told.acquire()
+    finally:
+        timer.cancel()
 
 
 def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> None:

@@ -19,7 +19,8 @@ Stationary = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Activation:
-    """h, h', and z where h'(z) = s (any z where there is none), kinks included. monotone: h does not fall."""
+    """h, as torch computes it, h', and z where h'(z) = s (any z where there is none), kinks and both sides of jumps included.
+    monotone: h does not fall, not even in a jump."""
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
@@ -92,7 +93,6 @@ ACTIVATIONS: dict[str, Activation] = {
         F.selu, lambda z: _SELU * torch.where(z > 0, 1.0, _SELU_ALPHA * torch.exp(z.clamp_max(0))),
         lambda s: (torch.log((s / (_SELU * _SELU_ALPHA)).clamp_min(1e-300)), *_kink(s)),
     ),
-    "softplus": Activation(F.softplus, torch.sigmoid, lambda s: (torch.logit(s.clamp(0, 1)),)),
     "exp": Activation(torch.exp, torch.exp, lambda s: (torch.log(s.clamp_min(1e-300)),)),
     "gelu": Activation(F.gelu, _gelu_slope, _between(_gelu_slope, (-_FAR, -math.sqrt(2), math.sqrt(2), _FAR)), False),
     "silu": Activation(F.silu, _silu_slope, _between(_silu_slope, (-_FAR, -_SILU_BEND, _SILU_BEND, _FAR)), False),
@@ -104,3 +104,13 @@ ACTIVATIONS: dict[str, Activation] = {
 def leaky(slope: float) -> Activation:
     """Of a leaky ReLU."""
     return Activation(lambda z: F.leaky_relu(z, slope), lambda z: torch.where(z > 0, 1.0, slope).to(z.dtype), _kink, slope >= 0)
+
+
+def softplus(threshold: float = 20.0) -> Activation:
+    """log(1 + e^z) up to `threshold`, above which torch takes z itself: at 20 that is 2e-9 less."""
+    after = math.nextafter(threshold, math.inf)
+
+    def stationary(s: Tensor) -> Sequence[Tensor]:
+        return torch.logit(s.clamp(0, 1)), torch.full_like(s, threshold), torch.full_like(s, after)
+
+    return Activation(lambda z: F.softplus(z, 1.0, threshold), torch.sigmoid, stationary, False)

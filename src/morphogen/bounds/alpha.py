@@ -10,7 +10,6 @@ for the last one's: tighter bounds never loosen what follows.
 """
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,10 @@ from morphogen.bounds.activation import RELU, Activation
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import Free, bounded, linear, places, tightest
 from morphogen.bounds.program import Program
-from morphogen.bounds.rounding import magnitudes
+from morphogen.bounds.rounding import magnitudes, unit
 from morphogen.bounds.rules import activation
+from morphogen.bounds.sums import dot
+from morphogen.deadline import Deadline
 
 _RATE, _SPLIT_RATE, _DECAY = 0.5, 0.05, 0.98
 
@@ -43,10 +44,10 @@ class Found:
 def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) -> dict[str, Box]:
     """Bounds on every value by name, at least as tight as those of `linear`; arguments as there. steps: of ascent, of which
     there are none once `seconds` have gone."""
-    until = time.perf_counter() + seconds
+    until = Deadline.after(seconds, net.until.now)
 
-    def bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None) -> Tensor:
-        return optimised(net, boxes, spec, name, steps=steps if time.perf_counter() < until else 0).bound
+    def bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str, sizes: Mapping[str, Tensor]) -> Tensor:
+        return optimised(net, boxes, spec, name, steps=steps if until.left() > 0 else 0, sizes=sizes).bound
 
     plain, best = linear(net, box), linear(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
@@ -95,7 +96,7 @@ def optimised(
             seen: dict[str, Tensor] = {}
             found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes, seen)
             bound = found.least
-            bound = bound if limits is None else bound - (mix * limits).sum(1, keepdim=True)
+            bound = bound if limits is None else bound - _mixed(net, spec, limits, mix, sizes[name or net.output])
         best = _better(best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
             break
@@ -113,11 +114,19 @@ def optimised(
     return best
 
 
+def _mixed(net: Program, spec: Tensor, limits: Tensor, mix: Tensor, sizes: Tensor) -> Tensor:
+    """The mean of the limits, (batch, 1), and what the sums in it and in the mean of the rows may be off."""
+    weights = mix.detach()
+    rows = torch.einsum("bk,bk...->b...", weights, spec.abs().expand(len(mix), *spec.shape[1:]))[:, None]
+    off = dot(rows, sizes[:, None]) + (weights * limits.abs()).sum(1, keepdim=True)
+    return (mix * limits).sum(1, keepdim=True) + unit(net.dtype, mix.shape[1]) * off
+
+
 def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
     """For each activation that bends on its interval: (it, what it reads, the least and the largest slope of a line that may
     touch it there), shaped as `Free.slopes`."""
     found = {}
-    for step in net.steps:
+    for step in net.forth():
         h = activation(step)
         if h is None or step.reads[0] not in boxes:
             continue

@@ -50,13 +50,25 @@ class Box:
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
     def as_input(self, dtype: torch.dtype) -> Self:
-        """In a network's dtype. Raises `ShapeError` where an end is infinite."""
+        """In a network's dtype, a little larger where that rounds. Raises `ShapeError` where an end is infinite, and for a set
+        that is more than a box and would not be the same."""
         if not bool((self.lower.isfinite() & self.upper.isfinite()).all()):
             place = tuple((~(self.lower.isfinite() & self.upper.isfinite())).nonzero()[0].tolist())
             raise ShapeError(
                 f"Box: from {float(self.lower[place])} to {float(self.upper[place])} at {place}; give inputs finite ends"
             )
-        return self._each(lambda t: t.to(dtype))
+        found = self._each(lambda t: t.to(dtype))
+        tensors = [(getattr(self, f.name), getattr(found, f.name)) for f in fields(self)]
+        if all(torch.equal(new.to(old.dtype), old) for old, new in tensors if isinstance(old, Tensor)):
+            return found
+        if type(self) is not Box:
+            kind = str(dtype).removeprefix("torch.")
+            raise ShapeError(f"{type(self).__name__}: {kind} does not hold its numbers; give it in {kind}")
+        lower, upper = (
+            torch.where(side * new.to(old.dtype) < side * old, new.nextafter(torch.full_like(new, side * torch.inf)), new)
+            for side, (old, new) in zip((-1.0, 1.0), tensors, strict=True)
+        )
+        return replace(found, lower=lower, upper=upper)
 
     def __getitem__(self, rows: "slice | Tensor") -> Self:
         return self._each(lambda t: t[rows])

@@ -5,8 +5,8 @@ are bounded in batches, the worst first; each is cut across the input that may c
 programs where few ReLUs bend. In each a descent from where its bound is attained looks for a counterexample.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from morphogen.bounds.attack import attack, nearest
 from morphogen.bounds.box import Box
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.linear import bounded, linear
-from morphogen.bounds.lp import least_of
+from morphogen.bounds.lp import LEAST, least_of
 from morphogen.bounds.program import Program
 from morphogen.bounds.rules import activation, affine
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, excess_of, stacked
+from morphogen.bounds.unsafe import Unsafe, Verdict, excess_of, stacked
+from morphogen.deadline import Deadline, OutOfTime, deadline
 
 _RESTARTS = 1024  # of an attack on the whole box; inputs are few
 _SHARE = 0.1  # of the time goes into such attacks, of which there is one before the search
@@ -29,60 +30,89 @@ _SECONDS = 1.0  # for one of them
 
 
 def split_inputs(
-    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float, batch: int = 256,
+    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float | Deadline, batch: int = 256,
     tell: Callable[[float, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Prove that no input of a box is in any of the unsafe sets, or find one that is.
 
-    box: of one example, (1, *shape). seconds: after which the answer is "unknown". tell: called with the least bound and the
-    number of open boxes as the search goes on.
+    box: of one example, (1, *shape). seconds: after which the answer is "unknown", wherever the search is then; or a deadline.
+    tell: called with the least bound and the number of open boxes as the search goes on.
     """
-    began, seen = time.perf_counter(), 0
-    box = box.as_input(net.dtype)
-    lower, upper = box.lower, box.upper
-    bounds = lower.new_full((1,), -torch.inf)
-    rows, limits = (t.to(net.dtype) for t in stacked(unsafe))
-    proved = torch.inf  # the least bound of the boxes that are
+    until = deadline(seconds)
+    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(batch)
 
-    def found(status: str, bound: float, witness: Tensor | None = None) -> Verdict:
-        return Verdict(status, bound, witness, seen, time.perf_counter() - began)
 
-    draw, attacks = torch.Generator().manual_seed(0), 0.0
-    while len(lower):
-        if (spent := time.perf_counter() - began) > seconds:
-            return found("unknown", min(proved, float(bounds.min())))
-        if attacks <= _SHARE * spent:
-            for each in unsafe:
-                point, excess = attack(net, each, box, _RESTARTS, generator=draw)
-                if excess <= 0:
-                    return found("sat", excess, point[0])
-            attacks += time.perf_counter() - began - spent
-        worst = bounds.topk(min(batch, len(bounds)), largest=False).indices
-        rest = torch.ones(len(bounds), dtype=torch.bool).index_fill(0, worst, False)
-        here = Box(lower[worst], upper[worst])
+class _Search:
+    """What stays the same during one search, and what it has seen."""
+
+    def __init__(
+        self, net: Program, unsafe: Sequence[Unsafe], box: Box, until: Deadline, tell: Callable[[float, int], None] | None
+    ) -> None:
+        self.net, self.unsafe, self.box, self.until, self.tell = net, unsafe, box, until, tell
+        self.began, self.seen = until.now(), 0
+        self.rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
+        self.open = box  # boxes that are not proved
+        self.bounds = box.lower.new_full((1,), -torch.inf)  # of theirs
+        self.proved = torch.inf  # the least bound of the boxes that are
+        self.draw, self.attacks = torch.Generator().manual_seed(0), 0.0
+
+    @property
+    def spent(self) -> float:
+        return self.until.now() - self.began
+
+    def run(self, batch: int) -> Verdict:
+        try:
+            while len(self.bounds):
+                self.until.check()
+                witness = self.attacked() or self.halved(batch)
+                if witness is not None:
+                    return Verdict("sat", witness[1], witness[0][0], self.seen, self.spent)
+                if self.tell:
+                    self.tell(float(self.bounds.min()) if len(self.bounds) else self.proved, len(self.bounds))
+        except OutOfTime:
+            least = min(self.proved, float(self.bounds.min()))
+            return Verdict("unknown", least, None, self.seen, self.spent)
+        return Verdict("unsat", self.proved, None, self.seen, self.spent)
+
+    def attacked(self) -> tuple[Tensor, float] | None:
+        """An unsafe point of the whole box and its excess, where it is time to look for one, and there is one."""
+        if self.attacks > _SHARE * (began := self.spent):
+            return None
+        for each in self.unsafe:
+            point, excess = attack(self.net, each, self.box, _RESTARTS, generator=self.draw)
+            if excess <= 0:
+                return point, excess
+        self.attacks += self.spent - began
+        return None
+
+    def halved(self, batch: int) -> tuple[Tensor, float] | None:
+        """Bound the worst boxes and cut those that stay open, or find an unsafe point in one of them, and its excess."""
+        net, rows, limits = self.net, self.rows, self.limits
+        worst = self.bounds.topk(min(batch, len(self.bounds)), largest=False).indices
+        rest = torch.ones(len(self.bounds), dtype=torch.bool).index_fill(0, worst, False)
+        here = self.open[worst]
         boxes = linear(net, here)
         surplus, coefficients = _bounded(net, boxes, rows, limits)
-        seen += len(worst)
+        self.seen += len(worst)
         surplus, points = _programmed(net, boxes, rows, limits, surplus)
         least = surplus.amin(1)
         # in every box from its centre and from the corner where its bound is attained
         share = torch.cat([(coefficients <= 0).to(net.dtype), torch.full_like(coefficients, 0.5)])
         twice = here[torch.arange(len(worst)).repeat(2)]
-        point, excess = nearest(lambda x: excess_of(unsafe, net(x)), twice, share, _STEPS)
+        point, excess = nearest(lambda x: excess_of(self.unsafe, net(x)), twice, share, _STEPS)
         for other in points:
-            if (value := float(excess_of(unsafe, net(other)))) < excess:
+            if (value := float(excess_of(self.unsafe, net(other)))) < excess:
                 point, excess = other, value
         if excess <= 0:
-            return found("sat", excess, point[0])
-        open_ = ~(least > MARGIN)  # what is no number proves nothing
-        proved = min(proved, float(least[~open_].min())) if bool((~open_).any()) else proved
-        effects = _effects(net, rows, ~(surplus > MARGIN)[open_], {name: each[open_] for name, each in boxes.items()})
+            return point, excess
+        open_ = ~(least > 0)  # what is no number proves nothing
+        effects = _effects(net, rows, ~(surplus > 0)[open_], {name: each[open_] for name, each in boxes.items()})
         halves = _halves(here[open_], effects)
-        lower, upper = torch.cat([lower[rest], halves.lower]), torch.cat([upper[rest], halves.upper])
-        bounds = torch.cat([bounds[rest], least[open_].repeat(2)])
-        if tell:
-            tell(float(bounds.min()) if len(bounds) else proved, len(bounds))
-    return found("unsat", proved)
+        # all at once, so that whatever is interrupted leaves what was known
+        self.proved = min(self.proved, float(least[~open_].min())) if bool((~open_).any()) else self.proved
+        self.open = Box(torch.cat([self.open.lower[rest], halves.lower]), torch.cat([self.open.upper[rest], halves.upper]))
+        self.bounds = torch.cat([self.bounds[rest], least[open_].nan_to_num(-torch.inf).repeat(2)])
+        return None
 
 
 def _bounded(net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,17 +132,17 @@ def _programmed(
     """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case by case where lines are not
     enough; the inputs (1, *shape) where those are attained)."""
     bent, points = torch.zeros(len(surplus), dtype=torch.long), []
-    for step in net.steps:
+    for step in net.forth():
         if activation(step) is RELU:
             box = boxes[step.reads[0]]
             bent += ((box.lower < 0) & (box.upper > 0)).flatten(1).sum(1)
         elif not affine(step):
             return surplus, []
-    for i, k in ((bent <= _FEW)[:, None] & ~(surplus > MARGIN)).nonzero().tolist():
+    for i, k in ((bent <= _FEW)[:, None] & ~(surplus > 0)).nonzero().tolist():
         one, row = {name: box[i : i + 1] for name, box in boxes.items()}, rows[k].unflatten(1, net.shapes[net.output])
         bound, point = least_of(net, one, row, limits[k])
-        if not bound > MARGIN:
-            bound, point = least_of(net, one, row, limits[k], True, _SECONDS, 2 * MARGIN)
+        if not bound > 0:
+            bound, point = least_of(net, one, row, limits[k], True, _SECONDS, LEAST)
         surplus[i, k] = torch.fmax(surplus[i, k], surplus.new_tensor(bound))
         points += [] if point is None else [point]
     return surplus, points

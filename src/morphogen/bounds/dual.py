@@ -66,7 +66,7 @@ def of_lines(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | N
     with torch.no_grad():
         backward(net, boxes, spec, name, None, seen)
         found = {}
-        for step in net.steps:
+        for step in net.forth():
             if (a := seen.get(step.name)) is None:
                 continue
             h, (read,) = activation(step), step.reads

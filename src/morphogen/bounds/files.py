@@ -1,6 +1,5 @@
 """Whether an ONNX file's network can do what a VNN-LIB file forbids: `verify_file(network, property, seconds) -> Answer`."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from morphogen.bounds.formulas import search
 from morphogen.bounds.program import program
+from morphogen.deadline import Deadline, OutOfTime, deadline
 from morphogen.errors import DataError
 from morphogen.formats.formula import Case, Ends, arrays
 from morphogen.formats.onnx_agreement import replay
@@ -37,23 +37,24 @@ class Answer:
 
 
 def verify_file(
-    network: str | Path, prop: str | Path, seconds: float = 60.0, tell: Callable[[float, int], None] | None = None
+    network: str | Path, prop: str | Path, seconds: float | Deadline = 60.0, tell: Callable[[float, int], None] | None = None
 ) -> Answer:
     """Search for an input that a VNN-LIB property calls unsafe, in an ONNX file's network, or prove that there is none.
 
-    A counterexample is one only once the file itself, run by onnxruntime, agrees. tell: see `split_inputs`. Raises `DataError`
-    where the property is over another number of inputs or outputs than the network has.
+    A counterexample is one only once the file itself, run by onnxruntime, agrees. seconds: for all of it, reading the files
+    too, or a deadline; then it is "unknown". tell: see `split_inputs`. Raises `DataError` where the property is over another
+    number of inputs or outputs than the network has.
     """
-    began = time.perf_counter()
-    net = read_onnx(network)
+    until = deadline(seconds)
+    began = until.now()
     try:
-        wanted = read_vnnlib(prop, seconds - (time.perf_counter() - began))
-    except TimeoutError:
-        return Answer("unknown", -torch.inf, None, None, 0, time.perf_counter() - began)
-    _checked(net, wanted, network, prop)
-    steps = program(net, torch.zeros(2, *net.shape))
+        net, wanted = read_onnx(network, until), read_vnnlib(prop, until)
+        _checked(net, wanted, network, prop)
+        steps = program(net, torch.zeros(2, *net.shape), until=until)
+    except OutOfTime:
+        return Answer("unknown", -torch.inf, None, None, 0, until.now() - began)
     if wanted.case is None:
-        return Answer("unsat", torch.inf, None, None, 0, time.perf_counter() - began)
+        return Answer("unsat", torch.inf, None, None, 0, until.now() - began)
     seen: list[tuple[np.ndarray, np.ndarray, Ends]] = []
 
     def agrees(x: torch.Tensor, clauses: Sequence[Case]) -> bool:
@@ -61,9 +62,8 @@ def verify_file(
         seen.append((witness, output, clauses[0].ends))
         return any(_unsafe(clause, wanted.outputs, output) for clause in clauses)
 
-    left = seconds - (time.perf_counter() - began)
-    found = search(steps, wanted.case, wanted.outputs, left, agrees, tell)
-    spent = time.perf_counter() - began
+    found = search(steps, wanted.case, wanted.outputs, until, agrees, tell)
+    spent = until.now() - began
     if found.status != "sat":
         return Answer(found.status, found.bound, None, None, found.boxes, spent)
     witness, output, ends = seen[-1]

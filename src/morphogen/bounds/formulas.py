@@ -5,9 +5,8 @@ so is everything that the choices would make of it; where it is possible, a poin
 decided next. Cases of few clauses are left to one search for all of them.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from torch import Tensor
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.program import Program
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict
+from morphogen.bounds.unsafe import Unsafe, Verdict
 from morphogen.bounds.verify import verify
+from morphogen.deadline import Deadline, OutOfTime
 from morphogen.formats.formula import All, Bound, Case, Choice, Ends, Row, arrays, cases, choice, excess, holds, tighter
 
 _FEW = 64  # clauses that one search takes at once
@@ -40,30 +40,29 @@ class Found:
 
 
 def search(
-    net: Program, case: Case, outputs: int, seconds: float, agrees: Agrees, tell: Callable[[float, int], None] | None = None
+    net: Program, case: Case, outputs: int, until: Deadline, agrees: Agrees, tell: Callable[[float, int], None] | None = None
 ) -> Found:
     """Prove that no input is in a case, or find one that is.
 
     agrees: asked of every counterexample; where it is none after all, the search goes on, and does not end with "unsat".
-    seconds: after which the answer is "unknown". tell: see `split_inputs`.
+    until: then the answer is "unknown". tell: see `split_inputs`.
     """
-    return _Search(net, outputs, seconds, agrees, tell).run(case)
+    searching = _Search(replace(net, until=until), outputs, agrees, tell)
+    try:
+        return searching.run(case)
+    except OutOfTime:
+        return Found("unknown", -torch.inf, searching.boxes)
 
 
 class _Search:
     """What stays the same during one search, and what it has seen."""
 
     def __init__(
-        self, net: Program, outputs: int, seconds: float, agrees: Agrees, tell: Callable[[float, int], None] | None
-    ) -> None:
+        self, net: Program, outputs: int, agrees: Agrees, tell: Callable[[float, int], None] | None
+    ) -> None:  # fmt: skip
         self.net, self.outputs, self.agrees, self.tell = net, outputs, agrees, tell
-        self.end = time.perf_counter() + seconds
         self.least, self.boxes, self.open = torch.inf, 0, False
         self.impossible: dict[bytes, frozenset[Row]] = {}
-
-    @property
-    def left(self) -> float:
-        return self.end - time.perf_counter()
 
     def run(self, whole: Case) -> Found:
         waiting = [iter((whole,))]
@@ -72,8 +71,7 @@ class _Search:
             if case is None:
                 waiting.pop()
                 continue
-            if self.left <= 0:
-                return Found("unknown", -torch.inf, self.boxes)
+            self.net.until.check()
             if _few(case):
                 if self.decided(case):
                     return Found("sat", self.least, self.boxes)
@@ -89,7 +87,7 @@ class _Search:
         for leaf in cases(case):
             groups.setdefault(_key(leaf.ends), []).append(leaf)
         for leaves in groups.values():
-            found = self.asked(leaves[0].ends, [leaf.rows for leaf in leaves], self.left)
+            found = self.asked(leaves[0].ends, [leaf.rows for leaf in leaves], self.net.until)
             if found.witness is not None and self.agrees(found.witness, leaves):
                 self.least = found.bound
                 return True
@@ -97,9 +95,9 @@ class _Search:
             self.open = self.open or found.status != "unsat"
         return False
 
-    def asked(self, ends: Ends, sets: Sequence[Sequence[Row]], seconds: float) -> Verdict:
+    def asked(self, ends: Ends, sets: Sequence[Sequence[Row]], until: Deadline) -> Verdict:
         unsafe = [Unsafe(*(torch.tensor(part) for part in arrays(rows, self.outputs))) for rows in sets]
-        found = verify(self.net, self.box(ends), unsafe, seconds, self.tell)
+        found = verify(self.net, self.box(ends), unsafe, until, self.tell)
         self.boxes += found.boxes
         return found
 
@@ -125,7 +123,8 @@ class _Search:
             case = found
         point, met = self.box(around).centre[0], True
         if case.rows:
-            verdict = self.asked(around, [case.rows], min(self.left, max(_LEAST, _SHARE * self.left)))
+            until = self.net.until
+            verdict = self.asked(around, [case.rows], until.within(max(_LEAST, _SHARE * until.left())))
             if verdict.status == "unsat":
                 self.least = min(self.least, verdict.bound)
                 return iter(())
@@ -166,7 +165,7 @@ class _Search:
         spec = weights.to(self.net.dtype).unflatten(1, self.net.shapes[self.net.output])[None]
         boxes = linear(self.net, self.box(around))
         surplus = torch.cat([lower_bound(self.net, boxes, part)[0] for part in spec.split(_FEW, 1)]) - limits
-        never = {row: far for row, far in zip(rows, surplus.tolist(), strict=True) if far > MARGIN}
+        never = {row: far for row, far in zip(rows, surplus.tolist(), strict=True) if far > 0}
         self.least = min([self.least, *never.values()])
         return frozenset(never)
 

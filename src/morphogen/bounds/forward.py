@@ -46,7 +46,7 @@ def forward(net: Program, box: Box) -> dict[str, Box]:
     start = middle.unflatten(2, net.shapes[net.input])
     known = {net.input: Between(start, torch.zeros_like(start))}
     boxes = {net.input: box}
-    for step in net.steps:
+    for step in net.forth():
         boxes[step.name] = passed(step, boxes)
         known[step.name] = _next(step, known, boxes)
         boxes[step.name] = boxes[step.name].meet(known[step.name].box(flat))

@@ -16,7 +16,7 @@ from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, refuse
 def interval(net: Program, box: Box) -> dict[str, Box]:
     """Bounds on every value by name. box: of inputs, (batch, *net.shapes[net.input])."""
     found: dict[str, Box] = {net.input: box.as_input(net.dtype)}
-    for step in net.steps:
+    for step in net.forth():
         found[step.name] = passed(step, found)
     return found
 

@@ -16,7 +16,7 @@ from morphogen.bounds.box import Box
 from morphogen.bounds.interval import passed
 from morphogen.bounds.maximum import added_up, lined, relaxed, windows
 from morphogen.bounds.program import RESHAPES, Program, Step, run
-from morphogen.bounds.rounding import magnitudes, slack
+from morphogen.bounds.rounding import magnitude, magnitudes, of_input, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
 from morphogen.bounds.sums import dot, total
 
@@ -34,9 +34,11 @@ class Lines:
 
 
 class Bound(Protocol):
-    """(net, boxes, spec, name of the value) -> the least values, as `lower_bound`."""
+    """(net, boxes, spec, name of the value, `magnitudes`) -> the least values, as `lower_bound`."""
 
-    def __call__(self, net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None) -> Tensor: ...
+    def __call__(
+        self, net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str, sizes: Mapping[str, Tensor]
+    ) -> Tensor: ...
 
 
 def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
@@ -44,39 +46,41 @@ def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]
     linear functions of the input, everything else from what it reads. box: of inputs, (batch, *net.shapes[net.input]). bound:
     how those functions are found, `lower_bound` by default."""
     boxes: dict[str, Box] = {net.input: box.as_input(net.dtype)}
+    sizes = {net.input: of_input(boxes[net.input])}
     wanted = {name for step in net.steps if not affine(step) for name in step.reads} | {net.output}
     bent: set[str] = set()  # values that are no affine function of the input: their intervals are not exact
-    for step in net.steps:
+    for step in net.forth():
         boxes[step.name] = passed(step, boxes)
+        sizes[step.name] = magnitude(step, boxes)
         if not affine(step) or bent.intersection(step.reads):
             bent.add(step.name)
         first = step.kind in WEIGHTED and step.reads == (net.input,) and type(boxes[net.input]) is Box  # intervals are exact
         if step.name in wanted and (step.name in bent or not first):
-            boxes[step.name] = boxes[step.name].meet(_tightened(net, step.name, boxes, bound or lower_bound))
+            boxes[step.name] = boxes[step.name].meet(_tightened(net, step.name, boxes, bound or _plain, sizes))
+            sizes[step.name] = magnitude(step, boxes)
     return boxes
 
 
-def _tightened(net: Program, name: str, boxes: Mapping[str, Box], bound: Bound) -> Box:
+def _plain(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str, sizes: Mapping[str, Tensor]) -> Tensor:
+    return bounded(net, boxes, spec, name, sizes=sizes).least
+
+
+def _tightened(net: Program, name: str, boxes: Mapping[str, Box], bound: Bound, sizes: Mapping[str, Tensor]) -> Box:
     """Linear bounds on a value; on those of its entries alone that are used with both signs, where it goes into ReLUs."""
     box, shape = boxes[name], net.shapes[name]
     lower, upper = box.lower.flatten(1), box.upper.flatten(1)
     wanted = torch.ones_like(lower, dtype=torch.bool)
-    readers = [step for step in net.steps if name in step.reads]
-    if name != net.output and all(activation(step) is RELU for step in readers):
+    if name != net.output and all(activation(step) is RELU for step in net.readers(name)):
         wanted = (lower < 0) & (upper > 0)
     most = int(wanted.sum(1).amax()) if len(lower) else 0
     entries = wanted.byte().topk(most, 1).indices  # each example's own, and some that it does not need
-    size = max(1, _CHUNK // max(1, len(lower) * max(sum(map(_count, net.shapes.values())), 1)))
+    size = max(1, _CHUNK // max(1, len(lower) * net.numbers))
     for part in entries.split(size, 1) if most else ():
         one = lower.new_zeros(len(lower), part.shape[1], lower.shape[1]).scatter(2, part[..., None], 1)
         spec = torch.cat([one, -one], 1).unflatten(2, shape)
-        below, above = bound(net, boxes, spec, name).chunk(2, 1)
+        below, above = bound(net, boxes, spec, name, sizes).chunk(2, 1)
         lower, upper = lower.scatter(1, part, below), upper.scatter(1, part, -above)
     return Box(torch.minimum(lower, upper).view_as(box.lower), torch.maximum(lower, upper).view_as(box.upper))
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def backward(
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
     count(name, waiting[name])
     constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
-    for step in reversed(net.steps):
+    for step in net.back(name):
         if (a := waiting.pop(step.name, None)) is None:
             continue
         if step.name in free.shifts:
@@ -156,6 +160,7 @@ def backward(
         found, added = _back(step, a, net, boxes, slope) if c is None else _relaxed(step, a, c, boxes, count)
         constant = constant + added
         for read, coefficient in found.items():
+            net.timed(coefficient)
             count(read, coefficient)
             waiting[read] = waiting[read] + coefficient if read in waiting else coefficient
     if net.input not in waiting:

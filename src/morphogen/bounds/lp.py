@@ -1,14 +1,15 @@
 """Linear programs around a network, solved by HiGHS: its relaxation, and with ReLUs decided one after the other the network.
 
 A variable stands for each input and each unit whose sign is open; everything else is an affine function of these. What comes
-back is a bound that was worked out anew from the solver's multipliers, so that its tolerances cannot make it wrong.
+back is a bound that was worked out anew from the solver's multipliers, so that its tolerances cannot make it wrong; and every
+constraint is wider by what rounding may have done to the affine functions in it.
 
 Source: the triangle relaxation, Ehlers 2017 (arXiv 1705.01320). Differs from programs in whole numbers (Tjeng et al. 2019,
 arXiv 1711.07356): the unit whose relaxation costs the most at the optimum is decided next, which no general solver knows.
 """
 
 import heapq
-import time
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,43 +21,52 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.highs import solver
 from morphogen.bounds.linear import lines
-from morphogen.bounds.program import Program, Step
-from morphogen.bounds.rounding import unit
-from morphogen.bounds.rules import MAXIMA, activation, affine, carried, rectifier, refuse
+from morphogen.bounds.program import Program, Step, run
+from morphogen.bounds.rounding import size, unit
+from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, carried, rectifier, refuse
+from morphogen.deadline import Deadline
 
 _LARGE = 5_000  # numbers in a program
-_TIGHT = 1e-9  # a unit this near to its ReLU is on it, and a bound this near to a value is reached; relative to 1
+_LARGEST = 2**25  # numbers in one, with those that are 0; nobody waits for the end of a larger one
+# a unit this near to its ReLU is on it, relative to its range, and a bound this near to a value is reached, relative to the
+# size of what is bounded
+_TIGHT = 1e-9
+LEAST = math.ulp(0.0)  # the least number above 0: a bound that is enough where any above 0 proves what is asked
 
 
 @dataclass
 class _Rows:
-    """low <= matrix x <= high, row after row, in numpy."""
+    """low <= matrix x <= high, row after row, in numpy. room: how far above its least a row may be that is at it."""
 
     matrix: list[np.ndarray] = field(default_factory=list)
     low: list[np.ndarray] = field(default_factory=list)
     high: list[np.ndarray] = field(default_factory=list)
+    room: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return sum(map(len, self.matrix))
 
-    def add(self, coefficients: Tensor, low: Tensor | float, high: Tensor | float) -> None:
-        """coefficients: (1 + variables, rows), a constant first, which goes over to the other side."""
+    def add(self, coefficients: Tensor, low: Tensor | float, high: Tensor | float, off: Tensor) -> None:
+        """coefficients: (1 + variables, rows), a constant first, which goes over to the other side. off: (rows,), by how much
+        the function, or an end, may be off."""
         constant = coefficients[0]
         self.matrix.append(coefficients[1:].T.numpy())
-        self.low.append((low - constant).numpy())
-        self.high.append((high - constant).numpy())
+        self.low.append((low - constant - off).numpy())
+        self.high.append((high - constant + off).numpy())
+        self.room.append((2 * off).numpy())
 
 
 @dataclass
 class _Bends:
     """By open unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which is 0 where it is off; the row of
-    the chord, y; and slope."""
+    the chord, y; slope; and reach, how large y can be."""
 
     on: list[int] = field(default_factory=list)
     off: list[int] = field(default_factory=list)
     chord: list[int] = field(default_factory=list)
     column: list[int] = field(default_factory=list)
     slope: list[float] = field(default_factory=list)
+    reach: list[float] = field(default_factory=list)
 
     def among(self, rows: np.ndarray, columns: np.ndarray) -> "_Bends":
         """Those whose variable is among some columns, by their places in some rows and columns."""
@@ -65,7 +75,8 @@ class _Bends:
             np.searchsorted(kept, np.array(own, int)[there]).tolist()
             for own, kept in ((self.on, rows), (self.off, rows), (self.chord, rows), (self.column, columns))
         )
-        return _Bends(on, off, chord, column, np.array(self.slope)[there].tolist())
+        slope, reach = (np.array(values)[there].tolist() for values in (self.slope, self.reach))
+        return _Bends(on, off, chord, column, slope, reach)
 
 
 def least_of(
@@ -76,21 +87,31 @@ def least_of(
 
     boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a constraint of its own.
     rows: (k, *shape of the output); limits: (k,). whole: with ReLUs decided one after the other, which makes the bound exact,
-    to 1e-9, for networks of (leaky) ReLUs, if there is time. enough: it may end with a bound so large, or with a point below 0.
-    Infinite where no input fits the boxes.
+    to 1e-9 of the size of rows . output and limits, for networks of (leaky) ReLUs, if there is time. enough: it may end with a
+    bound so large, or with a point below 0. Infinite where no input fits the boxes, minus infinity where the program is too
+    large to be built. Raises `OutOfTime` where `net.until` passes before there is a program; afterwards what was found by then
+    is returned.
     """
-    wanted, held, lower, upper, bends = _encoded(net, boxes)
-    surplus = wanted.flatten(1) @ rows.flatten(1).T
+    variables = boxes[net.input].lower[0].numel() + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
+    if variables * max(3 * variables, net.numbers) > _LARGEST:
+        return -torch.inf, None
+    wanted, far, held, lower, upper, bends = _encoded(net, boxes)
+    by_size = rows.flatten(1).abs().T
+    surplus = wanted.function.flatten(1) @ rows.flatten(1).T
+    off = wanted.off.flatten() @ by_size
+    rounding = unit(net.dtype, len(by_size))
+    off += rounding * ((far @ wanted.function.flatten(1).abs()) @ by_size + limits.abs())
     surplus[0] -= limits
     # one more variable, the largest surplus, between what intervals say of it
     out = boxes[net.output]
     centre, reach = ((t.flatten() * part.flatten(1)).sum(1) for t, part in ((out.centre, rows), (out.radius, rows.abs())))
-    lower.append((centre - reach - limits).amax()[None])
-    upper.append((centre + reach - limits).amax()[None])
+    sizes = size(out).flatten() @ by_size + limits.abs()
+    lower.append((centre - reach - limits - rounding * sizes).amax()[None])
+    upper.append((centre + reach - limits + rounding * sizes).amax()[None])
     cost = torch.zeros(len(surplus), dtype=net.dtype)
     cost[-1] = 1
-    held.add(cost[:, None] - surplus, 0.0, torch.inf)
-    until = time.perf_counter() + seconds
+    held.add(cost[:, None] - surplus, 0.0, torch.inf, off)
+    until = net.until.within(seconds)
     relaxed = _Relaxation(cost, held, lower, upper, bends, until)
     bends = relaxed.bends
     first = relaxed.solve({}, bends)
@@ -110,12 +131,12 @@ def least_of(
     def true(x: Tensor) -> float:
         return float((net(x).flatten(1) @ rows.flatten(1).T - limits).amax())
 
-    return _searched(relaxed, bends, first, point, true, until, enough)
+    return _searched(relaxed, bends, first, point, true, until, enough, _TIGHT * float(sizes.amax()))
 
 
 def _searched(
     relaxed: "_Relaxation", bends: _Bends, first: "_Found", point: Callable[["_Found"], Tensor | None],
-    true: Callable[[Tensor], float], until: float, enough: float,
+    true: Callable[[Tensor], float], until: Deadline, enough: float, tight: float,
 ) -> tuple[float, Tensor | None]:  # fmt: skip
     """Best bound first: the unit whose relaxation costs the most at the optimum is decided, on and off."""
     best, where, count = torch.inf, None, 0
@@ -132,8 +153,8 @@ def _searched(
     look(first, {})
     while waiting:
         bound, _, decided, unit = waiting[0]
-        known = bound >= min(enough, best - _TIGHT * (1 + abs(best))) or (enough < torch.inf and best < 0)
-        if known or unit is None or time.perf_counter() > until:
+        known = bound >= min(enough, best - tight) or (enough < torch.inf and best < 0)
+        if known or unit is None or until.left() <= 0:
             return bound, where
         heapq.heappop(waiting)
         for on in (False, True):
@@ -145,62 +166,95 @@ def _searched(
     return torch.inf, None
 
 
-def _encoded(net: Program, boxes: Mapping[str, Box]) -> tuple[Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:
-    """(the output as an affine function of the variables and one more, constraints, bounds of the variables but that one,
-    which of these are of ReLUs)."""
+@dataclass(frozen=True)
+class _Known:
+    """A value as an affine function of the variables, (1 + variables, *shape), a constant first, and by how much that may be
+    off, (*shape)."""
+
+    function: Tensor
+    off: Tensor
+
+
+def _encoded(
+    net: Program, boxes: Mapping[str, Box]
+) -> tuple[_Known, Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:  # fmt: skip
+    """(the output, with one more variable; the largest size of each variable, a 1 first; constraints; bounds of the variables
+    but that one; which of these are of ReLUs)."""
     inputs = boxes[net.input].lower[0].numel()
-    total = 1 + inputs + sum(_opens(step, boxes) for step in net.steps if not affine(step))
+    total = 1 + inputs + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
     start = torch.zeros(1 + total, inputs, dtype=net.dtype)
     start[1 : 1 + inputs] = torch.eye(inputs, dtype=net.dtype)
-    known = {net.input: start.view(1 + total, *net.shapes[net.input])}
-    rows, at = _Rows(), 1 + inputs
+    shape = net.shapes[net.input]
+    known = {net.input: _Known(start.view(1 + total, *shape), torch.zeros(shape, dtype=net.dtype))}
+    far = torch.zeros(1 + total, dtype=net.dtype)
+    far[0], far[1 : 1 + inputs] = 1.0, size(boxes[net.input]).flatten()
+    rows, at, few = _Rows(), 1 + inputs, unit(net.dtype, 0)
     lower, upper = [boxes[net.input].lower.flatten()], [boxes[net.input].upper.flatten()]
     bends = _Bends()
-    for step in net.steps:
+    for step in net.forth():
         if affine(step):
-            known[step.name] = carried(step, {name: known[name][None] for name in step.reads})[0]
+            known[step.name] = _carried(step, known, far)
             continue
-        read, made = known[step.reads[0]], torch.zeros(1 + total, *step.shape, dtype=net.dtype)
-        z, box = read.flatten(1), _first(boxes[step.reads[0]])
+        read = known[step.reads[0]]
+        z, z_off = read.function.flatten(1), read.off.flatten()
+        y, y_off = (torch.zeros(*part.shape[:-1], math.prod(step.shape), dtype=net.dtype) for part in (z, z_off))
+        box = _first(boxes[step.reads[0]])
+        z_off = z_off + few * (far @ z.abs())  # of a row with z in it
         h = activation(step)
         ends = (box.lower == 0) | (box.upper == 0)
         if h is RELU and bool(ends.any()):
-            rows.add(z[:, ends], box.lower[ends], box.upper[ends])
+            rows.add(z[:, ends], box.lower[ends], box.upper[ends], z_off[ends] + few * size(box)[ends])
         new = _open(step, boxes).nonzero()[:, 0]
-        y = made.flatten(1)
         y[at + torch.arange(len(new)), new] = 1
         if (slope := rectifier(step)) is not None:
             active, off = (box.lower >= 0).nonzero()[:, 0], (box.upper <= 0).nonzero()[:, 0]
             y[:, active], y[:, off] = z[:, active], slope * z[:, off]
+            y_off[active], y_off[off] = z_off[active], slope * z_off[off]
             low, high = box.lower[new], box.upper[new]
+            room = z_off[new] + few * (high - low)
             places = [len(rows)]
-            rows.add(y[:, new] - z[:, new], 0.0, torch.inf)
+            rows.add(y[:, new] - z[:, new], 0.0, torch.inf, room)
             places.append(len(rows))
-            rows.add(y[:, new] - slope * z[:, new], 0.0, torch.inf)
+            rows.add(y[:, new] - slope * z[:, new], 0.0, torch.inf, room)
             places.append(len(rows))
             chord = (high - slope * low) / (high - low)
-            rows.add(y[:, new] - chord * z[:, new], -torch.inf, slope * low - chord * low)
+            rows.add(y[:, new] - chord * z[:, new], -torch.inf, slope * low - chord * low, room)
             for found, place in zip((bends.on, bends.off, bends.chord), places, strict=True):
                 found += range(place, place + len(new))
             bends.column += range(at - 1, at - 1 + len(new))
             bends.slope += [slope] * len(new)
+            bends.reach += torch.maximum(high, -slope * low).tolist()
             lower.append(slope * low)
             upper.append(high)
         elif h is not None:
             lined = lines(h, Box(box.lower[None], box.upper[None]))
             below, above = ((slope[0, 0], offset[0, 0]) for slope, offset in
                             ((lined.below, lined.below_at), (lined.above, lined.above_at)))  # fmt: skip
-            rows.add(y - below[0] * z, below[1], torch.inf)
-            rows.add(y - above[0] * z, -torch.inf, above[1])
+            own = size(boxes[step.name]).flatten()
+            for (steep, offset), (least, most) in ((below, (below[1], torch.inf)), (above, (-torch.inf, above[1]))):
+                room = steep.abs() * z_off + few * (steep.abs() * size(box) + own + offset.abs())
+                rows.add(y - steep * z, least, most, room)
         elif step.kind not in MAXIMA:
             raise refuse(step, "lp")
         if slope is None:
-            own = boxes[step.name]
-            lower.append(own.lower.flatten())
-            upper.append(own.upper.flatten())
-        at += _opens(step, boxes)
-        known[step.name] = y.view(made.shape)
-    return known[net.output], rows, lower, upper, bends
+            lower.append(boxes[step.name].lower.flatten())
+            upper.append(boxes[step.name].upper.flatten())
+        far[at : at + len(new)] = torch.maximum(lower[-1].abs(), upper[-1].abs())
+        at += len(new)
+        known[step.name] = _Known(y.view(-1, *step.shape), y_off.view(step.shape))
+    return known[net.output], far, rows, lower, upper, bends
+
+
+def _carried(step: Step, known: Mapping[str, _Known], far: Tensor) -> _Known:
+    """Through an affine step, with what its sums may be off, see `rounding`. far: of each variable, a 1 first."""
+    function = carried(step, {name: known[name].function[None] for name in step.reads})[0]
+    added: Tensor = run(step, {name: torch.zeros_like(known[name].off)[None] for name in step.reads})
+    sizes = {name: torch.tensordot(far, known[name].function.abs(), 1)[None] for name in step.reads}
+    off = absolute(step, {name: known[name].off[None] for name in step.reads})
+    terms = sum(known[name].off.numel() for name in step.reads)
+    # what is added is added to every coefficient, and taken away again
+    off = off + unit(function.dtype, terms) * (absolute(step, sizes) + (1 + far.sum()) * added.abs())
+    return _Known(function, off[0])
 
 
 def _first(box: Box) -> Box:
@@ -238,9 +292,10 @@ class _Found:
         z = y - self.above[bends.on]
         gap = y - np.maximum(z, np.array(bends.slope) * z)
         gap[list(decided)] = 0.0
-        if not bool((gap > _TIGHT).any()):
+        far = gap > _TIGHT * np.array(bends.reach)
+        if not bool(far.any()):
             return None
-        cost = np.where(gap > _TIGHT, gap * np.abs(self.duals[bends.chord]), -1.0)
+        cost = np.where(far, gap * np.abs(self.duals[bends.chord]), -1.0)
         return int(cost.argmax() if cost.max() > 0 else gap.argmax())
 
 
@@ -257,21 +312,35 @@ def _needed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Relaxation:
-    """The linear program, kept in HiGHS, so that what is decided changes it and each answer starts from the last."""
+    """The linear program, kept in HiGHS, so that what is decided changes it and each answer starts from the last.
+
+    HiGHS has tolerances that do not know how large the numbers of a network are: it is given variables and rows of size 1.
+    """
 
     def __init__(
-        self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, until: float
+        self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, until: Deadline
     ) -> None:  # fmt: skip
+        began = until.now()
         matrix = np.concatenate(rows.matrix)
+        until.check()
         kept, self.columns = _needed(matrix)
+        until.check()
         self.matrix, self.bends = matrix[np.ix_(kept, self.columns)], bends.among(kept, self.columns)
         self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
-        self.row_low, self.row_high = (np.concatenate(ends)[kept] for ends in (rows.low, rows.high))
+        self.row_low, self.row_high, self.room = (np.concatenate(ends)[kept] for ends in (rows.low, rows.high, rows.room))
+        self.unit = _or_one(np.maximum(np.abs(self.low), np.abs(self.high)))
+        scaled = self.matrix * self.unit
+        self.row_unit = _or_one(np.abs(scaled).max(1, initial=0.0))
+        self.price = float(_or_one(np.abs(self.c * self.unit).max(initial=0.0)))
+        scaled /= self.row_unit[:, None]
+        until.check()
         # from nowhere the simplex method may take a hundred times as long as interior points; from nearby it is quick
         method = "ipm" if np.count_nonzero(self.matrix) > _LARGE else "simplex"
-        ends = self.low, self.high, self.matrix, self.row_low, self.row_high
-        self.solver, self.highs = solver(self.c, *ends, solver=method)
+        ends = self.low / self.unit, self.high / self.unit, scaled, self.row_low / self.row_unit, self.row_high / self.row_unit
+        self.solver, self.highs = solver(self.c * self.unit / self.price, *ends, until, solver=method)
+        # what one step of HiGHS may take, in which it does not look at its clock
+        self.step = until.now() - began
         self.decided: Mapping[int, bool] = {}
 
     def solve(self, decided: Mapping[int, bool], bends: _Bends) -> _Found:
@@ -279,30 +348,37 @@ class _Relaxation:
         row_high = self.row_high.copy()
         for place, on in decided.items():
             row = bends.on[place] if on else bends.off[place]
-            row_high[row] = self.row_low[row]
+            row_high[row] = self.row_low[row] + self.room[row]
         for place in {*decided, *self.decided}:
             if self.decided.get(place) is not decided.get(place):
                 for row in (bends.on[place], bends.off[place]):
-                    self.solver.changeRowBounds(row, self.row_low[row], row_high[row])
+                    self.solver.changeRowBounds(row, self.row_low[row] / self.row_unit[row], row_high[row] / self.row_unit[row])
         self.decided = decided
-        if self.until < torch.inf:
+        if (left := self.until.left() - self.step) <= 0:
+            return _Found(-torch.inf)
+        if left < torch.inf:
             # HiGHS counts from the model's first run
-            left = max(0.0, self.until - time.perf_counter())
             self.solver.setOptionValue("time_limit", self.solver.getRunTime() + left)
         self.solver.run()
         self.solver.setOptionValue("solver", "simplex")
         if self.solver.getModelStatus() == self.highs.HighsModelStatus.kInfeasible:
             _, there, ray = self.solver.getDualRay()
-            proved = there and self._proves(np.zeros_like(self.c), np.asarray(ray), row_high) > 0
+            proved = there and self._proves(np.zeros_like(self.c), np.asarray(ray) / self.row_unit, row_high) > 0
             return _Found(torch.inf if proved else -torch.inf)
         solution = self.solver.getSolution()
         values, activities, duals = (np.array(part) for part in (solution.col_value, solution.row_value, solution.row_dual))
         if len(values) != len(self.c) or len(duals) != len(self.matrix):
             return _Found(-torch.inf)
-        return _Found(self.constant + self._proves(self.c, duals, row_high), values, activities - self.row_low, duals)
+        duals = duals * self.price / self.row_unit
+        above = activities * self.row_unit - self.row_low
+        return _Found(self.constant + self._proves(self.c, duals, row_high), values * self.unit, above, duals)
 
     def _proves(self, c: np.ndarray, duals: np.ndarray, row_high: np.ndarray) -> float:
         return _dual(c, duals, self.matrix, self.row_low, row_high, self.low, self.high)
+
+
+def _or_one(sizes: np.ndarray) -> np.ndarray:
+    return np.where(sizes > 0, sizes, 1.0)
 
 
 def _dual(

@@ -51,11 +51,6 @@ def magnitude(step: Step, boxes: Mapping[str, Box]) -> Tensor:
     return absolute(step, sizes) + offset.abs()
 
 
-def terms(step: Step, net: Program) -> int:
-    """No value of the step is a sum of more products."""
-    return sum(math.prod(net.shapes[name]) for name in step.reads) + math.prod(step.shape)
-
-
 def rounded(step: Step, boxes: Mapping[str, Box]) -> Tensor:
     """By how much an interval of an affine step's value may be off."""
     count = sum(boxes[name].lower[0].numel() for name in step.reads)
@@ -64,10 +59,16 @@ def rounded(step: Step, boxes: Mapping[str, Box]) -> Tensor:
 
 def magnitudes(net: Program, boxes: Mapping[str, Box]) -> dict[str, Tensor]:
     """`magnitude` of every step whose boxes are there, and the size of the input."""
-    found = {step.name: magnitude(step, boxes) for step in net.steps if all(name in boxes for name in (*step.reads, step.name))}
-    return {net.input: size(boxes[net.input]) + boxes[net.input].width, **found}
+    there = (step for step in net.forth() if all(name in boxes for name in (*step.reads, step.name)))
+    found = {step.name: magnitude(step, boxes) for step in there}
+    return {net.input: of_input(boxes[net.input]), **found}
+
+
+def of_input(box: Box) -> Tensor:
+    """The magnitude of the input: a linear function of it is worked out from the box's centre and radius."""
+    return size(box) + box.width
 
 
 def slack(net: Program) -> float:
     """By how much a linear bound may be off, as a share of its terms' sizes: coefficients times `magnitudes`, added up."""
-    return unit(net.dtype, max((terms(step, net) for step in net.steps), default=0) + len(net.steps))
+    return unit(net.dtype, net.longest + len(net.steps))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import ACTIVATIONS, Activation, leaky
+from morphogen.bounds.activation import ACTIVATIONS, Activation, leaky, softplus
 from morphogen.bounds.program import RESHAPES, Step, run
 from morphogen.errors import Unsupported
 from morphogen.graph.trace import Node, refs
@@ -58,6 +58,9 @@ def activation(step: Step) -> Activation | None:
         return None
     if step.kind == "leaky_relu":
         return leaky(given[0] if given else 0.01)
+    if step.kind == "softplus":
+        beta, threshold = (*given, *(1.0, 20.0)[len(given) :])
+        return softplus(threshold) if beta == 1 else None
     plain = not given or step.kind in ("relu", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
     return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
 
@@ -72,7 +75,7 @@ def rectifier(step: Step | Node) -> float | None:
 
 def _usual(step: Step) -> bool:
     """Whether an activation's options are the usual ones."""
-    usual: Mapping[str, tuple[Any, ...]] = {"elu": (1.0, 1.0, 1.0), "softplus": (1.0, 20.0)}
+    usual: Mapping[str, tuple[Any, ...]] = {"elu": (1.0, 1.0, 1.0)}
     return tuple(step.args[1:]) == usual.get(step.kind, ())[: len(step.args) - 1]
 
 

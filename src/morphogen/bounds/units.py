@@ -8,7 +8,6 @@ Source: beta-CROWN, Wang et al. 2021 (arXiv 2103.06624); the choice of the unit:
 (arXiv 2104.06718).
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -21,18 +20,20 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.alpha import Found, alpha, optimised
 from morphogen.bounds.attack import attack
 from morphogen.bounds.box import Box
+from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import Free, linear, lower_bound
-from morphogen.bounds.lp import least_of
+from morphogen.bounds.lp import LEAST, least_of
 from morphogen.bounds.program import Program
-from morphogen.bounds.rounding import magnitudes
+from morphogen.bounds.rounding import magnitudes, size
 from morphogen.bounds.rules import activation, affine
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, stacked
+from morphogen.bounds.unsafe import Unsafe, Verdict, stacked
+from morphogen.deadline import Deadline, OutOfTime, deadline
 
 Signs = Mapping[str, Tensor]
 """By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known."""
 
 _STEPS = 12  # of ascent for a part
-_EXACT = 1e-9  # a loss below it is rounding
+_EXACT = 1e-9  # a loss below it is rounding, relative to the size of what is bounded
 _TRIED = 4  # units that may be cut are compared by their halves
 
 
@@ -54,70 +55,86 @@ def splittable(net: Program) -> bool:
 
 
 def split_units(
-    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float, batch: int = 32,
+    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float | Deadline, batch: int = 32,
     tell: Callable[[float, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as for `split_inputs`."""
-    return _Search(net, unsafe, box.as_input(net.dtype), seconds, tell).run(batch)
+    until = deadline(seconds)
+    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(batch)
 
 
 class _Search:
     """What stays the same during one search, and what it has seen."""
 
     def __init__(
-        self, net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float, tell: Callable[[float, int], None] | None
+        self, net: Program, unsafe: Sequence[Unsafe], box: Box, until: Deadline, tell: Callable[[float, int], None] | None
     ) -> None:
         self.net, self.unsafe, self.box, self.tell = net, unsafe, box, tell
-        self.began, self.limit = time.perf_counter(), seconds
+        self.until, self.began, self.stuck = until, until.now(), False
         rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
         self.rows = rows.unflatten(2, net.shapes[net.output])
         self.reads = {step.name: step.reads[0] for step in net.steps if activation(step) is RELU}
         self.seen, self.proved = 0, torch.inf
         self.witness: tuple[Tensor, float] | None = None
+        self.least = -torch.inf  # of what is open, before there are parts
+        self.heap: list[tuple[float, int, Part]] = []
+        self.number = count()
 
     @property
     def spent(self) -> float:
-        return time.perf_counter() - self.began
+        return self.until.now() - self.began
 
     def run(self, batch: int) -> Verdict:
-        heap: list[tuple[float, int, Part]] = []
-        number = count()
-        for part in self.roots():
-            heappush(heap, (part.bound, next(number), part))
-        while heap and self.witness is None and self.spent < self.limit:
-            worst = [heappop(heap)[2] for _ in range(min(batch, len(heap)))]
-            for part in self.halved(worst):
-                heappush(heap, (part.bound, next(number), part))
-            if self.tell:
-                self.tell(heap[0][0] if heap else self.proved, len(heap))
+        worst: list[Part] = []
+        try:
+            self.keep(self.roots())
+            self.least = torch.inf
+            while self.heap and self.witness is None and not self.stuck:
+                self.until.check()
+                worst = [heappop(self.heap)[2] for _ in range(min(batch, len(self.heap)))]
+                self.keep(self.halved(worst))
+                worst = []
+                if self.tell:
+                    self.tell(self.heap[0][0] if self.heap else self.proved, len(self.heap))
+            open_ = bool(self.heap)
+        except OutOfTime:
+            open_ = True
         if self.witness is not None:
             return Verdict("sat", self.witness[1], self.witness[0], self.seen, self.spent)
-        least = min(self.proved, heap[0][0] if heap else torch.inf)
-        return Verdict("unknown" if heap else "unsat", least, None, self.seen, self.spent)
+        # a part that was left in the middle is open, whatever of it is not
+        least = min([self.least, self.proved, *(part.bound for part in worst), *(bound for bound, _, _ in self.heap[:1])])
+        return Verdict("unknown" if open_ else "unsat", least, None, self.seen, self.spent)
+
+    def keep(self, parts: Iterator[Part]) -> None:
+        """Open parts, as they come."""
+        for part in parts:
+            heappush(self.heap, (part.bound, next(self.number), part))
 
     def roots(self) -> Iterator[Part]:
-        """The clauses that cheaper ways leave open: linear bounds, an attack, then bounds with the best lines."""
-        clauses, rows = self.limits.shape
-        spec = self.rows.flatten(0, 1)[None]
-        self.boxes = linear(self.net, self.box)
-        surplus = (lower_bound(self.net, self.boxes, spec).view(clauses, rows) - self.limits).amax(1)
-        open_ = (~(surplus > MARGIN)).nonzero()[:, 0].tolist()  # what is no number proves nothing
+        """The clauses that cheaper ways leave open: intervals and one linear bound, linear bounds of every value, an attack,
+        then bounds with the best lines."""
+        for technique in (interval, linear):
+            self.boxes = technique(self.net, self.box)
+            surplus = self.surplus()
+            open_ = (~(surplus > 0)).nonzero()[:, 0].tolist()  # what is no number proves nothing
+            if not open_:
+                self.settle(surplus)
+                return
+            self.least = max(self.least, float(surplus.nan_to_num(-torch.inf).min()))
         self.settle(surplus)
         for clause in open_:
-            if self.spent > self.limit:
-                break
             self.look(attack(self.net, self.unsafe[clause], self.box)[0], clause)
             if self.witness is not None:
                 return
-        if open_ and self.spent > self.limit:
-            yield from (Part(clause, {}, float(surplus[clause]), Free(), {}) for clause in open_)
-            return
-        if not open_:
-            return
-        self.boxes = alpha(self.net, self.box, _STEPS, self.limit - self.spent)
+        self.boxes = alpha(self.net, self.box, _STEPS, self.until.left())
         self.sizes = magnitudes(self.net, self.boxes)
         whole = [Part(clause, {}, -torch.inf, Free(), {}) for clause in open_]
         yield from self.parts(self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_])
+
+    def surplus(self) -> Tensor:
+        """Of each clause the best lower bound on any row's surplus, by linear functions of the input."""
+        found = lower_bound(self.net, self.boxes, self.rows.flatten(0, 1)[None])
+        return (found.view(self.limits.shape) - self.limits).amax(1)
 
     def halved(self, parts: Sequence[Part]) -> Iterator[Part]:
         """The halves of each part that remain open."""
@@ -138,7 +155,7 @@ class _Search:
         corners = self.box.repeated(len(surplus)).lowest_at(found.coefficients[:, 0])
         for i, clause in enumerate(clauses):
             self.look(corners[i : i + 1], clause)
-            if not float(surplus[i]) > MARGIN:
+            if not float(surplus[i]) > 0:
                 free = Free(
                     {n: s[:, i] for n, s in found.free.slopes.items()}, {v: s[i] for v, s in found.free.shifts.items()},
                     None if found.free.mix is None else found.free.mix[i],
@@ -151,6 +168,7 @@ class _Search:
         found: list[list[tuple[str, int]]] = []
         for part in parts:
             names, scores, sizes = [], [], []
+            exact = _EXACT * self.scale(part.clause)
             for step, read in self.reads.items():
                 if step not in part.seen:
                     continue
@@ -167,8 +185,13 @@ class _Search:
                 found.append([])
                 continue
             score, places = torch.cat(scores).topk(min(_TRIED, sum(sizes)))
-            found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > _EXACT])
+            found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > exact])
         return found
+
+    def scale(self, clause: int) -> float:
+        """How large the rows and limits of a clause can be."""
+        reach = self.rows[clause].abs().flatten(1) @ size(self.boxes[self.net.output])[0].flatten()
+        return float((reach + self.limits[clause].abs()).amax())
 
     def best_cuts(self, chosen: Sequence[tuple[Part, Sequence[tuple[str, int]]]]) -> tuple[list[Part], list[dict[str, Tensor]]]:
         """Each part twice, with its two halves by the unit whose worse half has the best bound."""
@@ -213,25 +236,25 @@ class _Search:
         mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
         free, limits = Free(slopes, shifts, mix), self.limits[clauses]
-        return optimised(self.net, boxes, self.rows[clauses], None, every, free, steps, MARGIN, limits, self.sizes)
+        return optimised(self.net, boxes, self.rows[clauses], None, every, free, steps, 0.0, limits, self.sizes)
 
     def decided(self, part: Part) -> Iterator[Part]:
         """No line loses anything, as where every unit has its sign: a linear program decides, case by case if need be."""
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows, limits = self.rows[part.clause], self.limits[part.clause]
-        bound, point = least_of(self.net, boxes, rows, limits, False, max(1.0, self.limit - self.spent))
-        if bound <= MARGIN:
-            bound, point = least_of(self.net, boxes, rows, limits, True, self.limit - self.spent, 2 * MARGIN)
+        bound, point = least_of(self.net, boxes, rows, limits)
+        if not bound > 0:
+            bound, point = least_of(self.net, boxes, rows, limits, True, enough=LEAST)
         if point is not None:
             self.look(point, part.clause)
-        if bound > MARGIN:
+        if bound > 0:
             self.proved = min(self.proved, bound)
         elif self.witness is None:  # within rounding of the limit: nobody can tell
-            self.limit = 0.0
+            self.stuck = True
             yield replace(part, seen={})
 
     def settle(self, surplus: Tensor) -> None:
-        safe = surplus[surplus > MARGIN]
+        safe = surplus[surplus > 0]
         if len(safe):
             self.proved = min(self.proved, float(safe.min()))
 
@@ -258,8 +281,8 @@ def _common(names: Iterator[Mapping[str, Tensor]]) -> set[str]:
 
 def _place(names: Sequence[str], sizes: Sequence[int], place: int) -> tuple[str, int]:
     """(value, place in it) of a place in all values one behind the other."""
-    for name, size in zip(names, sizes, strict=True):
-        if place < size:
+    for name, count_ in zip(names, sizes, strict=True):
+        if place < count_:
             return name, place
-        place -= size
+        place -= count_
     raise IndexError(place)

@@ -9,8 +9,6 @@ from torch import Tensor
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError
 
-MARGIN = 1e-9  # by which a bound, already moved outward by what rounding may do, must clear 0
-
 
 @dataclass(frozen=True)
 class Unsafe:

@@ -1,7 +1,7 @@
 """Whether a network can do what must not be, `verify(model, box, unsafe)`, and of a classifier, `robust_accuracy`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.program import Program, dtype_of, program
 from morphogen.bounds.units import split_units, splittable
-from morphogen.bounds.unsafe import MARGIN, Unsafe, Verdict, excess_of
+from morphogen.bounds.unsafe import Unsafe, Verdict, excess_of
+from morphogen.deadline import Deadline, OutOfTime, deadline
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.graph.trace import evaluating
 
@@ -21,20 +22,27 @@ _FEW = 16  # inputs of a network whose boxes are worth cutting
 
 
 def verify(
-    model: nn.Module | Program, box: Box, unsafe: Unsafe | Sequence[Unsafe], seconds: float = 60.0,
+    model: nn.Module | Program, box: Box, unsafe: Unsafe | Sequence[Unsafe], seconds: float | Deadline = 60.0,
     tell: Callable[[float, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Prove that no input of a box gets into any of the unsafe sets, or find one that does ("sat").
 
     box: of one example, (1, *shape), or another set of `bounds.box`. Boxes of few inputs are cut themselves, otherwise the
     signs of ReLUs. A counterexample is one only once the model itself, in its own precision, agrees; a proof is of the network
-    in real arithmetic. tell: called with the
-    least bound and the number of open parts as the search goes on. Raises `Unsupported` for a network that has an operation
-    without a rule.
+    in real arithmetic, and every bound is moved outward by what rounding may do to it, so that one above 0 is enough. seconds:
+    for all of it, from tracing on, or a deadline; then the answer is "unknown". tell: called with the least bound and the
+    number of open parts as the search goes on. Raises `Unsupported` for a network that has an operation without a rule.
     """
+    until = deadline(seconds)
+    began = until.now()
     if len(box.lower) != 1:
         raise ShapeError(f"verify: the box is of {len(box.lower)} examples; give one, (1, *shape)")
-    net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
+    try:
+        net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]), until=until)
+    except OutOfTime:
+        return Verdict("unknown", -torch.inf, None, 0, until.now() - began)
+    if net.dtype != torch.float64:
+        raise ShapeError(f"verify: the program is in {net.dtype}; give one in float64, which holds every row and limit")
     sets = [unsafe] if isinstance(unsafe, Unsafe) else list(unsafe)
     if not sets or not net.shapes[net.output]:
         raise ShapeError(
@@ -48,12 +56,13 @@ def verify(
     if type(box) is not Box and not splittable(net):
         raise Unsupported("verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around the set")
     if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):
-        found = split_units(net, sets, box, seconds, tell=tell)
+        found = split_units(net, sets, box, until, tell=tell)
     else:
-        found = split_inputs(net, sets, box, seconds, tell=tell)
-    if isinstance(model, nn.Module) and found.witness is not None and not _agrees(model, found.witness, sets):
-        return Verdict("unknown", found.bound, None, found.boxes, found.seconds)
-    return found
+        found = split_inputs(net, sets, box, until, tell=tell)
+    witness = found.witness
+    if isinstance(model, nn.Module) and witness is not None and not _agrees(model, witness, sets):
+        found = replace(found, status="unknown", witness=None)
+    return replace(found, seconds=until.now() - began)
 
 
 def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:
@@ -102,7 +111,7 @@ def robust_accuracy(
         spec = eye[y[part], None] - eye  # the own class's row is 0, and is left out below
         around = ball(x[part].to(net.dtype), radius, low, high)
         margins = lower_bound(net, linear(net, around), spec).scatter(1, y[part, None], torch.inf)
-        proved = margins.amin(1) > MARGIN
+        proved = margins.amin(1) > 0
         robust += int(proved.sum())
         for i in (~proved).nonzero()[:, 0].tolist():
             sets, box = other_classes(int(y[part[i]]), scores.shape[1]), around[torch.tensor([i])]

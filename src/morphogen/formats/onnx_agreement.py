@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import DataError, Unsupported
 from morphogen.formats.onnx_build import INPUT
 
@@ -37,18 +38,18 @@ def points(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def agree(net: "OnnxNet", run: Run) -> None:
+def agree(net: "OnnxNet", run: Run, until: Deadline = NEVER) -> None:
     """Raise `Unsupported` where what onnxruntime makes of the file, `run`, differs by more than rounding on some point."""
     kinds = points(net.shape, net.dtype)
     x, unit = torch.cat(list(kinds.values())), torch.finfo(net.dtype).eps
     held = {name: tensor.to(_precision(net)) for name, tensor in net.named_buffers() if tensor.is_floating_point()}
     held = {**dict(net.named_buffers()), **held}
-    ours, nudged = _values(net, held, x), _values(net, held, x, unit)
+    ours, nudged = _values(net, held, x, 0.0, until), _values(net, held, x, unit, until)
     places = {kind: slice(place * POINTS, (place + 1) * POINTS) for place, kind in enumerate(kinds)}
     allowed = {kind: _ROOM * (_largest((nudged - ours)[at]) + unit * _largest(ours[at])) for kind, at in places.items()}
     # a file may be made for one example at a time, whatever it says
     for batch in (net.batch,) if net.batch else (len(x), 1):
-        theirs = replay(net, run, x, batch)
+        theirs = replay(net, run, x, batch, until)
         off = {kind: _difference(ours, theirs, at, kind) for kind, at in places.items()}
         worse = [kind for kind in kinds if not off[kind] <= allowed[kind]]
         if not worse:
@@ -68,7 +69,7 @@ def _largest(t: Tensor) -> float:
     return float(t.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
-def _values(net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float = 0.0) -> Tensor:
+def _values(net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float, until: Deadline) -> Tensor:
     """The output on a batch, (batch, numbers); with all that is read off by up to `unit` of its size, times the root of how
     many products are added up."""
     draw = torch.Generator().manual_seed(0)
@@ -77,6 +78,7 @@ def _values(net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float = 0.
     for part in x.split(max(1, _AT_ONCE // widest)):
         values = {**held, INPUT: part.to(_precision(net))}
         for call, reads in zip(net.calls, net.reads, strict=True):
+            until.check()
             given = [values[name] for name in reads]
             far = unit * math.sqrt(_terms(given))
             given = [t if name in held else _nudged(t, far, 0.0, draw) for name, t in zip(reads, given, strict=True)]
@@ -99,11 +101,12 @@ def _nudged(t: Tensor, relative: float, absolute: float, draw: torch.Generator) 
     return t + noise * (relative * t.abs() + absolute)
 
 
-def replay(net: "OnnxNet", run: Run, x: Tensor, batch: int) -> Tensor:
+def replay(net: "OnnxNet", run: Run, x: Tensor, batch: int, until: Deadline = NEVER) -> Tensor:
     """What the file's network makes of x (n, *shape), `batch` examples at once: (n, numbers), in float64. Empty where it does
     not take so many, or what it makes has another shape than ours."""
     found = []
     for part in x.split(batch):
+        until.check()
         rows = torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])])
         try:
             y = run(rows.numpy().reshape((batch, *net.given[1:]) if batch > 1 else net.given))

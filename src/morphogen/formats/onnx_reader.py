@@ -15,6 +15,7 @@ import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
 
+from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import DataError, MorphogenError, Unsupported
 from morphogen.formats.onnx_agreement import agree
 from morphogen.formats.onnx_build import INPUT, Builder, Call, Value
@@ -50,8 +51,10 @@ class OnnxNet(nn.Module):
         return values[self.made]
 
 
-def read_onnx(path: str | Path) -> OnnxNet:
+def read_onnx(path: str | Path, until: Deadline = NEVER) -> OnnxNet:
     """The network in a file, perhaps compressed (.gz), of one input and one output.
+
+    until: asked between operations, of ours and of onnxruntime's runs; `OutOfTime` is raised once it has passed.
 
     The first size is the batch where there are several and it is 1, free, or the file does the same to each of its examples;
     otherwise the input is one example as a whole. Raises `DataError` for a file that is none, and `Unsupported` naming the
@@ -59,11 +62,12 @@ def read_onnx(path: str | Path) -> OnnxNet:
     """
     path = Path(path)
     model = load(path)
+    until.check()
     refused: MorphogenError | None = None
     for whole in (False, True):
         try:
-            net = _read(model, whole)
-            agree(net, runner(model))
+            net = _read(model, whole, until)
+            agree(net, runner(model), until)
             return net
         except MorphogenError as error:
             refused = refused or type(error)(f"{path}: {error}")
@@ -79,7 +83,7 @@ def _several(model: "onnx.ModelProto") -> bool:
     return any(len(dims) > 1 and dims[0].dim_value > 1 for dims in sizes)
 
 
-def _read(model: "onnx.ModelProto", whole: bool) -> OnnxNet:
+def _read(model: "onnx.ModelProto", whole: bool, until: Deadline) -> OnnxNet:
     """whole: whether the input is one example, whatever its first size."""
     graph, opset = model.graph, _opset(model)
     if graph.sparse_initializer:
@@ -95,6 +99,7 @@ def _read(model: "onnx.ModelProto", whole: bool) -> OnnxNet:
     nodes = _needed(graph, output)
     uses = Counter(name for node in nodes.values() for name in node.input) + Counter([output])
     for place, node in nodes.items():
+        until.check()
         builder.kind = node.op_type
         called = f"{node.op_type} ('{node.name or place}')"
         operator = _operator(node, opset, called)

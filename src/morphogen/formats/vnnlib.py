@@ -8,7 +8,6 @@ VNN-LIB standard of VNN-COMP 2021 to 2023 (an SMT-LIB subset: declarations of X_
 import itertools
 import math
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,6 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import DataError, Unsupported
 from morphogen.formats.compressed import read_bytes
 from morphogen.formats.formula import FALSE, All, Bound, Case, Choice, Ends, Row, arrays, cases, choice, everything, folded
@@ -57,24 +57,24 @@ class Property:
             yield Clause(*case.ends.nearest, *arrays(case.rows, self.outputs))
 
 
-def read_vnnlib(path: str | Path, seconds: float = math.inf) -> Property:
-    """The property in a file, perhaps compressed (.gz). seconds: after which `TimeoutError` is raised.
+def read_vnnlib(path: str | Path, until: Deadline = NEVER) -> Property:
+    """The property in a file, perhaps compressed (.gz). until: by when it must be read, else `OutOfTime` is raised.
 
     Raises `DataError` with line and column for what is malformed, uses an undeclared variable or is no box and half-spaces, for
     an input without bounds, and where no input is left by any alternative. Raises `Unsupported` for VNN-LIB 2.0.
     """
-    path, end = Path(path), time.perf_counter() + seconds
+    path = Path(path)
     try:
         content = read_bytes(path)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a VNN-LIB file") from error
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return parse_vnnlib(content.decode("utf-16" if wide else "utf-8", "replace"), str(path), end)
+    return parse_vnnlib(content.decode("utf-16" if wide else "utf-8", "replace"), str(path), until)
 
 
-def parse_vnnlib(text: str, name: str = "vnnlib", end: float = math.inf) -> Property:
-    """The property in a text; name: what errors call it. end: of `time.perf_counter()`, by when it must be read."""
-    reader = _Reader(text, name, end)
+def parse_vnnlib(text: str, name: str = "vnnlib", until: Deadline = NEVER) -> Property:
+    """The property in a text; name: what errors call it. until: see `read_vnnlib`."""
+    reader = _Reader(text, name, until)
     root, declared, asked = _Open("and"), dict[str, int](), False
     at = 0
     while reader.tokens[at]:
@@ -161,8 +161,8 @@ def _alone(found: Bound | Row | All | Choice) -> All:
 class _Reader:
     """Declarations and formulas from words; what `at` names is the place of a word, or of a parenthesis."""
 
-    def __init__(self, text: str, name: str, end: float) -> None:
-        self.source, self.end = Tokens(text, name), end
+    def __init__(self, text: str, name: str, until: Deadline) -> None:
+        self.source, self.until = Tokens(text, name), until
         self.tokens = self.source.words
         self.variables: dict[str, _Variable] = {}
         self.used: dict[_Variable, int] = {}
@@ -228,8 +228,7 @@ class _Reader:
         tokens, stack = self.tokens, [root]
         while True:
             token, head, top = tokens[at], tokens[at + 1], stack[-1]
-            if time.perf_counter() > self.end:
-                raise TimeoutError(f"{self.source.name} is not read in the time given")
+            self.until.check()
             if token == "(" and head in _SIGNS:
                 at = self.comparison(at, opened, top)
             elif token == "(" and head in ("and", "or"):
