@@ -59,7 +59,7 @@ def activation(step: Step) -> Activation | None:
     if step.kind == "leaky_relu":
         return leaky(given[0] if given else 0.01)
     if step.kind == "softplus":
-        beta, threshold = (*given, *(1.0, 20.0)[len(given) :])
+        beta, threshold = map(float, given + (1.0, 20.0)[len(given) :])
         return softplus(threshold) if beta == 1 else None
     plain = not given or step.kind in ("relu", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
     return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
