@@ -30,7 +30,7 @@ def test_the_recipes_run(number: int, capsys) -> None:
     torch.manual_seed(0)
     exec(parts[number], {})
     out = capsys.readouterr().out
-    assert ("20 {", " -> ", "Linear", "('link 1', 'link 3')", "(64, 80)", "undecided", "\nTrue", "Tanh")[number] in out
+    assert ("20 {", " -> ", "Linear", "('link 1', 'link 3')", "(64, 80)", "undecided", "\nTrue", "Tanh", "20\n")[number] in out
 
 
 def test_the_rooms_exist() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import morphogen as mg
 from morphogen import Grow, PlanError, Shrink, resize, trace, widths
 from morphogen.graph.modes import alike, evaluating
+from morphogen.resize.untouched import untouched
 from problems import problem
 
 
@@ -211,6 +212,16 @@ def test_an_interruption_while_the_model_runs_leaves_every_module_in_its_mode() 
             call()
         assert [module.training for module in model] == [True, True, False]
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_look_in_training_mode_leaves_the_statistics_of_norms_alone() -> None:
+    """Batch norm updates them without raising their version."""
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=None)), torch.randn(5, 4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with untouched(model):
+        model.train()(x)
+        F.batch_norm(model[0](x), model[1].running_mean, model[1].running_var, training=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_threads_resize_models_of_their_own() -> None:

@@ -267,7 +267,13 @@ def _buffer(model: nn.Module) -> None:
     model[1][0].norm.num_batches_tracked += 1
 
 
-@pytest.mark.parametrize("write", [_assign, _write_through_data, _swap, _assign_elsewhere, _replace, _buffer])
+def _statistics(model: nn.Module) -> None:
+    norm = model[1][0].norm
+    x = torch.randn(5, len(norm.running_mean), dtype=torch.float64)
+    nn.functional.batch_norm(x, norm.running_mean, norm.running_var, training=True)
+
+
+@pytest.mark.parametrize("write", [_assign, _write_through_data, _swap, _assign_elsewhere, _replace, _buffer, _statistics])
 def test_undo_discards_nothing_that_was_written_since(write: Callable[[nn.Module], None]) -> None:
     run = Run()
     applied = resize(run.model, [Grow("0", 2)], example=run.x, optimizers=[run.optimizer], ema=[run.ema])

@@ -20,6 +20,7 @@ from morphogen.bounds.instances import run_instances
 from morphogen.bounds.units import split_units
 from morphogen.bounds.unsafe import Unsafe
 from morphogen.cli import app
+from morphogen.deadline import Deadline, OutOfTime
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.onnx_reader import read_onnx
 from morphogen.formats.vnnlib import parse_vnnlib, read_vnnlib

@@ -130,7 +130,8 @@ def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
     def put() -> None:
         for tensor, value, version, count in held:
-            if tensor._version != version:
+            # batch norm updates its statistics without a new version
+            if tensor._version != version or not torch.equal(tensor, value):
                 tensor.data.copy_(value)
                 forgive(tensor, count)
 

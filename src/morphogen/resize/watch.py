@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 
@@ -88,8 +88,8 @@ def seen(tensors: Mapping[str, Tensor], back: Back) -> Callable[[Mapping[str, Te
     """Marks what a model's tensors hold now, and what `back` puts back. The result says, given the model's tensors later, what
     has changed since; "" where nothing has.
 
-    The values of tensors that are put back, and of whole numbers, are compared; of all others, whether they still hold the
-    same memory and were written to.
+    The values of buffers and of tensors that are put back are compared; of other parameters, whether they still hold the same
+    memory and were written to.
     """
     touched = {id(step.tensor): step.tensor for step in back if isinstance(step, Put)}
     marks = {name: _mark(tensor, id(tensor) in touched) for name, tensor in tensors.items()}
@@ -114,7 +114,7 @@ def seen(tensors: Mapping[str, Tensor], back: Back) -> Callable[[Mapping[str, Te
 
 
 def _mark(tensor: Tensor, values: bool) -> _Mark:
-    exact = values or not tensor.is_floating_point()
+    exact = values or not isinstance(tensor, nn.Parameter)  # batch norm updates its statistics without a new version
     return _Mark(tensor.shape, tensor.dtype, bits_of(tensor) if exact else None, _place(tensor))
 
 
