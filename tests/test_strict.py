@@ -33,6 +33,8 @@ def test_what_must_be_below_a_limit_may_touch_it(inputs: int) -> None:
         assert status(row, 0.0, None) == "sat"
         assert status(row, 1e-3, strict) == "sat"
         assert status(row, -1e-3, strict) == "unsat"
+    touching = Unsafe(torch.eye(2), torch.tensor([0.0, 0.5]), torch.tensor([False, True]))
+    assert mg.verify(model, box, touching).status == "sat"
     both = Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]), torch.tensor([False, True]))
     assert mg.verify(model, box, both).status == "unsat"
     assert mg.verify(model, box, [both, Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]))]).status == "sat"

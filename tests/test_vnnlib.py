@@ -16,6 +16,7 @@ from morphogen.bounds import formulas
 from morphogen.bounds.files import inward
 from morphogen.bounds.formulas import search
 from morphogen.bounds.program import program
+from morphogen.bounds.unsafe import Verdict
 from morphogen.formats.formula import Case, cases, holds, kept
 from morphogen.formats.vnnlib import Clause, Property, parse_vnnlib, read_vnnlib
 
@@ -326,6 +327,22 @@ def test_very_many_clauses_are_decided_without_being_made() -> None:
               [b - 0.02 * (b - a) for a, b in zip(low, high, strict=True)])  # fmt: skip
     assert searched(model, near)[0] == "unsat"
     assert searched(model, near, 0.0)[0] == "unknown"
+
+
+@pytest.mark.parametrize("few", [64, 1])
+def test_a_counterexample_that_is_none_after_all_leaves_it_unknown(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    monkeypatch.setattr(formulas, "_FEW", few)
+    monkeypatch.setattr(formulas, "_FLAT", few)
+    net = program(network(2, 2), torch.zeros(2, 2))
+    found = parse_vnnlib(
+        HEAD + BOX + "(assert (or (<= Y_0 99) (<= Y_1 99)))(assert (or (<= Y_0 98) (and (<= Y_1 -99) (> X_0 0))))"
+    )
+    for agreed, status in ((True, "sat"), (False, "unknown")):
+        assert search(net, found.case, 2, 60.0, lambda x, cases, agreed=agreed: agreed).status == status
+    # a part that nobody could decide
+    undecided = Verdict("unknown", -1.0)
+    monkeypatch.setattr(formulas, "verify", lambda *_: undecided)
+    assert search(net, found.case, 2, 60.0, lambda x, cases: False).status == "unknown"
 
 
 def test_very_many_boxes_are_decided_without_being_made() -> None:
