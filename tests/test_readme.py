@@ -23,14 +23,15 @@ def test_the_library_examples_run(capsys) -> None:
     assert "8 dead units dropped" in out
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(10))
 def test_the_recipes_run(number: int, capsys) -> None:
     parts = re.findall(r"```python\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.S)
-    assert len(parts) == 9
+    assert len(parts) == 10
     torch.manual_seed(0)
     exec(parts[number], {})
     out = capsys.readouterr().out
-    assert ("20 {", " -> ", "Linear", "('link 1', 'link 3')", "(64, 80)", "undecided", "\nTrue", "Tanh", "20\n")[number] in out
+    wanted = ("20 {", " -> ", "Linear", "active=3", "('link 1', 'link 3')", "(64, 80)", "undecided", "\nTrue", "Tanh", "20\n")
+    assert wanted[number] in out
 
 
 def test_the_rooms_exist() -> None:

@@ -1,7 +1,8 @@
 """Blocks join and leave at the end of a stack: of a `LearnedDepth`, or of the `nn.Sequential` or `nn.ModuleList` of a model.
 
-A new block leaves the function as it is. In a `LearnedDepth` its gate is closed. In a plain stack it is a fresh copy of the
-last block, and the last layer of each of its residual branches starts at zero: x + f(x) = x.
+A new block leaves the function as it is. In a `LearnedDepth` it is what `block(i)` builds, and its gate is closed. In a plain
+stack it is a copy of the last block, fresh wherever a part knows how to reset itself, and the last layer of each of its
+residual branches starts at zero: x + f(x) = x.
 """
 
 import copy
