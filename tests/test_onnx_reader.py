@@ -444,6 +444,17 @@ def test_verdicts_are_of_the_file(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(run(path, found.witness.reshape(given)).ravel(), found.output, atol=1e-6)
 
 
+def test_a_property_over_a_fixed_batch_is_over_all_of_it(tmp_path: Path) -> None:
+    """Two examples of two numbers, or four numbers: the property says which."""
+    path = file(tmp_path / "net.onnx", [node("Gemm", "x w", "y")], [2, 2], [2, 1], {"w": f32([1], [1])})
+    assert read_onnx(path).shape == (2,)
+    for inputs, outputs, status in ((4, 2, "sat"), (2, 1, "unsat")):
+        lines = [f"(declare-const {kind}_{i} Real)" for kind, count in (("X", inputs), ("Y", outputs)) for i in range(count)]
+        lines += [f"(assert (and (>= X_{i} {i // 2}) (<= X_{i} {1 + i // 2})))" for i in range(inputs)]
+        (tmp_path / "p.vnnlib").write_text("\n".join([*lines, f"(assert (>= Y_{outputs - 1} 3))"]))
+        assert verify_file(path, tmp_path / "p.vnnlib", 20).status == status
+
+
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.float16, 1e-2)])
 def test_compress_writes_the_precision_that_it_read(dtype: torch.dtype, within: float, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -49,6 +49,8 @@ def verify_file(
     began = until.now()
     try:
         net, wanted = read_onnx(network, until), read_vnnlib(prop, until)
+        if net.batch > 1 and wanted.inputs == net.batch * int(np.prod(net.shape)):  # over all that the file takes at once
+            net = read_onnx(network, until, whole=True)
         _checked(net, wanted, network, prop)
         steps = program(net, torch.zeros(2, *net.shape), until=until)
     except OutOfTime:

@@ -51,22 +51,22 @@ class OnnxNet(nn.Module):
         return values[self.made]
 
 
-def read_onnx(path: str | Path, until: Deadline = NEVER) -> OnnxNet:
+def read_onnx(path: str | Path, until: Deadline = NEVER, whole: bool = False) -> OnnxNet:
     """The network in a file, perhaps compressed (.gz), of one input and one output.
 
     until: asked between operations, of ours and of onnxruntime's runs; `OutOfTime` is raised once it has passed.
 
     The first size is the batch where there are several and it is 1, free, or the file does the same to each of its examples;
-    otherwise the input is one example as a whole. Raises `DataError` for a file that is none, and `Unsupported` naming the
+    otherwise, and where `whole`, the input is one example with all of its sizes but a 1. Raises `DataError` for a file that is none, and `Unsupported` naming the
     operator, attribute or value that has no row in `OPERATORS`, and where onnxruntime makes something else of the file.
     """
     path = Path(path)
     model = load(path)
     until.check()
     refused: MorphogenError | None = None
-    for whole in (False, True):
+    for as_one in (True,) if whole else (False, True):
         try:
-            net = _read(model, whole, until)
+            net = _read(model, as_one, until)
             agree(net, runner(model), until)
             return net
         except MorphogenError as error:
@@ -160,7 +160,7 @@ def _needed(graph: "onnx.GraphProto", output: str) -> dict[int, "onnx.NodeProto"
     wanted, found = {output}, {}
     for place, node in reversed(list(enumerate(graph.node))):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(name for name in node.input if name)  # "" stands for what is left out
             found[place] = node
     return dict(reversed(found.items()))
 
