@@ -57,8 +57,9 @@ def read_onnx(path: str | Path, until: Deadline = NEVER, whole: bool = False) ->
     until: asked between operations, of ours and of onnxruntime's runs; `OutOfTime` is raised once it has passed.
 
     The first size is the batch where there are several and it is 1, free, or the file does the same to each of its examples;
-    otherwise, and where `whole`, the input is one example with all of its sizes but a 1. Raises `DataError` for a file that is none, and `Unsupported` naming the
-    operator, attribute or value that has no row in `OPERATORS`, and where onnxruntime makes something else of the file.
+    otherwise, and where `whole`, the input is one example with all of its sizes but a 1. Raises `DataError` for a file that is
+    none, and `Unsupported` naming the operator, attribute or value that has no row in `OPERATORS`, and where onnxruntime makes
+    something else of the file.
     """
     path = Path(path)
     model = load(path)
