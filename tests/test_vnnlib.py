@@ -17,6 +17,7 @@ from morphogen.bounds.files import inward
 from morphogen.bounds.formulas import search
 from morphogen.bounds.program import program
 from morphogen.bounds.unsafe import Verdict
+from morphogen.deadline import deadline
 from morphogen.formats.formula import Case, cases, holds, kept
 from morphogen.formats.vnnlib import Clause, Property, parse_vnnlib, read_vnnlib
 
@@ -264,7 +265,7 @@ def searched(model: nn.Module, found: Property, seconds: float = 60.0) -> tuple[
         y = net(points[-1][None])[0]
         return any(all(kept(row, y.tolist()) for row in clause.rows) for clause in clauses)
 
-    result = search(net, found.case, found.outputs, seconds, agrees) if found.case else None
+    result = search(net, found.case, found.outputs, deadline(seconds), agrees) if found.case else None
     return (result.status if result else "unsat"), points
 
 
@@ -338,11 +339,11 @@ def test_a_counterexample_that_is_none_after_all_leaves_it_unknown(monkeypatch: 
         HEAD + BOX + "(assert (or (<= Y_0 99) (<= Y_1 99)))(assert (or (<= Y_0 98) (and (<= Y_1 -99) (> X_0 0))))"
     )
     for agreed, status in ((True, "sat"), (False, "unknown")):
-        assert search(net, found.case, 2, 60.0, lambda x, cases, agreed=agreed: agreed).status == status
+        assert search(net, found.case, 2, deadline(60.0), lambda x, cases, agreed=agreed: agreed).status == status
     # a part that nobody could decide
     undecided = Verdict("unknown", -1.0)
     monkeypatch.setattr(formulas, "verify", lambda *_: undecided)
-    assert search(net, found.case, 2, 60.0, lambda x, cases: False).status == "unknown"
+    assert search(net, found.case, 2, deadline(60.0), lambda x, cases: False).status == "unknown"
 
 
 def test_very_many_boxes_are_decided_without_being_made() -> None:

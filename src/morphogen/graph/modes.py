@@ -53,7 +53,11 @@ def _afterwards(put: Callable[[], None]) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; afterwards every module is in the mode it was in."""
     with modes_kept(model):
-        model.eval()
+        try:
+            model.eval()
+        except NotImplementedError:  # an exported program, whose mode is part of it
+            for module in model.modules():
+                module.training = False
         yield
 
 

@@ -92,8 +92,8 @@ def load(
             setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
     differences = [*other_base(about["base"], base), *other_modules(about["made_of"], made_of(model), ignore)]
     if about.get("groups") is not None and optimizer is not None:
-        if about["optimizer"] != type(optimizer).__name__:
-            differences.append(f"the optimizer is {about['optimizer']}, build() makes {type(optimizer).__name__}")
+        if about.get("optimizer") != type(optimizer).__name__:
+            differences.append(f"the optimizer is {about.get('optimizer')}, build() makes {type(optimizer).__name__}")
         groups = {name: number for number, group in enumerate(about["groups"]) for name in group["params"]}
         differences += other_groups(groups, held, names.values())
     if differences:
@@ -137,9 +137,9 @@ class _Group:
 class _Base:
     """What `base_of` gave."""
 
-    tensors: dict[str, Any]
-    blocks: dict[str, Any]
-    notes: dict[str, Any]
+    tensors: dict[str, tuple[int, ...] | None]
+    blocks: dict[str, int]
+    notes: dict[str, dict[str, tuple[int, ...] | None]]
 
 
 @dataclass(frozen=True)
@@ -267,18 +267,26 @@ def _to_json(value: Any, tensors: dict[str, Tensor], what: str) -> Any:
 
 
 def _from_json(value: Any, tensors: Mapping[str, Tensor], home: torch.device) -> Any:
-    """home: where tensors go that were not on the CPU."""
-    if not isinstance(value, dict):
-        return value
-    kind, inside = next(iter(value.items()))
-    if kind == "tensor":
-        tensor = tensors[inside].clone()
-        return tensor if value["device"] == "cpu" else tensor.to(home)
-    if kind == "dtype":
-        return getattr(torch, inside)
-    if kind == "dict":
-        return {_from_json(k, tensors, home): _from_json(v, tensors, home) for k, v in inside}
-    return {"list": list, "tuple": tuple}[kind](_from_json(item, tensors, home) for item in inside)
+    """home: where tensors go that were not on the CPU. Raises `RunError` for what `_to_json` does not write."""
+
+    def inner(part: Any) -> Any:
+        return _from_json(part, tensors, home)
+
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case {"tensor": str(name), "device": str(device)} if name in tensors:
+            tensor = tensors[name].clone()
+            return tensor if device == "cpu" else tensor.to(home)
+        case {"dtype": str(name)} if isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        case {"dict": [*pairs]} if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            return {inner(key): inner(part) for key, part in pairs}
+        case {"list": [*items]}:
+            return [inner(item) for item in items]
+        case {"tuple": [*items]}:
+            return tuple(inner(item) for item in items)
+    raise RunError(f"the checkpoint has {value!r} as a value of the optimizer, which cannot be; was it changed by hand?")
 
 
 def _fill_groups(
