@@ -15,6 +15,7 @@ import morphogen as mg
 from morphogen import ShapeError, Unsupported
 from morphogen.bounds import (
     Box,
+    Unsafe,
     alpha,
     ball,
     dual,
@@ -565,3 +566,162 @@ def test_a_unit_that_only_the_corners_of_its_box_reach_is_no_witness() -> None:
         model[0].weight.fill_(1.0)
         model[0].bias.fill_(-0.6)
     assert str(stability(model, within(torch.zeros(1, 2), 0.5, 1.0))).startswith("0 active, 1 inactive")
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    (lambda x: x.half().float(), "'to'.* gives float16 in a network of float32"),
+    (lambda x: x.bfloat16().float(), "bfloat16"),
+    (lambda x: x.type(torch.float16).type(torch.float32), "float16"),
+    (lambda x: x.to(torch.float8_e4m3fn).float(), "float8_e4m3fn"),
+    (lambda x: x.sum(1, keepdim=True, dtype=torch.float16).float(), "'sum'.* gives float16"),
+    (lambda x: (x.half() * torch.ones(4, dtype=torch.float16)).float(), "float16"),
+    (lambda x: x + torch.ones(4).mul(0.1).half().float(), "float16"),  # of a constant too
+])  # fmt: skip
+def test_a_cast_to_a_coarser_type_is_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Applied(function), nn.Linear(function(torch.zeros(2, 4)).shape[1], 2))
+    with pytest.raises(Unsupported, match=said):
+        program(model, torch.zeros(2, 4))
+    for use in (mg.transforms.compress, mg.transforms.regions):
+        with pytest.raises(Unsupported, match="float"):
+            use(model, Box(torch.zeros(1, 4), torch.ones(1, 4)))
+
+
+def test_what_a_cast_to_a_coarser_type_makes_of_a_proof() -> None:
+    """2,049 is no number in float16: the output is 2,048, which a bound of the identity would exclude."""
+    model = nn.Sequential(nn.Identity(), Applied(lambda x: x.half().float()))
+    x = torch.tensor([[2049.0]])
+    assert float(model(x)) == 2048.0
+    with pytest.raises(Unsupported, match="float16"):
+        mg.verify(model, Box(x, x), Unsafe(torch.ones(1, 1), torch.tensor([2048.5])))
+
+
+def test_casts_that_lose_nothing_stay() -> None:
+    torch.manual_seed(0)
+    single, half = nn.Sequential(nn.Linear(4, 2), Applied(lambda x: x.double())), nn.Linear(4, 2).bfloat16()
+    for model in (single, single.double(), half, nn.Sequential(half, Applied(lambda x: x.float().bfloat16()))):
+        net, box = program(model, torch.zeros(2, 4)), ball(torch.zeros(1, 4).double(), 0.1)
+        assert bool((linear(net, box)[net.output].upper >= net(box.upper)).all())
+
+
+def test_a_program_holds_the_numbers_of_its_model() -> None:
+    model = nn.Linear(1, 1).double()
+    with torch.no_grad():
+        model.weight.fill_(0.1)
+    with pytest.raises(ShapeError, match="float32 does not hold the numbers of 'weight'"):
+        program(model, torch.zeros(2, 1), torch.float32)
+    net = program(model, torch.zeros(2, 1))
+    with torch.no_grad():
+        model.weight.fill_(0.2)  # later, and elsewhere
+        assert float(net(torch.ones(1, 1)) - net(torch.zeros(1, 1))) == pytest.approx(0.1, abs=1e-15)
+    # a box in another precision is no smaller there
+    ends = torch.tensor([[0.1]], dtype=torch.float64), torch.tensor([[0.3]], dtype=torch.float64)
+    found = Box(*ends).as_input(torch.float32)
+    assert float(found.lower.double()) <= 0.1
+    assert float(found.upper.double()) >= 0.3
+    assert float(found.width) < 0.2 + 1e-7
+    with pytest.raises(ShapeError, match="Ball: float32 does not hold"):
+        within(ends[0], 0.05, 2.0).as_input(torch.float32)
+
+
+def special(name: str) -> Tensor:
+    """Numbers around which an activation may be odd, with those right beside them, and where it jumps on a fine axis."""
+    axis = torch.cat([torch.linspace(-60, 60, 240_001, dtype=torch.float64), torch.logspace(-300, 2, 400, dtype=torch.float64)])
+    axis = torch.cat([axis, -axis]).sort().values
+    h = ACTIVATIONS[name].value(axis)
+    # a fall where there is none on either side, or a step out of all proportion
+    steps = h.diff() - 1.5 * axis.diff() * ACTIVATIONS[name].slope(axis[:-1]).abs().clamp_min(1)
+    falls = h.diff() < 0 if ACTIVATIONS[name].monotone else torch.zeros_like(steps, dtype=torch.bool)
+    found = torch.cat([torch.tensor([-40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0]).double(), axis[1:][(steps > 0) | falls][:50]])
+    both = [found.nextafter(torch.full_like(found, end)) for end in (-torch.inf, torch.inf)]
+    return torch.cat([found, *both]).unique()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_lines_hold_for_what_torch_computes_beside_every_odd_number(name: str) -> None:
+    """Softplus falls by 2e-9 behind 20, where torch takes z itself."""
+    h, odd = ACTIVATIONS[name], special(name)
+    for reach in (0.0, 1e-12, 1e-6, 0.5, 30.0):
+        box = Box((odd - reach)[None], (odd + 0.7 * reach)[None])
+        share = torch.linspace(0, 1, 41).double()[:, None]
+        z = torch.cat([box.lower + box.width * share, odd[:, None].expand(-1, len(odd))]).clamp(box.lower, box.upper)
+        if name == "exp":
+            z, box = z.clamp_max(50), Box(box.lower.clamp_max(50), box.upper.clamp_max(50))
+        value, found = h.value(z)[:, None, None], lines(h, box)
+        z = z[:, None, None]
+        size = 1e-14 * (1 + value.abs() + (found.below * z).abs() + (found.above * z).abs())
+        assert bool((found.below * z + found.below_at <= value + size).all())
+        assert bool((found.above * z + found.above_at >= value - size).all())
+        least, most = extremes(h, torch.zeros_like(odd), box.lower[0], box.upper[0])
+        flat, room = value[:, 0, 0], 1e-14 * (1 + value[:, 0, 0].abs())
+        assert bool(((flat >= least - room) & (flat <= most + room)).all())
+
+
+@pytest.mark.parametrize("technique", [interval, linear, forward, alpha])
+def test_softplus_falls_behind_twenty(technique: Callable[..., dict[str, Box]]) -> None:
+    net = program(nn.Sequential(nn.Softplus()), torch.zeros(2, 1))
+    for low, high in ((19.9, 20.1), (20.0, 20.0 + 1e-10), (20.0 - 1e-9, 20.0 + 1e-12), (0.0, 100.0)):
+        box = Box(torch.tensor([[low]], dtype=torch.float64), torch.tensor([[high]], dtype=torch.float64))
+        x = torch.cat(
+            [
+                torch.linspace(low, high, 2001, dtype=torch.float64),
+                torch.tensor([20.0, 20.0 + 4e-15], dtype=torch.float64).clamp(low, high),
+            ]
+        )
+        found, y = technique(net, box)[net.output], net(x[:, None])
+        assert float(found.lower) <= float(y.min())
+        assert float(found.upper) >= float(y.max())
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1e10])
+def test_a_bound_is_as_good_for_networks_of_any_size(size: float) -> None:
+    """What is left between a bound and 0 is rounding, which grows and shrinks with the network."""
+    for inputs in (2, 20):  # boxes, then signs
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+        box, row = Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double()), torch.tensor([[1.0, -1.0]]).double()
+        least = -1e9
+        for _ in range(3):
+            plain = mg.verify(model, box, Unsafe(row, torch.tensor([least]).double()), 20)
+            least += plain.bound  # some number that is nearly the least one
+        with torch.no_grad():
+            points = box.lower + box.width * torch.rand(2000, inputs, dtype=torch.float64)
+            near = float((model(points) @ row.T).min())
+            model[4].weight.mul_(size)
+            model[4].bias.mul_(size)
+        for limit, status in ((near - 4.0, "unsat"), (near, "sat")):
+            found = mg.verify(model, box, Unsafe(row, torch.tensor([limit * size], dtype=torch.float64)), 20)
+            assert found.status == status
+
+
+def test_what_is_above_zero_by_less_than_rounding_is_not_proved() -> None:
+    """The least output is 0: the sets y <= -tiny are not reached, and rounding cannot tell; y <= 0 is."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.rand(4, 3))
+        model[0].bias.fill_(-3.0)
+        model[2].weight.fill_(1.0)
+        model[2].bias.zero_()
+    box = Box(torch.zeros(1, 3).double(), torch.ones(1, 3).double())
+    for limit, status in ((0.0, "sat"), (-1e-300, "unsat"), (-1e-9, "unsat")):
+        assert mg.verify(model, box, Unsafe(torch.ones(1, 1), torch.tensor([limit], dtype=torch.float64)), 10).status == status
+
+
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_linear_programs_do_not_depend_on_the_size_of_numbers(size: float) -> None:
+    """HiGHS takes 1e-7 for 0, whatever the numbers are."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.LeakyReLU(0.1), nn.Linear(8, 1)).double()
+    box, row = Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double()), torch.ones(1, 1).double()
+    net = program(model, torch.zeros(2, 3))
+    truth, _ = least_of(net, linear(net, box), row, torch.zeros(1).double(), True)
+    with torch.no_grad():
+        model[0].weight.mul_(size)
+        model[0].bias.mul_(size)
+        model[2].bias.mul_(size)
+        model[4].bias.mul_(size)
+    net = program(model, torch.zeros(2, 3))
+    relaxed, _ = least_of(net, linear(net, box), row, torch.zeros(1).double())
+    whole, where = least_of(net, linear(net, box), row, torch.zeros(1).double(), True)
+    assert relaxed <= whole
+    assert whole == pytest.approx(truth * size, rel=1e-7)
+    assert float(net(where)) >= whole

@@ -51,7 +51,11 @@ def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) ->
 
     plain, best = linear(net, box), linear(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
-    return {name: found.meet(plain[name]) for name, found in best.items()}
+    met = {}
+    for name, found in best.items():
+        net.until.check()
+        met[name] = found.meet(plain[name])
+    return met
 
 
 def optimised(
@@ -97,12 +101,15 @@ def optimised(
             found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes, seen)
             bound = found.least
             bound = bound if limits is None else bound - _mixed(net, spec, limits, mix, sizes[name or net.output])
+        net.until.check()
         best = _better(best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
             break
         optimizer.zero_grad()
         (-bound[best.bound <= enough].sum()).backward()
+        net.until.check()
         optimizer.step()
+        net.until.check()
         with torch.no_grad():
             for share in shares.values():
                 share.clamp_(0, 1)

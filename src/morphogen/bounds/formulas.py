@@ -87,6 +87,7 @@ class _Search:
         for leaf in cases(case):
             groups.setdefault(_key(leaf.ends), []).append(leaf)
         for leaves in groups.values():
+            self.net.until.check()
             found = self.asked(leaves[0].ends, [leaf.rows for leaf in leaves], self.net.until)
             if found.witness is not None and self.agrees(found.witness, leaves):
                 self.least = found.bound

@@ -95,7 +95,7 @@ def least_of(
     variables = boxes[net.input].lower[0].numel() + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
     if variables * max(3 * variables, net.numbers) > _LARGEST:
         return -torch.inf, None
-    wanted, far, held, lower, upper, bends = _encoded(net, boxes)
+    wanted, units, far, held, lower, upper, bends = _encoded(net, boxes)
     by_size = rows.flatten(1).abs().T
     surplus = wanted.function.flatten(1) @ rows.flatten(1).T
     off = wanted.off.flatten() @ by_size
@@ -112,7 +112,7 @@ def least_of(
     cost[-1] = 1
     held.add(cost[:, None] - surplus, 0.0, torch.inf, off)
     until = net.until.within(seconds)
-    relaxed = _Relaxation(cost, held, lower, upper, bends, until)
+    relaxed = _Relaxation(cost, held, lower, upper, bends, units[1:].numpy(), until)
     bends = relaxed.bends
     first = relaxed.solve({}, bends)
     box = boxes[net.input]
@@ -177,19 +177,24 @@ class _Known:
 
 def _encoded(
     net: Program, boxes: Mapping[str, Box]
-) -> tuple[_Known, Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:  # fmt: skip
-    """(the output, with one more variable; the largest size of each variable, a 1 first; constraints; bounds of the variables
-    but that one; which of these are of ReLUs)."""
+) -> tuple[_Known, Tensor, Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:  # fmt: skip
+    """(the output, with one more variable; the unit of each variable, a 1 first; its largest size in that; constraints; bounds
+    of the variables but the last; which of these are of ReLUs).
+
+    Variables are counted in units of about their largest size, powers of two: beside what is added in a layer, coefficients
+    of large variables would be lost."""
     inputs = boxes[net.input].lower[0].numel()
     total = 1 + inputs + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
+    first = _power(size(boxes[net.input])).flatten()
     start = torch.zeros(1 + total, inputs, dtype=net.dtype)
-    start[1 : 1 + inputs] = torch.eye(inputs, dtype=net.dtype)
+    start[1 : 1 + inputs] = torch.diag(first)
     shape = net.shapes[net.input]
     known = {net.input: _Known(start.view(1 + total, *shape), torch.zeros(shape, dtype=net.dtype))}
-    far = torch.zeros(1 + total, dtype=net.dtype)
-    far[0], far[1 : 1 + inputs] = 1.0, size(boxes[net.input]).flatten()
+    units, far = torch.ones(1 + total, dtype=net.dtype), torch.zeros(1 + total, dtype=net.dtype)
+    units[1 : 1 + inputs] = first
+    far[0], far[1 : 1 + inputs] = 1.0, size(boxes[net.input]).flatten() / first
     rows, at, few = _Rows(), 1 + inputs, unit(net.dtype, 0)
-    lower, upper = [boxes[net.input].lower.flatten()], [boxes[net.input].upper.flatten()]
+    lower, upper = [boxes[net.input].lower.flatten() / first], [boxes[net.input].upper.flatten() / first]
     bends = _Bends()
     for step in net.forth():
         if affine(step):
@@ -205,7 +210,9 @@ def _encoded(
         if h is RELU and bool(ends.any()):
             rows.add(z[:, ends], box.lower[ends], box.upper[ends], z_off[ends] + few * size(box)[ends])
         new = _open(step, boxes).nonzero()[:, 0]
-        y[at + torch.arange(len(new)), new] = 1
+        own = _first(boxes[step.name])
+        unit_ = _power(size(own))[new]
+        y[at + torch.arange(len(new)), new] = unit_
         if (slope := rectifier(step)) is not None:
             active, off = (box.lower >= 0).nonzero()[:, 0], (box.upper <= 0).nonzero()[:, 0]
             y[:, active], y[:, off] = z[:, active], slope * z[:, off]
@@ -224,25 +231,25 @@ def _encoded(
             bends.column += range(at - 1, at - 1 + len(new))
             bends.slope += [slope] * len(new)
             bends.reach += torch.maximum(high, -slope * low).tolist()
-            lower.append(slope * low)
-            upper.append(high)
+            lower.append(slope * low / unit_)
+            upper.append(high / unit_)
         elif h is not None:
             lined = lines(h, Box(box.lower[None], box.upper[None]))
             below, above = ((slope[0, 0], offset[0, 0]) for slope, offset in
                             ((lined.below, lined.below_at), (lined.above, lined.above_at)))  # fmt: skip
-            own = size(boxes[step.name]).flatten()
             for (steep, offset), (least, most) in ((below, (below[1], torch.inf)), (above, (-torch.inf, above[1]))):
-                room = steep.abs() * z_off + few * (steep.abs() * size(box) + own + offset.abs())
+                room = steep.abs() * z_off + few * (steep.abs() * size(box) + size(own) + offset.abs())
                 rows.add(y - steep * z, least, most, room)
         elif step.kind not in MAXIMA:
             raise refuse(step, "lp")
         if slope is None:
-            lower.append(boxes[step.name].lower.flatten())
-            upper.append(boxes[step.name].upper.flatten())
+            lower.append(own.lower / unit_)
+            upper.append(own.upper / unit_)
+        units[at : at + len(new)] = unit_
         far[at : at + len(new)] = torch.maximum(lower[-1].abs(), upper[-1].abs())
         at += len(new)
         known[step.name] = _Known(y.view(-1, *step.shape), y_off.view(step.shape))
-    return known[net.output], far, rows, lower, upper, bends
+    return known[net.output], units, far, rows, lower, upper, bends
 
 
 def _carried(step: Step, known: Mapping[str, _Known], far: Tensor) -> _Known:
@@ -255,6 +262,11 @@ def _carried(step: Step, known: Mapping[str, _Known], far: Tensor) -> _Known:
     # what is added is added to every coefficient, and taken away again
     off = off + unit(function.dtype, terms) * (absolute(step, sizes) + (1 + far.sum()) * added.abs())
     return _Known(function, off[0])
+
+
+def _power(sizes: Tensor) -> Tensor:
+    """A power of two near each size, 1 for 0: whatever is counted in it is not rounded."""
+    return torch.where(sizes > 0, torch.exp2(torch.log2(sizes).ceil().clamp(-1000, 1000)), 1.0)
 
 
 def _first(box: Box) -> Box:
@@ -318,7 +330,8 @@ class _Relaxation:
     """
 
     def __init__(
-        self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, until: Deadline
+        self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, units: np.ndarray,
+        until: Deadline,
     ) -> None:  # fmt: skip
         began = until.now()
         matrix = np.concatenate(rows.matrix)
@@ -329,6 +342,7 @@ class _Relaxation:
         self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
         self.row_low, self.row_high, self.room = (np.concatenate(ends)[kept] for ends in (rows.low, rows.high, rows.room))
+        self.units = units[self.columns]  # of the variables, in which all that is here is counted but what is found
         self.unit = _or_one(np.maximum(np.abs(self.low), np.abs(self.high)))
         scaled = self.matrix * self.unit
         self.row_unit = _or_one(np.abs(scaled).max(1, initial=0.0))
@@ -371,7 +385,7 @@ class _Relaxation:
             return _Found(-torch.inf)
         duals = duals * self.price / self.row_unit
         above = activities * self.row_unit - self.row_low
-        return _Found(self.constant + self._proves(self.c, duals, row_high), values * self.unit, above, duals)
+        return _Found(self.constant + self._proves(self.c, duals, row_high), values * self.unit * self.units, above, duals)
 
     def _proves(self, c: np.ndarray, duals: np.ndarray, row_high: np.ndarray) -> float:
         return _dual(c, duals, self.matrix, self.row_low, row_high, self.low, self.high)

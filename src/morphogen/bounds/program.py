@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -165,18 +165,24 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
 
 
 def _precision(model: nn.Module) -> torch.dtype:
-    """That of a model's parameters, of its buffers where there are none; one that holds all of them."""
+    """That of a model's parameters, of its buffers where there are none: the finest of them."""
     for tensors in (model.parameters(), model.buffers()):
         if floating := [t.dtype for t in tensors if t.is_floating_point()]:
-            return reduce(torch.promote_types, floating)
+            return min(floating, key=lambda kind: torch.finfo(kind).eps)
     return dtype_of(model)
+
+
+def _holds(kind: torch.dtype, own: torch.dtype) -> bool:
+    """Whether every number of one type is one of another."""
+    there, here = torch.finfo(kind), torch.finfo(own)
+    return there.eps <= here.eps and there.max >= here.max and there.tiny <= here.tiny
 
 
 def _exact(node: Node, own: torch.dtype) -> None:
     """Raise `Unsupported` for a value of a type that does not hold every number of the model's own type: a cast to it is a
     step function, and no bound here is of that. What rounds as the model itself does is no concern: a proof is of the network
     in real arithmetic."""
-    if node.dtype is not None and node.dtype.is_floating_point and torch.promote_types(node.dtype, own) != node.dtype:
+    if node.dtype is not None and node.dtype.is_floating_point and not _holds(node.dtype, own):
         coarse, fine = (str(kind).removeprefix("torch.") for kind in (node.dtype, own))
         raise Unsupported(
             f"bounds: node '{node.name}' ('{node.kind}') gives {coarse} in a network of {fine}, and what that rounds is not "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from morphogen.bounds.box import Box
+from morphogen.bounds.program import program
 from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
 from morphogen.draws import undrawn
 from morphogen.errors import NotExact, ShapeError
@@ -63,6 +64,7 @@ def compress(
         raise ShapeError(f"compress: rules has {unknown[0]!r}; give some of {', '.join(RULES)}")
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
+    program(model, example)  # in its own precision: a cast to a coarser one is refused, which is another in float64
     wide = copy.deepcopy(model).double()
     small, _ = fold_batchnorm(freeze(wide, example)[0], example)
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
