@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
-from morphogen.bounds import Box
+from morphogen.bounds.box import Box
 from morphogen.errors import Unsupported
-from morphogen.transforms import compress, regions, shallow
-from morphogen.transforms.shallow import FORMS
+from morphogen.transforms.compress import compress
+from morphogen.transforms.regions import regions
+from morphogen.transforms.shallow import FORMS, shallow
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from piecewise_nets import BUILD, drawn

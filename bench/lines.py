@@ -1,6 +1,6 @@
 """How densely the code is written, a row a room: `python bench/lines.py [--longest N] [FOLDER]`.
 
-Habits, not gates (CONTRIBUTING): at most 9 tokens a code line, at most 200 tokens for the 90th percentile of functions. A token is
+Habits, not gates: at most 9 tokens a code line, at most 200 for the 90th percentile of functions. A token is
 one of Python's own without comments, line ends and indentation; docstrings and blank lines are no code.
 """
 
@@ -14,7 +14,15 @@ from itertools import chain
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "morphogen"
-_LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+_LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
-from morphogen.policies import Controller, Look, Proposal
-from morphogen.resize import Grow, Shrink
+from morphogen.policies.controller import Controller
+from morphogen.policies.look import Look, Proposal
+from morphogen.resize.edit import Grow, Shrink
 from morphogen.train import generator
 from turns import in_turns, ratio
 

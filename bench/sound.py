@@ -19,7 +19,17 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
-from morphogen.bounds import Box, Unsafe, alpha, attack, dual, forward, interval, least_of, linear, lower_bound, program, verify
+from morphogen.bounds.alpha import alpha
+from morphogen.bounds.attack import attack
+from morphogen.bounds.box import Box
+from morphogen.bounds.dual import dual
+from morphogen.bounds.forward import forward
+from morphogen.bounds.interval import interval
+from morphogen.bounds.linear import linear, lower_bound
+from morphogen.bounds.lp import least_of
+from morphogen.bounds.program import program
+from morphogen.bounds.unsafe import Unsafe
+from morphogen.bounds.verify import verify
 from morphogen.layers.linked import LKReLU
 
 TECHNIQUES = {"interval": interval, "forward": forward, "linear": linear, "alpha": lambda net, box: alpha(net, box, 3)}

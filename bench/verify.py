@@ -20,8 +20,10 @@ import torch
 from torch import nn
 
 from fit import RESULTS, environment
-from morphogen.bounds import ball, linear, program
+from morphogen.bounds.box import ball
 from morphogen.bounds.instances import Result, run_instances
+from morphogen.bounds.linear import linear
+from morphogen.bounds.program import program
 from turns import in_turns
 
 # problems that must be solved, of how many; seconds of the median of those that are

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from morphogen.bounds import Box
+from morphogen.bounds.box import Box
 
 
 class Residual(nn.Module):

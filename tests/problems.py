@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from morphogen.models import convnet, dagnet, mlp
+from morphogen.models.convnet import convnet
+from morphogen.models.dagnet import dagnet
+from morphogen.models.mlp import mlp
 
 
 class Residual(nn.Module):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import AddBlock, DropBlock, Grow, LearnedDepth, PlanError, RunError, Shrink
-from morphogen.formats import load_tensors, save_tensors
+from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.layers.cascade import Cascade
-from morphogen.resize import ledger_to_json
+from morphogen.resize.ledger import ledger_to_json
 from morphogen.resize.nodes import add_stage
 from morphogen.transforms.link import link
 from problems import PROBLEMS, problem

@@ -12,7 +12,7 @@ from torch.distributed._composable import checkpoint
 
 import morphogen as mg
 from morphogen import AddBlock, Grow, LearnedDepth, PlanError, Shrink
-from morphogen.layers import DepthPosterior
+from morphogen.layers.posterior import DepthPosterior
 from morphogen.layers.stack import last_norm, reinitialised, without_reset
 
 # Gates ---------------------------------------------------------------------------------------------------------------------

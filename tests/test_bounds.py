@@ -13,29 +13,22 @@ from torch.func import jacrev
 
 import morphogen as mg
 from morphogen import ShapeError, Unsupported
-from morphogen.bounds import (
-    Box,
-    Unsafe,
-    alpha,
-    ball,
-    dual,
-    few,
-    forward,
-    interval,
-    least_of,
-    linear,
-    lower_bound,
-    optimised,
-    program,
-    within,
-)
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
+from morphogen.bounds.alpha import alpha, optimised
+from morphogen.bounds.box import Box, ball, few, within
 from morphogen.bounds.derivative import derivative
-from morphogen.bounds.linear import Free, lines
+from morphogen.bounds.dual import dual
+from morphogen.bounds.forward import forward
+from morphogen.bounds.interval import interval
+from morphogen.bounds.linear import Free, linear, lines, lower_bound
+from morphogen.bounds.lp import least_of
 from morphogen.bounds.maximum import looked_at, relaxed, windows
+from morphogen.bounds.program import program
 from morphogen.bounds.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
+from morphogen.bounds.unsafe import Unsafe
 from morphogen.layers.linked import LKReLU
-from morphogen.models import convnet, dagnet
+from morphogen.models.convnet import convnet
+from morphogen.models.dagnet import dagnet
 
 
 class Branches(nn.Module):

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import morphogen as mg
 from morphogen import Grow, LearnedDepth, PlanError, RunError, Shrink
-from morphogen.resize import AddBlock, load_ledger
+from morphogen.resize.checkpoint import load_ledger
+from morphogen.resize.edit import AddBlock
 from problems import problem
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import AddBlock, Grow, LearnedDepth, LearnedWidth, layers
-from morphogen.layers import Dag, DepthPosterior
+from morphogen.layers.dag import Dag
 from morphogen.layers.linked import LKReLU
+from morphogen.layers.posterior import DepthPosterior
 
 Change = Callable[[nn.Module, nn.Module, Tensor], Any]
 """(model, the layer in it, an example) -> makes the layer's structure another."""

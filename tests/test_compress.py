@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from morphogen import NotExact, ShapeError
-from morphogen.bounds import Box
-from morphogen.transforms import collapse, compress, drop_dead, merge_duplicates, regions, shallow
-from morphogen.transforms.compress import RULES
+from morphogen.bounds.box import Box
+from morphogen.transforms.compress import RULES, collapse, compress, drop_dead, merge_duplicates
+from morphogen.transforms.regions import regions
+from morphogen.transforms.shallow import shallow
 
 
 class Residual(nn.Module):

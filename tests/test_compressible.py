@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from morphogen import ShapeError, Unsupported
-from morphogen.bounds import ball
+from morphogen.bounds.box import ball
 from morphogen.policies.compressible import MEASURES, adversarial, instability, l1_step
 
 

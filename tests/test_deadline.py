@@ -14,29 +14,24 @@ from typer.testing import CliRunner
 
 import morphogen as mg
 from morphogen import cli
-from morphogen.bounds import (
-    Box,
-    Unsafe,
-    alpha,
-    attack,
-    dual,
-    forward,
-    interval,
-    least_of,
-    linear,
-    lower_bound,
-    optimised,
-    program,
-)
+from morphogen.bounds.alpha import alpha, optimised
+from morphogen.bounds.attack import attack
+from morphogen.bounds.box import Box
 from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.derivative import derivative
+from morphogen.bounds.dual import dual
 from morphogen.bounds.files import verify_file
-from morphogen.bounds.program import Program
+from morphogen.bounds.forward import forward
+from morphogen.bounds.interval import interval
+from morphogen.bounds.linear import linear, lower_bound
+from morphogen.bounds.lp import least_of
+from morphogen.bounds.program import Program, program
 from morphogen.bounds.rounding import magnitudes
 from morphogen.bounds.units import split_units
+from morphogen.bounds.unsafe import Unsafe
 from morphogen.deadline import NEVER, Deadline, OutOfTime, deadline
 from morphogen.formats.onnx import export_onnx
-from morphogen.graph import trace
+from morphogen.graph.trace import trace
 
 
 @dataclass

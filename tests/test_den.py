@@ -13,7 +13,7 @@ from morphogen.experiments.den_mnist import fisher, rotated
 from morphogen.policies.den import DEN, Lesson, descend, drift, enrol, expand, inside, learn, split
 from morphogen.policies.lifelong import Lifelong, reachable, used
 from morphogen.policies.proximal import group_soft, soft, sparse_head
-from morphogen.resize import count_parameters
+from morphogen.resize.apply import count_parameters
 from morphogen.train import generator
 
 QUICK = DEN(loss=0.0, units=3, rate=0.02, decay=1.0, group=0.1, drift=0.01, batch=16, iterations=20, check=5, window=2)

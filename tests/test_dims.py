@@ -10,10 +10,11 @@ from torch import Tensor, nn
 import morphogen as mg
 from morphogen import Grow, LearnedWidth, ShapeError, Unsupported
 from morphogen.formats.onnx import export_onnx
-from morphogen.layers import DepthPosterior, linked
+from morphogen.layers import linked
 from morphogen.layers.linked import LKPReLU, LKReLU, LKSine, LKSwish
+from morphogen.layers.posterior import DepthPosterior
 from morphogen.layers.units import unit_dim
-from morphogen.measures import dead_units
+from morphogen.measures.dead import dead_units
 from morphogen.transforms.link import link, unlink
 
 KINDS = sorted(name for name in vars(linked) if name.startswith("LK"))

@@ -18,9 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import morphogen as mg
 from morphogen import Grow, LearnedDepth, PlanError, Shrink, Unsupported
-from morphogen.resize import resize_distributed
 from morphogen.resize.adapt import asked
-from morphogen.resize.distributed import ARGUMENTS
+from morphogen.resize.distributed import ARGUMENTS, resize_distributed
 from morphogen.resize.start import STARTS, constant
 
 

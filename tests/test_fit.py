@@ -15,7 +15,7 @@ from morphogen.fit import CHECKPOINT, Problem, Settings, compressed, fit, renew,
 from morphogen.policies import POLICIES
 from morphogen.recipe import Recipe
 from morphogen.record import Layer, Report
-from morphogen.resize import count_parameters
+from morphogen.resize.apply import count_parameters
 from morphogen.train import predict
 from problems import problem
 

@@ -18,11 +18,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from morphogen import NotExact, RunError, Unsupported, freeze
-from morphogen.data import from_frame
-from morphogen.data import source as prepare_source
 from morphogen.data.dataset import Dataset
+from morphogen.data.from_frame import from_frame
+from morphogen.data.preparation import source as prepare_source
 from morphogen.export import page
-from morphogen.formats import export_onnx, load_tensors, save_tensors, source
+from morphogen.formats.checkpoint import load_tensors, save_tensors
+from morphogen.formats.onnx import export_onnx
+from morphogen.formats.source import source
 from morphogen.record import Layer, Report, Round, write_atomic
 from problems import problem
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from morphogen import AddBlock, LearnedDepth, Unsupported, freeze, resize
 from morphogen.layers.posterior import DepthPosterior
-from morphogen.transforms import TRANSFORMS, fold_batchnorm
+from morphogen.transforms import TRANSFORMS
+from morphogen.transforms.freeze import fold_batchnorm
 from problems import problem
 
 

@@ -19,8 +19,9 @@ from morphogen.fit import CHECKPOINT, Settings, fit
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.recipe import Recipe
 from morphogen.record import Certificate, Report, from_json, revive
-from morphogen.resize import ledger_from_json, ledger_to_json, read_structure
 from morphogen.resize.checkpoint import load_ledger
+from morphogen.resize.ledger import ledger_from_json, ledger_to_json
+from morphogen.resize.structure import read_structure
 from problems import problem
 
 ODD: tuple[Any, ...] = (None, "x", -1, 1e9, True, [], {}, [[]], {"x": 1})

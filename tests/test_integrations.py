@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from morphogen import RunError
-from morphogen.policies import GradMax, PruneAndExpand
+from morphogen.policies.gradmax import GradMax
+from morphogen.policies.prune_expand import PruneAndExpand
 
 warnings.filterwarnings("ignore")
 

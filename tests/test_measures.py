@@ -5,7 +5,8 @@ from torch import nn
 
 from morphogen import trace, widths
 from morphogen.layers.linked import Linked, LKReLU
-from morphogen.measures import dead_units, unit_importance
+from morphogen.measures.dead import dead_units
+from morphogen.measures.importance import unit_importance
 
 
 def test_importance_is_incoming_times_outgoing() -> None:

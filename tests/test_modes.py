@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import AddBlock, Grow, LearnedDepth, Shrink
-from morphogen.bounds import Box
+from morphogen.bounds.box import Box
 from morphogen.bounds.stability import stability
 from morphogen.formats.onnx import export_onnx
-from morphogen.measures import dead_units, natural_norm, unit_importance
-from morphogen.policies import POLICIES, Controller, Proposal
+from morphogen.measures.dead import dead_units
+from morphogen.measures.importance import unit_importance
+from morphogen.measures.natural import natural_norm
+from morphogen.policies import POLICIES
+from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
+from morphogen.policies.look import Proposal
 from morphogen.resize.firefly import firefly
 from morphogen.resize.gradmax import gradmax
 from morphogen.train import generator, predict

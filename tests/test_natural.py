@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from morphogen import Grow, PlanError, gradmax, plan, resize, trace, widths
-from morphogen.measures import natural_norm
-from morphogen.policies import Controller, Natural
+from morphogen.measures.natural import natural_norm
+from morphogen.policies.controller import Controller
+from morphogen.policies.natural import Natural
 from morphogen.train import generator
 
 

@@ -15,12 +15,13 @@ from torch import nn
 
 from morphogen import DataError, NotExact, Unsupported
 from morphogen.baselines import baselines
-from morphogen.data import from_frame
 from morphogen.data.dataset import Dataset, from_arrays
+from morphogen.data.from_frame import from_frame
 from morphogen.estimator import MorphogenRegressor
 from morphogen.export import export
 from morphogen.fit import Fitted, compressed, fit
-from morphogen.formats import export_onnx, source
+from morphogen.formats.onnx import export_onnx
+from morphogen.formats.source import source
 from morphogen.recipe import Recipe
 from morphogen.train import predict
 

@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from morphogen.policies import POLICIES, Controller, Firefly, Look, Proposal, Stochastic, Trial
+from morphogen.policies import POLICIES
 from morphogen.policies.budget import within
-from morphogen.policies.controller import SEARCHES
+from morphogen.policies.controller import SEARCHES, Controller
 from morphogen.policies.cost import weighed
-from morphogen.resize import AddBlock, Edit, Grow, Shrink, Split, count_parameters, resize
+from morphogen.policies.firefly import Firefly
+from morphogen.policies.look import Look, Proposal
+from morphogen.policies.stochastic import Stochastic
+from morphogen.policies.trial import Trial
+from morphogen.resize.apply import count_parameters, resize
+from morphogen.resize.edit import AddBlock, Edit, Grow, Shrink, Split
 from morphogen.train import generator
 from problems import problem
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, ShapeError
-from morphogen.layers import DepthPosterior
-from morphogen.layers.posterior import discretised_normal
+from morphogen.layers.posterior import DepthPosterior, discretised_normal
 
 
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:

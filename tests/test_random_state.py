@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import bounds, data, estimator, fit, formats, layers, measures, models, train, transforms
-from morphogen.bounds import ball, other_classes, program
+from morphogen.bounds.box import ball
+from morphogen.bounds.program import program
+from morphogen.bounds.verify import other_classes
 from morphogen.data.dataset import from_arrays
 from morphogen.draws import own_draws
 from morphogen.recipe import Recipe

@@ -9,9 +9,8 @@ from scipy.spatial import ConvexHull, cKDTree
 from torch import Tensor, nn
 
 from morphogen import ShapeError, Unsupported
-from morphogen.bounds import Box
-from morphogen.transforms import regions
-from morphogen.transforms.regions import Regions
+from morphogen.bounds.box import Box
+from morphogen.transforms.regions import Regions, regions
 from piecewise_nets import BUILD, cube, drawn, plain
 
 

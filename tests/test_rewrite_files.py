@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from leaks import leaks
 from morphogen import DataError, Unsupported
-from morphogen.bounds import program
+from morphogen.bounds.program import program
 from morphogen.cli import app, main
 from morphogen.formats.onnx import export_onnx
 from morphogen.transforms import files

@@ -6,7 +6,7 @@ from torch import nn
 
 import morphogen as mg
 from morphogen import ShapeError
-from morphogen.bounds import Box
+from morphogen.bounds.box import Box
 from morphogen.bounds.unsafe import Unsafe
 
 

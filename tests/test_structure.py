@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import morphogen as mg
 from morphogen import AddBlock, Grow, RunError, Shrink
 from morphogen.cli import app
-from morphogen.resize import read_structure
+from morphogen.resize.structure import read_structure
 from problems import problem
 
 

@@ -17,7 +17,7 @@ import morphogen
 import morphogen as mg
 from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, apply_, plan, resize, trace, widths
 from morphogen.layers.cascade import Cascade
-from morphogen.resize import adapt
+from morphogen.resize.adapt import adapt
 from morphogen.resize.nodes import add_stage, grow_nodes, prune_weights
 from problems import problem
 

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 import morphogen as mg
 from morphogen import DataError, MorphogenError, ShapeError, Unsupported
-from morphogen.bounds import Box, program
+from morphogen.bounds.box import Box
 from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.files import verify_file
 from morphogen.bounds.instances import run_instances
+from morphogen.bounds.program import program
 from morphogen.bounds.units import split_units
 from morphogen.bounds.unsafe import Unsafe
 from morphogen.cli import app

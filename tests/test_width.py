@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import LearnedWidth, ShapeError, Unsupported
-from morphogen.layers import penalty
-from morphogen.layers.penalty import linear, quadratic
-from morphogen.policies import Controller, Trial
+from morphogen.layers.penalty import linear, penalty, quadratic
+from morphogen.policies.controller import Controller
+from morphogen.policies.trial import Trial
 
 
 def perceptron(w: float = 5.5, units: int = 8, **options) -> tuple[nn.Sequential, Tensor]:

@@ -27,7 +27,7 @@ from morphogen.errors import DataError, MorphogenError, NotExact
 from morphogen.fit import environment
 from morphogen.folder import claimed, claimed_free
 from morphogen.record import Certificate
-from morphogen.resize import diff as difference
+from morphogen.resize.structure import diff as difference
 from morphogen.run import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -36,13 +36,19 @@ from morphogen.layers.dag import Dag
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
 from morphogen.layers.stack import reinitialised
-from morphogen.models import convnet, dagnet, depths_of, mlp, shape_of
-from morphogen.policies import POLICIES, Controller, Policy
+from morphogen.models.convnet import convnet
+from morphogen.models.dagnet import dagnet
+from morphogen.models.mlp import mlp
+from morphogen.models.shape import depths_of, shape_of
+from morphogen.policies import POLICIES
+from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
+from morphogen.policies.look import Policy
 from morphogen.recipe import Recipe, recipe_for
 from morphogen.record import Certificate, Change, Report, Round, Row, from_json, revive, to_json
-from morphogen.resize import count_parameters, ledger_from_json, ledger_to_json, replay
+from morphogen.resize.apply import count_parameters
 from morphogen.resize.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
+from morphogen.resize.ledger import ledger_from_json, ledger_to_json, replay
 from morphogen.train import Batches, Diverged, State, generator, predict, train
 from morphogen.transforms.compress import compress
 from morphogen.transforms.freeze import freeze

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from morphogen.data import from_arrays, split
+from morphogen.data.dataset import from_arrays
+from morphogen.data.split import split
 from morphogen.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(20, 3))

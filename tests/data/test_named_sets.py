@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from sklearn.utils import Bunch
 
-from morphogen.data import NAMED, load, named
+from morphogen.data import named
 from morphogen.data.cifar import read_cifar
+from morphogen.data.load import load
+from morphogen.data.named import NAMED
 from morphogen.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

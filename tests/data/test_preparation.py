@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from morphogen.data import Preparation, fit_preparation, source
 from morphogen.data.apply_preparation import hashed
 from morphogen.data.columns import sort_columns
-from morphogen.data.preparation import pipeline
+from morphogen.data.preparation import Preparation, fit_preparation, pipeline, source
 from morphogen.errors import DataError
 
 BINS = (0, 1, 3, 8)

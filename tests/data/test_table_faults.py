@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from morphogen.data import from_frame, load
+from morphogen.data.from_frame import from_frame
+from morphogen.data.load import load
 from morphogen.errors import DataError
 
 ROWS = 100

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from morphogen.record import Layer, Report, Row
-from morphogen.report import html
+from morphogen.report.html import html
 
 webdriver = pytest.importorskip("selenium.webdriver")
 

@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from morphogen.record import Layer, Report
-from morphogen.report import display
-from morphogen.report.live import Lines, Panel, Silent
+from morphogen.report.live import Lines, Panel, Silent, display
 
 
 def play(console: Console, report: Report, quiet: bool = False, metric: str | None = None) -> None:

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from morphogen.record import Layer, Report, Row
-from morphogen.report import format_score, latex, markdown
-from morphogen.report.text import format_seconds, headline
+from morphogen.report.text import format_score, format_seconds, headline, latex, markdown
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ from morphogen.experiments.one_feature import Chain, expand, sizes, stochastic
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.graph.trace import trace
 from morphogen.graph.widths import widths
-from morphogen.policies import Controller, Trial
+from morphogen.policies.controller import Controller
+from morphogen.policies.trial import Trial
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.resize.apply import count_parameters
 from morphogen.train import Batches, Hook, State, generator, predict, train

@@ -31,7 +31,12 @@ from morphogen.data.split import split
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.layers.penalty import linear, penalty
 from morphogen.layers.width import LearnedWidth
-from morphogen.policies import Controller, Firefly, GradMax, Natural, Policy, Trial
+from morphogen.policies.controller import Controller
+from morphogen.policies.firefly import Firefly
+from morphogen.policies.gradmax import GradMax
+from morphogen.policies.look import Policy
+from morphogen.policies.natural import Natural
+from morphogen.policies.trial import Trial
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.resize.apply import apply_, count_parameters
 from morphogen.resize.edit import Grow

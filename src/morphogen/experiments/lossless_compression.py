@@ -20,7 +20,7 @@ from morphogen.bounds.box import ball
 from morphogen.experiments.over_seeds import over_seeds
 from morphogen.experiments.stable_nets import Part, Training, accuracy, pixels, rows, trained
 from morphogen.record import Claim, Curve, Reproduction
-from morphogen.resize import count_parameters
+from morphogen.resize.apply import count_parameters
 from morphogen.transforms.compress import compress
 
 PUBLISHED = {5e-4: (97.14, 30.8), 1e-4: (98.14, 14.9), 0.0: (98.00, 0.0)}

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
 from morphogen.graph.trace import modes_kept
-from morphogen.policies import Controller, Policy
+from morphogen.policies.controller import Controller
+from morphogen.policies.look import Policy
 from morphogen.record import Change
-from morphogen.resize import count_parameters, ledger_from_json, replay
+from morphogen.resize.apply import count_parameters
+from morphogen.resize.ledger import ledger_from_json, replay
 from morphogen.train import generator
 
 

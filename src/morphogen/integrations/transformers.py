@@ -11,9 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from morphogen.errors import RunError, Unsupported
-from morphogen.policies import Controller, Policy
+from morphogen.policies.controller import Controller
+from morphogen.policies.look import Policy
 from morphogen.record import Change, revive, write_atomic
-from morphogen.resize import ledger_from_json, replay
+from morphogen.resize.ledger import ledger_from_json, replay
 from morphogen.train import generator
 
 FILE = "morphogen.json"
