@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
-from morphogen.layers.dag import Dag
+from morphogen.layers.dag.module import Dag
 from turns import in_turns, ratio
 
 INPUTS, BATCH = 784, 256

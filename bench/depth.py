@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from fit import RESULTS, environment
-from morphogen.experiments.depth_spirals import Fixed
-from morphogen.experiments.depth_spirals import block as dense
+from morphogen.experiments.going_deeper.spirals import Fixed
+from morphogen.experiments.going_deeper.spirals import block as dense
 from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
 from turns import in_turns, ratio
 

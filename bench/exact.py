@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fit import RESULTS, environment
 from morphogen.bounds.box import Box
 from morphogen.errors import Unsupported
+from morphogen.linear_regions.regions import regions
 from morphogen.transforms.compress import compress
-from morphogen.transforms.regions import regions
-from morphogen.transforms.shallow import FORMS, shallow
+from morphogen.transforms.shallow.shallow import FORMS, shallow
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from piecewise_nets import BUILD, drawn

@@ -64,7 +64,7 @@ def run(data: str, seed: int) -> dict[str, Any]:
         arguments = ["fit", data, "--seed", str(seed), "--budget", str(TARGETS[data][1]), "--quiet", "--out", f"{folder}/run"]
         arguments += ["--baselines"] if data in BASELINES and seed == 0 else []
         began = time.perf_counter()
-        command = [sys.executable, "-c", "from morphogen.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from morphogen.cli.app import main; main()", *arguments]
         subprocess.run(command, check=True)
         metrics = json.loads(Path(folder, "run", "metrics.json").read_text())
     kept = ("seed", "test_score", "validation_score", "parameters", "seconds", "rounds", "steps", "table", "recipe")

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
+from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.controller import Controller
 from morphogen.policies.look import Look, Proposal
-from morphogen.resize.edit import Grow, Shrink
-from morphogen.train import generator
+from morphogen.training.train import generator
 from turns import in_turns, ratio
 
 STEPS, CHANGES, TURNS = 3_000, 100, 300

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fit import RESULTS, environment
-from morphogen.transforms.regions import regions
+from morphogen.linear_regions.regions import regions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from piecewise_nets import BUILD, drawn, plain

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 
 from fit import RESULTS, environment
-from morphogen.experiments import EXPERIMENTS
+from morphogen.experiments import EXPERIMENTS, experiment
 from morphogen.report.reproduction import markdown, write
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     about = environment()  # before the run, which may outlast this commit
-    result = EXPERIMENTS[arguments.name](arguments.faithful, False, arguments.seeds)
+    result = experiment(arguments.name)(arguments.faithful, False, arguments.seeds)
     result = replace(result, environment=about, files={})  # checkpoints are too large for a repository
     write(result, RESULTS / "experiments" / f"{result.name}-{result.mode}")
     print(markdown(result))

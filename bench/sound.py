@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from fit import RESULTS, environment
 from morphogen.bounds.alpha import alpha
-from morphogen.bounds.attack import attack
 from morphogen.bounds.box import Box
 from morphogen.bounds.dual import dual
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.lp import least_of
-from morphogen.bounds.program import program
-from morphogen.bounds.unsafe import Unsafe
-from morphogen.bounds.verify import verify
 from morphogen.layers.linked import LKReLU
+from morphogen.tracing.program import program
+from morphogen.verification.pgd import attack
+from morphogen.verification.unsafe import Unsafe
+from morphogen.verification.verify import verify
 
 TECHNIQUES = {"interval": interval, "forward": forward, "linear": linear, "alpha": lambda net, box: alpha(net, box, 3)}
 CURVED = [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Softplus, LKReLU]

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
-from morphogen.bounds.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
-from morphogen.experiments.stable_nets import Part, Training, accuracy, pixels, rows, trained
+from morphogen.experiments.compression.stable_nets import Part, Training, accuracy, pixels, rows, trained
 from morphogen.transforms.compress import compress
+from morphogen.verification.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
 
 NETS = (
     ("mnist", (400, 400), 1e-4), ("mnist", (400, 400), 5e-4), ("mnist", (800, 800), 1e-4), ("mnist", (800, 800), 5e-4),

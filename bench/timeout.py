@@ -22,9 +22,9 @@ from torch import nn
 
 from fit import RESULTS, environment
 from morphogen.bounds.box import Box
-from morphogen.bounds.files import verify_file
-from morphogen.bounds.unsafe import Unsafe
-from morphogen.bounds.verify import verify
+from morphogen.verification.unsafe import Unsafe
+from morphogen.verification.verify import verify
+from morphogen.verification.vnncomp import verify_file
 
 LIMITS = (1.0, 5.0, 10.0)
 ASKED = 1.0, 0.1  # seconds over, or this share of the limit

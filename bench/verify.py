@@ -21,9 +21,9 @@ from torch import nn
 
 from fit import RESULTS, environment
 from morphogen.bounds.box import ball
-from morphogen.bounds.instances import Result, run_instances
 from morphogen.bounds.linear import linear
-from morphogen.bounds.program import program
+from morphogen.tracing.program import program
+from morphogen.verification.instances import Result, run_instances
 from turns import in_turns
 
 # problems that must be solved, of how many; seconds of the median of those that are

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from morphogen.models.convnet import convnet
-from morphogen.models.dagnet import dagnet
-from morphogen.models.mlp import mlp
+from morphogen.models import convnet, dagnet, mlp
 
 
 class Residual(nn.Module):

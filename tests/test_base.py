@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import AddBlock, DropBlock, Grow, LearnedDepth, PlanError, RunError, Shrink
+from morphogen.edit.dag import add_stage
+from morphogen.edit.ledger import ledger_to_json
 from morphogen.formats.checkpoint import load_tensors, save_tensors
-from morphogen.layers.cascade import Cascade
-from morphogen.resize.ledger import ledger_to_json
-from morphogen.resize.nodes import add_stage
+from morphogen.layers.dag.cascade import Cascade
 from morphogen.transforms.link import link
 from problems import PROBLEMS, problem
 from published import Lookahead

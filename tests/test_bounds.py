@@ -23,12 +23,11 @@ from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import Free, linear, lines, lower_bound
 from morphogen.bounds.lp import least_of
 from morphogen.bounds.maximum import looked_at, relaxed, windows
-from morphogen.bounds.program import program
-from morphogen.bounds.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
-from morphogen.bounds.unsafe import Unsafe
 from morphogen.layers.linked import LKReLU
-from morphogen.models.convnet import convnet
-from morphogen.models.dagnet import dagnet
+from morphogen.models import convnet, dagnet
+from morphogen.tracing.program import program
+from morphogen.verification.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
+from morphogen.verification.unsafe import Unsafe
 
 
 class Branches(nn.Module):

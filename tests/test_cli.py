@@ -14,7 +14,7 @@ import pytest
 
 from leaks import leaks
 
-COMMAND = [sys.executable, "-c", "from morphogen.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from morphogen.cli.app import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 

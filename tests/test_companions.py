@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import morphogen as mg
 from morphogen import Grow, LearnedDepth, PlanError, RunError, Shrink
-from morphogen.resize.checkpoint import load_ledger
-from morphogen.resize.edit import AddBlock
+from morphogen.edit.checkpoint import load_ledger
+from morphogen.edit.edit import AddBlock
 from problems import problem
 
 

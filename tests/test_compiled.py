@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import AddBlock, Grow, LearnedDepth, LearnedWidth, layers
-from morphogen.layers.dag import Dag
+from morphogen.layers.dag.module import Dag
 from morphogen.layers.linked import LKReLU
 from morphogen.layers.posterior import DepthPosterior
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from morphogen import NotExact, ShapeError
 from morphogen.bounds.box import Box
+from morphogen.linear_regions.regions import regions
 from morphogen.transforms.compress import RULES, collapse, compress, drop_dead, merge_duplicates
-from morphogen.transforms.regions import regions
-from morphogen.transforms.shallow import shallow
+from morphogen.transforms.shallow.shallow import shallow
 
 
 class Residual(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 
 from morphogen import ShapeError, Unsupported
 from morphogen.bounds.box import ball
-from morphogen.policies.compressible import MEASURES, adversarial, instability, l1_step
+from morphogen.training.compressible import MEASURES, adversarial, instability, l1_step
 
 
 def test_small_weights_become_zero_and_biases_stay() -> None:

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, ShapeError, Shrink, Split, resize
+from morphogen.edit.checkpoint import load_ledger
+from morphogen.edit.dag import add_stage, full_gradient, grow_nodes, prune_weights, rewire
+from morphogen.edit.doctor import doctor
+from morphogen.edit.inits.firefly import firefly
 from morphogen.formats.onnx import export_onnx
-from morphogen.graph.trace import trace
-from morphogen.graph.widths import widths
-from morphogen.layers.cascade import Cascade
-from morphogen.layers.dag import Dag, places
-from morphogen.layers.dag_graph import from_networkx, to_networkx
-from morphogen.layers.dag_levels import by_levels, without_dags
-from morphogen.layers.dag_op import Layout, dag
-from morphogen.layers.dag_sparse import levels, sparse_dag, wiring
+from morphogen.layers.dag.cascade import Cascade
+from morphogen.layers.dag.dense import Layout, dag
+from morphogen.layers.dag.module import Dag, places
+from morphogen.layers.dag.networkx import from_networkx, to_networkx
+from morphogen.layers.dag.sparse import levels, sparse_dag, wiring
+from morphogen.layers.dag.unrolled import by_levels, without_dags
 from morphogen.layers.linked_op import KINDS
 from morphogen.measures.importance import unit_importance
-from morphogen.resize.checkpoint import load_ledger
-from morphogen.resize.doctor import doctor
-from morphogen.resize.firefly import firefly
-from morphogen.resize.nodes import add_stage, full_gradient, grow_nodes, prune_weights, rewire
+from morphogen.tracing.trace import trace
+from morphogen.tracing.widths import widths
 from morphogen.transforms.freeze import freeze
 
 VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]

@@ -13,25 +13,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import morphogen as mg
-from morphogen import cli
 from morphogen.bounds.alpha import alpha, optimised
-from morphogen.bounds.attack import attack
 from morphogen.bounds.box import Box
-from morphogen.bounds.branch import split_inputs
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.dual import dual
-from morphogen.bounds.files import verify_file
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.bounds.lp import least_of
-from morphogen.bounds.program import Program, program
 from morphogen.bounds.rounding import magnitudes
-from morphogen.bounds.units import split_units
-from morphogen.bounds.unsafe import Unsafe
+from morphogen.cli import verify as verb
 from morphogen.deadline import NEVER, Deadline, OutOfTime, deadline
 from morphogen.formats.onnx import export_onnx
-from morphogen.graph.trace import trace
+from morphogen.formats.onnx_reader import read_onnx
+from morphogen.formats.vnnlib import read_vnnlib
+from morphogen.tracing.program import Program, program
+from morphogen.tracing.trace import trace
+from morphogen.verification.input_split import split_inputs
+from morphogen.verification.pgd import attack
+from morphogen.verification.relu_split import split_units
+from morphogen.verification.unsafe import Unsafe
+from morphogen.verification.vnncomp import verify_file
 
 
 @dataclass
@@ -220,16 +222,31 @@ def test_a_listing_of_boxes_is_left_when_time_is_up(tmp_path: Path) -> None:
     assert run(NEVER).status == "unsat"
 
 
+def test_both_files_are_read_by_the_deadline(tmp_path: Path) -> None:
+    network, prop = tmp_path / "net.onnx", tmp_path / "p.vnnlib"
+    export_onnx(chain(2, inputs=2).float(), torch.randn(3, 2), network)
+    names = "".join(f"(declare-const {kind}_{i} Real)" for kind in "XY" for i in range(2))
+    prop.write_text(f"{names}(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0) (<= X_1 1) (<= Y_0 0)))")
+    readers = {"network": lambda until: read_onnx(network, until), "property": lambda until: read_vnnlib(prop, until)}
+    for read in readers.values():
+        assert asks(read) > 1
+        with pytest.raises(OutOfTime):
+            read(Clock(1).until())
+    clock = Clock(asks(readers["network"]) // 2)  # in the middle of the network
+    assert verify_file(network, prop, clock.until()).status == "unknown"
+    assert clock.asked <= clock.asks + 3
+
+
 def test_the_command_ends_a_search_that_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(cli.os, "_exit", ended.append)
-    monkeypatch.setattr(cli, "_GRACE", 0.0)
+    monkeypatch.setattr(verb.os, "_exit", ended.append)
+    monkeypatch.setattr(verb, "_GRACE", 0.0)
 
     class Held:
         """Its time is up at once, and whoever waits for it waits for the end."""
 
         def __enter__(self) -> None:
-            self.wait = cli._ended(Deadline(0.0, lambda: 0.0))
+            self.wait = verb._ended(Deadline(0.0, lambda: 0.0))
             self.wait.__enter__()
 
         def __exit__(self, *error: object) -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from morphogen.edit.apply import count_parameters
 from morphogen.errors import PlanError, ShapeError, Unsupported
-from morphogen.experiments.den_mnist import fisher, rotated
-from morphogen.policies.den import DEN, Lesson, descend, drift, enrol, expand, inside, learn, split
-from morphogen.policies.lifelong import Lifelong, reachable, used
-from morphogen.policies.proximal import group_soft, soft, sparse_head
-from morphogen.resize.apply import count_parameters
-from morphogen.train import generator
+from morphogen.experiments.den.mnist import fisher, rotated
+from morphogen.lifelong.den import DEN, Lesson, descend, drift, enrol, expand, inside, learn, split
+from morphogen.lifelong.network import Lifelong, reachable, used
+from morphogen.training.proximal import group_soft, soft, sparse_head
+from morphogen.training.train import generator
 
 QUICK = DEN(loss=0.0, units=3, rate=0.02, decay=1.0, group=0.1, drift=0.01, batch=16, iterations=20, check=5, window=2)
 

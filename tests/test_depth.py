@@ -16,8 +16,7 @@ from morphogen.layers.depth import gate
 from morphogen.layers.gate import Sharp, exponential, hard_step, soft_step
 from morphogen.layers.merge import convex, product, residual, root_product
 from morphogen.layers.penalty import flops, gain, penalty, priced, quadratic
-from morphogen.models.convnet import convnet
-from morphogen.models.shape import depths_of, shape_of
+from morphogen.models import convnet, depths_of, shape_of
 
 
 def test_gates_are_the_published_values() -> None:

@@ -11,10 +11,12 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import morphogen
 from morphogen import Unsupported
-from morphogen.layers import dag_op, dag_sparse, linked_op
-from morphogen.layers.dag import Dag
-from morphogen.layers.dag_op import Layout, dag
-from morphogen.layers.dag_sparse import sparse_dag, wiring
+from morphogen.layers import linked_op
+from morphogen.layers.dag import dense as dense_op
+from morphogen.layers.dag import sparse as sparse_op
+from morphogen.layers.dag.dense import Layout, dag
+from morphogen.layers.dag.module import Dag
+from morphogen.layers.dag.sparse import sparse_dag, wiring
 from morphogen.layers.linked_op import KINDS, linked
 
 Case = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
@@ -153,7 +155,7 @@ def test_an_operation_called_by_name_refuses_what_it_would_drop() -> None:
     exported = torch.export.export(model, (x,)).module()
     with pytest.raises(Unsupported, match="morphogen::dag carries no derivatives forward"):
         torch.func.jvp(exported, (x,), (x,))
-    operations = {"dag": dag_op, "sparse_dag": dag_sparse, "linked": linked_op}
+    operations = {"dag": dense_op, "sparse_dag": sparse_op, "linked": linked_op}
     assert {f"morphogen::{name}" for name in operations} == {name for name in CASES if "::" in name and "back" not in name}
     for module in operations.values():
         with forward_ad.dual_level(), pytest.raises(Unsupported, match="carries no derivatives forward"):

@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import morphogen as mg
 from morphogen import Grow, LearnedDepth, PlanError, Shrink, Unsupported
-from morphogen.resize.adapt import asked
-from morphogen.resize.distributed import ARGUMENTS, resize_distributed
-from morphogen.resize.start import STARTS, constant
+from morphogen.edit.adapt import asked
+from morphogen.edit.distributed import ARGUMENTS, resize_distributed
+from morphogen.edit.inits.constant import STARTS, constant
 
 
 def build() -> nn.Module:

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from morphogen.estimator import MorphogenClassifier, MorphogenRegressor
+from morphogen.fitting.estimator import MorphogenClassifier, MorphogenRegressor
 
 warnings.filterwarnings("ignore", module="sklearn")
 

@@ -15,19 +15,23 @@ from torch import nn
 from typer.testing import CliRunner
 
 from morphogen import LearnedDepth, MorphogenError
-from morphogen.cli import app
-from morphogen.experiments import EXPERIMENTS, gradmax_wide, growing_cifar, linked_width, one_feature
-from morphogen.experiments.going_deeper_xor import SMOKE, Parities, published
-from morphogen.experiments.linked_nets import LINKED
-from morphogen.graph.trace import trace
-from morphogen.graph.widths import widths
+from morphogen.cli.app import app
+from morphogen.edit.apply import apply_
+from morphogen.edit.edit import Grow
+from morphogen.edit.plan import plan
+from morphogen.experiments import EXPERIMENTS
+from morphogen.experiments.going_deeper.xor import SMOKE, Parities, published
+from morphogen.experiments.gradmax import wide as gradmax_wide
+from morphogen.experiments.growing import cifar as growing_cifar
+from morphogen.experiments.growing import one_feature
+from morphogen.experiments.linked import width as linked_width
+from morphogen.experiments.linked.nets import LINKED
 from morphogen.layers.penalty import gain, quadratic
 from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
 from morphogen.report.reproduction import markdown, panels, plot, write
-from morphogen.resize.apply import apply_
-from morphogen.resize.edit import Grow
-from morphogen.resize.plan import plan
-from morphogen.train import Batches, State
+from morphogen.tracing.trace import trace
+from morphogen.tracing.widths import widths
+from morphogen.training.train import Batches, State
 
 
 @pytest.mark.parametrize("faithful", [True, False])
@@ -204,7 +208,7 @@ def test_a_verdict_is_a_matter_of_bounds() -> None:
 
 
 def test_a_learning_rate_that_diverges_is_not_chosen() -> None:
-    from morphogen.experiments.dag_nets import chosen, data, networks
+    from morphogen.experiments.dagnn.nets import chosen, data, networks
 
     scored = chosen(networks(16, 8, 8)["DAG"], data("curves", 0, 300), "SGD", (0.03, 1e30), 1, 100, 0)
     assert scored[0.03] > scored[1e30] == 0

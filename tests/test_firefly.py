@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, Split, plan, resize, trace, widths
-from morphogen.graph.widths import FLAT
-from morphogen.resize.firefly import firefly
+from morphogen.edit.inits.firefly import firefly
+from morphogen.tracing.widths import FLAT
 from problems import PROBLEMS, problem
 
 

@@ -10,13 +10,13 @@ import torch
 
 from morphogen import DataError, Grow, MorphogenError, RunError
 from morphogen.data.dataset import Dataset, from_arrays
-from morphogen.data.load import load
-from morphogen.fit import CHECKPOINT, Problem, Settings, compressed, fit, renew, scratch
+from morphogen.data.load import load_data
+from morphogen.edit.apply import count_parameters
+from morphogen.fitting.fit import CHECKPOINT, Problem, Settings, compressed, fit, renew, scratch
+from morphogen.fitting.recipe import Recipe
 from morphogen.policies import POLICIES
-from morphogen.recipe import Recipe
 from morphogen.record import Layer, Report
-from morphogen.resize.apply import count_parameters
-from morphogen.train import predict
+from morphogen.training.train import predict
 from problems import problem
 
 
@@ -62,7 +62,7 @@ class Killer:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
     settings = Settings(seed=3, policy=policy)
     whole = fit(table(), settings, recipe=QUICK)
     assert whole.ledger, "the test needs a run whose structure changes"
@@ -81,7 +81,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, m
 def test_a_dag_grows_resumes_and_leaves_as_plain_layers(
     regression: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
     data, settings = table(regression), Settings(wiring="dag")
     whole = fit(data, settings, recipe=QUICK)
     assert any(isinstance(edit, Grow) and edit.width == "dag" for edit in whole.ledger)
@@ -104,8 +104,11 @@ def test_an_unknown_wiring_lists_the_known() -> None:
 
 @pytest.mark.parametrize(("renewal", "after"), [(0.0, 3), (0.5, 3), (0.5, 6)])
 def test_images_resume_too(renewal: float, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphogen.fit.CHECKPOINT_SECONDS", 0.0)
-    data, recipe = load("digits"), replace(QUICK, shift=1, epochs=1, rounds=4, steps=10, multiple=8, width=8, renewal=renewal)
+    monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
+    data, recipe = (
+        load_data("digits"),
+        replace(QUICK, shift=1, epochs=1, rounds=4, steps=10, multiple=8, width=8, renewal=renewal),
+    )
     whole = fit(data, Settings(), recipe=recipe)
     with pytest.raises(Killed):
         fit(data, Settings(), recipe=recipe, folder=tmp_path, display=Killer(after))

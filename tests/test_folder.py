@@ -14,10 +14,10 @@ import pytest
 
 from morphogen import RunError
 from morphogen.data.dataset import from_arrays
-from morphogen.fit import fit
+from morphogen.fitting.fit import fit
+from morphogen.fitting.run import run
 from morphogen.folder import LOCK, claimed, claimed_free
 from morphogen.record import write_atomic
-from morphogen.run import run
 
 HOLD = """
 import sys

@@ -21,7 +21,7 @@ from morphogen import NotExact, RunError, Unsupported, freeze
 from morphogen.data.dataset import Dataset
 from morphogen.data.from_frame import from_frame
 from morphogen.data.preparation import source as prepare_source
-from morphogen.export import page
+from morphogen.fitting.export import page
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.source import source

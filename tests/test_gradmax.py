@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, Unsupported, gradmax, plan, resize, trace, widths
-from morphogen.resize.start import STARTS, normal
+from morphogen.edit.inits.constant import STARTS, normal
 from problems import problem
 
 

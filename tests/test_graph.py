@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from morphogen import Grow, PlanError, Unsupported, resize, trace, widths
-from morphogen.graph.widths import Span, find
+from morphogen.tracing.widths import Span, find
 from problems import PROBLEMS, Embedded, Residual, problem
 
 

@@ -15,13 +15,13 @@ from torch import nn
 import morphogen as mg
 from morphogen import AddBlock, DropBlock, Grow, MorphogenError, PlanError, RunError, Shrink, Split
 from morphogen.data.dataset import from_arrays
-from morphogen.fit import CHECKPOINT, Settings, fit
+from morphogen.edit.checkpoint import load_ledger
+from morphogen.edit.ledger import ledger_from_json, ledger_to_json
+from morphogen.edit.structure import read_structure
+from morphogen.fitting.fit import CHECKPOINT, Settings, fit
+from morphogen.fitting.recipe import Recipe
 from morphogen.formats.checkpoint import load_tensors, save_tensors
-from morphogen.recipe import Recipe
 from morphogen.record import Certificate, Report, from_json, revive
-from morphogen.resize.checkpoint import load_ledger
-from morphogen.resize.ledger import ledger_from_json, ledger_to_json
-from morphogen.resize.structure import read_structure
 from problems import problem
 
 ODD: tuple[Any, ...] = (None, "x", -1, 1e9, True, [], {}, [[]], {"x": 1})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from morphogen.bounds import instances
-from morphogen.bounds.instances import Result, run_instances
+from morphogen.verification import instances
+from morphogen.verification.instances import Result, run_instances
 
 
 def solve(folder: Path, network: str, prop: str, seconds: float) -> Result:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import morphogen as mg
 from morphogen import AddBlock, Grow, LearnedDepth, Shrink
 from morphogen.bounds.box import Box
-from morphogen.bounds.stability import stability
+from morphogen.edit.inits.firefly import firefly
+from morphogen.edit.inits.gradmax import gradmax
 from morphogen.formats.onnx import export_onnx
 from morphogen.measures.dead import dead_units
 from morphogen.measures.importance import unit_importance
@@ -19,11 +20,10 @@ from morphogen.policies import POLICIES
 from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
 from morphogen.policies.look import Proposal
-from morphogen.resize.firefly import firefly
-from morphogen.resize.gradmax import gradmax
-from morphogen.train import generator, predict
+from morphogen.training.train import generator, predict
 from morphogen.transforms.freeze import fold_batchnorm
 from morphogen.transforms.link import link, unlink
+from morphogen.verification.stability import stability
 
 
 def net() -> tuple[nn.Sequential, Tensor]:

@@ -11,7 +11,7 @@ from morphogen import Grow, PlanError, gradmax, plan, resize, trace, widths
 from morphogen.measures.natural import natural_norm
 from morphogen.policies.controller import Controller
 from morphogen.policies.natural import Natural
-from morphogen.train import generator
+from morphogen.training.train import generator
 
 
 def test_of_one_layer_it_is_the_formula() -> None:

@@ -14,16 +14,16 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from morphogen import DataError, NotExact, Unsupported
-from morphogen.baselines import baselines
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.from_frame import from_frame
-from morphogen.estimator import MorphogenRegressor
-from morphogen.export import export
-from morphogen.fit import Fitted, compressed, fit
+from morphogen.fitting.baselines import baselines
+from morphogen.fitting.estimator import MorphogenRegressor
+from morphogen.fitting.export import export
+from morphogen.fitting.fit import Fitted, compressed, fit
+from morphogen.fitting.recipe import Recipe
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.source import source
-from morphogen.recipe import Recipe
-from morphogen.train import predict
+from morphogen.training.train import predict
 
 BASE = 1.7e9
 QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, settle=0.5, epochs=30, width=4, rounds=8)

@@ -1,5 +1,6 @@
 """Files as people have them: what is said in a file is read, or refused by name, and never left out."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from morphogen.bounds.files import verify_file
-from morphogen.cli import app
+from morphogen.cli.app import app
 from morphogen.errors import DataError, MorphogenError, Unsupported
 from morphogen.formats import onnx_agreement, onnx_operators
+from morphogen.formats.network_files import read_network
 from morphogen.formats.onnx_reader import read_onnx
-from morphogen.transforms import files
+from morphogen.verification.vnncomp import verify_file
 
 F32, F64, F16 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16
 
@@ -402,6 +403,29 @@ def test_what_is_read_otherwise_is_refused(change: float, tmp_path: Path, monkey
         read_onnx(path)
 
 
+def test_another_shape_is_another_network() -> None:
+    """So are numbers where the other has none, but on large inputs, where the file's precision may end."""
+    one, at = torch.ones(4, 2), slice(0, 4)
+    assert onnx_agreement._difference(one, one + 0.5, at, "normal") == 0.5
+    assert onnx_agreement._difference(one, torch.ones(4, 3), at, "normal") == math.inf
+    assert onnx_agreement._difference(one, torch.ones(4, 3), at, "large") == math.inf
+    for other in (math.inf, math.nan):
+        theirs = torch.tensor([[1.0, 1.0]] * 3 + [[1.0, other]])
+        assert onnx_agreement._difference(one, theirs, at, "corner") == math.inf
+        assert onnx_agreement._difference(one, theirs, at, "large") == 0.0
+        assert onnx_agreement._difference(theirs, theirs, at, "corner") == 0.0
+
+
+def test_a_file_newer_than_onnxruntime_is_run_by_the_standard(tmp_path: Path) -> None:
+    path = file(tmp_path / "net.onnx", [node("Gemm", "x w", "h"), node("Relu", "h", "y")], [1, 2], [1, 1], {"w": f32([1], [1])})
+    model = onnx.load(path)
+    model.ir_version = onnx.IR_VERSION + 1
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match="IR version"):
+        onnxruntime.InferenceSession(path)
+    assert read_onnx(path)(torch.tensor([[1.0, 2.0], [-1.0, 0.5]])).tolist() == [[3.0], [0.0]]
+
+
 def test_it_is_compared_on_many_points_of_several_kinds() -> None:
     found = onnx_agreement.points((3, 2), torch.float32)
     assert sum(len(x) for x in found.values()) >= 256
@@ -467,7 +491,7 @@ def test_compress_writes_the_precision_that_it_read(dtype: torch.dtype, within: 
     file(tmp_path / "net.onnx", nodes, ["n", 3], ["n", 2], dict(zip("abcd", arrays, strict=True)), kind)
     result = CliRunner().invoke(app, ["compress", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "small.onnx")])
     assert result.exit_code == 0, result.output
-    assert files.read(tmp_path / "small.onnx").dtype == dtype
+    assert read_network(tmp_path / "small.onnx").dtype == dtype
     small = onnx.load(tmp_path / "small.onnx")
     assert {tensor.data_type for tensor in small.graph.initializer if tensor.data_type != TensorProto.INT64} == {kind}
     x = torch.rand(20, 3, dtype=torch.float64).to(dtype).numpy()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from morphogen.edit.apply import count_parameters, resize
+from morphogen.edit.edit import AddBlock, Edit, Grow, Shrink, Split
 from morphogen.policies import POLICIES
 from morphogen.policies.budget import within
 from morphogen.policies.controller import SEARCHES, Controller
@@ -14,9 +16,7 @@ from morphogen.policies.firefly import Firefly
 from morphogen.policies.look import Look, Proposal
 from morphogen.policies.stochastic import Stochastic
 from morphogen.policies.trial import Trial
-from morphogen.resize.apply import count_parameters, resize
-from morphogen.resize.edit import AddBlock, Edit, Grow, Shrink, Split
-from morphogen.train import generator
+from morphogen.training.train import generator
 from problems import problem
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, Shrink, Split
-from morphogen.resize.plan import live_size
+from morphogen.edit.plan import live_size
 from random_nets import RandomNet
 
 NETS, MOVES, SHARES = int(os.environ.get("MORPHOGEN_NETS", "40")), 20, 8

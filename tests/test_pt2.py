@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from leaks import leaks
 from morphogen import DataError
-from morphogen.cli import app
+from morphogen.cli.app import app
 from morphogen.formats.pt2 import read_pt2, write_pt2
 
 Parts = dict[str, bytes]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from morphogen import ShapeError, Unsupported
 from morphogen.bounds.box import Box
-from morphogen.transforms.regions import Regions, regions
+from morphogen.linear_regions.regions import Regions, regions
 from piecewise_nets import BUILD, cube, drawn, plain
 
 

@@ -12,9 +12,9 @@ from torch import nn
 import morphogen as mg
 from architectures import ARCHITECTURES
 from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, Split, apply_, plan, replay, resize, trace, widths
-from morphogen.resize import apply as apply_module
-from morphogen.resize.ledger import ledger_from_json, ledger_to_json
-from morphogen.resize.plan import resized
+from morphogen.edit import apply as apply_module
+from morphogen.edit.ledger import ledger_from_json, ledger_to_json
+from morphogen.edit.plan import resized
 from problems import PROBLEMS, problem
 
 OPTIMIZERS = {

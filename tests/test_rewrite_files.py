@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from leaks import leaks
 from morphogen import DataError, Unsupported
-from morphogen.bounds.program import program
-from morphogen.cli import app, main
+from morphogen.cli.app import app, main
+from morphogen.cli.networks import read_domain
+from morphogen.formats.modules import modules
+from morphogen.formats.network_files import read_network
 from morphogen.formats.onnx import export_onnx
-from morphogen.transforms import files
-from morphogen.transforms.modules import modules
+from morphogen.tracing.program import program
 
 
 class Odd(nn.Module):
@@ -82,7 +83,7 @@ def test_a_file_is_compressed(name: str, ending: str, tmp_path: Path) -> None:
         torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: batch},)), source)
     result = CliRunner().invoke(app, ["compress", str(source), "--out", str(out), "--steps"])
     assert result.exit_code == 0, result.output
-    again = files.read(out)
+    again = read_network(out)
     small, shape_ = again.model, again.shape
     assert shape_ == shape
     x = torch.rand(200, *shape).double()
@@ -154,37 +155,37 @@ def test_regions_of_a_file_are_counted_and_drawn(tmp_path: Path) -> None:
 
 
 def test_a_domain_is_two_numbers_or_a_table(tmp_path: Path) -> None:
-    box, rows = files.domain("-1,2.5", (2, 3))
+    box, rows = read_domain("-1,2.5", (2, 3))
     assert box.lower.shape == (1, 2, 3)
     assert (float(box.lower.max()), float(box.upper.min()), rows) == (-1.0, 2.5, None)
     for header, separator in (("a,b\n", ","), ("", ","), ("", ";")):
         (tmp_path / "data.csv").write_text(f"{header}1,2\n3,-4\n".replace(",", separator))
-        box, rows = files.domain(str(tmp_path / "data.csv"), (2,))
+        box, rows = read_domain(str(tmp_path / "data.csv"), (2,))
         assert box.lower.tolist() == [[1.0, -4.0]]
         assert box.upper.tolist() == [[3.0, 2.0]]
         assert rows.shape == (2, 2)
     (tmp_path / "equal.csv").write_text("0.5,0.5\n0.1,0.2\n0.3,0.9\n")
-    assert files.domain(str(tmp_path / "equal.csv"), (2,))[0].upper.tolist() == [[0.5, 0.9]]
+    assert read_domain(str(tmp_path / "equal.csv"), (2,))[0].upper.tolist() == [[0.5, 0.9]]
     for text, said in (("2,1", "the lower one first"), ("nan,1", "finite"), ("nothing.csv", "neither LOW,HIGH nor a file")):
         with pytest.raises(DataError, match=said):
-            files.domain(text, (2,))
+            read_domain(text, (2,))
     with pytest.raises(DataError, match="2 columns; the network has 3 inputs"):
-        files.domain(str(tmp_path / "data.csv"), (3,))
+        read_domain(str(tmp_path / "data.csv"), (3,))
     for text in ("a,b\n1,\n3,-4\n", "1,\n3,-4\n"):
         (tmp_path / "gaps.csv").write_text(text)
         with pytest.raises(DataError, match="gaps"):
-            files.domain(str(tmp_path / "gaps.csv"), (2,))
+            read_domain(str(tmp_path / "gaps.csv"), (2,))
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"not a \.onnx or \.pt2"):
-        files.read(tmp_path / "net.h5")
+        read_network(tmp_path / "net.h5")
     (tmp_path / "net.pt2").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as an exported program"):
-        files.read(tmp_path / "net.pt2")
+        read_network(tmp_path / "net.pt2")
     torch.export.save(torch.export.export(nn.Linear(2, 1), (torch.rand(1, 2),)), tmp_path / "one.pt2")
     with pytest.raises(Unsupported, match="exported for batches of 1"):
-        files.read(tmp_path / "one.pt2")
+        read_network(tmp_path / "one.pt2")
     monkeypatch.setattr("sys.argv", ["morphogen", "regions", str(tmp_path / "net.h5")])
     with pytest.raises(SystemExit) as stopped:
         main()

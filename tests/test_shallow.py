@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from morphogen import NotExact, ShapeError, Unsupported
-from morphogen.transforms import maximum as maximum_form
-from morphogen.transforms.approximate import approximate_shallow
-from morphogen.transforms.difference import difference, formal_terms
-from morphogen.transforms.form import relu_tree
-from morphogen.transforms.piecewise import piecewise
-from morphogen.transforms.regions import regions
-from morphogen.transforms.shallow import FORMS, shallow
+from morphogen.linear_regions.piecewise import piecewise
+from morphogen.linear_regions.regions import regions
+from morphogen.transforms.shallow import maximum as maximum_form
+from morphogen.transforms.shallow.approximate import approximate_shallow
+from morphogen.transforms.shallow.difference import difference, formal_terms
+from morphogen.transforms.shallow.form import relu_tree
+from morphogen.transforms.shallow.shallow import FORMS, shallow
 from piecewise_nets import BUILD, Residual, cube, drawn, plain
 
 DEEP = {"deep", "residual", "residual, leaky"}

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 import morphogen as mg
 from morphogen import AddBlock, Grow, PlanError, Shrink, Split, Unsupported
-from morphogen.resize.nodes import grow_nodes
-from morphogen.resize.optim import KNOWN, cut, whole
+from morphogen.edit.dag import grow_nodes
+from morphogen.edit.optim import KNOWN, cut, whole
 from problems import problem
 from published import COPIES, DualAveraging, Lookahead, ScheduleFree, Shampoo
 from test_resize import OPTIMIZERS, optimizer_of

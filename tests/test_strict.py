@@ -1,5 +1,8 @@
 """Sets with strict rows: what touches a limit is not below it."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,9 @@ from torch import nn
 import morphogen as mg
 from morphogen import ShapeError
 from morphogen.bounds.box import Box
-from morphogen.bounds.unsafe import Unsafe
+from morphogen.formats.vnnlib import read_vnnlib
+from morphogen.verification.unsafe import Unsafe, Verdict
+from morphogen.verification.vnncomp import _unsafe
 
 
 def relu(inputs: int) -> nn.Sequential:
@@ -47,3 +52,30 @@ def test_a_set_counts_what_touches_a_strict_limit_as_safe() -> None:
     assert (Unsafe(torch.eye(2), torch.tensor([0.5, 0.5])).excess(y) <= 0).tolist() == [True, False, True]
     with pytest.raises(ShapeError, match="strict is"):
         Unsafe(torch.eye(2), torch.zeros(2), torch.tensor([True]))
+
+
+def test_a_replayed_counterexample_of_a_strict_row_must_be_below_its_limit(tmp_path: Path) -> None:
+    """The tolerance of a replay is for rows that may touch theirs."""
+    told = {}
+    for sign in ("<", "<="):
+        (tmp_path / "p.vnnlib").write_text(
+            f"(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (>= X_0 0) (<= X_0 1) ({sign} Y_0 1)))"
+        )
+        case = read_vnnlib(tmp_path / "p.vnnlib").case
+        assert case is not None
+        told[sign] = [_unsafe(case, 1, np.array([y])) for y in (1 - 1e-9, 1.0, 1 + 1e-7, 1 + 1e-5)]
+    assert told == {"<": [True, False, False, False], "<=": [True, True, True, False]}
+
+
+@pytest.mark.parametrize("excess", [1e-9, 0.05])
+def test_a_witness_is_one_only_where_the_model_agrees(excess: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = relu(20)
+    box = Box(-torch.ones(1, 20).double(), torch.ones(1, 20).double())
+    witness = torch.zeros(20).double()
+    witness[0] = 0.5 + excess
+    found = Verdict("sat", -1.0, witness)
+    monkeypatch.setattr("morphogen.verification.verify.split_units", lambda *given, **options: found)
+    verdict = mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])))
+    assert (verdict.status, verdict.witness) == ("unknown", None)
+    witness[0] = 0.5
+    assert mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]))).status == "sat"

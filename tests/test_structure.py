@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import morphogen as mg
 from morphogen import AddBlock, Grow, RunError, Shrink
-from morphogen.cli import app
-from morphogen.resize.structure import read_structure
+from morphogen.cli.app import app
+from morphogen.edit.structure import read_structure
 from problems import problem
 
 

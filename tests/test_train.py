@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphogen.train import Batches, Diverged, State, augment, generator, predict, train
+from morphogen.training.train import Batches, Diverged, State, augment, generator, predict, train
 
 
 def toy(seed: int = 0) -> tuple[State, Batches]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, Shrink, resize, trace, widths
-from morphogen.graph.modes import alike, evaluating
-from morphogen.resize.untouched import untouched
+from morphogen.edit.untouched import untouched
+from morphogen.tracing.modes import alike, evaluating
 from problems import problem
 
 

@@ -16,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 import morphogen
 import morphogen as mg
 from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, apply_, plan, resize, trace, widths
-from morphogen.layers.cascade import Cascade
-from morphogen.resize.adapt import adapt
-from morphogen.resize.nodes import add_stage, grow_nodes, prune_weights
+from morphogen.edit.adapt import adapt
+from morphogen.edit.dag import add_stage, grow_nodes, prune_weights
+from morphogen.layers.dag.cascade import Cascade
 from problems import problem
 
 
@@ -316,7 +316,7 @@ def test_adapt_makes_all_edits_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = torch.optim.Adam(model.parameters())
     model[1].w.data.fill_(4.5)
     before, blocks, made = {n: id(p) for n, p in model.named_parameters()}, len(model[1].blocks), 0
-    original = sys.modules["morphogen.resize.adapt"].apply_
+    original = sys.modules["morphogen.edit.adapt"].apply_
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         nonlocal made
@@ -325,7 +325,7 @@ def test_adapt_makes_all_edits_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(sys.modules["morphogen.resize.adapt"], "apply_", stop)
+    monkeypatch.setattr(sys.modules["morphogen.edit.adapt"], "apply_", stop)
     with pytest.raises(KeyboardInterrupt):
         adapt(model, [optimizer])
     assert (len(model[1].blocks), {n: id(p) for n, p in model.named_parameters()}) == (blocks, before)

@@ -14,17 +14,17 @@ from typer.testing import CliRunner
 import morphogen as mg
 from morphogen import DataError, MorphogenError, ShapeError, Unsupported
 from morphogen.bounds.box import Box
-from morphogen.bounds.branch import split_inputs
-from morphogen.bounds.files import verify_file
-from morphogen.bounds.instances import run_instances
-from morphogen.bounds.program import program
-from morphogen.bounds.units import split_units
-from morphogen.bounds.unsafe import Unsafe
-from morphogen.cli import app
+from morphogen.cli.app import app
 from morphogen.deadline import Deadline, OutOfTime
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.onnx_reader import read_onnx
 from morphogen.formats.vnnlib import parse_vnnlib, read_vnnlib
+from morphogen.tracing.program import program
+from morphogen.verification.input_split import split_inputs
+from morphogen.verification.instances import run_instances
+from morphogen.verification.relu_split import split_units
+from morphogen.verification.unsafe import Unsafe
+from morphogen.verification.vnncomp import verify_file
 
 HEAD = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
 BOX = "(assert (and (>= X_0 -1) (<= X_0 1.0) (>= X_1 0) (<= X_1 2e0)))\n"

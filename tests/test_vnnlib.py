@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from morphogen import DataError, Unsupported
-from morphogen.bounds import formulas
-from morphogen.bounds.files import inward
-from morphogen.bounds.formulas import search
-from morphogen.bounds.program import program
-from morphogen.bounds.unsafe import Verdict
 from morphogen.deadline import deadline
 from morphogen.formats.formula import Case, cases, holds, kept
 from morphogen.formats.vnnlib import Clause, Property, parse_vnnlib, read_vnnlib
+from morphogen.tracing.program import program
+from morphogen.verification import formulas
+from morphogen.verification.formulas import search
+from morphogen.verification.unsafe import Verdict
+from morphogen.verification.vnncomp import inward
 
 HEAD = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
 BOX = "(assert (and (>= X_0 -1) (<= X_0 1.0) (>= X_1 0) (<= X_1 2e0)))\n"

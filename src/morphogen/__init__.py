@@ -1,52 +1,15 @@
-"""Morphogen: a network's structure is something you learn, edit, rewrite exactly, judge and prove."""
+"""Morphogen: a network's structure is something you learn, edit, rewrite exactly, judge and prove.
 
-from importlib import import_module
+The public names are those of the stub beside this file, `__init__.pyi`; each is loaded when it is first used.
+"""
 
-from morphogen.bounds import robust_accuracy, verify
-from morphogen.errors import (
-    DataError,
-    MorphogenError,
-    NotExact,
-    PlanError,
-    RunError,
-    ShapeError,
-    Unsupported,
-)
-from morphogen.graph import Graph, Width, trace, widths
-from morphogen.layers import LearnedDepth, LearnedWidth
+import lazy_loader
+
 from morphogen.python_random import unmoved
-from morphogen.record import Certificate, Receipt, Report
-from morphogen.resize import (
-    AddBlock,
-    Applied,
-    DropBlock,
-    Grow,
-    Shrink,
-    Split,
-    adapt,
-    apply_,
-    compiled,
-    diff,
-    doctor,
-    follow,
-    gradmax,
-    load,
-    plan,
-    replay,
-    resize,
-    save,
-    structure,
-)
-from morphogen.transforms import compress, freeze, regions, shallow
-
-with unmoved():
-    import_module("rich.style")  # draws a number as it is imported; what the command and scikit-learn import later, imports it
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "LearnedDepth", "LearnedWidth",
-    "MorphogenError", "NotExact", "PlanError", "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split",
-    "Unsupported", "Width", "adapt", "apply_", "compiled", "compress", "diff", "doctor", "follow", "freeze", "gradmax", "load",
-    "plan", "regions", "replay", "resize", "robust_accuracy", "save", "shallow", "structure", "trace", "verify", "widths",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+with unmoved():
+    import rich.style  # noqa: F401  (draws a number as it is imported, by the command or by scikit-learn)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from morphogen.data.from_frame import from_frame
-from morphogen.data.load import load
+from morphogen.data.load import load_data
 from morphogen.errors import DataError
 
 ROWS = 100
@@ -131,11 +131,11 @@ def test_each_fault_is_one_clear_line(fault: str) -> None:
 def test_load_names_the_set_and_takes_a_second_file(tmp_path: Path) -> None:
     table().to_csv(tmp_path / "train.csv.gz", index=False)
     table()[:30].to_parquet(tmp_path / "test.parquet")
-    data = load(str(tmp_path / "train.csv.gz"), target="y", test=str(tmp_path / "test.parquet"))
+    data = load_data(str(tmp_path / "train.csv.gz"), target="y", test=str(tmp_path / "test.parquet"))
     assert (data.name, len(data.x_train), len(data.x_test)) == ("train", 100, 30)
 
 
 def test_load_refuses_a_table_without_target(tmp_path: Path) -> None:
     table().to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError, match="--target, one of 'a', 'b', 'y'"):
-        load(str(tmp_path / "t.csv"))
+        load_data(str(tmp_path / "t.csv"))

@@ -21,11 +21,11 @@ from torch.optim import Adam
 from morphogen.bounds.activation import RELU, Activation
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import Free, bounded, linear, places, tightest
-from morphogen.bounds.program import Program
 from morphogen.bounds.rounding import magnitudes, unit
 from morphogen.bounds.rules import activation
 from morphogen.bounds.sums import dot
 from morphogen.deadline import Deadline
+from morphogen.tracing.program import Program
 
 _RATE, _SPLIT_RATE, _DECAY = 0.5, 0.05, 0.98
 

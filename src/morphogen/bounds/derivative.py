@@ -15,8 +15,8 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import places
 from morphogen.bounds.maximum import looked_at, windows
-from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rules import absolute, activation, affine
+from morphogen.tracing.program import Program, Step, run
 
 _CHUNK = 2**20  # numbers in the ranges of one value that are found at once, so that no single step takes long
 

@@ -18,8 +18,8 @@ from torch.optim import Adam
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import Free, backward, lines, lower_bound
 from morphogen.bounds.maximum import lined, windows
-from morphogen.bounds.program import Program
 from morphogen.bounds.rules import activation
+from morphogen.tracing.program import Program
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import passed
 from morphogen.bounds.linear import lines
-from morphogen.bounds.program import Program, Step
 from morphogen.bounds.rules import absolute, activation, affine, carried
+from morphogen.tracing.program import Program, Step
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from morphogen.bounds.activation import RELU, extremes
 from morphogen.bounds.box import Box
-from morphogen.bounds.program import RESHAPES, Program, Step, run
 from morphogen.bounds.rounding import outward, rounded
 from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, refuse
+from morphogen.tracing.program import RESHAPES, Program, Step, run
 
 
 def interval(net: Program, box: Box) -> dict[str, Box]:

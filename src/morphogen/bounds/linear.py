@@ -15,10 +15,10 @@ from morphogen.bounds.activation import RELU, Activation, extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import passed
 from morphogen.bounds.maximum import added_up, lined, relaxed, windows
-from morphogen.bounds.program import RESHAPES, Program, Step, run
 from morphogen.bounds.rounding import magnitude, magnitudes, of_input, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
 from morphogen.bounds.sums import dot, total
+from morphogen.tracing.program import RESHAPES, Program, Step, run
 
 _CHUNK = 2**22  # numbers in the coefficients of as many bounds as are found at once: a cache's worth
 

@@ -21,10 +21,10 @@ from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.highs import solver
 from morphogen.bounds.linear import lines
-from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rounding import size, unit
 from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, carried, rectifier, refuse
 from morphogen.deadline import Deadline
+from morphogen.tracing.program import Program, Step, run
 
 _LARGE = 5_000  # numbers in a program
 _LARGEST = 2**25  # numbers in one, with those that are 0; nobody waits for the end of a larger one

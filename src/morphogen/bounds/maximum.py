@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.program import Step
 from morphogen.bounds.sums import total
+from morphogen.tracing.program import Step
 
 _OPTIONS: Mapping[str, Any] = {"kernel_size": (), "stride": (), "padding": 0, "dilation": 1}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
-from morphogen.bounds.program import Program, Step, run
 from morphogen.bounds.rules import absolute, activation, affine
+from morphogen.tracing.program import Program, Step, run
 
 # an activation's value is off by a few units in the last place; its lines' slopes, offsets and products add some more
 _FEW = 32

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.activation import ACTIVATIONS, Activation, leaky, softplus
-from morphogen.bounds.program import RESHAPES, Step, run
 from morphogen.errors import Unsupported
-from morphogen.graph.trace import Node, refs
+from morphogen.tracing.program import RESHAPES, Step, run
+from morphogen.tracing.trace import Node, refs
 
 # Linear with coefficients that are not negative: bounds go through as values do.
 MONOTONE = RESHAPES | frozenset(

@@ -10,7 +10,7 @@ from morphogen.data.tables import read_table, table_ending
 from morphogen.errors import DataError
 
 
-def load(
+def load_data(
     source: str,
     *,
     target: str | None = None,

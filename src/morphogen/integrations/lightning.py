@@ -7,14 +7,14 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
+from morphogen.edit.apply import count_parameters
+from morphogen.edit.ledger import ledger_from_json, replay
 from morphogen.errors import Unsupported
-from morphogen.graph.trace import modes_kept
 from morphogen.policies.controller import Controller
 from morphogen.policies.look import Policy
 from morphogen.record import Change
-from morphogen.resize.apply import count_parameters
-from morphogen.resize.ledger import ledger_from_json, replay
-from morphogen.train import generator
+from morphogen.tracing.trace import modes_kept
+from morphogen.training.train import generator
 
 
 class Growth(pl.Callback):
@@ -49,9 +49,7 @@ class Growth(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            raise Unsupported(
-                f"Growth: {trainer.world_size} processes; use morphogen.resize.resize_distributed in your own loop"
-            )
+            raise Unsupported(f"Growth: {trainer.world_size} processes; use morphogen.edit.resize_distributed in your own loop")
         # of all hooks, only the module's own is called between reading a checkpoint and loading its weights
         pl_module.on_load_checkpoint = partial(self._replay, pl_module, pl_module.on_load_checkpoint)  # type: ignore[method-assign]
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from morphogen.edit.ledger import ledger_from_json, replay
 from morphogen.errors import RunError, Unsupported
 from morphogen.policies.controller import Controller
 from morphogen.policies.look import Policy
 from morphogen.record import Change, revive, write_atomic
-from morphogen.resize.ledger import ledger_from_json, replay
-from morphogen.train import generator
+from morphogen.training.train import generator
 
 FILE = "morphogen.json"
 
@@ -50,7 +50,7 @@ class Growth(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if args.world_size > 1:
-            raise Unsupported(f"Growth: {args.world_size} processes; use morphogen.resize.resize_distributed in your own loop")
+            raise Unsupported(f"Growth: {args.world_size} processes; use morphogen.edit.resize_distributed in your own loop")
         plain = getattr(given["optimizer"], "optimizer", given["optimizer"])  # accelerate wraps it
         self.controller = Controller(
             given["model"], [plain], self.policy, self.losses, self.example, self.budget, loss=self.loss

@@ -1,9 +1,8 @@
 """LEARN: modules whose structure is part of the forward pass."""
 
-from morphogen.layers.dag import Dag
+from morphogen.layers.dag.module import Dag
 from morphogen.layers.depth import LearnedDepth
-from morphogen.layers.penalty import penalty
 from morphogen.layers.posterior import DepthPosterior
 from morphogen.layers.width import LearnedWidth
 
-__all__ = ["Dag", "DepthPosterior", "LearnedDepth", "LearnedWidth", "penalty"]
+__all__ = ["Dag", "DepthPosterior", "LearnedDepth", "LearnedWidth"]

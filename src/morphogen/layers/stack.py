@@ -115,7 +115,7 @@ def _with_factor(norm: nn.Module, factor: Tensor) -> Iterator[None]:
 class BlockStack(nn.Module, ABC):
     """Blocks that are run in order, as many as the layer wants.
 
-    Blocks join and leave through `morphogen.resize` (`AddBlock`, `DropBlock`, `adapt`), never by themselves, so that no
+    Blocks join and leave through `morphogen.edit` (`AddBlock`, `DropBlock`, `adapt`), never by themselves, so that no
     optimizer is left behind. block: `block(i)` builds sub-layer i; kinds may differ by i, and parts may be shared. count: how
     many there are at first. quiet: a new block starts with its last weight at 0.
 

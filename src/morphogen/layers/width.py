@@ -16,7 +16,7 @@ class LearnedWidth(nn.Module):
 
     Put it after the activation of the layer whose units are learned. A unit's gate falls with its place and is 0 from place w
     on, so units order themselves by importance, new ones (appended) start unimportant, and cutting the last is free.
-    `wanted()` says how many should exist; a `Controller`, or `morphogen.resize.adapt(..., example=)`, brings them.
+    `wanted()` says how many should exist; a `Controller`, or `morphogen.edit.adapt(..., example=)`, brings them.
     `freeze` multiplies the gates into the layer before and drops what is closed: the learned width ends in a fixed one.
 
     units: how many exist at first. w: initial width, by default all of them. dim: of the units in x; by default as `unit_dim`

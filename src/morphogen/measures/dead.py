@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphogen.graph.trace import evaluating
 from morphogen.layers.linked import Linked, LKSine
 from morphogen.layers.units import unit_dim
+from morphogen.tracing.trace import evaluating
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.SELU, nn.ELU, nn.CELU, nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid,

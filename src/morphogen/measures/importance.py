@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from morphogen.graph.widths import FLAT, Slot, Width, find
-from morphogen.layers.dag import Dag
-from morphogen.resize.plan import live_size, tensors_of
+from morphogen.edit.plan import live_size, tensors_of
+from morphogen.layers.dag.module import Dag
+from morphogen.tracing.widths import FLAT, Slot, Width, find
 
 
 def unit_importance(model: nn.Module, widths: Mapping[str, Width], name: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.resize.untouched import untouched
+from morphogen.edit.untouched import untouched
 
 Rows = list[tuple[Tensor, Tensor]]
 """(inputs, shape (n, positions, in), gradients of the outputs, shape (n, positions, out)), one pair for each call."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from morphogen.edit.edit import AddBlock, Edit, Grow, Split
 from morphogen.policies.look import Proposal
-from morphogen.resize.edit import AddBlock, Edit, Grow, Split
 
 
 def within(proposals: list[Proposal], budget: int | None, count: Callable[[list[Edit]], int]) -> list[Proposal]:

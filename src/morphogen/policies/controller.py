@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.edit.adapt import asked, learned
+from morphogen.edit.apply import apply_, count_parameters, prove
+from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Split
+from morphogen.edit.inits.constant import STARTS, normal
+from morphogen.edit.inits.firefly import firefly
+from morphogen.edit.inits.gradmax import gradmax
+from morphogen.edit.ledger import ledger_from_json, ledger_to_json
+from morphogen.edit.plan import Plan, live_size, plan, tensors_of
+from morphogen.edit.untouched import untouched
 from morphogen.errors import MorphogenError, PlanError
-from morphogen.graph.trace import modes_kept, trace
-from morphogen.graph.widths import Width, widths
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.width import LearnedWidth
 from morphogen.measures.importance import unit_importance
@@ -20,15 +27,8 @@ from morphogen.policies.budget import within
 from morphogen.policies.cost import Cost
 from morphogen.policies.look import Look, Memory, Policy, Proposal
 from morphogen.record import Change
-from morphogen.resize.adapt import asked, learned
-from morphogen.resize.apply import apply_, count_parameters, prove
-from morphogen.resize.edit import AddBlock, DropBlock, Edit, Grow, Split
-from morphogen.resize.firefly import firefly
-from morphogen.resize.gradmax import gradmax
-from morphogen.resize.ledger import ledger_from_json, ledger_to_json
-from morphogen.resize.plan import Plan, live_size, plan, tensors_of
-from morphogen.resize.start import STARTS, normal
-from morphogen.resize.untouched import untouched
+from morphogen.tracing.trace import modes_kept, trace
+from morphogen.tracing.widths import Width, widths
 
 Loss = Callable[[nn.Module], Tensor]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from morphogen.graph.trace import evaluating
-from morphogen.resize.apply import count_parameters
+from morphogen.edit.apply import count_parameters
+from morphogen.tracing.trace import evaluating
 
 Cost = Callable[[nn.Module], float]
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from morphogen.resize.edit import Edit
+from morphogen.edit.edit import Edit
 
 Memory = dict[str, Any]
 """A policy's state: JSON-ready, so that a checkpoint holds it."""

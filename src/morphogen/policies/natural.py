@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from morphogen.edit.edit import Grow
 from morphogen.policies.look import Look, Memory, Proposal
-from morphogen.resize.edit import Grow
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.look import Look, Memory, Proposal
 from morphogen.policies.when import patience, penalised
-from morphogen.resize.edit import Grow, Shrink
 
 
 @dataclass(frozen=True)

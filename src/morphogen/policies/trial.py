@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from morphogen.edit.edit import Edit, Grow, Shrink
 from morphogen.policies.look import Look, Memory, Proposal
 from morphogen.policies.when import log_loss, patience
-from morphogen.resize.edit import Edit, Grow, Shrink
 
 
 @dataclass(frozen=True)

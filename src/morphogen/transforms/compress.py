@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.program import program
-from morphogen.bounds.stability import ACTIVE, INACTIVE, Stability, stability
 from morphogen.draws import undrawn
+from morphogen.edit.apply import count_parameters
+from morphogen.edit.plan import tensors_of
 from morphogen.errors import NotExact, ShapeError
-from morphogen.graph.trace import evaluating, trace
-from morphogen.graph.widths import Width, widths
 from morphogen.record import Certificate
-from morphogen.resize.apply import count_parameters
-from morphogen.resize.plan import tensors_of
+from morphogen.tracing.program import program
+from morphogen.tracing.trace import evaluating, trace
+from morphogen.tracing.widths import Width, widths
 from morphogen.transforms.freeze import fold_batchnorm, freeze
 from morphogen.transforms.substitute import Rectified, Relation, makers, rectified, substitute
+from morphogen.verification.stability import ACTIVE, INACTIVE, Stability, stability
 
 _EXACT = 1e-10  # relative: rows closer to a combination of others than this are one
 _ALLOWED = 1e-9  # by which outputs may differ, relative to their size, in float64

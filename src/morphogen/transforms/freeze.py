@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from morphogen.edit.apply import apply_
+from morphogen.edit.edit import Shrink
+from morphogen.edit.plan import live_size, plan, tensors_of
 from morphogen.errors import NotExact, Unsupported
-from morphogen.graph.residual import keeps_zero
-from morphogen.graph.trace import Node, Ref, evaluating, refs, trace, users_of
-from morphogen.graph.widths import Width, widths
-from morphogen.layers.dag import Dag
-from morphogen.layers.dag_levels import by_levels
+from morphogen.layers.dag.module import Dag
+from morphogen.layers.dag.unrolled import by_levels
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.linked import Linked, LKPReLU, LKSine
 from morphogen.layers.merge import Merge, convex, residual
@@ -23,9 +23,9 @@ from morphogen.layers.stack import BlockStack
 from morphogen.layers.units import unit_dim
 from morphogen.layers.width import LearnedWidth
 from morphogen.record import Certificate
-from morphogen.resize.apply import apply_
-from morphogen.resize.edit import Shrink
-from morphogen.resize.plan import live_size, plan, tensors_of
+from morphogen.tracing.residual import keeps_zero
+from morphogen.tracing.trace import Node, Ref, evaluating, refs, trace, users_of
+from morphogen.tracing.widths import Width, widths
 
 _READS = {"linear", "conv1d", "conv2d", "conv3d"}
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

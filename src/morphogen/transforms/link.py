@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.edit.apply import Applied, applied, apply_, change_of, count_parameters, probe
+from morphogen.edit.blocks import enrol, release
+from morphogen.edit.plan import NEW, Plan, Row, tensors_of
+from morphogen.edit.watch import Back, all_or_nothing
 from morphogen.errors import NotExact, ShapeError, Unsupported
-from morphogen.graph.operations import flattens, is_view
-from morphogen.graph.trace import Graph, Node, Ref, refs, trace, users_of
 from morphogen.layers.linked import (
     LKELU,
     LKGELU,
@@ -26,10 +28,8 @@ from morphogen.layers.linked import (
     variance_,
 )
 from morphogen.layers.units import unit_dim
-from morphogen.resize.apply import Applied, applied, apply_, change_of, count_parameters, probe
-from morphogen.resize.blocks import enrol, release
-from morphogen.resize.plan import NEW, Plan, Row, tensors_of
-from morphogen.resize.watch import Back, all_or_nothing
+from morphogen.tracing.operations import flattens, is_view
+from morphogen.tracing.trace import Graph, Node, Ref, refs, trace, users_of
 
 _LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
     nn.ReLU: lambda act, dim: LKReLU(dim),

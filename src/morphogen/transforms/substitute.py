@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from morphogen.bounds.rules import rectifier
-from morphogen.graph.operations import flattens
-from morphogen.graph.trace import Graph, Node, Ref, users_of
-from morphogen.graph.widths import Width
-from morphogen.resize.apply import apply_
-from morphogen.resize.edit import Shrink
-from morphogen.resize.plan import plan, tensors_of
+from morphogen.edit.apply import apply_
+from morphogen.edit.edit import Shrink
+from morphogen.edit.plan import plan, tensors_of
+from morphogen.tracing.operations import flattens
+from morphogen.tracing.trace import Graph, Node, Ref, users_of
+from morphogen.tracing.widths import Width
 
 MAKES = ("linear", "conv1d", "conv2d", "conv3d")
 # What a combination of units passes through as its terms do, and what only a constant or one multiple does.

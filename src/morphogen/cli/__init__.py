@@ -1,0 +1,1 @@
+"""The command `morphogen`: a file a verb. Nothing here loads torch before a verb is run."""

@@ -1,0 +1,219 @@
+"""Blocks join and leave at the end of a stack: of a `LearnedDepth`, or of the `nn.Sequential` or `nn.ModuleList` of a model.
+
+A new block leaves the function as it is. In a `LearnedDepth` it is what `block(i)` builds, and its gate is closed. In a plain
+stack it is a copy of the last block, fresh wherever a part knows how to reset itself, and the last layer of each of its
+residual branches starts at zero: x + f(x) = x.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morphogen.edit.numbers import number, recount
+from morphogen.edit.untouched import untouched
+from morphogen.edit.watch import Back
+from morphogen.errors import PlanError
+from morphogen.layers.stack import BlockStack, reinitialised
+from morphogen.tracing.modes import evaluating, in_training, random_kept
+from morphogen.tracing.residual import closing
+from morphogen.tracing.trace import trace
+
+Stack = nn.Sequential | nn.ModuleList
+
+
+def stacks(model: nn.Module) -> dict[str, Stack]:
+    """What blocks can join and leave, by the name that `AddBlock` and `DropBlock` take."""
+    found: dict[str, Stack] = {}
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, BlockStack):
+            found[name] = module.blocks
+            inside.add(module.blocks)
+        elif isinstance(module, Stack) and module not in inside:
+            found[name] = module
+    return found
+
+
+def is_plain(model: nn.Module, name: str) -> bool:
+    """Whether a stack is the model's own, without gates."""
+    return not isinstance(model.get_submodule(name), BlockStack)
+
+
+def new_block(model: nn.Module, name: str) -> nn.Module:
+    """A fresh block for the end of the stack, at the width that its blocks have now, numbered as they are."""
+    module = model.get_submodule(name)
+    blocks = stacks(model)[name]
+    block = module.new_block() if isinstance(module, BlockStack) else reinitialised(copy.deepcopy(blocks[-1]))
+    return number(block, list(blocks), model, name)
+
+
+def change_blocks(
+    model: nn.Module,
+    name: str,
+    delta: int,
+    optimizers: Sequence[Optimizer],
+    generator: torch.Generator | None,
+    example: Tensor | tuple[Any, ...] | None,
+    back: Back,
+) -> None:
+    """One more block at the end of a stack, or one fewer; what takes it back is appended to `back`."""
+    blocks = stacks(model)[name]
+    for optimizer in optimizers:
+        keep_groups(optimizer, back)
+    if delta < 0:
+        recount(model, name, len(blocks), delta, back)
+        back.append(_putter(blocks._modules))
+        _, last = detach(blocks)
+        live = {id(p) for p in model.parameters()}  # what the block shared with others stays trained
+        for parameter in last.parameters():
+            for optimizer in optimizers:
+                if id(parameter) not in live:
+                    _forget(optimizer, parameter)
+        return
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with random_kept(seed):
+        block = new_block(model, name)
+    held = {id(p) for p in model.parameters()}  # what the block shares with others is trained already
+    recount(model, name, len(blocks), delta, back)
+    back.append(_putter(blocks._modules))
+    key = attach(blocks, block)
+    if is_plain(model, name):
+        _close(model, name, key, example)
+    for like, new in _pairs(blocks, block):
+        for optimizer in optimizers if id(new) not in held else ():
+            _join(optimizer, like, new)
+
+
+def attach(blocks: Stack, block: nn.Module) -> str:
+    """Put a block at the end, under the first free number from the stack's length on; other names stay. Returns its name."""
+    key = next(str(number) for number in itertools.count(len(blocks)) if str(number) not in blocks._modules)
+    blocks._modules[key] = block
+    return key
+
+
+def detach(blocks: Stack) -> tuple[str, nn.Module]:
+    """Take the last block away, name and all; other names stay."""
+    key, block = blocks._modules.popitem()
+    assert block is not None
+    return key, block
+
+
+def _putter(live: dict[Any, Any]) -> Callable[[], None]:
+    """Gives a dictionary what it holds now, in this order."""
+    held = dict(live)
+
+    def put() -> None:
+        live.clear()
+        live.update(held)
+
+    return put
+
+
+def _pairs(blocks: Stack, block: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """(an older parameter, one of the new block that is to be trained like it): of the last block of the same make, or else
+    any of as many dimensions."""
+    names = [name for name, _ in block.named_parameters()]
+    older = list(blocks)[:-1]
+    for other in reversed(older):
+        if [name for name, _ in other.named_parameters()] == names:
+            yield from zip(other.parameters(), block.parameters(), strict=True)
+            return
+    known = [p for other in older for p in other.parameters()]
+    for new in block.parameters():
+        yield next((p for p in reversed(known) if p.dim() == new.dim()), known[-1]), new
+
+
+def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, ...] | None) -> None:
+    """Set to zero what makes the new block the identity, and see that it is."""
+    block = stacks(model)[name]._modules[key]
+    assert block is not None
+    if any(p.is_meta for p in block.parameters()):
+        return  # a proof on shapes alone
+    if example is None:
+        raise PlanError(f"AddBlock('{name}'): give example=..., to find what the new block adds to its input")
+    tensors = dict(model.named_parameters())
+    graph = trace(model, example, training=False)
+    found = [tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors]
+    for tensor in found:
+        tensors[tensor].detach().zero_()
+    if not (_is_identity(model, block, example, evaluating) and _is_identity(model, block, example, in_training)):
+        raise PlanError(
+            f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a norm after the sum is one "
+            "reason), or the forward pass does not run the new one, so it could not keep the function; put a LearnedDepth there"
+        )
+
+
+def _is_identity(
+    model: nn.Module,
+    block: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    mode: Callable[[nn.Module], AbstractContextManager[None]],
+) -> bool:
+    """Whether `block`, where `model` runs it on `example`, gives exactly what it gets. Training mode may leave it out, or not
+    run on the example at all."""
+    seen: list[bool] = []
+
+    def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen.append(bool(inputs) and isinstance(first, Tensor) and torch.equal(inputs[0], first))
+
+    # the input may be changed in place (out += x), so it is looked at as a copy
+    before = block.register_forward_pre_hook(lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs))
+    after = block.register_forward_hook(look)
+    try:
+        with mode(model), untouched(model), torch.no_grad():
+            model(*(example if isinstance(example, tuple) else (example,)))
+    except Exception:
+        if mode is evaluating:
+            raise
+        return all(seen)
+    finally:
+        before.remove()
+        after.remove()
+    return all(seen) and (bool(seen) or mode is not evaluating)
+
+
+def keep_groups(optimizer: Optimizer, back: Back) -> None:
+    """What gives the optimizer the parameters, in their groups, and the state that it has now is appended to `back`."""
+    groups = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
+    state = dict(optimizer.state)
+
+    def put() -> None:
+        for live, held in groups:
+            live[:] = held
+        optimizer.state.clear()
+        optimizer.state.update(state)
+
+    back.append(put)
+
+
+def release(optimizer: Optimizer, parameter: Tensor, back: Back) -> None:
+    """The optimizer forgets a parameter."""
+    keep_groups(optimizer, back)
+    _forget(optimizer, parameter)
+
+
+def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: Back) -> None:
+    """The optimizer trains `parameter` in the group that holds `like`."""
+    keep_groups(optimizer, back)
+    _join(optimizer, like, parameter)
+
+
+def _forget(optimizer: Optimizer, parameter: Tensor) -> None:
+    for group in optimizer.param_groups:
+        group["params"][:] = [held for held in group["params"] if held is not parameter]
+    optimizer.state.pop(parameter, None)
+
+
+def _join(optimizer: Optimizer, like: Tensor, parameter: Tensor) -> None:
+    for group in optimizer.param_groups:
+        held = [id(p) for p in group["params"]]
+        # an optimizer that wraps another may hold the very same groups
+        if id(like) in held and id(parameter) not in held:
+            group["params"].append(parameter)

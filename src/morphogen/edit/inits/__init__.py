@@ -1,0 +1,1 @@
+"""How new units begin: constant values, or the gradient's choice."""

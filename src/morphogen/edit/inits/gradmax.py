@@ -1,0 +1,144 @@
+"""New units that the loss has the most use for: `gradmax(model, plan, loss) -> starts`, for `apply_` and `resize`."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.edit.apply import apply_
+from morphogen.edit.inits.constant import Start, given
+from morphogen.edit.plan import NEW, Plan, Row, tensors_of
+from morphogen.edit.untouched import untouched
+from morphogen.errors import PlanError, Unsupported
+
+MAKES = ("out", "own")
+
+
+def gradmax(
+    model: nn.Module,
+    plan: Plan,
+    loss: Callable[[nn.Module], Tensor],
+    generator: torch.Generator | None = None,
+    rounds: int = 10,
+) -> dict[str, Start]:
+    """Incoming weights of the plan's new units, such that their outgoing weights, which start at zero, get the largest
+    gradient. The function stays, and the first step of gradient descent gains the most.
+
+    loss: model -> a scalar that can be differentiated, the mean over a batch of training examples. Neither the model, nor its
+    gradients and buffers, nor the random state are touched. generator: draws where the search begins. rounds: of the search,
+    each about the price of four training steps on a copy.
+
+    Let G(V) be the gradient of the outgoing weights where the incoming ones are V, one row a unit. The rows go to the gradient
+    of |G(V)|^2, made orthonormal, times the norm that He's start has: a subspace iteration. For linear units it ends at
+    the leading singular vectors of E[dL/dz h^T], the closed form of the paper; through an activation, a norm or
+    a pooling it is an ascent, and the best of all rounds is kept, never less than He's start.
+
+    Raises `PlanError` where the plan is not the growth of one width, or nothing reads its units, and `Unsupported` where the
+    model cannot be differentiated twice.
+    Source: Evci et al. 2022 (arXiv 2201.05125), eq. 7 to 9. Differs: the maximum is sought through the activation, too, and in
+    any architecture that can be resized.
+    """
+    grown = copy.deepcopy(model)
+    apply_(grown, plan, generator=generator)
+    tensors = tensors_of(grown)
+    makers = [row for row in plan.rows if row.role in MAKES and NEW in row.index and tensors[row.tensor].dim() > 1]
+    readers = [row for row in plan.rows if row.role.startswith("in") and NEW in row.index]
+    if not makers or not readers or len(plan.sizes) != 1:
+        raise PlanError(f"gradmax: this plan is not the growth of one width with weights on both sides ({plan})")
+    for name, tensor in grown.named_parameters():
+        tensor.requires_grad_(any(row.tensor == name for row in (*makers, *readers)))
+    rows = [_slice(tensors[row.tensor], row).detach().clone() for row in makers]
+    norm = math.sqrt(sum(float(value.double().square().sum()) for value in rows) / _count(makers[0]))
+    best, found = -math.inf, rows
+    for number in range(rounds + 1):
+        strength, ascent = _strength(grown, tensors, makers, readers, loss)
+        if strength > best:
+            best, found = strength, rows
+        if number == rounds or not any(bool(value.any()) for value in ascent):
+            break
+        rows = _orthonormal(ascent, norm)
+        for row, value in zip(makers, rows, strict=True):
+            _put(tensors[row.tensor], row, _masked(value, row, plan))
+    values = {row.tensor: _as_drawn(value, row, plan, model) for row, value in zip(makers, found, strict=True)}
+    return given(values)
+
+
+def _strength(
+    grown: nn.Module, tensors: dict[str, Tensor], makers: list[Row], readers: list[Row], loss: Callable[[nn.Module], Tensor]
+) -> tuple[float, list[Tensor]]:
+    """|G|^2, the squared gradient of the new outgoing weights, and its gradient by the new incoming ones."""
+    with untouched(grown), torch.enable_grad():
+        value = loss(grown)
+        try:
+            outgoing = torch.autograd.grad(value, [tensors[row.tensor] for row in readers], create_graph=True)
+            strength = sum(
+                (_slice(g, row).square().sum() for g, row in zip(outgoing, readers, strict=True)), value.new_zeros(())
+            )
+            incoming = torch.autograd.grad(strength, [tensors[row.tensor] for row in makers])
+        except RuntimeError as error:
+            raise Unsupported(f"gradmax: the loss cannot be differentiated twice by the weights ({error})") from error
+    return float(strength.detach()), [_slice(g, row) for g, row in zip(incoming, makers, strict=True)]
+
+
+def _orthonormal(ascent: list[Tensor], norm: float) -> list[Tensor]:
+    """Each unit's entries in all makers as one row; rows made orthonormal, as many at a time as can be, times `norm`."""
+    flat = torch.cat([value.double().flatten(1) for value in ascent], 1)
+    parts = []
+    for part in flat.split(flat.shape[1]):
+        q, r = torch.linalg.qr(part.T)
+        parts.append((q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T)
+    rows, start, result = torch.cat(parts) * norm, 0, []
+    for value in ascent:
+        size = value[0].numel()
+        result.append(rows[:, start : start + size].reshape(value.shape).to(value))
+        start += size
+    return result
+
+
+def _new(row: Row, device: torch.device) -> Tensor:
+    return torch.tensor([j for j, source in enumerate(row.index) if source == NEW], dtype=torch.long, device=device)
+
+
+def _count(row: Row) -> int:
+    return sum(source == NEW for source in row.index)
+
+
+def _slice(tensor: Tensor, row: Row) -> Tensor:
+    """The new entries of a row, units first."""
+    return tensor.index_select(row.dim, _new(row, tensor.device)).movedim(row.dim, 0)
+
+
+@torch.no_grad()
+def _put(tensor: Tensor, row: Row, value: Tensor) -> None:
+    tensor.index_copy_(row.dim, _new(row, tensor.device), value.movedim(0, row.dim))
+
+
+def _others(row: Row, plan: Plan) -> list[Row]:
+    """The plan's rows for the other dimensions of the same tensor."""
+    return [other for other in plan.rows if other.tensor == row.tensor and other.dim != row.dim]
+
+
+def _masked(value: Tensor, row: Row, plan: Plan) -> Tensor:
+    """What a new unit reads from other new units starts at zero, as `apply_` will have it."""
+    value = value.movedim(0, row.dim).clone()
+    for other in _others(row, plan):
+        value.index_fill_(other.dim, _new(other, value.device), 0.0)
+    return value.movedim(row.dim, 0)
+
+
+def _as_drawn(value: Tensor, row: Row, plan: Plan, model: nn.Module) -> Tensor:
+    """The new slices as a `Start` gives them: before the dimensions whose rows come later in the plan were changed."""
+    value, seen = _masked(value, row, plan).movedim(0, row.dim), False
+    for other in plan.rows:
+        seen = seen or other == row
+        if not seen or other.tensor != row.tensor or other.dim == row.dim:
+            continue
+        shape = list(value.shape)
+        shape[other.dim] = tensors_of(model)[row.tensor].shape[other.dim]
+        old = [j for j, source in enumerate(other.index) if source != NEW]
+        sources = torch.tensor([other.index[j] for j in old], dtype=torch.long, device=value.device)
+        kept = value.index_select(other.dim, torch.tensor(old, dtype=torch.long, device=value.device))
+        value = value.new_zeros(shape).index_copy_(other.dim, sources, kept)
+    return value

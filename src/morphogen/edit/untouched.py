@@ -1,0 +1,15 @@
+"""Running a model only to look at it: `untouched(model)`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from morphogen.tracing.modes import attributes_kept, random_kept, values_kept
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Under one seed; afterwards buffers, the modules' attributes and the random state are what they were."""
+    with random_kept(0), values_kept(model.buffers()), attributes_kept(model):
+        yield

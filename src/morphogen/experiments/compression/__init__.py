@@ -1,0 +1,1 @@
+"""Lossless compression by stable units, and the regions of such networks."""

@@ -1,0 +1,1 @@
+"""DagNN: neurons wired as a free graph without cycles."""

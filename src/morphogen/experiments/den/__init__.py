@@ -1,0 +1,1 @@
+"""Lifelong learning with dynamically expandable networks."""

@@ -1,0 +1,1 @@
+"""Going Deeper: an infinite meta-layer with a learned depth."""

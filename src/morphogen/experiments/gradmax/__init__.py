@@ -1,0 +1,1 @@
+"""GradMax: new units where the gradient is largest."""

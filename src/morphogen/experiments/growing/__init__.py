@@ -1,0 +1,1 @@
+"""Growing neural network: features come and go while it trains."""

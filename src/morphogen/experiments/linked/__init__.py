@@ -1,0 +1,1 @@
+"""Linked neurons: activations that never die."""

@@ -1,0 +1,1 @@
+"""What several experiments need: data and tables over seeds."""

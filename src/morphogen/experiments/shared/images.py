@@ -1,0 +1,58 @@
+"""Colour images for the experiments that grow convolutional networks, and the scores of a network on them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from morphogen.data.load import load_data
+from morphogen.data.split import split
+from morphogen.training.train import predict
+
+Part = tuple[Tensor, Tensor]
+"""Images (n, 3, size, size) in [0, 1] and labels (n,)."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Three parts. title: the name that results are given under. notes: what a reader must know of the data."""
+
+    title: str
+    train: Part
+    validation: Part
+    test: Part
+    classes: int
+    notes: tuple[str, ...]
+
+
+def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str = "cpu") -> Images:
+    """The set `name` at `size` x `size` pixels, averaged or repeated where it has another size, with three channels.
+
+    held: the share of the training part that is for validation; 0 gives the test part in its place.
+    """
+    found = load_data(name)
+    inside, apart = (torch.as_tensor(rows) for rows in split(found.y_train, held, seed, stratify=True))
+
+    def part(x: Tensor, y: Tensor) -> Part:
+        fitting = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="area")
+        return fitting.expand(-1, 3, -1, -1).contiguous().to(device), y.to(device)
+
+    x, y = torch.as_tensor(found.x_train), torch.as_tensor(found.y_train)
+    test = part(torch.as_tensor(found.x_test), torch.as_tensor(found.y_test))
+    validation = part(x[apart], y[apart]) if held else test
+    notes = [*found.notes, "the validation part is the TEST part"][: len(found.notes) + (not held)]
+    if x.shape[1] != 3 or x.shape[-1] != size:
+        notes.append(f"{name}: images of {tuple(x.shape[1:])} were brought to (3, {size}, {size})")
+    title = next((note.partition(":")[0] for note in found.notes if note.startswith("CIFAR")), name)
+    return Images(title, part(x[inside], y[inside]), validation, test, len(found.classes), tuple(notes))
+
+
+def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x), y)
+
+
+def scores(model: nn.Module, part: Part) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy)."""
+    logits = predict(model, part[0])
+    return float(F.cross_entropy(logits, part[1])), float(logits.argmax(1).eq(part[1]).double().mean())

@@ -1,0 +1,107 @@
+"""What a finished run leaves in its folder."""
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from morphogen.data.dataset import Dataset
+from morphogen.data.preparation import source as prepare_source
+from morphogen.edit.structure import structure as network
+from morphogen.fitting.fit import Fitted
+from morphogen.formats.onnx import export_onnx
+from morphogen.formats.source import source
+from morphogen.record import Certificate, Report, write_atomic
+from morphogen.report.html import html
+from morphogen.report.text import format_shape
+from morphogen.tracing.program import dtype_of
+
+
+def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Certificate:
+    """Write model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html, for a table preparation.json,
+    for a compressed network certificate.json. Each file appears whole or not at all. Returns the certificate of the ONNX file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = fitted.plain.cpu()
+    example = torch.as_tensor(dataset.x_train[:64])
+    asked = plain if dtype_of(plain) is torch.float32 else LastInDouble(plain)
+    write_atomic(folder / "model.safetensors", save({k: v.contiguous() for k, v in plain.state_dict().items()}))
+    write_atomic(folder / "model.py", page(plain, dataset, report))
+    if dataset.prepare:
+        write_atomic(folder / "preparation.json", dataset.prepare.to_json())
+    certificate = export_onnx(asked, example, folder / "model.onnx")
+    if fitted.compression:
+        write_atomic(folder / "certificate.json", json.dumps(asdict(fitted.compression), indent=1))
+    write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
+    write_atomic(folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1))
+    write_atomic(folder / "report.html", html(report))
+    return certificate
+
+
+class LastInDouble(nn.Module):
+    """A network in float64 as one that takes float32 and computes in it, but for its last layer, which moves the result far
+    from 0: onnxruntime has no convolution in float64."""
+
+    def __init__(self, plain: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.last = copy.deepcopy(plain[:-1]).float(), plain[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.body(x).double())
+        return result
+
+
+def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
+    """The found network as Python source."""
+    shape = "x".join(map(str, dataset.x_train.shape[1:]))
+    if dataset.task == "classification":
+        result = f"one logit for each of {len(dataset.classes)} classes"
+        note = f"Classes, in order of the outputs:\n{', '.join(dataset.classes)}"
+    else:
+        result, note = "the target in its own unit", ""
+    reads = "what `prepare(table)` returns" if dataset.prepare else f"pixels in 0..1, {shape}" if "x" in shape else ""
+    return source(
+        plain,
+        title=f"{format_shape(report.rounds[-1].shape)}: a network for '{dataset.name}', found by training",
+        note=note,
+        prepare=prepare_source(dataset.prepare) if dataset.prepare else "",
+        input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; output {result}.",
+    )
+
+
+def structure(fitted: Fitted, report: Report) -> dict[str, object]:
+    """The exported network and the ledger that led to it (see `morphogen.edit.structure`), its bars, and every reason."""
+    return {
+        **network(fitted.plain, fitted.ledger),
+        "shape": [asdict(layer) for layer in report.rounds[-1].shape],
+        "start": [asdict(layer) for layer in report.rounds[0].shape],
+        "base": {"width": fitted.recipe.width, "dropout": fitted.recipe.dropout},
+        "changes": [asdict(change) for change in report.changes],
+    }
+
+
+def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, object]:
+    """The figures of the run. "seconds" are the only ones that differ between two equal runs."""
+    found, last = report.table[0], report.rounds[-1]
+    return {
+        "data": report.data,
+        "task": report.task,
+        "metric": report.metric,
+        "seed": report.seed,
+        "test_score": found.score,
+        "validation_score": last.valid_score,
+        "validation_loss": last.valid_loss,
+        "parameters": found.parameters,
+        "rounds": last.round,
+        "steps": last.step,
+        "seconds": found.seconds,
+        "certificates": {"freeze": asdict(fitted.certificate), "onnx": asdict(onnx)},
+        "table": [asdict(row) for row in report.table],
+        "recipe": asdict(fitted.recipe),
+        "settings": asdict(fitted.settings),
+        "environment": report.environment,
+    }

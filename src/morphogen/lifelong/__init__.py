@@ -1,0 +1,1 @@
+"""LEARN one task after another: networks that expand (DEN)."""

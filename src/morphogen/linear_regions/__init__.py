@@ -1,0 +1,1 @@
+"""COUNT the linear pieces of a piecewise linear network, exactly."""

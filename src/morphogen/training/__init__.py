@@ -1,0 +1,1 @@
+"""One training loop with hooks, and proximal steps."""
