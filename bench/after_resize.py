@@ -1,10 +1,14 @@
-"""What happens after a resize: the same questions to several ways of changing a width in the middle of training.
+"""What happens after a resize: the same questions to several ways of changing a width in the middle
+of training.
 
-    python bench/after_resize.py             # writes bench/results/after_resize.json and docs/after_a_resize.md
-    pip install torch-pruning==1.6.1 gromo==0.1.0      # optional: their rows are measured anew where they are installed
+    python bench/after_resize.py             # writes bench/results/after_resize.json and
+    docs/after_a_resize.md
+    pip install torch-pruning==1.6.1 gromo==0.1.0      # optional: their rows are measured anew
+    where they are installed
 
-A network 10 -> 16 -> 4 is trained with Adam for 50 steps, its hidden width changes (by 8 units more, or 8 fewer where a library
-only shrinks), and training goes on with the same optimizer for 50 steps. Nothing is said that was not measured here.
+A network 10 -> 16 -> 4 is trained with Adam for 50 steps, its hidden width changes (by 8 units
+more, or 8 fewer where a library only shrinks), and training goes on with the same optimizer for 50
+steps. Nothing is said that was not measured here.
 """
 
 import importlib
@@ -49,12 +53,16 @@ def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, units
     model[0], model[2] = first, last
 
 
-def by_torch_pruning(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, units: int) -> None:
+def by_torch_pruning(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, units: int
+) -> None:
     assert isinstance(model, nn.Sequential)
     tp = importlib.import_module("torch_pruning")
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
     graph.get_pruning_group(
-        model[0], tp.prune_linear_out_channels, idxs=list(range(len(model[0].weight) - units, len(model[0].weight)))
+        model[0],
+        tp.prune_linear_out_channels,
+        idxs=list(range(len(model[0].weight) - units, len(model[0].weight))),
     ).prune()
 
 
@@ -138,7 +146,9 @@ def answers(way: Way) -> dict[str, str]:
         row["trains"] = f"error: {first_line(error)}"
     else:
         moved = sum(not torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
-        row["trains"] = f"{moved} of {len(live)} tensors move" + (", no error" if moved < len(live) else "")
+        row["trains"] = f"{moved} of {len(live)} tensors move" + (
+            ", no error" if moved < len(live) else ""
+        )
     return row
 
 
@@ -147,7 +157,9 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer, old: dict[str, Tens
     same = total = 0
     for name, parameter in model.named_parameters():
         before = old[name.removesuffix("_orig")]
-        corner = tuple(slice(0, min(a, b)) for a, b in zip(parameter.shape, before.shape, strict=True))
+        corner = tuple(
+            slice(0, min(a, b)) for a, b in zip(parameter.shape, before.shape, strict=True)
+        )
         total += before[corner].numel()
         after = optimizer.state.get(parameter, {}).get("exp_avg_sq")
         if after is not None and after.shape == parameter.shape:
@@ -155,14 +167,22 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer, old: dict[str, Tens
     return f"{100 * same / total:.0f} %"
 
 
-def loads(model: nn.Module, optimizer: torch.optim.Optimizer, build: Callable[[], nn.Module], resize: Resize) -> str:
+def loads(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    build: Callable[[], nn.Module],
+    resize: Resize,
+) -> str:
     """By the library's own way where it has one, else by `state_dict`."""
 
     def restored() -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
             if resize is by_morphogen:
                 mg.save(f"{folder}/run", model, optimizer)
-                return mg.load(f"{folder}/run", lambda: (fresh := build(), torch.optim.Adam(fresh.parameters())))[0]
+                return mg.load(
+                    f"{folder}/run",
+                    lambda: (fresh := build(), torch.optim.Adam(fresh.parameters())),
+                )[0]
             torch.save(model.state_dict(), f"{folder}/run")
             fresh = build()
             fresh.load_state_dict(torch.load(f"{folder}/run", weights_only=True))
@@ -184,7 +204,11 @@ def compiled(build: Callable[[], nn.Module], resize: Resize) -> str:
 
     def run() -> str:
         model = build()
-        fast = mg.compiled(model, backend=count) if resize is by_morphogen else torch.compile(model, backend=count)
+        fast = (
+            mg.compiled(model, backend=count)
+            if resize is by_morphogen
+            else torch.compile(model, backend=count)
+        )
         optimizer = torch.optim.Adam(list(model.parameters()), lr=1e-2)
         fast(x)
         first, right = counted, True
@@ -193,13 +217,17 @@ def compiled(build: Callable[[], nn.Module], resize: Resize) -> str:
             right &= torch.allclose(fast(x), model(x), atol=1e-6)
         return f"{'right' if right else 'WRONG'}, {counted - first} recompilations"
 
-    with torch._dynamo.config.patch(force_parameter_static_shapes=True, force_nn_module_property_static_shapes=True):
+    with torch._dynamo.config.patch(
+        force_parameter_static_shapes=True, force_nn_module_property_static_shapes=True
+    ):
         return attempt(run)
 
 
 def exported(model: nn.Module) -> str:
     x, _ = data()
-    return attempt(lambda: "yes" if torch.allclose(export(model, x)(x), model(x), atol=1e-6) else "WRONG")
+    return attempt(
+        lambda: "yes" if torch.allclose(export(model, x)(x), model(x), atol=1e-6) else "WRONG"
+    )
 
 
 def export(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -215,7 +243,10 @@ def attempt(run: Callable[[], str]) -> str:
 
 def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = next((line for line in lines if "size mismatch" in line or "Missing key" in line), [*lines, type(error).__name__][0])
+    line = next(
+        (line for line in lines if "size mismatch" in line or "Missing key" in line),
+        [*lines, type(error).__name__][0],
+    )
     return line.partition(":")[0][:80].replace("|", "/")
 
 
@@ -237,20 +268,29 @@ def page(stored: dict[str, Any]) -> str:
     lines = [
         "# What happens after a resize",
         "",
-        "A network 10 -> 16 -> 4 is trained with Adam for 50 steps; then its hidden width changes by 8; then training goes on",
-        "with the same optimizer. Printed by `python bench/after_resize.py`; every cell is measured.",
+        "A network 10 -> 16 -> 4 is trained with Adam for 50 steps; then its hidden width "
+        "changes by 8; then training goes on",
+        "with the same optimizer. Printed by `python bench/after_resize.py`; every cell is "
+        "measured.",
         "",
         f"| | {' | '.join(names)} |",
         "|---|" + "---|" * len(names),
         f"| does | {' | '.join(stored['rows'][name]['does'] for name in names)} |",
     ]
-    lines += [f"| {text} | {' | '.join(stored['rows'][name][key] for name in names)} |" for key, text in QUESTIONS.items()]
+    lines += [
+        f"| {text} | {' | '.join(stored['rows'][name][key] for name in names)} |"
+        for key, text in QUESTIONS.items()
+    ]
     lines += [
         "",
-        "Stale tensors are what an optimizer goes on stepping although the network no longer has them; live ones that it",
-        "misses do not train, and no error says so. A resized `state_dict` fits no freshly built model by itself;",
-        "`morphogen.save` and `morphogen.load` rebuild it, the optimizer's state included. Morphogen's column compiles with",
-        "`morphogen.compiled`, the others with `torch.compile`, which gives up after eight with a line in a log.",
+        "Stale tensors are what an optimizer goes on stepping although the network no longer has "
+        "them; live ones that it",
+        "misses do not train, and no error says so. A resized `state_dict` fits no freshly built "
+        "model by itself;",
+        "`morphogen.save` and `morphogen.load` rebuild it, the optimizer's state included. "
+        "Morphogen's column compiles with",
+        "`morphogen.compiled`, the others with `torch.compile`, which gives up after eight with "
+        "a line in a log.",
         "",
         "; ".join(f"{k} {v}" for k, v in stored["environment"].items()),
     ]

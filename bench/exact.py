@@ -1,10 +1,12 @@
-"""Are compressed and shallow networks exactly what they were? Random networks, 100,000 points each, float64.
+"""Are compressed and shallow networks exactly what they were? Random networks, 100,000 points each,
+float64.
 
     python bench/exact.py [--nets 350]   # about ten minutes; writes bench/results/exact.{json,md}
 
-Plain, leaky, residual, concatenating networks of one and two outputs, with the weights of the specification's table; those that
-are compressed have units that are never on, always on, multiples of each other or without weights. Asked: at most 1e-9 inside
-the box, and outside it, 10 times as far, no lower bound above the network and no upper one below.
+Plain, leaky, residual, concatenating networks of one and two outputs, with the weights of the
+specification's table; those that are compressed have units that are never on, always on, multiples
+of each other or without weights. Asked: at most 1e-9 inside the box, and outside it, 10 times as
+far, no lower bound above the network and no upper one below.
 """
 
 import argparse
@@ -57,17 +59,34 @@ def main() -> None:
         row = rows.setdefault(what, {"nets": 0.0})
         row["nets"] += 1
         for key, value in figures.items():
-            row[key] = max(row.get(key, 0.0), value) if key.startswith("largest") else row.get(key, 0.0) + value
+            row[key] = (
+                max(row.get(key, 0.0), value)
+                if key.startswith("largest")
+                else row.get(key, 0.0) + value
+            )
 
     for number in range(given.nets):
         name, seed = list(BUILD)[number % len(BUILD)], number // len(BUILD)
         model, box = uneven(name, seed)
         x = box.lower + box.width * torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
-        small, certificate = compress(model, box, rules=None if number % 2 else ("inactive", "constant", "unread", "duplicate",
-                                                                              "dependent", "collapse", "skip"))  # fmt: skip
-        gone = 1 - sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
-        note("compress", **{"largest difference": off(small(x).detach(), model(x)), "parameters gone": gone,
-                            "steps": len(certificate.steps)})  # fmt: skip
+        small, certificate = compress(
+            model,
+            box,
+            rules=None
+            if number % 2
+            else ("inactive", "constant", "unread", "duplicate", "dependent", "collapse", "skip"),
+        )
+        gone = 1 - sum(p.numel() for p in small.parameters()) / sum(
+            p.numel() for p in model.parameters()
+        )
+        note(
+            "compress",
+            **{
+                "largest difference": off(small(x).detach(), model(x)),
+                "parameters gone": gone,
+                "steps": len(certificate.steps),
+            },
+        )
         model, box = drawn(name, seed)
         x = box.lower + box.width * torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
         far = 30 * (2 * torch.rand(POINTS // 10, box.lower.shape[1], dtype=torch.float64) - 1)
@@ -79,15 +98,41 @@ def main() -> None:
                 continue
             pruned = made.prune()
             size = beyond.abs().max().clamp_min(1.0)
-            wrong = max(float((made.lower(far) - beyond).max()), float((beyond - made.upper(far)).max()), 0.0)
-            note(form, **{"largest difference": off(made(x), f), "largest difference pruned": off(pruned(x), f),
-                          "largest breach outside": wrong / float(size), "terms": made.n_terms, "pruned": pruned.n_terms,
-                          "largest of to_torch": off(pruned.to_torch()(x[:5000]).detach(), f[:5000])})  # fmt: skip
-        cells, walked = regions(model, box), regions(model, box, method="walk") if number % 4 == 0 else None
-        note("regions", cells=len(cells), **({"largest disagreement": abs(len(cells) - len(walked)), "walked": 1.0} if walked
-                                             else {}))  # fmt: skip
+            wrong = max(
+                float((made.lower(far) - beyond).max()),
+                float((beyond - made.upper(far)).max()),
+                0.0,
+            )
+            note(
+                form,
+                **{
+                    "largest difference": off(made(x), f),
+                    "largest difference pruned": off(pruned(x), f),
+                    "largest breach outside": wrong / float(size),
+                    "terms": made.n_terms,
+                    "pruned": pruned.n_terms,
+                    "largest of to_torch": off(pruned.to_torch()(x[:5000]).detach(), f[:5000]),
+                },
+            )
+        cells, walked = (
+            regions(model, box),
+            regions(model, box, method="walk") if number % 4 == 0 else None,
+        )
+        note(
+            "regions",
+            cells=len(cells),
+            **(
+                {"largest disagreement": abs(len(cells) - len(walked)), "walked": 1.0}
+                if walked
+                else {}
+            ),
+        )
         if number % 20 == 19:
-            print(number + 1, {key: row.get("largest difference") for key, row in rows.items()}, flush=True)
+            print(
+                number + 1,
+                {key: row.get("largest difference") for key, row in rows.items()},
+                flush=True,
+            )
     for row in rows.values():
         for key in ("parameters gone", "steps", "terms", "pruned", "cells"):
             if key in row:
@@ -104,7 +149,8 @@ def table(stored: dict) -> str:
         told = ", ".join(f"{key} {value:.3g}" for key, value in row.items() if key != "nets")
         lines.append(f"| {what} | {row['nets']:.0f} | {told} |")
     about = (
-        f"{POINTS:,} points inside and {POINTS // 10:,} up to ten times as far outside each; asked: differences of at most 1e-9"
+        f"{POINTS:,} points inside and {POINTS // 10:,} up to ten times as far outside each; "
+        f"asked: differences of at most 1e-9"
     )
     told = "; ".join(f"{k} {v}" for k, v in stored["environment"].items())
     return "\n".join([*lines, "", f"{about}. {stored['seconds']:.0f} s; {told}", ""])

@@ -1,11 +1,13 @@
-"""The table of the README: `fit` beside the same shape from scratch and scikit-learn, five seeds, one run.
+"""The table of the README: `fit` beside the same shape from scratch and scikit-learn, five seeds,
+one run.
 
     python bench/fit.py                      # everything, about two hours on two cores
     python bench/fit.py digits adult         # some rows
     python bench/fit.py mnist --seeds 1      # fewer seeds, said in the file
 
-Each (data, seed) is one process, so that import and tracing are in the whole-process time. Results go to
-bench/results/fit.json as they come; bench/results/fit.md is made from it. Nothing here looks at a test score to decide.
+Each (data, seed) is one process, so that import and tracing are in the whole-process time. Results
+go to bench/results/fit.json as they come; bench/results/fit.md is made from it. Nothing here looks
+at a test score to decide.
 """
 
 import argparse
@@ -40,7 +42,9 @@ BASELINES = {"digits"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
@@ -54,20 +58,45 @@ def main() -> None:
             path.write_text(json.dumps(stored, indent=1) + "\n")
             (RESULTS / "fit.md").write_text(table(stored))
             print(
-                data, seed, [(r["name"], r["score"], r["parameters"], r["seconds"]) for r in stored[data]["runs"][-1]["table"]]
+                data,
+                seed,
+                [
+                    (r["name"], r["score"], r["parameters"], r["seconds"])
+                    for r in stored[data]["runs"][-1]["table"]
+                ],
             )
 
 
 def run(data: str, seed: int) -> dict[str, Any]:
     """The figures of one run of the command."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["fit", data, "--seed", str(seed), "--budget", str(TARGETS[data][1]), "--quiet", "--out", f"{folder}/run"]
+        arguments = [
+            "fit",
+            data,
+            "--seed",
+            str(seed),
+            "--budget",
+            str(TARGETS[data][1]),
+            "--quiet",
+            "--out",
+            f"{folder}/run",
+        ]
         arguments += ["--baselines"] if data in BASELINES and seed == 0 else []
         began = time.perf_counter()
         command = [sys.executable, "-c", "from morphogen.cli.app import main; main()", *arguments]
         subprocess.run(command, check=True)
         metrics = json.loads(Path(folder, "run", "metrics.json").read_text())
-    kept = ("seed", "test_score", "validation_score", "parameters", "seconds", "rounds", "steps", "table", "recipe")
+    kept = (
+        "seed",
+        "test_score",
+        "validation_score",
+        "parameters",
+        "seconds",
+        "rounds",
+        "steps",
+        "table",
+        "recipe",
+    )
     return {
         **{k: metrics[k] for k in kept},
         "command": " ".join(arguments[:-2]),
@@ -78,10 +107,19 @@ def run(data: str, seed: int) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     # the results that this very run writes are no change of the code
-    changed = [*git[:3], "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)bench/results"]
+    changed = [
+        *git[:3],
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(exclude,top)bench/results",
+    ]
     dirty = subprocess.run(changed, capture_output=True, text=True).stdout
     return {
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() + ("+changes" if dirty.strip() else ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        + ("+changes" if dirty.strip() else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "hardware": f"{cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} of them used",
@@ -93,13 +131,17 @@ def cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def table(stored: dict[str, Any]) -> str:
     """The stored figures as Markdown, misses marked."""
     lines = [
-        "| data | seeds | score (target) | same shape from scratch | parameters (most) | seconds (most) | time / scratch "
+        "| data | seeds | score (target) | same shape from scratch | parameters (most) | seconds "
+        "(most) | time / scratch "
         "| met |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -123,13 +165,16 @@ def table(stored: dict[str, Any]) -> str:
             if missed
         ]
         lines.append(
-            f"| {data} | {len(runs)} | {show(scores, higher)} ({shown(target, higher)}) | {show(controls, higher)} "
-            f"| {mean(f['parameters'] for f in found):,.0f} ({most:,}) | {mean(f['seconds'] for f in found):.0f} ({seconds}) "
+            f"| {data} | {len(runs)} | {show(scores, higher)} ({shown(target, higher)}) | "
+            f"{show(controls, higher)} "
+            f"| {mean(f['parameters'] for f in found):,.0f} ({most:,}) | "
+            f"{mean(f['seconds'] for f in found):.0f} ({seconds}) "
             f"| {ratio:.2f} | {'missed: ' + ', '.join(misses) if misses else 'yes'} |"
         )
     others = [
         f"| {data} | {row['name']} | {shown(row['score'], TARGETS[data][3])} "
-        f"| {'–' if row['parameters'] is None else format(row['parameters'], ',')} | {row['seconds']:.1f} |"
+        f"| {'–' if row['parameters'] is None else format(row['parameters'], ',')} | "
+        f"{row['seconds']:.1f} |"
         for data, value in stored.items()
         for run in value["runs"][:1]
         for row in run["table"][2:]
@@ -150,7 +195,11 @@ def table(stored: dict[str, Any]) -> str:
 
 
 def show(values: list[float], percent: bool) -> str:
-    spread = f" ± {(100 if percent else 1) * stdev(values):.{2 if percent else 3}f}" if len(values) > 1 else ""
+    spread = (
+        f" ± {(100 if percent else 1) * stdev(values):.{2 if percent else 3}f}"
+        if len(values) > 1
+        else ""
+    )
     return f"{shown(mean(values), percent)}{spread}"
 
 

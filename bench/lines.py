@@ -1,7 +1,8 @@
 """How densely the code is written, a row a room: `python bench/lines.py [--longest N] [FOLDER]`.
 
-Habits, not gates: at most 9 tokens a code line, at most 200 for the 90th percentile of functions. A token is
-one of Python's own without comments, line ends and indentation; docstrings and blank lines are no code.
+Habits, not gates: at most 9 tokens a code line, at most 200 for the 90th percentile of functions. A
+token is one of Python's own without comments, line ends and indentation; docstrings and blank lines
+are no code.
 """
 
 import argparse
@@ -49,7 +50,11 @@ def read(path: Path, root: Path) -> File:
     text = path.read_text()
     tree = ast.parse(text)
     docs = _docstrings(tree)
-    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in _LAYOUT]
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in _LAYOUT
+    ]
     code = [token for token in tokens if token.start[0] not in docs]
     places = [token.start[0] for token in code]
     name = path.relative_to(root).as_posix()
@@ -68,7 +73,11 @@ def _docstrings(tree: ast.AST) -> set[int]:
     """The lines that documentation stands on."""
     found: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return found
 
@@ -82,7 +91,10 @@ def row(room: str, files: list[File]) -> str:
     """Of a table in Markdown."""
     lines, tokens = sum(file.lines for file in files), sum(file.tokens for file in files)
     sizes = [function.tokens for file in files for function in file.functions]
-    return f"| {room} | {len(files)} | {lines:,} | {tokens / max(1, lines):.1f} | {len(sizes)} | {percentile(sizes, 0.9)} |"
+    return (
+        f"| {room} | {len(files)} | {lines:,} | {tokens / max(1, lines):.1f} | {len(sizes)} | "
+        f"{percentile(sizes, 0.9)} |"
+    )
 
 
 def main() -> None:
@@ -94,11 +106,16 @@ def main() -> None:
     rooms = defaultdict(list)
     for file in files:
         rooms[file.room].append(file)
-    print("| room | files | code lines | tokens a line | functions | 90th percentile, tokens |\n|---|--:|--:|--:|--:|--:|")
+    print(
+        "| room | files | code lines | tokens a line | functions | 90th percentile, tokens "
+        "|\n|---|--:|--:|--:|--:|--:|"
+    )
     for room in sorted(rooms):
         print(row(room, rooms[room]))
     print(row("all", files))
-    functions = sorted(chain.from_iterable(file.functions for file in files), key=lambda f: -f.lines)
+    functions = sorted(
+        chain.from_iterable(file.functions for file in files), key=lambda f: -f.lines
+    )
     print("\n| function | lines | tokens |\n|---|--:|--:|")
     for function in functions[: chosen.longest]:
         print(f"| {function.name} | {function.lines} | {function.tokens} |")

@@ -1,14 +1,18 @@
 """What a linked activation costs beside its peers.
 
-    python bench/linked.py                   # about three minutes; writes bench/results/linked.{json,md}
+    python bench/linked.py                   # about three minutes; writes
+    bench/results/linked.{json,md}
 
-One layer: forward and backward of LK-ReLU beside ReLU, batch norm with ReLU, and SELU, on equal outputs. The output of a linked
-activation is twice its input, so its peers read tensors of twice the size.
+One layer: forward and backward of LK-ReLU beside ReLU, batch norm with ReLU, and SELU, on equal
+outputs. The output of a linked activation is twice its input, so its peers read tensors of twice
+the size.
 
-Whole networks at equal multiplications: four 3 x 3 convolutions, linked with 32 units each, plain with sqrt(2) times as many.
-The article's ratios, 2.09 (batch norm) and 1.38 (SELU), are wall times of whole runs on a GPU.
+Whole networks at equal multiplications: four 3 x 3 convolutions, linked with 32 units each, plain
+with sqrt(2) times as many. The article's ratios, 2.09 (batch norm) and 1.38 (SELU), are wall times
+of whole runs on a GPU.
 
-The identity W [z+; z-] = (W1 - W2)/2 z + (W1 + W2)/2 |z| of LK-ReLU and the linear layer behind it: what it would save.
+The identity W [z+; z-] = (W1 - W2)/2 z + (W1 + W2)/2 |z| of LK-ReLU and the linear layer behind it:
+what it would save.
 """
 
 import json
@@ -25,7 +29,11 @@ from fit import RESULTS, environment
 from morphogen.layers.linked import LKReLU
 from turns import in_turns, ratio
 
-SHAPES = {"256 x 1,024": (256, 1024), "64 x 64 x 16 x 16": (64, 64, 16, 16), "64 x 64 x 32 x 32": (64, 64, 32, 32)}
+SHAPES = {
+    "256 x 1,024": (256, 1024),
+    "64 x 64 x 16 x 16": (64, 64, 16, 16),
+    "64 x 64 x 32 x 32": (64, 64, 32, 32),
+}
 # peer: (what is asked of its time over that of LK-ReLU, source)
 ASKED = {"ReLU": (1 / 1.1, "per byte of output"), "batch norm + ReLU": (2.0, ""), "SELU": (1.4, "")}
 
@@ -39,10 +47,15 @@ def layers(shape: tuple[int, ...]) -> dict[str, float]:
     """The time of each peer over that of LK-ReLU, all with outputs of one size."""
     doubled = (shape[0], 2 * shape[1], *shape[2:])
     norm = nn.BatchNorm1d(doubled[1]) if len(shape) == 2 else nn.BatchNorm2d(doubled[1])
-    peers = {"ReLU": nn.ReLU(), "batch norm + ReLU": nn.Sequential(norm, nn.ReLU()), "SELU": nn.SELU()}
+    peers = {
+        "ReLU": nn.ReLU(),
+        "batch norm + ReLU": nn.Sequential(norm, nn.ReLU()),
+        "SELU": nn.SELU(),
+    }
     gradient = torch.randn(doubled)
     runs: dict[str, Callable[[], Any]] = {
-        name: partial(passes, peer, torch.randn(doubled, requires_grad=True), gradient) for name, peer in peers.items()
+        name: partial(passes, peer, torch.randn(doubled, requires_grad=True), gradient)
+        for name, peer in peers.items()
     }
     runs["linked"] = partial(passes, LKReLU(), torch.randn(shape, requires_grad=True), gradient)
     times = in_turns(runs, turns=max(20, min(300, 30_000_000 // gradient.numel())))
@@ -63,8 +76,13 @@ def by_identity(z: Tensor, weight: Tensor) -> Tensor:
 
 
 def behind(batch: int, units: int, outputs: int) -> tuple[float, float]:
-    """The time of the layer by its definition over that by the identity: (forward and backward, forward)."""
-    z, weight = torch.randn(batch, units, requires_grad=True), torch.randn(outputs, 2 * units, requires_grad=True)
+    """The time of the layer by its definition over that by the identity: (forward and backward,
+    forward).
+    """
+    z, weight = (
+        torch.randn(batch, units, requires_grad=True),
+        torch.randn(outputs, 2 * units, requires_grad=True),
+    )
     gradient = torch.randn(batch, outputs)
 
     def both(way: Callable[..., Tensor]) -> None:
@@ -77,23 +95,34 @@ def behind(batch: int, units: int, outputs: int) -> tuple[float, float]:
     turns = max(15, min(300, int(1e9 / (batch * units * (outputs + 100)))))
     found = []
     for run in (both, forward):
-        times = in_turns({"definition": partial(run, by_definition), "identity": partial(run, by_identity)}, turns)
+        times = in_turns(
+            {"definition": partial(run, by_definition), "identity": partial(run, by_identity)},
+            turns,
+        )
         found.append(ratio(times, "definition", "identity"))
     return found[0], found[1]
 
 
-def network(units: int, activation: Callable[[], nn.Module], widen: int = 1, norm: bool = False) -> nn.Sequential:
+def network(
+    units: int, activation: Callable[[], nn.Module], widen: int = 1, norm: bool = False
+) -> nn.Sequential:
     """Images (batch, 3, 16, 16) -> logits. widen: how many features an activation makes of one."""
     parts: list[nn.Module] = []
     before = 3
     for _ in range(4):
-        parts += [nn.Conv2d(before, units, 3, padding=1), *([nn.BatchNorm2d(units)] if norm else []), activation()]
+        parts += [
+            nn.Conv2d(before, units, 3, padding=1),
+            *([nn.BatchNorm2d(units)] if norm else []),
+            activation(),
+        ]
         before = widen * units
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
 def networks() -> dict[str, float]:
-    """The time of a training step of each network over that of the linked one, at equal multiplications."""
+    """The time of a training step of each network over that of the linked one, at equal
+    multiplications.
+    """
     wide = round(32 * math.sqrt(2))
     models = {
         "linked": network(32, LKReLU, widen=2),
@@ -102,7 +131,10 @@ def networks() -> dict[str, float]:
         "SELU": network(wide, nn.SELU),
     }
     x = torch.randn(64, 3, 16, 16)
-    runs = {name: partial(step, model, torch.optim.SGD(model.parameters(), 1e-4), x) for name, model in models.items()}
+    runs = {
+        name: partial(step, model, torch.optim.SGD(model.parameters(), 1e-4), x)
+        for name, model in models.items()
+    }
     times = in_turns(runs, turns=60)
     return {name: ratio(times, name, "linked") for name in models if name != "linked"}
 
@@ -118,17 +150,32 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: layers(shape) for name, shape in SHAPES.items()}
     whole = networks()
-    identity = {f"{batch:,} x {units:,} -> {outputs:,}": behind(batch, units, outputs) for batch, units, outputs in BEHIND}
-    result = {"layers": found, "networks": whole, "identity": identity, "environment": environment()}
+    identity = {
+        f"{batch:,} x {units:,} -> {outputs:,}": behind(batch, units, outputs)
+        for batch, units, outputs in BEHIND
+    }
+    result = {
+        "layers": found,
+        "networks": whole,
+        "identity": identity,
+        "environment": environment(),
+    }
     (RESULTS / "linked.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [
         "| forward and backward, time / LK-ReLU on equal outputs | " + " | ".join(ASKED) + " |",
         "|---|" + "--:|" * len(ASKED),
     ]
-    lines += [f"| {name} | {' | '.join(f'{ratios[peer]:.2f}' for peer in ASKED)} |" for name, ratios in found.items()]
-    lines.append("| asked | " + " | ".join(f"at least {least:.2f}" for least, _ in ASKED.values()) + " |")
+    lines += [
+        f"| {name} | {' | '.join(f'{ratios[peer]:.2f}' for peer in ASKED)} |"
+        for name, ratios in found.items()
+    ]
     lines.append(
-        "| four convolutions, training step, equal multiplications | " + " | ".join(f"{whole[p]:.2f}" for p in ASKED) + " |"
+        "| asked | " + " | ".join(f"at least {least:.2f}" for least, _ in ASKED.values()) + " |"
+    )
+    lines.append(
+        "| four convolutions, training step, equal multiplications | "
+        + " | ".join(f"{whole[p]:.2f}" for p in ASKED)
+        + " |"
     )
     lines.append("| the article, whole runs on a GPU | – | 2.09 | 1.38 |")
     lines += [
@@ -136,7 +183,9 @@ def main() -> None:
         "| linear layer behind LK-ReLU, time / by the identity | forward and backward | forward |",
         "|---|--:|--:|",
     ]
-    lines += [f"| {name} | {both:.2f} | {forward:.2f} |" for name, (both, forward) in identity.items()]
+    lines += [
+        f"| {name} | {both:.2f} | {forward:.2f} |" for name, (both, forward) in identity.items()
+    ]
     lines += ["", "; ".join(f"{k} {v}" for k, v in environment().items())]
     (RESULTS / "linked.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

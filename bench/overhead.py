@@ -1,9 +1,12 @@
-"""What a controller costs: a training step under it between changes, and a hundred changes of one feature.
+"""What a controller costs: a training step under it between changes, and a hundred changes of one
+feature.
 
-    python bench/overhead.py                 # about a minute; writes bench/results/overhead.{json,md}
+    python bench/overhead.py                 # about a minute; writes
+    bench/results/overhead.{json,md}
 
-The network is a perceptron 784 - 512 - 512 - 10 under AdamW, batch 128. To reach: a step at most 1.02 times that of a network
-that never met a controller, and the changes less than 5 % of a run of 3,000 steps.
+The network is a perceptron 784 - 512 - 512 - 10 under AdamW, batch 128. To reach: a step at most
+1.02 times that of a network that never met a controller, and the changes less than 5 % of a run of
+3,000 steps.
 """
 
 import json
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from fit import RESULTS, environment
 from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.controller import Controller
-from morphogen.policies.look import Look, Proposal
+from morphogen.policies.policy import Look, Proposal
 from morphogen.training.train import generator
 from turns import in_turns, ratio
 
@@ -33,15 +36,23 @@ class OneByOne:
     def start(self) -> dict[str, Any]:
         return {}
 
-    def decide(self, look: Look, memory: dict[str, Any], draw: torch.Generator) -> tuple[list[Proposal], dict[str, Any], bool]:
+    def decide(
+        self, look: Look, memory: dict[str, Any], draw: torch.Generator
+    ) -> tuple[list[Proposal], dict[str, Any], bool]:
         width, size = next(iter(look.sizes.items()))
-        edit = Grow(width, 1) if look.round % 2 else Shrink(width, [int(torch.randint(size, (1,), generator=draw))])
+        edit = (
+            Grow(width, 1)
+            if look.round % 2
+            else Shrink(width, [int(torch.randint(size, (1,), generator=draw))])
+        )
         return [Proposal(edit, "its turn")], memory, False
 
 
 def build() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    model = nn.Sequential(
+        nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
     return model, torch.optim.AdamW(model.parameters(), fused=True)
 
 
@@ -51,7 +62,9 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tenso
     optimizer.step()
 
 
-def controlled(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Controller:
+def controlled(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Controller:
     def losses(m: nn.Module) -> Tensor:
         return F.cross_entropy(m(x), y, reduction="none").detach()
 
@@ -74,20 +87,27 @@ def main() -> None:
         controller.step(number + 1, 0.0, generator(number))
     runs = {"plain": partial(step, *plain, x, y), "controlled": partial(step, *grown, x, y)}
     times = in_turns(runs, TURNS, 20)
-    changes = [timed(partial(controller.step, number + 1, 0.0, generator(number))) for number in range(CHANGES)]
+    changes = [
+        timed(partial(controller.step, number + 1, 0.0, generator(number)))
+        for number in range(CHANGES)
+    ]
     run = STEPS * median(timed(runs["controlled"]) for _ in range(100))
     found = {
         "step under a controller / plain step": ratio(times, "controlled", "plain"),
         "100 changes / 3,000 steps": sum(changes) / run,
     }
     limits = dict(zip(found, (1.02, 0.05), strict=True))
-    (RESULTS / "overhead.json").write_text(json.dumps({**found, "environment": environment()}, indent=1) + "\n")
+    (RESULTS / "overhead.json").write_text(
+        json.dumps({**found, "environment": environment()}, indent=1) + "\n"
+    )
     lines = ["| | measured | at most | met |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {value:.4f} | {limits[name]} | {'yes' if value <= limits[name] else 'no'} |"
         for name, value in found.items()
     ]
-    about = "A change includes a look at 128 validation examples. " + "; ".join(f"{k} {v}" for k, v in environment().items())
+    about = "A change includes a look at 128 validation examples. " + "; ".join(
+        f"{k} {v}" for k, v in environment().items()
+    )
     (RESULTS / "overhead.md").write_text("\n".join([*lines, "", about, ""]))
     print("\n".join([*lines, about]))
 

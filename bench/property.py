@@ -1,6 +1,8 @@
-"""The invariants of the resize engine on 500 random networks with 20 random moves each (tests/test_property.py).
+"""The invariants of the resize engine on 500 random networks with 20 random moves each
+(tests/test_property.py).
 
-python bench/property.py                # about five minutes; writes bench/results/property.{json,md}
+python bench/property.py                # about five minutes; writes
+bench/results/property.{json,md}
 """
 
 import argparse
@@ -18,7 +20,9 @@ from test_property import TOLERANCE, check
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nets", type=int, default=500)
     nets = parser.parse_args().nets
     torch.set_num_threads(1)
@@ -33,9 +37,15 @@ def main() -> None:
             continue
         moves, keeping, largest = moves + made, keeping + kept, max(largest, change)
     result = {
-        "nets": nets, "moves": moves, "keeping": keeping, "largest_change": largest, "tolerance": TOLERANCE,
-        "failures": failures, "seconds": time.perf_counter() - began, "environment": environment(),
-    }  # fmt: skip
+        "nets": nets,
+        "moves": moves,
+        "keeping": keeping,
+        "largest_change": largest,
+        "tolerance": TOLERANCE,
+        "failures": failures,
+        "seconds": time.perf_counter() - began,
+        "environment": environment(),
+    }
     (RESULTS / "property.json").write_text(json.dumps(result, indent=1) + "\n")
     text = f"""| networks | moves | moves that keep the function | largest change of those (at most) | networks that fail |
 |---|---|---|---|---|

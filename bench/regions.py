@@ -2,10 +2,11 @@
 
     python bench/regions.py   # about two minutes; writes bench/results/regions.{json,md}
 
-Random networks of the specification's kind on the box from -3 to 3, one thread, the best of three runs. Asked: 100,000 cells a
-second with two inputs, 5,000 with three to six. The specification's pilot, on such a machine: 8,000 to 15,000 in two dimensions
-(polygon clipping in numpy), 87 to 189 by a tree of linear programs. Where it is quick, Euler's formula is looked at and the
-walk counts again.
+Random networks of the specification's kind on the box from -3 to 3, one thread, the best of three
+runs. Asked: 100,000 cells a second with two inputs, 5,000 with three to six. The specification's
+pilot, on such a machine: 8,000 to 15,000 in two dimensions (polygon clipping in numpy), 87 to 189
+by a tree of linear programs. Where it is quick, Euler's formula is looked at and the walk counts
+again.
 """
 
 import argparse
@@ -24,9 +25,19 @@ from piecewise_nets import BUILD, drawn, plain
 from test_regions import faces
 
 NETS = (
-    (1, (50, 50)), (2, (50, 50)), (2, (100, 100)), (2, (32, 32, 32, 32)), (2, (200, 200)), (2, (64, 64, 64, 64)),
-    (3, (16, 16, 16)), (3, (32, 32)), (4, (16, 16)), (5, (14, 14)), (6, (14, 8)), (6, (10, 10)),
-)  # fmt: skip
+    (1, (50, 50)),
+    (2, (50, 50)),
+    (2, (100, 100)),
+    (2, (32, 32, 32, 32)),
+    (2, (200, 200)),
+    (2, (64, 64, 64, 64)),
+    (3, (16, 16, 16)),
+    (3, (32, 32)),
+    (4, (16, 16)),
+    (5, (14, 14)),
+    (6, (14, 8)),
+    (6, (10, 10)),
+)
 
 
 def main() -> None:
@@ -52,7 +63,10 @@ def main() -> None:
         if len(found) < 6000:
             began = time.perf_counter()
             walked = regions(model, box, method="walk")
-            row["walk: cells"], row["walk: cells a second"] = len(walked), len(walked) / (time.perf_counter() - began)
+            row["walk: cells"], row["walk: cells a second"] = (
+                len(walked),
+                len(walked) / (time.perf_counter() - began),
+            )
         rows.append(row)
         print(row, flush=True)
     stored = {"rows": rows, "environment": environment()}
@@ -63,18 +77,26 @@ def main() -> None:
 
 def table(stored: dict) -> str:
     lines = [
-        "| inputs | widths | cells | cells a second (asked) | by walking | cells a second | corners - edges + ... |",
+        "| inputs | widths | cells | cells a second (asked) | by walking | cells a second | "
+        "corners - edges + ... |",
         "|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in stored["rows"]:
         asked = {1: "", 2: " (100,000)"}.get(row["inputs"], " (5,000)")
-        walked = (f"{row['walk: cells']:,}", f"{row['walk: cells a second']:.0f}") if "walk: cells" in row else ("", "")
+        walked = (
+            (f"{row['walk: cells']:,}", f"{row['walk: cells a second']:.0f}")
+            if "walk: cells" in row
+            else ("", "")
+        )
         lines.append(
-            f"| {row['inputs']} | {row['widths']} | {row['cells']:,} | {row['cells a second']:,.0f}{asked} | {walked[0]} | "
+            f"| {row['inputs']} | {row['widths']} | {row['cells']:,} | "
+            f"{row['cells a second']:,.0f}{asked} | {walked[0]} | "
             f"{walked[1]} | {row.get('Euler', '')} |"
         )
     told = "; ".join(f"{k} {v}" for k, v in stored["environment"].items())
-    return "\n".join([*lines, "", f"one thread, best of three; Euler's formula asks for 1. {told}", ""])
+    return "\n".join(
+        [*lines, "", f"one thread, best of three; Euler's formula asks for 1. {told}", ""]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Run experiments in full and keep what came out: bench/results/experiments/NAME-MODE/, with commit and hardware.
+"""Run experiments in full and keep what came out: bench/results/experiments/NAME-MODE/, with commit
+and hardware.
 
     python bench/reproduce.py depth-spirals --seeds 3
     python bench/reproduce.py going-deeper-xor --faithful
@@ -15,14 +16,17 @@ from morphogen.report.reproduction import markdown, write
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=list(EXPERIMENTS))
     parser.add_argument("--faithful", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     about = environment()  # before the run, which may outlast this commit
     result = experiment(arguments.name)(arguments.faithful, False, arguments.seeds)
-    result = replace(result, environment=about, files={})  # checkpoints are too large for a repository
+    # checkpoints are too large for a repository
+    result = replace(result, environment=about, files={})
     write(result, RESULTS / "experiments" / f"{result.name}-{result.mode}")
     print(markdown(result))
 

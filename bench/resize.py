@@ -1,7 +1,9 @@
-"""What a resize costs: one width of ResNet-50 under Adam, beside one training step, Torch-Pruning (shrink) and gromo (grow).
+"""What a resize costs: one width of ResNet-50 under Adam, beside one training step, Torch-Pruning
+(shrink) and gromo (grow).
 
     python bench/resize.py                   # writes bench/results/resize.{json,md}
-    pip install torch-pruning==1.6.1 gromo==0.1.0      # optional: their rows appear where they are installed
+    pip install torch-pruning==1.6.1 gromo==0.1.0      # optional: their rows appear where they are
+    installed
 
 Times are medians of several runs in one process; the ratio to the training step is what matters.
 """
@@ -55,7 +57,12 @@ def main() -> None:
     found = mg.widths(mg.trace(model, example))
 
     def grow(probe: torch.Tensor | None = None) -> None:
-        mg.apply_(model, mg.plan(model, found, [mg.Grow(WIDTH, UNITS)]), optimizers=[optimizer], example=probe)
+        mg.apply_(
+            model,
+            mg.plan(model, found, [mg.Grow(WIDTH, UNITS)]),
+            optimizers=[optimizer],
+            example=probe,
+        )
 
     rows[f"grow {WIDTH} by {UNITS}"] = seconds(grow)
     rows[f"grow {WIDTH} by {UNITS}, checked on an example"] = seconds(lambda: grow(example))
@@ -78,7 +85,9 @@ def main() -> None:
 
 
 def torch_pruning(model: torch.nn.Module, example: torch.Tensor) -> dict[str, float]:
-    """The same shrink by Torch-Pruning, which leaves the optimizer as it was; {} where it is not installed."""
+    """The same shrink by Torch-Pruning, which leaves the optimizer as it was; {} where it is not
+    installed.
+    """
     if importlib.util.find_spec("torch_pruning") is None:
         return {}
     tp = importlib.import_module("torch_pruning")
@@ -90,16 +99,30 @@ def torch_pruning(model: torch.nn.Module, example: torch.Tensor) -> dict[str, fl
     def prune() -> None:
         graph.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=list(range(UNITS))).prune()
 
-    return {"Torch-Pruning: graph, once": traced, f"Torch-Pruning: shrink {WIDTH} by {UNITS}, no optimizer": seconds(prune)}
+    return {
+        "Torch-Pruning: graph, once": traced,
+        f"Torch-Pruning: shrink {WIDTH} by {UNITS}, no optimizer": seconds(prune),
+    }
 
 
 def gromo() -> dict[str, float]:
-    """The same growth between two convolutions of the same shapes, which must be gromo's own; {} where it is not installed."""
+    """The same growth between two convolutions of the same shapes, which must be gromo's own; {}
+    where it is not installed.
+    """
     if importlib.util.find_spec("gromo") is None:
         return {}
     make = importlib.import_module("gromo.modules.conv2d_growing_module").Conv2dGrowingModule
     first = make(512, 256, 1, use_bias=False, device=torch.device("cpu"))
-    last = make(256, 256, 3, stride=2, padding=1, use_bias=False, previous_module=first, device=torch.device("cpu"))
+    last = make(
+        256,
+        256,
+        3,
+        stride=2,
+        padding=1,
+        use_bias=False,
+        previous_module=first,
+        device=torch.device("cpu"),
+    )
 
     def grow() -> None:
         last.create_layer_extensions(UNITS, input_extension_init="zeros")

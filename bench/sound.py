@@ -1,10 +1,13 @@
-"""Whether any bound or verdict is wrong: a thousand random networks against samples, tiny ones against all their linear pieces.
+"""Whether any bound or verdict is wrong: a thousand random networks against samples, tiny ones
+against all their linear pieces.
 
-    python bench/sound.py [--nets N]         # about twenty minutes; writes bench/results/sound.{json,md}
+    python bench/sound.py [--nets N]         # about twenty minutes; writes
+    bench/results/sound.{json,md}
 
-Every technique's bounds on every value are held against what the network does on points of the box: corners, others, and where
-an attack ends. A property is then set near the least value seen, so that a wrong "unsat" would show. Of tiny rectifier networks
-the least value is known exactly: a linear program for each choice of its units' signs.
+Every technique's bounds on every value are held against what the network does on points of the box:
+corners, others, and where an attack ends. A property is then set near the least value seen, so that
+a wrong "unsat" would show. Of tiny rectifier networks the least value is known exactly: a linear
+program for each choice of its units' signs.
 """
 
 import argparse
@@ -32,8 +35,24 @@ from morphogen.verification.pgd import attack
 from morphogen.verification.unsafe import Unsafe
 from morphogen.verification.verify import verify
 
-TECHNIQUES = {"interval": interval, "forward": forward, "linear": linear, "alpha": lambda net, box: alpha(net, box, 3)}
-CURVED = [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Softplus, LKReLU]
+TECHNIQUES = {
+    "interval": interval,
+    "forward": forward,
+    "linear": linear,
+    "alpha": lambda net, box: alpha(net, box, 3),
+}
+CURVED = [
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.ELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    LKReLU,
+]
 POINTS, TINY, NEAR = 400, 200, 1e-6
 
 
@@ -106,14 +125,19 @@ def sampled(seed: int, counts: Counter[str]) -> None:
         counts["values outside their bounds"] += outside(values, boxes)
     least = float((values[net.output] @ row.T).min())
     for limit in (least - float(10 ** draw.uniform(-4, 0)), least - NEAR, least):
-        # of the program, so that the time is the search's alone; what it says is held against the model
-        verdict = verify(net, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), seconds=0.5)
+        # of the program, so that the time is the search's alone; what it says is held against the
+        # model
+        verdict = verify(
+            net, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), seconds=0.5
+        )
         counts[verdict.status] += 1
         with torch.no_grad():
             if verdict.status == "unsat":
                 counts["wrong verdicts"] += limit >= least
             elif verdict.witness is not None:
-                counts["wrong verdicts"] += float(model(verdict.witness[None]) @ row.T) > limit + 1e-12
+                counts["wrong verdicts"] += (
+                    float(model(verdict.witness[None]) @ row.T) > limit + 1e-12
+                )
                 there = (verdict.witness >= box.lower[0]) & (verdict.witness <= box.upper[0])
                 counts["wrong verdicts"] += not bool(there.all())
 
@@ -135,7 +159,9 @@ def exact(model: nn.Sequential, box: Box, row: Tensor) -> float:
                 limits.append(-(1 - 2 * sign) * b)
                 a, b, at = sign[:, None] * a, sign * b, at + size
         cost = row.numpy()[0]
-        found = linprog(cost @ a, A_ub=np.concatenate(rows), b_ub=np.concatenate(limits), bounds=ends)
+        found = linprog(
+            cost @ a, A_ub=np.concatenate(rows), b_ub=np.concatenate(limits), bounds=ends
+        )
         if found.status == 0:
             least = min(least, float(found.fun + cost @ b))
     return least
@@ -145,7 +171,10 @@ def tiny(seed: int, counts: Counter[str]) -> None:
     """One network against all its linear pieces, and the techniques against one another."""
     torch.manual_seed(seed)
     draw = np.random.default_rng(10**6 + seed)
-    sizes = [int(draw.integers(1, 4)), *([int(draw.integers(2, 7))] if draw.random() < 0.5 else [3, 3])]
+    sizes = [
+        int(draw.integers(1, 4)),
+        *([int(draw.integers(2, 7))] if draw.random() < 0.5 else [3, 3]),
+    ]
     layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(sizes[-1], 2)).double()
     with torch.no_grad():
@@ -155,7 +184,9 @@ def tiny(seed: int, counts: Counter[str]) -> None:
     truth = exact(model, box, row)
     counts["tiny networks"] += 1
     for limit, status in ((truth - NEAR, "unsat"), (truth + NEAR, "sat")):
-        found = verify(model, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), 10.0).status
+        found = verify(
+            model, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), 10.0
+        ).status
         counts["wrong verdicts of tiny networks"] += found not in (status, "unknown")
         counts["tiny networks left open"] += found == "unknown"
     net, spec = program(model, box.lower.repeat(2, 1)), row[None]
@@ -165,9 +196,15 @@ def tiny(seed: int, counts: Counter[str]) -> None:
     tightest, _ = least_of(net, boxes, row, torch.zeros(1))
     whole, _ = least_of(net, boxes, row, torch.zeros(1), whole=True)
     chain = [plain, best, tightest, truth]
-    counts["orders that do not hold"] += sum(a > b + NEAR for a, b in pairwise(chain)) + (loosest > truth)
-    counts["searches over whole numbers that miss"] += abs(whole - truth) > 1e-5 * max(1.0, abs(truth))
-    counts["duals within 1e-3 of the linear program"] += tightest - best <= 1e-3 * max(1.0, abs(tightest))
+    counts["orders that do not hold"] += sum(a > b + NEAR for a, b in pairwise(chain)) + (
+        loosest > truth
+    )
+    counts["searches over whole numbers that miss"] += abs(whole - truth) > 1e-5 * max(
+        1.0, abs(truth)
+    )
+    counts["duals within 1e-3 of the linear program"] += tightest - best <= 1e-3 * max(
+        1.0, abs(tightest)
+    )
 
 
 def main() -> None:
@@ -187,7 +224,8 @@ def main() -> None:
 
 
 ASKED = {
-    "networks": 1000, "values outside their bounds": 0, "wrong verdicts": 0, "wrong verdicts of tiny networks": 0,
+    "networks": 1000, "values outside their "
+                      "bounds": 0, "wrong verdicts": 0, "wrong verdicts of tiny networks": 0,
     "orders that do not hold": 0, "searches over whole numbers that miss": 0,
 }  # fmt: skip
 
@@ -195,8 +233,14 @@ ASKED = {
 def table(stored: dict[str, float]) -> str:
     """As Markdown."""
     lines = ["| | counted | asked |", "|---|--:|--:|"]
-    lines += [f"| {name} | {value:g} | {ASKED.get(name, '–')} |" for name, value in stored.items() if name != "environment"]
-    return "\n".join([*lines, "", "; ".join(f"{k} {v}" for k, v in stored["environment"].items()), ""])
+    lines += [
+        f"| {name} | {value:g} | {ASKED.get(name, '–')} |"
+        for name, value in stored.items()
+        if name != "environment"
+    ]
+    return "\n".join(
+        [*lines, "", "; ".join(f"{k} {v}" for k, v in stored["environment"].items()), ""]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Honest timing on a shared machine: what is compared runs in turns, and ratios are taken within a turn."""
+"""Honest timing on a shared machine: what is compared runs in turns, and ratios are taken within a
+turn.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,8 +8,12 @@ from statistics import median
 from typing import Any
 
 
-def in_turns(runs: Mapping[str, Callable[[], Any]], turns: int = 200, warm_up: int = 5) -> dict[str, list[float]]:
-    """Seconds of each, taken one after the other and back again, so that the machine's moods meet all alike."""
+def in_turns(
+    runs: Mapping[str, Callable[[], Any]], turns: int = 200, warm_up: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of each, taken one after the other and back again, so that the machine's moods meet
+    all alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + warm_up):
         for name in list(runs) if turn % 2 else reversed(runs):

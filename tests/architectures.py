@@ -1,5 +1,7 @@
-"""Networks of the field with the layer shapes of their papers, as people write them. Fewer repeats of equal blocks where
-that changes nothing but the time; small images, since widths do not depend on them."""
+"""Networks of the field with the layer shapes of their papers, as people write them. Fewer repeats
+of equal blocks where that changes nothing but the time; small images, since widths do not depend on
+them.
+"""
 
 from collections.abc import Callable
 
@@ -19,7 +21,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = None
         if stride != 1 or channels != planes:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
@@ -31,11 +35,19 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, planes: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(channels, planes, 1, bias=False), nn.BatchNorm2d(planes)
-        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes)
-        self.conv3, self.bn3 = nn.Conv2d(planes, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes)
+        self.conv2, self.bn2 = (
+            nn.Conv2d(planes, planes, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(planes),
+        )
+        self.conv3, self.bn3 = (
+            nn.Conv2d(planes, 4 * planes, 1, bias=False),
+            nn.BatchNorm2d(4 * planes),
+        )
         self.downsample = None
         if stride != 1 or channels != 4 * planes:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, 4 * planes, 1, stride, bias=False), nn.BatchNorm2d(4 * planes))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, 4 * planes, 1, stride, bias=False), nn.BatchNorm2d(4 * planes)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -47,7 +59,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """He et al. 2016, table 1: ResNet-18 with `BasicBlock`, ResNet-50 with `Bottleneck`."""
 
-    def __init__(self, block: Callable[..., nn.Module], layers: tuple[int, ...], expansion: int) -> None:
+    def __init__(
+        self, block: Callable[..., nn.Module], layers: tuple[int, ...], expansion: int
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -74,13 +88,21 @@ class DenseNet(nn.Module):
         self.stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.layers = nn.ModuleList(
             nn.Sequential(
-                nn.BatchNorm2d(64 + i * growth), nn.ReLU(), nn.Conv2d(64 + i * growth, 4 * growth, 1, bias=False),
-                nn.BatchNorm2d(4 * growth), nn.ReLU(), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
-            ) for i in range(layers)
-        )  # fmt: skip
+                nn.BatchNorm2d(64 + i * growth),
+                nn.ReLU(),
+                nn.Conv2d(64 + i * growth, 4 * growth, 1, bias=False),
+                nn.BatchNorm2d(4 * growth),
+                nn.ReLU(),
+                nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
+            )
+            for i in range(layers)
+        )
         total = 64 + layers * growth
         self.transition = nn.Sequential(
-            nn.BatchNorm2d(total), nn.ReLU(), nn.Conv2d(total, total // 2, 1, bias=False), nn.AvgPool2d(2)
+            nn.BatchNorm2d(total),
+            nn.ReLU(),
+            nn.Conv2d(total, total // 2, 1, bias=False),
+            nn.AvgPool2d(2),
         )
         self.fc = nn.Linear(total // 2, 10)
 
@@ -97,9 +119,20 @@ class InvertedResidual(nn.Module):
         hidden, self.add = channels * expand, stride == 1 and channels == planes
         layers: list[nn.Module] = []
         if expand != 1:
-            layers += [nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True)]
-        layers += [nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False), nn.BatchNorm2d(hidden)]
-        layers += [nn.ReLU6(inplace=True), nn.Conv2d(hidden, planes, 1, bias=False), nn.BatchNorm2d(planes)]
+            layers += [
+                nn.Conv2d(channels, hidden, 1, bias=False),
+                nn.BatchNorm2d(hidden),
+                nn.ReLU6(inplace=True),
+            ]
+        layers += [
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+        ]
+        layers += [
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(hidden, planes, 1, bias=False),
+            nn.BatchNorm2d(planes),
+        ]
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,14 +145,28 @@ class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         channels = 32
-        layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6(inplace=True)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(inplace=True),
+        ]
         for expand, planes, count, stride in (
-            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-        ):  # fmt: skip
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ):
             for number in range(count):
                 layers.append(InvertedResidual(channels, planes, 1 if number else stride, expand))
                 channels = planes
-        layers += [nn.Conv2d(channels, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6(inplace=True)]
+        layers += [
+            nn.Conv2d(channels, 1280, 1, bias=False),
+            nn.BatchNorm2d(1280),
+            nn.ReLU6(inplace=True),
+        ]
         self.features, self.classifier = nn.Sequential(*layers), nn.Linear(1280, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +181,10 @@ class UNet(nn.Module):
 
         def double(channels: int, planes: int) -> nn.Module:
             return nn.Sequential(
-                nn.Conv2d(channels, planes, 3, padding=1), nn.ReLU(), nn.Conv2d(planes, planes, 3, padding=1), nn.ReLU()
+                nn.Conv2d(channels, planes, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(planes, planes, 3, padding=1),
+                nn.ReLU(),
             )
 
         self.down1, self.down2, self.bottom = double(1, 64), double(64, 128), double(128, 256)
@@ -163,7 +213,9 @@ class ViTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)
-        h = F.scaled_dot_product_attention(self.split(self.q(h)), self.split(self.k(h)), self.split(self.v(h)))
+        h = F.scaled_dot_product_attention(
+            self.split(self.q(h)), self.split(self.k(h)), self.split(self.v(h))
+        )
         x = x + self.proj(h.transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
@@ -174,7 +226,10 @@ class ViT(nn.Module):
     def __init__(self, dim: int = 192, heads: int = 3, depth: int = 2) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, dim, 16, 16)
-        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, dim) * 0.02), nn.Parameter(torch.randn(1, 5, dim) * 0.02)
+        self.cls, self.pos = (
+            nn.Parameter(torch.randn(1, 1, dim) * 0.02),
+            nn.Parameter(torch.randn(1, 5, dim) * 0.02),
+        )
         self.blocks = nn.Sequential(*(ViTBlock(dim, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 10)
 
@@ -194,14 +249,19 @@ class GPTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, time, _ = x.shape
-        q, k, v = (part.view(batch, time, self.heads, -1).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).chunk(3, dim=2))
+        q, k, v = (
+            part.view(batch, time, self.heads, -1).transpose(1, 2)
+            for part in self.c_attn(self.ln_1(x)).chunk(3, dim=2)
+        )
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.c_proj(h.transpose(1, 2).reshape(batch, time, -1))
         return x + self.out(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
 
 
 class GPT(nn.Module):
-    """Radford et al. 2019, 768 channels and 12 heads; two blocks, a small vocabulary, the head tied to the embedding."""
+    """Radford et al. 2019, 768 channels and 12 heads; two blocks, a small vocabulary, the head tied
+    to the embedding.
+    """
 
     def __init__(self, dim: int = 768, heads: int = 12, depth: int = 2, words: int = 50) -> None:
         super().__init__()
@@ -234,7 +294,10 @@ class ConvNeXt(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.blocks = nn.Conv2d(3, 96, 4, 4), nn.Sequential(ConvNeXtBlock(96), ConvNeXtBlock(96))
+        self.stem, self.blocks = (
+            nn.Conv2d(3, 96, 4, 4),
+            nn.Sequential(ConvNeXtBlock(96), ConvNeXtBlock(96)),
+        )
         self.down, self.last = nn.Conv2d(96, 192, 2, 2), ConvNeXtBlock(192)
         self.norm, self.head = nn.LayerNorm(192), nn.Linear(192, 10)
 
@@ -272,7 +335,9 @@ class LlamaBlock(nn.Module):
     def repeated(self, x: Tensor) -> Tensor:
         """Grouped queries: every key and value serves several heads."""
         b, groups, n, d = x.shape
-        return x[:, :, None].expand(b, groups, self.heads // groups, n, d).reshape(b, self.heads, n, d)
+        return (
+            x[:, :, None].expand(b, groups, self.heads // groups, n, d).reshape(b, self.heads, n, d)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
@@ -281,14 +346,18 @@ class LlamaBlock(nn.Module):
             layer(h).view(b, n, count, -1).transpose(1, 2)
             for layer, count in ((self.q, self.heads), (self.k, self.groups), (self.v, self.groups))
         )
-        h = F.scaled_dot_product_attention(self.rotated(q), self.repeated(self.rotated(k)), self.repeated(v), is_causal=True)
+        h = F.scaled_dot_product_attention(
+            self.rotated(q), self.repeated(self.rotated(k)), self.repeated(v), is_causal=True
+        )
         x = x + self.o(h.transpose(1, 2).reshape(b, n, -1))
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
 class Llama(nn.Module):
-    """Touvron et al. 2023, small: RMS norm, rotated positions, grouped queries, a gated hidden layer, no biases."""
+    """Touvron et al. 2023, small: RMS norm, rotated positions, grouped queries, a gated hidden
+    layer, no biases.
+    """
 
     def __init__(self, dim: int = 64, heads: int = 4, groups: int = 2, depth: int = 2) -> None:
         super().__init__()
@@ -318,11 +387,17 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] =
 
 
 def grows_by_a_quarter_and_shrinks_back(model: nn.Module, x: Tensor) -> dict[str, mg.Width]:
-    """All free widths at once; what was grown and taken away again is the identity, bit for bit. The widths that were found."""
+    """All free widths at once; what was grown and taken away again is the identity, bit for bit.
+    The widths that were found.
+    """
     found = mg.widths(mg.trace(model, x))
     before, expected = {name: t.clone() for name, t in model.state_dict().items()}, model(x)
-    quarter = {w.name: (w.size, max(1, w.size // 4)) for w in found.values() if not w.pinned}
-    grown = mg.apply_(model, mg.plan(model, found, [mg.Grow(n, more) for n, (_, more) in quarter.items()]), example=x)
+    quarter = {w.name: (w.size, max(1, w.size // 4)) for w in found.values() if not w.fixed}
+    grown = mg.apply_(
+        model,
+        mg.plan(model, found, [mg.Grow(n, more) for n, (_, more) in quarter.items()]),
+        example=x,
+    )
     assert grown.receipt.parameters[1] > 1.2 * grown.receipt.parameters[0]
     edits = [mg.Shrink(n, range(size, size + more)) for n, (size, more) in quarter.items()]
     mg.apply_(model, mg.plan(model, found, edits), example=x)

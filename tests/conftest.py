@@ -1,4 +1,6 @@
-"""Shared fixtures. Tests run on one thread each, so that two workers do not fight over the cores."""
+"""Shared fixtures. Tests run on one thread each, so that two workers do not fight over the
+cores.
+"""
 
 import os
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Random piecewise linear networks in float64: plain, leaky, residual, concatenating, convolutional."""
+"""Random piecewise linear networks in float64: plain, leaky, residual, concatenating,
+convolutional.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,14 +14,22 @@ from morphogen.bounds.box import Box
 class Residual(nn.Module):
     """Layers that add to a stream, the last one's slope below 0 being `slope`."""
 
-    def __init__(self, inputs: int, width: int, layers: int, outputs: int, slope: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, width: int, layers: int, outputs: int, slope: float = 0.0
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(inputs if i == 0 else width, width) for i in range(layers))
+        self.layers = nn.ModuleList(
+            nn.Linear(inputs if i == 0 else width, width) for i in range(layers)
+        )
         self.out, self.slope = nn.Linear(width, outputs), slope
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
-            h = nn.functional.leaky_relu(layer(x), self.slope) if self.slope else torch.relu(layer(x))
+            h = (
+                nn.functional.leaky_relu(layer(x), self.slope)
+                if self.slope
+                else torch.relu(layer(x))
+            )
             x = x + h if i else h
         return self.out(x)
 
@@ -56,7 +66,9 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
 
 
 def drawn(name: str, seed: int) -> tuple[nn.Module, Box]:
-    """A network without gradients, and the box from -3 to 3; weights and biases as in the specification's table."""
+    """A network without gradients, and the box from -3 to 3; weights and biases as in the
+    specification's table.
+    """
     torch.manual_seed(seed)
     model = BUILD[name]().double().requires_grad_(False)
     for layer in model.modules():

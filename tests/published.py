@@ -1,4 +1,6 @@
-"""Optimizers that keep more than momenta beside the weights, written from their papers' formulas."""
+"""Optimizers that keep more than momenta beside the weights, written from their papers'
+formulas.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +11,8 @@ from torch.optim import Optimizer
 
 
 class ScheduleFree(Optimizer):
-    """Defazio et al. 2024 (arXiv 2405.15682), eqs. 3 to 5: y = (1 - beta) z + beta x, z' = z - lr g(y), x' = x + (z' - x) / t.
+    """Defazio et al. 2024 (arXiv 2405.15682), eqs. 3 to 5: y = (1 - beta) z + beta x, z' = z - lr
+    g(y), x' = x + (z' - x) / t.
 
     The parameter is y; the state holds z.
     """
@@ -30,7 +33,9 @@ class ScheduleFree(Optimizer):
 
 
 class Lookahead(Optimizer):
-    """Zhang et al. 2019 (arXiv 1907.08610), algorithm 1: every k steps slow += (fast - slow) / 2, and fast = slow."""
+    """Zhang et al. 2019 (arXiv 1907.08610), algorithm 1: every k steps slow += (fast - slow) / 2,
+    and fast = slow.
+    """
 
     def __init__(self, inner: Optimizer, k: int = 1) -> None:
         super().__init__([p for group in inner.param_groups for p in group["params"]], {})
@@ -49,8 +54,9 @@ class Lookahead(Optimizer):
 
 
 class DualAveraging(Optimizer):
-    """The steps of D-Adaptation (Defazio & Mishchenko 2023, arXiv 2301.07733, algorithm 1) for a given distance d:
-    s' = s + d g, p = x0 - gamma s', gamma = 1 / sqrt(G^2 + sum of |g|^2)."""
+    """The steps of D-Adaptation (Defazio & Mishchenko 2023, arXiv 2301.07733, algorithm 1) for a
+    given distance d: s' = s + d g, p = x0 - gamma s', gamma = 1 / sqrt(G^2 + sum of |g|^2).
+    """
 
     def __init__(self, params: Iterable[Tensor], d: float = 0.1, name: str = "x0") -> None:
         super().__init__(params, {"d": d})
@@ -63,11 +69,15 @@ class DualAveraging(Optimizer):
         for p in held:
             state = self.state[p]
             first = state.setdefault(self.name, p.clone())
-            p.copy_(first - state.setdefault("s", torch.zeros_like(p)).add_(0.1 * p.grad) / self.total**0.5)
+            p.copy_(
+                first
+                - state.setdefault("s", torch.zeros_like(p)).add_(0.1 * p.grad) / self.total**0.5
+            )
 
 
 class Shampoo(Optimizer):
-    """Gupta et al. 2018 (arXiv 1802.09568), algorithm 1: L += G G', R += G' G, W -= lr L^(-1/4) G R^(-1/4); SGD for vectors.
+    """Gupta et al. 2018 (arXiv 1802.09568), algorithm 1: L += G G', R += G' G, W -= lr L^(-1/4) G
+    R^(-1/4); SGD for vectors.
 
     listed: whether both are in one list, as in SOAP, or under a name each.
     """
@@ -86,7 +96,9 @@ class Shampoo(Optimizer):
         state, sides = self.state[p], [p.grad @ p.grad.T, p.grad.T @ p.grad]
         if not state:
             begun = [1e-2 * torch.eye(len(side)).to(p) for side in sides]
-            state.update({"both": begun} if self.listed else {"precond_0": begun[0], "precond_1": begun[1]})
+            state.update(
+                {"both": begun} if self.listed else {"precond_0": begun[0], "precond_1": begun[1]}
+            )
         held = state["both"] if self.listed else [state["precond_0"], state["precond_1"]]
         for kept, side in zip(held, sides, strict=True):
             kept += side

@@ -1,4 +1,6 @@
-"""Random networks of convolutions, norms, residual adds, concatenations, attention and linked pairs."""
+"""Random networks of convolutions, norms, residual adds, concatenations, attention and linked
+pairs.
+"""
 
 from collections.abc import Callable
 from random import Random
@@ -20,7 +22,9 @@ class RandomNet(nn.Module):
         self.draw, self.steps = Random(seed), []
         channels = self.add_conv(2)
         for _ in range(self.draw.randint(1, 4)):
-            kind = self.draw.choice(("conv", "residual", "concat", "group_norm", "linked", "depthwise", "gate"))
+            kind = self.draw.choice(
+                ("conv", "residual", "concat", "group_norm", "linked", "depthwise", "gate")
+            )
             channels = getattr(self, f"add_{kind}")(channels)
         if self.draw.random() < 0.4:
             self.steps.append(lambda m, x: x.flatten(2).transpose(1, 2))
@@ -43,13 +47,19 @@ class RandomNet(nn.Module):
 
     def add_conv(self, channels: int) -> int:
         planes = self.draw.randint(2, 5)
-        conv, norm = self.new(nn.Conv2d(channels, planes, 3, padding=1)), self.new(nn.BatchNorm2d(planes))
+        conv, norm = (
+            self.new(nn.Conv2d(channels, planes, 3, padding=1)),
+            self.new(nn.BatchNorm2d(planes)),
+        )
         self.steps.append(lambda m, x: m.layer(norm)(m.layer(conv)(x)).relu())
         return planes
 
     def add_residual(self, channels: int) -> int:
         planes = self.draw.randint(2, 5)
-        into, out = self.new(nn.Conv2d(channels, planes, 3, padding=1)), self.new(nn.Conv2d(planes, channels, 1))
+        into, out = (
+            self.new(nn.Conv2d(channels, planes, 3, padding=1)),
+            self.new(nn.Conv2d(planes, channels, 1)),
+        )
         self.steps.append(lambda m, x: x + m.layer(out)(m.layer(into)(x).relu()))
         return channels
 
@@ -57,11 +67,16 @@ class RandomNet(nn.Module):
         planes = self.draw.randint(2, 4)
         side = self.new(nn.Conv2d(channels, planes, 1))
         order = self.draw.random() < 0.5
-        self.steps.append(lambda m, x: torch.cat([x, m.layer(side)(x)] if order else [m.layer(side)(x), x], 1))
+        self.steps.append(
+            lambda m, x: torch.cat([x, m.layer(side)(x)] if order else [m.layer(side)(x), x], 1)
+        )
         return channels + planes
 
     def add_group_norm(self, channels: int) -> int:
-        conv, norm = self.new(nn.Conv2d(channels, 6, 1)), self.new(nn.GroupNorm(self.draw.choice((1, 2, 3)), 6))
+        conv, norm = (
+            self.new(nn.Conv2d(channels, 6, 1)),
+            self.new(nn.GroupNorm(self.draw.choice((1, 2, 3)), 6)),
+        )
         self.steps.append(lambda m, x: m.layer(norm)(m.layer(conv)(x)).relu())
         return 6
 
@@ -77,13 +92,20 @@ class RandomNet(nn.Module):
 
     def add_depthwise(self, channels: int) -> int:
         planes = self.draw.randint(2, 4)
-        into, deep = self.new(nn.Conv2d(channels, planes, 1)), self.new(nn.Conv2d(planes, planes, 3, padding=1, groups=planes))
+        into, deep = (
+            self.new(nn.Conv2d(channels, planes, 1)),
+            self.new(nn.Conv2d(planes, planes, 3, padding=1, groups=planes)),
+        )
         self.steps.append(lambda m, x: m.layer(deep)(m.layer(into)(x)))
         return planes
 
     def add_gate(self, channels: int) -> int:
         down, up = self.new(nn.Conv2d(channels, 2, 1)), self.new(nn.Conv2d(2, channels, 1))
-        self.steps.append(lambda m, x: x * m.layer(up)(m.layer(down)(x.mean((2, 3), keepdim=True)).relu()).sigmoid())
+        self.steps.append(
+            lambda m, x: (
+                x * m.layer(up)(m.layer(down)(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+            )
+        )
         return channels
 
     def add_attention(self, channels: int) -> int:

@@ -27,7 +27,9 @@ from test_state import tensors
 class Acting(nn.Module):
     """An activation that a user wrote: a slope, a function, a number in a private place."""
 
-    def __init__(self, slope: float = 0.1, act: Callable[[Tensor], Tensor] = F.relu, power: int = 1) -> None:
+    def __init__(
+        self, slope: float = 0.1, act: Callable[[Tensor], Tensor] = F.relu, power: int = 1
+    ) -> None:
         super().__init__()
         self.slope, self.act, self._power = slope, act, power
 
@@ -39,21 +41,37 @@ class Acting(nn.Module):
 
 
 def net(
-    width: int = 6, act: Callable[[], nn.Module] = nn.ReLU, blocks: int = 2, pooled: tuple[int, int] = (2, 2), eps: float = 1e-5
+    width: int = 6,
+    act: Callable[[], nn.Module] = nn.ReLU,
+    blocks: int = 2,
+    pooled: tuple[int, int] = (2, 2),
+    eps: float = 1e-5,
 ) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width, eps=eps), act(), nn.MaxPool2d(*pooled), nn.Flatten(),
-        nn.LazyLinear(5), LearnedDepth(lambda _: nn.Linear(5, 5), w=blocks - 0.5), nn.Linear(5, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.BatchNorm2d(width, eps=eps),
+        act(),
+        nn.MaxPool2d(*pooled),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+        LearnedDepth(lambda _: nn.Linear(5, 5), w=blocks - 0.5),
+        nn.Linear(5, 3),
+    )
 
 
-def built(sgd: bool = True, parts: int = 1, fewer: int = 0, **how: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+def built(
+    sgd: bool = True, parts: int = 1, fewer: int = 0, **how: Any
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = net(**how)
     model(torch.zeros(2, 1, 8, 8))
     every = list(model.parameters())[fewer:]
-    groups = [{"params": every}] if parts == 1 else [{"params": every[::2]}, {"params": every[1::2]}]
-    return model, torch.optim.SGD(groups, lr=0.1, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=0.1)
+    groups = (
+        [{"params": every}] if parts == 1 else [{"params": every[::2]}, {"params": every[1::2]}]
+    )
+    return model, torch.optim.SGD(groups, lr=0.1, momentum=0.9) if sgd else torch.optim.AdamW(
+        groups, lr=0.1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +79,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose widths and blocks changed."""
     model, optimizer = built()
     x = torch.randn(2, 1, 8, 8)
-    for edit in (Grow("0", 2), AddBlock("6"), Grow("5", 1), DropBlock("6"), DropBlock("6"), AddBlock("6"), Shrink("0", [1])):
+    for edit in (
+        Grow("0", 2),
+        AddBlock("6"),
+        Grow("5", 1),
+        DropBlock("6"),
+        DropBlock("6"),
+        AddBlock("6"),
+        Shrink("0", [1]),
+    ):
         step(model, optimizer, x, 1)
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
     return mg.save(tmp_path_factory.mktemp("base") / "run", model, optimizer)
@@ -80,17 +106,29 @@ def test_the_base_model_itself_is_taken_again_and_again(saved: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"width": 8}, r"'0.weight' began as \[6, 1, 3, 3\], build\(\) makes it \[8, 1, 3, 3\]; '0.bias' .*; and \d+ more"),
+        (
+            {"width": 8},
+            r"'0.weight' began as \[6, 1, 3, 3\], build\(\) makes it \[8, 1, 3, 3\]; '0.bias' "
+            r".*; and \d+ more",
+        ),
         ({"blocks": 1}, "'6.blocks' began with 2 blocks, build\\(\\) makes 1"),
         ({"act": nn.GELU}, "'2' is ReLU, build\\(\\) makes GELU. Let build\\(\\) make the model"),
         ({"act": lambda: nn.LeakyReLU(0.3)}, "'2' is ReLU, build\\(\\) makes LeakyReLU"),
-        ({"pooled": (2, 1)}, r"'3' \(MaxPool2d\) has stride=2, build\(\) makes it 1|'5.weight' began as"),
+        (
+            {"pooled": (2, 1)},
+            r"'3' \(MaxPool2d\) has stride=2, build\(\) makes it 1|'5.weight' began as",
+        ),
         ({"eps": 1e-3}, r"'1' \(BatchNorm2d\) has eps=1e-05, build\(\) makes it 0.001\."),
         ({"sgd": False}, "the optimizer is SGD, build\\(\\) makes AdamW"),
-        ({"fewer": 1}, "the optimizer holds '0.weight' in group 0, build\\(\\) puts it in no group"),
+        (
+            {"fewer": 1},
+            "the optimizer holds '0.weight' in group 0, build\\(\\) puts it in no group",
+        ),
     ],
 )
-def test_another_base_is_refused_with_what_differs(saved: Path, how: dict[str, Any], message: str) -> None:
+def test_another_base_is_refused_with_what_differs(
+    saved: Path, how: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RunError, match=f"belongs to another base model: .*({message})"):
         mg.load(saved, lambda: built(**how))
 
@@ -110,10 +148,16 @@ def test_another_base_is_refused_with_what_differs(saved: Path, how: dict[str, A
         (Acting, lambda: Acting(act=F.gelu), "act=relu, build\\(\\) makes it gelu"),
         (Acting, lambda: Acting(power=2), "extra_repr=power=1, build\\(\\) makes it power=2"),
         (lambda: nn.LayerNorm(6), lambda: nn.LayerNorm(6, eps=1e-3), "eps=1e-05"),
-        (lambda: nn.Linear(6, 6), lambda: nn.Bilinear(6, 6, 6), "'1' is Linear, build\\(\\) makes Bilinear"),
+        (
+            lambda: nn.Linear(6, 6),
+            lambda: nn.Bilinear(6, 6, 6),
+            "'1' is Linear, build\\(\\) makes Bilinear",
+        ),
     ],
 )
-def test_settings_of_modules_are_compared(first: Any, second: Any, message: str, tmp_path: Path) -> None:
+def test_settings_of_modules_are_compared(
+    first: Any, second: Any, message: str, tmp_path: Path
+) -> None:
     def build(act: Any) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 6), act(), nn.Linear(6, 2))
 
@@ -138,9 +182,9 @@ def test_a_counter_can_be_passed_over(tmp_path: Path) -> None:
     model[1].calls = 7
 
     def build() -> nn.Module:
-        fresh = nn.Sequential(nn.Linear(4, 6), Acting())
-        fresh[1].calls = 0
-        return fresh
+        new_state_fraction = nn.Sequential(nn.Linear(4, 6), Acting())
+        new_state_fraction[1].calls = 0
+        return new_state_fraction
 
     path = mg.save(tmp_path / "run", model)
     with pytest.raises(RunError, match=r"'1' \(Acting\) has calls=7, build\(\) makes it 0"):
@@ -198,7 +242,11 @@ def test_stages_that_were_begun_are_no_part_of_the_base(tmp_path: Path) -> None:
 class Tied(nn.Module):
     def __init__(self, tied: bool = True) -> None:
         super().__init__()
-        self.table, self.hidden, self.head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+        self.table, self.hidden, self.head = (
+            nn.Embedding(11, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 11, bias=False),
+        )
         if tied:
             self.head.weight = self.table.weight
 
@@ -219,8 +267,13 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
     assert loaded.head.weight is loaded.table.weight
     for _ in range(2):
         assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
-    assert path.stat().st_size < mg.save(tmp_path / "apart", Tied(False)).stat().st_size + 4 * 2 * (88 + 72) + 5000
-    with pytest.raises(RunError, match="tied weights are .*'head.weight', 'table.weight'.*, build\\(\\) ties none"):
+    assert (
+        path.stat().st_size
+        < mg.save(tmp_path / "apart", Tied(False)).stat().st_size + 4 * 2 * (88 + 72) + 5000
+    )
+    with pytest.raises(
+        RunError, match="tied weights are .*'head.weight', 'table.weight'.*, build\\(\\) ties none"
+    ):
         mg.load(path, lambda: build(False))
 
 
@@ -243,7 +296,9 @@ def test_bfloat16_trains_on_bit_for_bit(tmp_path: Path) -> None:
     step(model, optimizer, x)
     loaded, other = mg.load(mg.save(tmp_path / "run", model, optimizer), build)
     assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
+    )
 
 
 def test_a_tensor_of_any_type_comes_back_or_is_refused(tmp_path: Path) -> None:
@@ -266,7 +321,14 @@ def test_a_tensor_of_any_type_comes_back_or_is_refused(tmp_path: Path) -> None:
         assert back["one"].shape == ()
         assert torch.equal(back["a"].view(torch.uint8), tensor.view(torch.uint8))
         held.add(dtype)
-    assert held >= {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.bool, torch.float64}
+    assert held >= {
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.complex64,
+        torch.bool,
+        torch.float64,
+    }
 
 
 def test_views_and_strange_tensors(tmp_path: Path) -> None:
@@ -282,7 +344,10 @@ def test_views_and_strange_tensors(tmp_path: Path) -> None:
     save_tensors(tmp_path / "file", given)
     back, _ = load_tensors(tmp_path / "file")
     assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
-    for tensor, kind in ((torch.eye(2).to_sparse(), "sparse"), (torch.empty(2, device="meta"), "without data")):
+    for tensor, kind in (
+        (torch.eye(2).to_sparse(), "sparse"),
+        (torch.empty(2, device="meta"), "without data"),
+    ):
         with pytest.raises(RunError, match=f"cannot hold 'a', which is {kind}"):
             save_tensors(tmp_path / "file", {"a": tensor})
 
@@ -312,11 +377,16 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = nn.Linear(4, 3)
         lr = torch.tensor(0.1, dtype=torch.float64)
-        return model, torch.optim.Adam(model.parameters(), lr=lr, betas=(0.8, 0.9), capturable=False, foreach=False)
+        return model, torch.optim.Adam(
+            model.parameters(), lr=lr, betas=(0.8, 0.9), capturable=False, foreach=False
+        )
 
     model, optimizer = build()
     group = optimizer.param_groups[0]
-    group |= {"mine": [torch.tensor([1, 2]), (3, None), {"a": torch.bfloat16, 5: [torch.tensor(True)]}], "text": "t"}
+    group |= {
+        "mine": [torch.tensor([1, 2]), (3, None), {"a": torch.bfloat16, 5: [torch.tensor(True)]}],
+        "text": "t",
+    }
     group["lr"].fill_(0.3)
     step(model, optimizer, torch.randn(2, 4))
     path = mg.save(tmp_path / "run", model, optimizer)
@@ -334,14 +404,16 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
     assert found["text"] == "t"
 
     def plain() -> tuple[nn.Module, torch.optim.Optimizer]:
-        fresh = nn.Linear(4, 3)
-        return fresh, torch.optim.Adam(fresh.parameters())
+        new_state_fraction = nn.Linear(4, 3)
+        return new_state_fraction, torch.optim.Adam(new_state_fraction.parameters())
 
     # what was saved counts, also where build() begins with a number
     _, third = mg.load(path, plain)
     assert isinstance(third.param_groups[0]["lr"], Tensor)
     group["mine"] = object()
-    with pytest.raises(RunError, match="parameter group's 'mine' is a object, which a file cannot hold"):
+    with pytest.raises(
+        RunError, match="parameter group's 'mine' is a object, which a file cannot hold"
+    ):
         mg.save(tmp_path / "other", model, optimizer)
 
 
@@ -364,12 +436,14 @@ def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
 
 def test_a_schedule_that_holds_the_rate_goes_on(tmp_path: Path) -> None:
     model = nn.Linear(4, 3)
-    path = mg.save(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1)))
+    path = mg.save(
+        tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    )
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-        fresh = nn.Linear(4, 3)
+        new_state_fraction = nn.Linear(4, 3)
         held.append(torch.tensor(0.7))
-        return fresh, torch.optim.SGD(fresh.parameters(), lr=held[-1])
+        return new_state_fraction, torch.optim.SGD(new_state_fraction.parameters(), lr=held[-1])
 
     held: list[Tensor] = []
     _, optimizer = mg.load(path, build)
@@ -426,7 +500,13 @@ def test_a_ledger_is_replayed_whole_or_not_at_all(bad: Any, error: str) -> None:
     step(model, optimizer, x)
     model.train()
     before, state, mode = copy.deepcopy(model.state_dict()), tensors(optimizer), model.training
-    good = [Grow("conv1", 3), AddBlock("depth1"), Shrink("conv1", [0, 5]), AddBlock("depth1"), DropBlock("depth1")]
+    good = [
+        Grow("conv1", 3),
+        AddBlock("depth1"),
+        Shrink("conv1", [0, 5]),
+        AddBlock("depth1"),
+        DropBlock("depth1"),
+    ]
     if bad == "later":
         bad = ledger_to_json([Grow("conv1", 3)])[0]
     with pytest.raises(mg.MorphogenError, match=error):
@@ -464,13 +544,18 @@ class Sized(nn.Module):
         self._set = value
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).view(-1, self.size, 1).view(-1, self.settable, 1).view(-1, self.width))
+        return self.b(
+            self.a(x).view(-1, self.size, 1).view(-1, self.settable, 1).view(-1, self.width)
+        )
 
 
 def test_a_property_that_cannot_be_set_is_refused_before_anything_is_declared() -> None:
     model, x = Sized(), torch.randn(2, 3)
     own = dict(vars(model))
-    with pytest.raises(PlanError, match="follow: 'computed' of Sized cannot be set; declare what it is computed from"):
+    with pytest.raises(
+        PlanError,
+        match="follow: 'computed' of Sized cannot be set; declare what it is computed from",
+    ):
         mg.follow(model, "size", "computed")
     assert vars(model) == own
     mg.follow(model, "size", "settable", "width")

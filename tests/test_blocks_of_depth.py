@@ -1,4 +1,6 @@
-"""Blocks of a learned depth: gates are folded only where that is the same, and new blocks are what the builder builds."""
+"""Blocks of a learned depth: gates are folded only where that is the same, and new blocks are what
+the builder builds.
+"""
 
 import copy
 import pickle
@@ -15,7 +17,8 @@ from morphogen import AddBlock, Grow, LearnedDepth, PlanError, Shrink
 from morphogen.layers.posterior import DepthPosterior
 from morphogen.layers.stack import last_norm, reinitialised, without_reset
 
-# Gates ---------------------------------------------------------------------------------------------------------------------
+# Gates
+# ----------------------------------------------------------------------------------
 
 
 class Observed(nn.BatchNorm1d):
@@ -56,7 +59,9 @@ def held() -> nn.Sequential:
 
 def observed(hook: str) -> nn.Sequential:
     block = plain()
-    getattr(block[1], hook)(lambda module, *given: given[-1].tanh() if hook == "register_forward_hook" else None)
+    getattr(block[1], hook)(
+        lambda module, *given: given[-1].tanh() if hook == "register_forward_hook" else None
+    )
     return block
 
 
@@ -74,7 +79,10 @@ def checkpointed(block: nn.Module, part: Callable[[nn.Module], nn.Module]) -> nn
 # a block -> whether its gate goes into its norm
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "plain": (plain, True),
-    "nested": (lambda: nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.LayerNorm(5), nn.Dropout(0.0))), True),
+    "nested": (
+        lambda: nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.LayerNorm(5), nn.Dropout(0.0))),
+        True,
+    ),
     "norm alone": (lambda: nn.LayerNorm(5), True),
     "norm twice": (lambda: twice(nn.GroupNorm(1, 5)), True),
     "batch norm twice": (lambda: twice(nn.BatchNorm1d(5)), True),
@@ -91,9 +99,12 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "a forward of the block's own": (lambda: doubled(block := plain(), block), False),
     "a forward of the norm's own": (lambda: doubled(block := plain(), block[1]), False),
     "a subclass of Sequential": (lambda: Own(*plain()), False),
-    "a weight that is computed": (lambda: nn.utils.parametrizations.weight_norm(nn.LayerNorm(5)), False),
+    "a weight that is computed": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.LayerNorm(5)),
+        False,
+    ),
     "no weight": (lambda: nn.GroupNorm(1, 5, affine=False), False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -121,7 +132,10 @@ def test_a_folded_gate_is_a_gate(name: str) -> None:
 
 def test_training_and_evaluation_agree_where_no_statistics_differ() -> None:
     torch.manual_seed(0)
-    layer, x = LearnedDepth(lambda i: twice(nn.GroupNorm(1, 5)), w=0.6).double(), torch.randn(7, 5, dtype=torch.float64)
+    layer, x = (
+        LearnedDepth(lambda i: twice(nn.GroupNorm(1, 5)), w=0.6).double(),
+        torch.randn(7, 5, dtype=torch.float64),
+    )
     torch.testing.assert_close(layer.train()(x), layer.eval()(x), rtol=0, atol=1e-12)
 
 
@@ -137,13 +151,17 @@ def test_a_hook_on_all_modules_ends_the_folding() -> None:
     assert last_norm(block) is None
 
 
-# New blocks ----------------------------------------------------------------------------------------------------------------
+# New blocks
+# ----------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
     def __init__(self, size: int = 4) -> None:
         super().__init__()
-        self.inner, self.scale = nn.MultiheadAttention(size, 2, batch_first=True), nn.Parameter(torch.full((size,), 0.1))
+        self.inner, self.scale = (
+            nn.MultiheadAttention(size, 2, batch_first=True),
+            nn.Parameter(torch.full((size,), 0.1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.inner(x, x, x)[0]
@@ -303,7 +321,9 @@ def test_a_builder_that_reads_the_size_is_taken_at_its_word() -> None:
 
 def test_parts_that_blocks_share_stay_shared_and_are_trained_once() -> None:
     shared = nn.Linear(4, 4)
-    model = nn.Sequential(LearnedDepth(lambda i: nn.Sequential(shared, nn.BatchNorm1d(4)), w=1.0)).double()
+    model = nn.Sequential(
+        LearnedDepth(lambda i: nn.Sequential(shared, nn.BatchNorm1d(4)), w=1.0)
+    ).double()
     x = torch.randn(5, 4, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model[0].w.data.fill_(1.5)
@@ -319,17 +339,20 @@ def test_parts_that_blocks_share_stay_shared_and_are_trained_once() -> None:
     assert any(p is shared.weight for group in optimizer.param_groups for p in group["params"])
     # a copy would get its new blocks' parts from the network that it was copied from
     twin, before = copy.deepcopy(model), shared.weight.clone()
-    with pytest.raises(PlanError, match="gives parts that it did not build, and this layer is a copy"):
+    with pytest.raises(
+        PlanError, match="gives parts that it did not build, and this layer is a copy"
+    ):
         twin[0].new_block()
     mg.resize(model, [AddBlock("0")], example=x)  # proved on shapes of a copy first
     assert torch.equal(shared.weight, before)
-    model[0].quiet = True
+    model[0].zero_init = True
     model[0]._build = lambda i: shared
     with pytest.raises(PlanError, match="which other blocks share"):
         model[0].new_block()
 
 
-# Without a builder ---------------------------------------------------------------------------------------------------------
+# Without a builder
+# ----------------------------------------------------------------------------------
 
 
 def test_a_pickle_keeps_a_builder_that_has_a_name() -> None:
@@ -376,7 +399,8 @@ def test_an_attention_is_reset_as_it_is_built() -> None:
     assert without_reset(nn.Sequential(nn.Linear(4, 4), Attention())) == ["1.scale"]
 
 
-# Runs ----------------------------------------------------------------------------------------------------------------------
+# Runs
+# ----------------------------------------------------------------------------------
 
 
 def test_what_goes_on_after_a_checkpoint_gets_the_same_blocks(tmp_path) -> None:

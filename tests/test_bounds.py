@@ -1,4 +1,6 @@
-"""Bounds hold for every input that is tried, tighter techniques lie inside looser ones, what cannot be bounded is refused."""
+"""Bounds hold for every input that is tried, tighter techniques lie inside looser ones, what cannot
+be bounded is refused.
+"""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -44,24 +46,45 @@ class Branches(nn.Module):
 
 
 def between(activation: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 12), activation, nn.Linear(12, 12), activation, nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Linear(6, 12), activation, nn.Linear(12, 12), activation, nn.Linear(12, 3)
+    )
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     **{
         type(activation).__name__: (lambda a=activation: between(a), (6,))
-        for activation in (nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.SELU(), nn.GELU(), nn.SiLU(), nn.Softplus(),
-                           nn.LeakyReLU(0.1))
+        for activation in (
+            nn.ReLU(),
+            nn.Sigmoid(),
+            nn.Tanh(),
+            nn.ELU(),
+            nn.SELU(),
+            nn.GELU(),
+            nn.SiLU(),
+            nn.Softplus(),
+            nn.LeakyReLU(0.1),
+        )
     },
     "pooled": (
         lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU(),
-            nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 3),
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4, 3),
         ),
         (1, 8, 8),
     ),
     "overlapping pools": (
-        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 1), nn.Flatten(), nn.Linear(48, 3)), (1, 8, 8)
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 1), nn.Flatten(), nn.Linear(48, 3)
+        ),
+        (1, 8, 8),
     ),
     "convnet": (lambda: convnet((1, 8, 8), 3, 4), (1, 8, 8)),
     "branches": (Branches, (6,)),
@@ -69,15 +92,20 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linked DAG": (lambda: dagnet(6, 3, 5, linked=True), (6,)),
     "linked": (lambda: nn.Sequential(nn.Linear(6, 8), LKReLU(), nn.Linear(16, 3)), (6,)),
     "learned depth": (
-        lambda: nn.Sequential(nn.Linear(6, 5), mg.LearnedDepth(lambda _: nn.Linear(5, 5), w=2.3), nn.Linear(5, 3)), (6,)
+        lambda: nn.Sequential(
+            nn.Linear(6, 5), mg.LearnedDepth(lambda _: nn.Linear(5, 5), w=2.3), nn.Linear(5, 3)
+        ),
+        (6,),
     ),
-}  # fmt: skip
+}
 
 
 def inside(box: Box, count: int, draw: torch.Generator) -> Tensor:
     """Points of a box: corners and others, (count, *shape)."""
     share = torch.rand(count, *box.lower.shape, generator=draw, dtype=box.lower.dtype)
-    share = torch.where(torch.rand(count, *[1] * box.lower.dim(), generator=draw) < 0.5, share.round(), share)
+    share = torch.where(
+        torch.rand(count, *[1] * box.lower.dim(), generator=draw) < 0.5, share.round(), share
+    )
     return (box.lower + share * box.width).clamp(box.lower, box.upper)
 
 
@@ -90,7 +118,12 @@ def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None
     net = program(model, x)
     torch.testing.assert_close(net(x), model.double()(x.double()), rtol=0, atol=1e-12)
     box = ball(x.double(), radius)
-    loose, tight, other, best = interval(net, box), linear(net, box), forward(net, box), alpha(net, box, 3)
+    loose, tight, other, best = (
+        interval(net, box),
+        linear(net, box),
+        forward(net, box),
+        alpha(net, box, 3),
+    )
     for point in inside(box, 60, torch.Generator().manual_seed(1)):
         values = net.values(point)
         for found in (loose, tight, other, best):
@@ -122,13 +155,20 @@ def test_derivatives_lie_in_their_ranges_which_shrink_to_them(name: str) -> None
         for _ in range(20):
             x = box.lower + box.width * torch.rand_like(box.lower)
             known = jacrev(net)(x)[range(3), :, range(3)].flatten(2).transpose(1, 2)
-            assert bool(((known >= ranges.lower - 1e-2 * radius) & (known <= ranges.upper + 1e-2 * radius)).all())
+            assert bool(
+                (
+                    (known >= ranges.lower - 1e-2 * radius)
+                    & (known <= ranges.upper + 1e-2 * radius)
+                ).all()
+            )
         apart.append(float(ranges.width.max()))
     assert apart[1] < 1e-4 * max(apart[0], 1e-2)
 
 
 def test_a_network_by_hand() -> None:
-    """relu(a + b) - relu(a - b) on [-1, 1]^2: both sums lie in [-2, 2], so the chord above is z / 2 + 1, the line below 0."""
+    """relu(a + b) - relu(a - b) on [-1, 1]^2: both sums lie in [-2, 2], so the chord above is z / 2
+    + 1, the line below 0.
+    """
     first, second = nn.Linear(2, 2), nn.Linear(2, 1)
     with torch.no_grad():
         first.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
@@ -138,19 +178,28 @@ def test_a_network_by_hand() -> None:
     net = program(nn.Sequential(first, nn.ReLU(), second), torch.zeros(2, 2))
     box = Box(-torch.ones(1, 2), torch.ones(1, 2))
     for technique in (linear, interval):
-        assert [float(v) for v in vars(technique(net, box)[net.output]).values()] == pytest.approx([-1.5, 2.5], abs=1e-12)
+        assert [float(v) for v in vars(technique(net, box)[net.output]).values()] == pytest.approx(
+            [-1.5, 2.5], abs=1e-12
+        )
     free = Free({"relu": torch.ones(1, 1, 1, 2).double()})
     # with slope 1 below: a + b - ((a - b) / 2 + 1) + 0.5, least at -1, -1: -2 - 1 + 0.5
-    assert float(lower_bound(net, linear(net, box), torch.ones(1, 1, 1), free=free)) == pytest.approx(-2.5)
+    assert float(
+        lower_bound(net, linear(net, box), torch.ones(1, 1, 1), free=free)
+    ) == pytest.approx(-2.5)
 
 
-def by_the_paper(weights: list[np.ndarray], biases: list[np.ndarray], lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
-    """CROWN as its paper has it, layer after layer, a unit at a time: the bounds of each layer's values, (2, units)."""
+def by_the_paper(
+    weights: list[np.ndarray], biases: list[np.ndarray], lower: np.ndarray, upper: np.ndarray
+) -> list[np.ndarray]:
+    """CROWN as its paper has it, layer after layer, a unit at a time: the bounds of each layer's
+    values, (2, units).
+    """
     found: list[np.ndarray] = []
     for depth in range(1, len(weights) + 1):
         ends = np.empty((2, len(biases[depth - 1])))
         for unit in range(ends.shape[1]):
-            for side, sign in ((0, 1.0), (1, -1.0)):  # the largest value is minus the least of its negative
+            # the largest value is minus the least of its negative
+            for side, sign in ((0, 1.0), (1, -1.0)):
                 a, d = sign * weights[depth - 1][unit], sign * biases[depth - 1][unit]
                 for layer in range(depth - 2, -1, -1):
                     low, high = found[layer]
@@ -159,7 +208,10 @@ def by_the_paper(weights: list[np.ndarray], biases: list[np.ndarray], lower: np.
                         if least >= 0:
                             slopes[j] = 1
                         elif most > 0 and a[j] < 0:  # the chord
-                            slopes[j], offsets[j] = most / (most - least), -most * least / (most - least)
+                            slopes[j], offsets[j] = (
+                                most / (most - least),
+                                -most * least / (most - least),
+                            )
                         elif most > 0:
                             slopes[j] = float(most > -least)
                     d = d + a @ offsets
@@ -176,12 +228,20 @@ def test_bounds_are_those_of_the_paper(sizes: tuple[int, ...]) -> None:
     layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     model = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1]).double()
     box = Box(-torch.ones(1, sizes[0]).double(), torch.ones(1, sizes[0]).double())
-    tensors = [[t.detach().numpy() for t in pair] for pair in ((layer.weight, layer.bias) for layer in layers)]
-    expected = by_the_paper([w for w, _ in tensors], [b for _, b in tensors], box.lower[0].numpy(), box.upper[0].numpy())
+    tensors = [
+        [t.detach().numpy() for t in pair]
+        for pair in ((layer.weight, layer.bias) for layer in layers)
+    ]
+    expected = by_the_paper(
+        [w for w, _ in tensors], [b for _, b in tensors], box.lower[0].numpy(), box.upper[0].numpy()
+    )
     net = program(model, torch.zeros(2, sizes[0]))
     names = [step.name for step in net.steps if step.kind == "linear"]
     # on its boxes; `linear` meets them with intervals, which makes for other lines
-    boxes = {name: Box(*(torch.from_numpy(e.copy())[None] for e in ends)) for name, ends in zip(names, expected, strict=True)}
+    boxes = {
+        name: Box(*(torch.from_numpy(e.copy())[None] for e in ends))
+        for name, ends in zip(names, expected, strict=True)
+    }
     boxes = {**interval(net, box), **boxes}
     for name, (low, high) in zip(names, expected, strict=True):
         eye = torch.eye(len(low)).double()[None]
@@ -207,9 +267,14 @@ def test_the_extremes_of_an_activation_less_a_line(name: str) -> None:
     ends = (4 * torch.randn(400, 2, generator=draw, dtype=torch.float64)).sort(1).values
     ends[:20, 1] = ends[:20, 0]
     lower, upper = ends.T
-    for s in (torch.zeros(400).double(), 1.3 * torch.rand(400, generator=draw, dtype=torch.float64) - 0.15):
+    for s in (
+        torch.zeros(400).double(),
+        1.3 * torch.rand(400, generator=draw, dtype=torch.float64) - 0.15,
+    ):
         least, most = extremes(h, s, lower, upper)
-        z = (lower + (upper - lower) * torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]).clamp(lower, upper)
+        z = (
+            lower + (upper - lower) * torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]
+        ).clamp(lower, upper)
         seen = h.value(z) - s * z
         assert (seen >= least - 1e-12 * (1 + least.abs())).all()
         assert (seen <= most + 1e-12 * (1 + most.abs())).all()
@@ -233,7 +298,9 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         net = program(Product(), x)
         with pytest.raises(Unsupported, match="no rule bounds 'mul' at node 'mul'"):
             technique(net, Box(x, x))
-    with pytest.raises(ShapeError, match="lower 1.0 is above upper 0.0 at \\(0, 2\\); the box is empty"):
+    with pytest.raises(
+        ShapeError, match="lower 1.0 is above upper 0.0 at \\(0, 2\\); the box is empty"
+    ):
         Box(torch.tensor([[0.0, 0.0, 1.0]]), torch.zeros(1, 3))
     with pytest.raises(ShapeError, match="a bound is NaN"):
         Box(torch.full((1, 3), float("nan")), torch.zeros(1, 3))
@@ -244,13 +311,18 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         program(broken, x)
     endless = Box(torch.full((1, 4), -torch.inf), torch.ones(1, 4))
     for technique in (interval, linear, forward, alpha):
-        with pytest.raises(ShapeError, match=r"from -inf to 1.0 at \(0, 0\); give inputs finite ends"):
+        with pytest.raises(
+            ShapeError, match=r"from -inf to 1.0 at \(0, 0\); give inputs finite ends"
+        ):
             technique(program(nn.Linear(4, 2), torch.zeros(2, 4)), endless)
 
 
 def test_alpha_ends_in_time_with_linear_bounds() -> None:
     torch.manual_seed(0)
-    net, box = program(between(nn.ReLU()), torch.zeros(2, 6)), Box(-torch.ones(1, 6), torch.ones(1, 6))
+    net, box = (
+        program(between(nn.ReLU()), torch.zeros(2, 6)),
+        Box(-torch.ones(1, 6), torch.ones(1, 6)),
+    )
     late, plain = alpha(net, box, 20, seconds=0.0), linear(net, box)
     for name, ends in plain.items():
         assert torch.equal(late[name].lower, ends.lower)
@@ -259,16 +331,24 @@ def test_alpha_ends_in_time_with_linear_bounds() -> None:
 
 
 def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
-    """The relaxation's optimum is where the best lines lead, and the search by cases is the truth."""
+    """The relaxation's optimum is where the best lines lead, and the search by cases is the
+    truth.
+    """
     for seed in range(5):
         torch.manual_seed(seed)
         bend = nn.LeakyReLU(0.2) if seed == 4 else nn.ReLU()
         model = nn.Sequential(nn.Linear(3, 8), bend, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-        net, box = program(model, torch.randn(2, 3)), Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double())
+        net, box = (
+            program(model, torch.randn(2, 3)),
+            Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double()),
+        )
         row = torch.tensor([1.0, -1.0]).double()
         boxes, spec = linear(net, box), row.view(1, 1, 2)
         out = interval(net, box)[net.output]
-        plain, best = float(lower_bound(net, boxes, spec)), float(optimised(net, boxes, spec, steps=200).bound)
+        plain, best = (
+            float(lower_bound(net, boxes, spec)),
+            float(optimised(net, boxes, spec, steps=200).bound),
+        )
         relaxed, point = least_of(net, boxes, row[None], torch.zeros(1))
         exact, where = least_of(net, boxes, row[None], torch.zeros(1), whole=True)
         axis = torch.linspace(-1, 1, 41, dtype=torch.float64)
@@ -285,7 +365,10 @@ def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
 def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
-    net, box = program(model, torch.randn(2, 2)), Box(-torch.ones(1, 2).double(), torch.ones(1, 2).double())
+    net, box = (
+        program(model, torch.randn(2, 2)),
+        Box(-torch.ones(1, 2).double(), torch.ones(1, 2).double()),
+    )
     boxes, name, spec = linear(net, box), net.steps[0].name, torch.ones(1, 1, 1).double()
     points = box.lower + 2 * torch.rand(4000, 2).double()
     z, y = net.values(points)[name], net(points)[:, 0]
@@ -297,17 +380,25 @@ def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> 
             upper = torch.where(signs < 0, boxes[name].upper.clamp_max(0), boxes[name].upper)
             cut = {**boxes, name: Box(torch.minimum(lower, upper), torch.maximum(lower, upper))}
             there = sign * z[:, unit] >= 0
-            free, held = (optimised(net, cut, spec, signs=s, steps=60).bound for s in (None, {name: signs}))
+            free, held = (
+                optimised(net, cut, spec, signs=s, steps=60).bound for s in (None, {name: signs})
+            )
             assert float(held) >= float(free) - 1e-9
             if bool(there.any()):
                 assert float(held) <= float(y[there].min()) + 1e-9
-                assert least_of(net, cut, torch.ones(1, 1).double(), torch.zeros(1))[0] <= float(y[there].min()) + 1e-9
+                assert (
+                    least_of(net, cut, torch.ones(1, 1).double(), torch.zeros(1))[0]
+                    <= float(y[there].min()) + 1e-9
+                )
     # x >= 0.9 and x <= -0.9 at once: the linear program says that there is none
     both = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
         both[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
         both[0].bias.fill_(-0.9)
-    net, box = program(both, torch.zeros(2, 1)), Box(-torch.ones(1, 1).double(), torch.ones(1, 1).double())
+    net, box = (
+        program(both, torch.zeros(2, 1)),
+        Box(-torch.ones(1, 1).double(), torch.ones(1, 1).double()),
+    )
     boxes, name = linear(net, box), net.steps[0].name
     empty = {**boxes, name: Box(torch.zeros(1, 2).double(), boxes[name].upper)}
     assert least_of(net, empty, torch.ones(1, 1).double(), torch.zeros(1)) == (torch.inf, None)
@@ -316,11 +407,15 @@ def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> None:
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2)
+    )
     with torch.no_grad():
         model[0].bias.mul_(3)
         model[2].bias.mul_(2)
-    found = stability(model, Box(-torch.ones(1, 3), torch.ones(1, 3)), samples=torch.zeros(1, 3), points=10)
+    found = stability(
+        model, Box(-torch.ones(1, 3), torch.ones(1, 3)), samples=torch.zeros(1, 3), points=10
+    )
     net, axis = program(model, torch.zeros(2, 3)), torch.linspace(-1, 1, 31, dtype=torch.float64)
     values = net.values(torch.cartesian_prod(axis, axis, axis))
     assert found.count(ACTIVE) + found.count(INACTIVE) + found.count(BOTH) == 24
@@ -339,9 +434,11 @@ def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> Non
 
 
 SETS: dict[str, Callable[[Tensor], Box]] = {
-    "box": lambda x: ball(x, 0.3), "l2": lambda x: within(x, 0.5, 2.0, -1.0, 1.0), "l1": lambda x: within(x, 0.5, 1.0),
+    "box": lambda x: ball(x, 0.3),
+    "l2": lambda x: within(x, 0.5, 2.0, -1.0, 1.0),
+    "l1": lambda x: within(x, 0.5, 1.0),
     "few": lambda x: few(x, 2, -1.0, 1.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -371,10 +468,25 @@ def test_a_set_holds_its_points_and_its_least_values_are_attained(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", SETS)
-@pytest.mark.parametrize("name", [
-    "ReLU", "Sigmoid", "Tanh", "ELU", "GELU", "Softplus", "LeakyReLU", "linked DAG", "branches", "pooled", "overlapping pools",
-])  # fmt: skip
-def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ReLU",
+        "Sigmoid",
+        "Tanh",
+        "ELU",
+        "GELU",
+        "Softplus",
+        "LeakyReLU",
+        "linked DAG",
+        "branches",
+        "pooled",
+        "overlapping pools",
+    ],
+)
+def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(
+    name: str, kind: str
+) -> None:
     torch.manual_seed(0)
     build, shape = NETS[name]
     model = build().eval()
@@ -398,10 +510,15 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(name
         assert (y >= loose - 1e-9).all()
 
 
-@pytest.mark.parametrize("options", [
-    {"kernel_size": 2}, {"kernel_size": (3, 2), "stride": (1, 2), "padding": 1}, {"kernel_size": 2, "dilation": 2},
-    {"kernel_size": 3, "stride": 2, "ceil_mode": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2},
+        {"kernel_size": (3, 2), "stride": (1, 2), "padding": 1},
+        {"kernel_size": 2, "dilation": 2},
+        {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+    ],
+)
 def test_the_windows_of_a_maximum_and_its_relaxation(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 2, 6, 5).double()
@@ -422,7 +539,9 @@ def test_the_windows_of_a_maximum_and_its_relaxation(options: dict[str, Any]) ->
 
 def test_the_dual_comes_to_the_optimum_of_the_relaxation() -> None:
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 3))
+    model = nn.Sequential(
+        nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 3)
+    )
     x, spec = torch.randn(1, 4).double(), torch.randn(1, 2, 3).double()
     net = program(model, torch.zeros(2, 4))
     boxes = linear(net, ball(x, 0.5))
@@ -432,7 +551,9 @@ def test_the_dual_comes_to_the_optimum_of_the_relaxation() -> None:
 
 
 def test_the_largest_value_between_the_ends_of_a_sigmoid_is_found() -> None:
-    """A public code looks for it where the multipliers' quotient is upside down, and proves what is false."""
+    """A public code looks for it where the multipliers' quotient is upside down, and proves what is
+    false.
+    """
     draw = torch.Generator().manual_seed(0)
     z = torch.linspace(0, 1, 2001).double()
     for kind in ("sigmoid", "tanh"):
@@ -440,7 +561,9 @@ def test_the_largest_value_between_the_ends_of_a_sigmoid_is_found() -> None:
         for _ in range(200):
             ends = (6 * torch.randn(2, generator=draw).double()).sort().values
             s = torch.rand(1, generator=draw).double() * (0.3 if kind == "sigmoid" else 1.2)
-            values = h.value(ends[0] + (ends[1] - ends[0]) * z) - s * (ends[0] + (ends[1] - ends[0]) * z)
+            values = h.value(ends[0] + (ends[1] - ends[0]) * z) - s * (
+                ends[0] + (ends[1] - ends[0]) * z
+            )
             least, most = extremes(h, s, ends[:1], ends[1:])
             assert float(least) <= float(values.min()) + 1e-12
             assert float(most) >= float(values.max()) - 1e-12
@@ -456,7 +579,10 @@ def exactly(model: nn.Sequential, x: list[Fraction]) -> list[Fraction]:
                 [[Fraction(v) for v in row] for row in layer.weight.tolist()],
                 [Fraction(v) for v in layer.bias.tolist()],
             )
-            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(weight, bias, strict=True)]
+            x = [
+                sum((w * v for w, v in zip(row, x, strict=True)), b)
+                for row, b in zip(weight, bias, strict=True)
+            ]
         else:
             x = [max(v, Fraction(0)) for v in x]
     return x
@@ -464,9 +590,13 @@ def exactly(model: nn.Sequential, x: list[Fraction]) -> list[Fraction]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_rounded_moves_bounds_outward(dtype: torch.dtype) -> None:
-    """On boxes without width nothing but rounding is between the bounds, and the exact value still is."""
+    """On boxes without width nothing but rounding is between the bounds, and the exact value still
+    is.
+    """
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)).to(dtype)
+    model = nn.Sequential(
+        nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)
+    ).to(dtype)
     with torch.no_grad():
         for layer in model[::2]:
             layer.weight.mul_(3)
@@ -478,12 +608,16 @@ def test_what_is_rounded_moves_bounds_outward(dtype: torch.dtype) -> None:
     for technique in (interval, linear, alpha):
         boxes = technique(net, Box(x, x))
         found = boxes[net.output]
-        low = [found.lower] + [bound(net, boxes, spec) for bound in (lower_bound, lambda *a: dual(*a, steps=2).bound)]
+        low = [found.lower] + [
+            bound(net, boxes, spec) for bound in (lower_bound, lambda *a: dual(*a, steps=2).bound)
+        ]
         for i, row in enumerate(truth):
             for j, value in enumerate(row):
                 assert all(Fraction(float(each[i, j])) <= value for each in low)
                 assert value <= Fraction(float(found.upper[i, j]))
-                assert float(found.width[i, j]) <= (1e-2 if dtype == torch.float32 else 1e-10) * max(1.0, abs(float(value)))
+                assert float(found.width[i, j]) <= (
+                    1e-2 if dtype == torch.float32 else 1e-10
+                ) * max(1.0, abs(float(value)))
                 missed += Fraction(float(net(x)[i, j])) != value
     assert missed  # what is computed plainly is not the truth
 
@@ -501,10 +635,14 @@ class Twice(nn.Module):
         return self.two(y) + y.sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("build", [
-    lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(inplace=True), nn.Linear(3, 1)), Twice,
-    lambda: nn.Sequential(nn.Linear(1, 3), nn.LeakyReLU(0.1, inplace=True), nn.Linear(3, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(inplace=True), nn.Linear(3, 1)),
+        Twice,
+        lambda: nn.Sequential(nn.Linear(1, 3), nn.LeakyReLU(0.1, inplace=True), nn.Linear(3, 1)),
+    ],
+)
 def test_operations_in_place_are_bounded_as_their_twins(build: Callable[[], nn.Module]) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
@@ -527,13 +665,20 @@ class Applied(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.parametrize(("function", "said"), [
-    (lambda x: torch.sub(x[:, :1], x[:, 1:2], alpha=4), "sub"), (lambda x: torch.add(x[:, :1], x[:, 1:2], alpha=-1), "add"),
-    (lambda x: torch.div(x, 0.3, rounding_mode="floor"), "div"), (lambda x: nn.functional.gelu(x, approximate="tanh"), "gelu"),
-    (lambda x: x.int().to(x.dtype), "to"), (lambda x: x.flip(0), "mixes the examples"),
-    (lambda x: x - x.mean(0, keepdim=True), "mixes the examples"), (lambda x: x[:, :2].mul_(2) + x[:, 2:], "in place"),
-    (lambda x: nn.functional.instance_norm(x[:, None]), "instance_norm"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: torch.sub(x[:, :1], x[:, 1:2], alpha=4), "sub"),
+        (lambda x: torch.add(x[:, :1], x[:, 1:2], alpha=-1), "add"),
+        (lambda x: torch.div(x, 0.3, rounding_mode="floor"), "div"),
+        (lambda x: nn.functional.gelu(x, approximate="tanh"), "gelu"),
+        (lambda x: x.int().to(x.dtype), "to"),
+        (lambda x: x.flip(0), "mixes the examples"),
+        (lambda x: x - x.mean(0, keepdim=True), "mixes the examples"),
+        (lambda x: x[:, :2].mul_(2) + x[:, 2:], "in place"),
+        (lambda x: nn.functional.instance_norm(x[:, None]), "instance_norm"),
+    ],
+)
 def test_what_only_looks_affine_is_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(Unsupported, match=said):
         linear(program(Applied(function), torch.randn(3, 4)), ball(torch.zeros(1, 4).double(), 0.1))
@@ -541,14 +686,18 @@ def test_what_only_looks_affine_is_refused(function: Callable[[Tensor], Tensor],
 
 def test_another_set_is_kept_by_every_technique() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    model = nn.Sequential(
+        nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2)
+    )
     net, found = program(model, torch.zeros(2, 20)), within(torch.zeros(1, 20).double(), 1.0, 2.0)
     spec = torch.tensor([[[1.0, -1.0]]]).double()
     assert alpha(net, found)[net.input] is not None
     assert type(alpha(net, found)[net.input]) is type(found)
     plain, best = (lower_bound(net, technique(net, found), spec) for technique in (linear, alpha))
     assert float(best) >= float(plain) - 1e-9
-    units = stability(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), within(torch.zeros(1, 2), 0.5, 1.0), points=50)
+    units = stability(
+        nn.Sequential(nn.Linear(2, 1), nn.ReLU()), within(torch.zeros(1, 2), 0.5, 1.0), points=50
+    )
     assert sum(units.count(sign) for sign in (ACTIVE, INACTIVE, BOTH)) == 1
 
 
@@ -557,20 +706,29 @@ def test_a_unit_that_only_the_corners_of_its_box_reach_is_no_witness() -> None:
     with torch.no_grad():
         model[0].weight.fill_(1.0)
         model[0].bias.fill_(-0.6)
-    assert str(stability(model, within(torch.zeros(1, 2), 0.5, 1.0))).startswith("0 active, 1 inactive")
+    assert str(stability(model, within(torch.zeros(1, 2), 0.5, 1.0))).startswith(
+        "0 active, 1 inactive"
+    )
 
 
-@pytest.mark.parametrize(("function", "said"), [
-    (lambda x: x.half().float(), "'to'.* gives float16 in a network of float32"),
-    (lambda x: x.bfloat16().float(), "bfloat16"),
-    (lambda x: x.type(torch.float16).type(torch.float32), "float16"),
-    (lambda x: x.to(torch.float8_e4m3fn).float(), "float8_e4m3fn"),
-    (lambda x: x.sum(1, keepdim=True, dtype=torch.float16).float(), "'sum'.* gives float16"),
-    (lambda x: (x.half() * torch.ones(4, dtype=torch.float16)).float(), "float16"),
-    (lambda x: x + torch.ones(4).mul(0.1).half().float(), "float16"),  # of a constant too
-])  # fmt: skip
-def test_a_cast_to_a_coarser_type_is_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), Applied(function), nn.Linear(function(torch.zeros(2, 4)).shape[1], 2))
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: x.half().float(), "'to'.* gives float16 in a network of float32"),
+        (lambda x: x.bfloat16().float(), "bfloat16"),
+        (lambda x: x.type(torch.float16).type(torch.float32), "float16"),
+        (lambda x: x.to(torch.float8_e4m3fn).float(), "float8_e4m3fn"),
+        (lambda x: x.sum(1, keepdim=True, dtype=torch.float16).float(), "'sum'.* gives float16"),
+        (lambda x: (x.half() * torch.ones(4, dtype=torch.float16)).float(), "float16"),
+        (lambda x: x + torch.ones(4).mul(0.1).half().float(), "float16"),  # of a constant too
+    ],
+)
+def test_a_cast_to_a_coarser_type_is_refused(
+    function: Callable[[Tensor], Tensor], said: str
+) -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 4), Applied(function), nn.Linear(function(torch.zeros(2, 4)).shape[1], 2)
+    )
     with pytest.raises(Unsupported, match=said):
         program(model, torch.zeros(2, 4))
     for use in (mg.transforms.compress, mg.transforms.regions):
@@ -579,7 +737,9 @@ def test_a_cast_to_a_coarser_type_is_refused(function: Callable[[Tensor], Tensor
 
 
 def test_what_a_cast_to_a_coarser_type_makes_of_a_proof() -> None:
-    """2,049 is no number in float16: the output is 2,048, which a bound of the identity would exclude."""
+    """2,049 is no number in float16: the output is 2,048, which a bound of the identity would
+    exclude.
+    """
     model = nn.Sequential(nn.Identity(), Applied(lambda x: x.half().float()))
     x = torch.tensor([[2049.0]])
     assert float(model(x)) == 2048.0
@@ -589,8 +749,16 @@ def test_what_a_cast_to_a_coarser_type_makes_of_a_proof() -> None:
 
 def test_casts_that_lose_nothing_stay() -> None:
     torch.manual_seed(0)
-    single, half = nn.Sequential(nn.Linear(4, 2), Applied(lambda x: x.double())), nn.Linear(4, 2).bfloat16()
-    for model in (single, single.double(), half, nn.Sequential(half, Applied(lambda x: x.float().bfloat16()))):
+    single, half = (
+        nn.Sequential(nn.Linear(4, 2), Applied(lambda x: x.double())),
+        nn.Linear(4, 2).bfloat16(),
+    )
+    for model in (
+        single,
+        single.double(),
+        half,
+        nn.Sequential(half, Applied(lambda x: x.float().bfloat16())),
+    ):
         net, box = program(model, torch.zeros(2, 4)), ball(torch.zeros(1, 4).double(), 0.1)
         assert bool((linear(net, box)[net.output].upper >= net(box.upper)).all())
 
@@ -604,7 +772,9 @@ def test_a_program_holds_the_numbers_of_its_model() -> None:
     net = program(model, torch.zeros(2, 1))
     with torch.no_grad():
         model.weight.fill_(0.2)  # later, and elsewhere
-        assert float(net(torch.ones(1, 1)) - net(torch.zeros(1, 1))) == pytest.approx(0.1, abs=1e-15)
+        assert float(net(torch.ones(1, 1)) - net(torch.zeros(1, 1))) == pytest.approx(
+            0.1, abs=1e-15
+        )
     # a box in another precision is no smaller there
     ends = torch.tensor([[0.1]], dtype=torch.float64), torch.tensor([[0.3]], dtype=torch.float64)
     found = Box(*ends).as_input(torch.float32)
@@ -616,14 +786,28 @@ def test_a_program_holds_the_numbers_of_its_model() -> None:
 
 
 def special(name: str) -> Tensor:
-    """Numbers around which an activation may be odd, with those right beside them, and where it jumps on a fine axis."""
-    axis = torch.cat([torch.linspace(-60, 60, 240_001, dtype=torch.float64), torch.logspace(-300, 2, 400, dtype=torch.float64)])
+    """Numbers around which an activation may be odd, with those right beside them, and where it
+    jumps on a fine axis.
+    """
+    axis = torch.cat(
+        [
+            torch.linspace(-60, 60, 240_001, dtype=torch.float64),
+            torch.logspace(-300, 2, 400, dtype=torch.float64),
+        ]
+    )
     axis = torch.cat([axis, -axis]).sort().values
     h = ACTIVATIONS[name].value(axis)
     # a fall where there is none on either side, or a step out of all proportion
     steps = h.diff() - 1.5 * axis.diff() * ACTIVATIONS[name].slope(axis[:-1]).abs().clamp_min(1)
-    falls = h.diff() < 0 if ACTIVATIONS[name].monotone else torch.zeros_like(steps, dtype=torch.bool)
-    found = torch.cat([torch.tensor([-40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0]).double(), axis[1:][(steps > 0) | falls][:50]])
+    falls = (
+        h.diff() < 0 if ACTIVATIONS[name].monotone else torch.zeros_like(steps, dtype=torch.bool)
+    )
+    found = torch.cat(
+        [
+            torch.tensor([-40.0, -20.0, -1.0, 0.0, 1.0, 20.0, 40.0]).double(),
+            axis[1:][(steps > 0) | falls][:50],
+        ]
+    )
     both = [found.nextafter(torch.full_like(found, end)) for end in (-torch.inf, torch.inf)]
     return torch.cat([found, *both]).unique()
 
@@ -635,7 +819,9 @@ def test_lines_hold_for_what_torch_computes_beside_every_odd_number(name: str) -
     for reach in (0.0, 1e-12, 1e-6, 0.5, 30.0):
         box = Box((odd - reach)[None], (odd + 0.7 * reach)[None])
         share = torch.linspace(0, 1, 41).double()[:, None]
-        z = torch.cat([box.lower + box.width * share, odd[:, None].expand(-1, len(odd))]).clamp(box.lower, box.upper)
+        z = torch.cat([box.lower + box.width * share, odd[:, None].expand(-1, len(odd))]).clamp(
+            box.lower, box.upper
+        )
         if name == "exp":
             z, box = z.clamp_max(50), Box(box.lower.clamp_max(50), box.upper.clamp_max(50))
         value, found = h.value(z)[:, None, None], lines(h, box)
@@ -651,8 +837,15 @@ def test_lines_hold_for_what_torch_computes_beside_every_odd_number(name: str) -
 @pytest.mark.parametrize("technique", [interval, linear, forward, alpha])
 def test_softplus_falls_behind_twenty(technique: Callable[..., dict[str, Box]]) -> None:
     net = program(nn.Sequential(nn.Softplus()), torch.zeros(2, 1))
-    for low, high in ((19.9, 20.1), (20.0, 20.0 + 1e-10), (20.0 - 1e-9, 20.0 + 1e-12), (0.0, 100.0)):
-        box = Box(torch.tensor([[low]], dtype=torch.float64), torch.tensor([[high]], dtype=torch.float64))
+    for low, high in (
+        (19.9, 20.1),
+        (20.0, 20.0 + 1e-10),
+        (20.0 - 1e-9, 20.0 + 1e-12),
+        (0.0, 100.0),
+    ):
+        box = Box(
+            torch.tensor([[low]], dtype=torch.float64), torch.tensor([[high]], dtype=torch.float64)
+        )
         x = torch.cat(
             [
                 torch.linspace(low, high, 2001, dtype=torch.float64),
@@ -669,8 +862,13 @@ def test_a_bound_is_as_good_for_networks_of_any_size(size: float) -> None:
     """What is left between a bound and 0 is rounding, which grows and shrinks with the network."""
     for inputs in (2, 20):  # boxes, then signs
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
-        box, row = Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double()), torch.tensor([[1.0, -1.0]]).double()
+        model = nn.Sequential(
+            nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+        ).double()
+        box, row = (
+            Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double()),
+            torch.tensor([[1.0, -1.0]]).double(),
+        )
         least = -1e9
         for _ in range(3):
             plain = mg.verify(model, box, Unsafe(row, torch.tensor([least]).double()), 20)
@@ -681,12 +879,16 @@ def test_a_bound_is_as_good_for_networks_of_any_size(size: float) -> None:
             model[4].weight.mul_(size)
             model[4].bias.mul_(size)
         for limit, status in ((near - 4.0, "unsat"), (near, "sat")):
-            found = mg.verify(model, box, Unsafe(row, torch.tensor([limit * size], dtype=torch.float64)), 20)
+            found = mg.verify(
+                model, box, Unsafe(row, torch.tensor([limit * size], dtype=torch.float64)), 20
+            )
             assert found.status == status
 
 
 def test_what_is_above_zero_by_less_than_rounding_is_not_proved() -> None:
-    """The least output is 0: the sets y <= -tiny are not reached, and rounding cannot tell; y <= 0 is."""
+    """The least output is 0: the sets y <= -tiny are not reached, and rounding cannot tell; y <= 0
+    is.
+    """
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
     with torch.no_grad():
         model[0].weight.copy_(torch.rand(4, 3))
@@ -695,14 +897,21 @@ def test_what_is_above_zero_by_less_than_rounding_is_not_proved() -> None:
         model[2].bias.zero_()
     box = Box(torch.zeros(1, 3).double(), torch.ones(1, 3).double())
     for limit, status in ((0.0, "sat"), (-1e-300, "unsat"), (-1e-9, "unsat")):
-        assert mg.verify(model, box, Unsafe(torch.ones(1, 1), torch.tensor([limit], dtype=torch.float64)), 10).status == status
+        assert (
+            mg.verify(
+                model, box, Unsafe(torch.ones(1, 1), torch.tensor([limit], dtype=torch.float64)), 10
+            ).status
+            == status
+        )
 
 
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
 def test_linear_programs_do_not_depend_on_the_size_of_numbers(size: float) -> None:
     """HiGHS takes 1e-7 for 0, whatever the numbers are."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.LeakyReLU(0.1), nn.Linear(8, 1)).double()
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.LeakyReLU(0.1), nn.Linear(8, 1)
+    ).double()
     box, row = Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double()), torch.ones(1, 1).double()
     net = program(model, torch.zeros(2, 3))
     truth, _ = least_of(net, linear(net, box), row, torch.zeros(1).double(), True)

@@ -19,12 +19,22 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
 def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ENVIRONMENT,
+    )
 
 
 def frame(rows: int = 240) -> pd.DataFrame:
     draw = np.random.default_rng(0)
-    age, town = draw.integers(18, 80, rows).astype(float), draw.choice(["Ulm", "Bonn", "Köln"], rows)
+    age, town = (
+        draw.integers(18, 80, rows).astype(float),
+        draw.choice(["Ulm", "Bonn", "Köln"], rows),
+    )
     age[::17] = np.nan
     income = draw.normal(size=rows)
     label = np.where(np.nan_to_num(age, nan=40) / 40 + income + (town == "Ulm") > 1.5, "yes", "no")
@@ -46,17 +56,32 @@ def test_a_run_leaves_its_files_and_says_the_result(finished: Path) -> None:
     run, printed = finished / "runs" / "shop", (finished / "printed").read_text()
     names = {p.name for p in run.iterdir()}
     assert names == {
-        "checkpoints", "metrics.json", "model.onnx", "model.py", "model.safetensors", "preparation.json", "report.html",
+        "checkpoints",
+        "metrics.json",
+        "model.onnx",
+        "model.py",
+        "model.safetensors",
+        "preparation.json",
+        "report.html",
         "structure.json",
-    }  # fmt: skip
+    }
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["task"] == "classification"
     assert metrics["test_score"] > 0.6
-    assert [row["name"] for row in metrics["table"]] == ["found by morphogen", "same shape from scratch"]
+    assert [row["name"] for row in metrics["table"]] == [
+        "found by morphogen",
+        "same shape from scratch",
+    ]
     structure = json.loads((run / "structure.json").read_text())
     assert structure["schema"] == 2
     assert structure["shape"][-1]["units"] == 2
-    for part in ("found ", "linear", "parameters", "same shape from scratch", "written to runs/shop/"):
+    for part in (
+        "found ",
+        "linear",
+        "parameters",
+        "same shape from scratch",
+        "written to runs/shop/",
+    ):
         assert part in printed
     assert "\x1b" not in printed
 
@@ -72,10 +97,15 @@ def test_the_page_predicts_from_the_table_alone(finished: Path) -> None:
         "assert not any(m.startswith(('morphogen', 'sklearn')) for m in sys.modules);"
         "import onnxruntime; y = model.load()(x).detach().numpy();"
         "z = onnxruntime.InferenceSession('model.onnx').run(None, {'input': x.numpy()})[0];"
-        "print(abs(y - z).max(), (y.argmax(1) == (pandas.read_csv('../../shop.csv').buys == 'yes')).mean())"
+        "print(abs(y - z).max(), (y.argmax(1) == (pandas.read_csv('../../shop.csv').buys == "
+        "'yes')).mean())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=finished / "runs" / "shop", capture_output=True, text=True, env=ENVIRONMENT
+        [sys.executable, "-c", code],
+        cwd=finished / "runs" / "shop",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
     difference, accuracy = map(float, done.stdout.split())
@@ -87,7 +117,17 @@ def test_a_second_run_takes_a_new_folder_and_out_refuses_the_old(finished: Path)
     refused = call("fit", "shop.csv", "--target", "buys", "--out", "runs/shop", cwd=finished)
     assert refused.returncode == 2
     assert "runs/shop already holds another run or other files; add --resume" in refused.stderr
-    again = call("fit", "shop.csv", "--target", "buys", "--time-limit", "2", "--quiet", "--no-control", cwd=finished)
+    again = call(
+        "fit",
+        "shop.csv",
+        "--target",
+        "buys",
+        "--time-limit",
+        "2",
+        "--quiet",
+        "--no-control",
+        cwd=finished,
+    )
     assert again.returncode == 0, again.stderr
     assert again.stdout == ""
     assert (finished / "runs" / "shop-2" / "report.html").exists()
@@ -97,7 +137,9 @@ def test_a_corrupt_checkpoint_is_one_line(finished: Path) -> None:
     bad = finished / "runs" / "bad" / "checkpoints"
     bad.mkdir(parents=True)
     (bad / "last.safetensors").write_bytes(b"not tensors")
-    done = call("fit", "shop.csv", "--target", "buys", "--out", "runs/bad", "--resume", cwd=finished)
+    done = call(
+        "fit", "shop.csv", "--target", "buys", "--out", "runs/bad", "--resume", cwd=finished
+    )
     assert done.returncode == 2
     assert "is corrupt" in done.stderr
     assert "delete it and start again without --resume" in done.stderr
@@ -108,14 +150,30 @@ FAULTS = {
     "missing target": (lambda f: f, ["t.csv", "--target", "bys"], "buys"),
     "no target": (lambda f: f, ["t.csv"], "target"),
     "constant target": (lambda f: f.assign(buys="yes"), ["t.csv", "--target", "buys"], "buys"),
-    "class with one row": (lambda f: f.assign(buys=["rare", *f.buys[1:]]), ["t.csv", "--target", "buys"], "rare"),
+    "class with one row": (
+        lambda f: f.assign(buys=["rare", *f.buys[1:]]),
+        ["t.csv", "--target", "buys"],
+        "rare",
+    ),
     "all-NaN column": (lambda f: f.assign(age=np.nan), ["t.csv", "--target", "buys"], "age"),
     "infinite values": (lambda f: f.assign(income=np.inf), ["t.csv", "--target", "buys"], "income"),
     "empty table": (lambda f: f[:0], ["t.csv", "--target", "buys"], "empty table"),
     "unknown set": (None, ["digitz"], "digits"),
-    "unknown device": (lambda f: f, ["t.csv", "--target", "buys", "--device", "abacus"], "--device abacus"),
-    "unknown policy": (lambda f: f, ["t.csv", "--target", "buys", "--policy", "luck"], "trial, prune-expand"),
-    "tiny budget": (lambda f: f, ["t.csv", "--target", "buys", "--budget", "3"], "smallest network"),
+    "unknown device": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--device", "abacus"],
+        "--device abacus",
+    ),
+    "unknown policy": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--policy", "luck"],
+        "trial, prune-expand",
+    ),
+    "tiny budget": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--budget", "3"],
+        "smallest network",
+    ),
 }
 
 
@@ -138,7 +196,9 @@ def test_ten_thousand_texts_are_said_and_hashed(tmp_path: Path) -> None:
     rows = 12_000
     words = [f"w{i}" for i in draw.permutation(np.arange(rows) % 10_000)]
     x = draw.normal(size=rows)
-    pd.DataFrame({"word": words, "x": x, "y": (x > 0).astype(int)}).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame({"word": words, "x": x, "y": (x > 0).astype(int)}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
     done = call("fit", "t.csv", "--target", "y", "--time-limit", "2", "--no-control", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "word" in done.stdout
@@ -150,7 +210,9 @@ def test_kill_nine_then_resume_ends_with_the_same_metrics(wait: float, tmp_path:
     arguments = ["fit", "digits", "--budget", "2500", "--no-control", "--out"]
     whole = call(*arguments, "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([*COMMAND, *arguments, "cut"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "cut"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
     time.sleep(wait)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -164,10 +226,15 @@ def test_kill_nine_then_resume_ends_with_the_same_metrics(wait: float, tmp_path:
         return value
 
     assert metrics("cut") == metrics("whole")
-    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()
 
 
 def test_help_is_fast_to_read_and_complete(tmp_path: Path) -> None:
     text = call("fit", "--help", cwd=tmp_path).stdout
-    for option in "--target --task --test --budget --seed --time-limit --out --resume --device --quiet --baselines".split():
+    for option in (
+        "--target --task --test --budget --seed --time-limit --out --resume --device "
+        "--quiet --baselines"
+    ).split():
         assert option in text

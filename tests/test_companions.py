@@ -1,4 +1,6 @@
-"""What lives beside a model through a resize: schedulers, averages, scalers, checkpoints; and the doctor that looks."""
+"""What lives beside a model through a resize: schedulers, averages, scalers, checkpoints; and the
+doctor that looks.
+"""
 
 import subprocess
 import sys
@@ -55,7 +57,12 @@ def test_an_average_is_resized_with_its_model(seeded: bool) -> None:
     expected = ema.eval()(x)
     generator = torch.Generator().manual_seed(3) if seeded else None
     applied = mg.resize(
-        model, [Grow("first", 2), Shrink("hidden", [0])], optimizers=[optimizer], ema=[ema], example=x, generator=generator
+        model,
+        [Grow("first", 2), Shrink("hidden", [0])],
+        optimizers=[optimizer],
+        ema=[ema],
+        example=x,
+        generator=generator,
     )
     assert torch.equal(ema.module.first.weight[6:], model.first.weight[6:])
     applied.undo()
@@ -70,7 +77,9 @@ def test_an_average_of_another_model_changes_nothing() -> None:
     model, x, optimizer = start()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(PlanError, match="nothing was changed"):
-        mg.resize(model, [Grow("first", 2)], optimizers=[optimizer], ema=[nn.Linear(2, 2)], example=x)
+        mg.resize(
+            model, [Grow("first", 2)], optimizers=[optimizer], ema=[nn.Linear(2, 2)], example=x
+        )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert mg.doctor(model, optimizer) == []
 
@@ -118,10 +127,14 @@ def test_the_doctor_names_every_fault() -> None:
 def test_the_next_step_after_loading_is_bit_identical(tmp_path: Path) -> None:
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(5)
-        model = nn.Sequential(nn.Linear(4, 6), LearnedDepth(lambda _: nn.Linear(6, 6), w=1.5), nn.Linear(6, 2)).double()
+        model = nn.Sequential(
+            nn.Linear(4, 6), LearnedDepth(lambda _: nn.Linear(6, 6), w=1.5), nn.Linear(6, 2)
+        ).double()
         depth = [p for name, p in model.named_parameters() if name.endswith(".w")]
         rest = [p for name, p in model.named_parameters() if not name.endswith(".w")]
-        return model, torch.optim.AdamW([{"params": rest}, {"params": depth, "lr": 0.1}], amsgrad=True)
+        return model, torch.optim.AdamW(
+            [{"params": rest}, {"params": depth, "lr": 0.1}], amsgrad=True
+        )
 
     x = torch.randn(5, 4, dtype=torch.float64)
     model, optimizer = build()
@@ -138,7 +151,9 @@ def test_the_next_step_after_loading_is_bit_identical(tmp_path: Path) -> None:
     assert mg.doctor(loaded, its_optimizer) == []
     for _ in range(3):
         assert step(model, optimizer, x) == step(loaded, its_optimizer, x)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
+    )
     assert loaded[0].out_features == 8
 
 
@@ -157,7 +172,9 @@ def build():
 model, optimizer = mg.load({str(tmp_path / "ckpt")!r}, build)
 print(repr(float(model.eval()(torch.load({str(tmp_path / "x.pt")!r})).square().mean())), mg.doctor(model, optimizer))
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.split() == [repr(expected), "[]"]
 
 
@@ -165,11 +182,17 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model, _, optimizer = start("chain")
     mg.save(tmp_path / "ckpt", model, optimizer)
     with pytest.raises(RunError, match="has no tensor"):
-        mg.load(tmp_path / "ckpt", lambda: (m := nn.Bilinear(2, 2, 2), torch.optim.AdamW(m.parameters())))
+        mg.load(
+            tmp_path / "ckpt",
+            lambda: (m := nn.Bilinear(2, 2, 2), torch.optim.AdamW(m.parameters())),
+        )
     with pytest.raises(RunError, match="let build\\(\\) return"):
         mg.load(tmp_path / "ckpt", lambda: problem("chain")[0])
     with pytest.raises(RunError, match="is torch.float64, build\\(\\) makes it torch.float32"):
-        mg.load(tmp_path / "ckpt", lambda: (m := problem("chain", torch.float32)[0], torch.optim.AdamW(m.parameters())))
+        mg.load(
+            tmp_path / "ckpt",
+            lambda: (m := problem("chain", torch.float32)[0], torch.optim.AdamW(m.parameters())),
+        )
     stranger = torch.optim.SGD([nn.Parameter(torch.zeros(3))])
     with pytest.raises(RunError, match="not the model's; see morphogen.doctor"):
         mg.save(tmp_path / "ckpt", model, stranger)
@@ -203,7 +226,13 @@ def test_several_optimizers_are_cut_at_once_and_frozen_parameters_stay_frozen() 
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     for optimizer in both:
         for parameter, state in optimizer.state.items():
-            assert all(v.shape == parameter.shape for v in state.values() if isinstance(v, Tensor) and v.dim())
+            assert all(
+                v.shape == parameter.shape
+                for v in state.values()
+                if isinstance(v, Tensor) and v.dim()
+            )
     step_both()
     assert torch.equal(model[0].bias[:8], frozen)
-    assert {id(p) for o in both for p in o.state} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for o in both for p in o.state} == {
+        id(p) for p in model.parameters() if p.requires_grad
+    }

@@ -1,4 +1,6 @@
-"""A compiled graph follows its model: whatever changes the structure, the next call runs what is there then."""
+"""A compiled graph follows its model: whatever changes the structure, the next call runs what is
+there then.
+"""
 
 import copy
 import math
@@ -61,12 +63,18 @@ def more(name: str) -> Change:
 CASES: dict[str, tuple[Callable[[], nn.Module], Change]] = {
     "LearnedDepth, deeper": (depth, deeper),
     "LearnedDepth, shallower": (depth, shallower),
-    "LearnedDepth, moved": (lambda: LearnedDepth(lambda i: nn.Linear(5, 5), w=0.8, ahead=True), moved),
+    "LearnedDepth, moved": (
+        lambda: LearnedDepth(lambda i: nn.Linear(5, 5), w=0.8, lookahead=True),
+        moved,
+    ),
     "LearnedDepth, inside another": (
         lambda: LearnedDepth(lambda i: nn.Sequential(nn.Linear(5, 5), depth()), w=0.8),
         lambda model, layer, x: deeper(model, layer.blocks[0][1], x),
     ),
-    "DepthPosterior": (lambda: DepthPosterior(lambda i: nn.Linear(5, 5), lambda: nn.Linear(5, 5)), reached),
+    "DepthPosterior": (
+        lambda: DepthPosterior(lambda i: nn.Linear(5, 5), lambda: nn.Linear(5, 5)),
+        reached,
+    ),
     "LearnedWidth": (lambda: LearnedWidth(5, 4.5), wider),
     "Dag": (lambda: Dag(5, 8, 5), more("1")),
     "Linked": (lambda: nn.Sequential(nn.Linear(5, 6), LKReLU(), nn.Linear(12, 5)), more("1.0")),
@@ -94,7 +102,9 @@ PAIRS = [(case, how) for case in CASES for how in HOWS]
 PAIRS += [("LearnedDepth, deeper", how) for how in ("in the model", "in the layer")]
 
 
-def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+def gradients(
+    run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor
+) -> dict[str, Tensor | None]:
     model.zero_grad()
     out = run(x)
     out.square().sum().backward()
@@ -105,7 +115,10 @@ def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> d
 def test_what_changes_the_structure_changes_the_graph(case: str, how: str) -> None:
     torch._dynamo.reset()
     build, change = CASES[case]
-    model, x = nn.Sequential(nn.Linear(4, 5), build(), nn.Linear(5, 2)).double(), torch.randn(7, 4, dtype=torch.float64)
+    model, x = (
+        nn.Sequential(nn.Linear(4, 5), build(), nn.Linear(5, 2)).double(),
+        torch.randn(7, 4, dtype=torch.float64),
+    )
     layer, twin = model[1], copy.deepcopy(model)
     run = compiled(model, how, "eager")
     for _ in range(2):
@@ -119,19 +132,26 @@ def test_what_changes_the_structure_changes_the_graph(case: str, how: str) -> No
         for name, value in expected.items():
             assert (found[name] is None) == (value is None), name
             if value is not None:
-                torch.testing.assert_close(found[name], value, rtol=0, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+                torch.testing.assert_close(
+                    found[name], value, rtol=0, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}"
+                )
 
 
 def test_every_layer_has_a_case() -> None:
     """A new layer whose structure moves needs a case above."""
-    missing = {name for name in layers.__all__ if name[0].isupper()} - {name.partition(",")[0] for name in CASES}
+    missing = {name for name in layers.__all__ if name[0].isupper()} - {
+        name.partition(",")[0] for name in CASES
+    }
     assert not missing
 
 
 @pytest.mark.parametrize(("how", "backend", "depths"), [
-    ("around the layer", "inductor", (0.8, 1.5)), ("around the model", "aot_eager", (0.8, 2.5, 0.5)),
+    ("around the "
+     "layer", "inductor", (0.8, 1.5)), ("around the model", "aot_eager", (0.8, 2.5, 0.5)),
 ])  # fmt: skip
-def test_a_depth_is_followed_by_what_a_real_compiler_makes(how: str, backend: str, depths: tuple[float, ...]) -> None:
+def test_a_depth_is_followed_by_what_a_real_compiler_makes(
+    how: str, backend: str, depths: tuple[float, ...]
+) -> None:
     if backend == "inductor" and not shutil.which("gcc"):
         pytest.skip("inductor compiles with gcc, and there is none")
     torch._dynamo.reset()
@@ -142,7 +162,9 @@ def test_a_depth_is_followed_by_what_a_real_compiler_makes(how: str, backend: st
         mg.adapt(model)
         twin = copy.deepcopy(model)
         found, expected = gradients(run, model, x), gradients(twin, twin, x)
-        assert {name for name, g in found.items() if g is not None} == {name for name, g in expected.items() if g is not None}
+        assert {name for name, g in found.items() if g is not None} == {
+            name for name, g in expected.items() if g is not None
+        }
         for name, value in expected.items():
             if value is not None:
                 torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
@@ -167,7 +189,10 @@ def test_a_plain_stack_that_grew_runs_its_new_block() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.second(torch.relu(self.first(x)))
 
-    model, x = nn.Sequential(nn.Linear(4, 5), nn.Sequential(Residual()), nn.Linear(5, 2)), torch.randn(7, 4)
+    model, x = (
+        nn.Sequential(nn.Linear(4, 5), nn.Sequential(Residual()), nn.Linear(5, 2)),
+        torch.randn(7, 4),
+    )
     run = torch.compile(model, backend="eager")
     run(x).sum().backward()
     mg.resize(model, [AddBlock("1")], example=x)

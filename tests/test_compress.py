@@ -1,4 +1,6 @@
-"""A compressed network is the same function on the box, smaller by what can be proved, and nothing else."""
+"""A compressed network is the same function on the box, smaller by what can be proved, and nothing
+else.
+"""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +22,12 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.into, self.inner, self.outer, self.out = nn.Linear(4, 6), nn.Linear(6, 12), nn.Linear(12, 6), nn.Linear(6, 2)
+        self.into, self.inner, self.outer, self.out = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 12),
+            nn.Linear(12, 6),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.into(x))
@@ -29,22 +36,49 @@ class Residual(nn.Module):
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "plain": (
-        lambda: nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(),
-                              nn.Linear(8, 3)), (4,)
+        lambda: nn.Sequential(
+            nn.Linear(4, 16),
+            nn.ReLU(),
+            nn.Linear(16, 12),
+            nn.ReLU(),
+            nn.Linear(12, 8),
+            nn.ReLU(),
+            nn.Linear(8, 3),
+        ),
+        (4,),
     ),
     "normed": (
-        lambda: nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3, bias=False)), (4,)
+        lambda: nn.Sequential(
+            nn.Linear(4, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(16, 3, bias=False),
+        ),
+        (4,),
     ),
     "residual": (Residual, (4,)),
     "pooled": (
-        lambda: nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                              nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)), (1, 6, 6)
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 6, 3),
+            nn.ReLU(),
+            nn.Conv2d(6, 5, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(20, 6),
+            nn.ReLU(),
+            nn.Linear(6, 3),
+        ),
+        (1, 6, 6),
     ),
-}  # fmt: skip
+}
 
 
 def drawn(name: str, seed: int) -> tuple[nn.Module, Box]:
-    """A network whose units are active, inactive, twins or without weights more often than drawn ones."""
+    """A network whose units are active, inactive, twins or without weights more often than drawn
+    ones.
+    """
     torch.manual_seed(seed)
     build, shape = NETS[name]
     model = build()
@@ -69,7 +103,9 @@ def test_a_compressed_network_is_the_same_on_the_box(name: str, seed: int) -> No
     x = box.lower + box.width * torch.rand(3000, *box.lower.shape[1:])
     x[:1000] = torch.where(torch.rand(x[:1000].shape) < 0.5, box.lower, box.upper)
     torch.testing.assert_close(small(x), model.eval().double()(x), rtol=0, atol=1e-9)
-    assert all(torch.equal(value, before[key].to(value)) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, before[key].to(value)) for key, value in model.state_dict().items()
+    )
     assert certificate.proved
     assert certificate.max_error < 1e-9
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
@@ -81,7 +117,9 @@ def test_a_compressed_network_is_the_same_on_the_box(name: str, seed: int) -> No
 
 def test_each_rule_takes_out_what_it_should() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2)
+    ).double()
     first, second, third = model[0], model[2], model[4]
     with torch.no_grad():
         first.bias.zero_()
@@ -107,13 +145,18 @@ def test_each_rule_takes_out_what_it_should() -> None:
 
 def test_a_layer_that_bends_nowhere_is_multiplied_into_the_next() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+    ).double()
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.bias += 100.0
     small, certificate = compress(model, Box(-torch.ones(1, 2), torch.ones(1, 2)))
     assert [type(layer) for layer in small] == [nn.Linear]
-    assert [step.partition(" (")[2] for step in certificate.steps[-2:]] == ["multiplied into 2)", "multiplied into 4)"]
+    assert [step.partition(" (")[2] for step in certificate.steps[-2:]] == [
+        "multiplied into 2)",
+        "multiplied into 4)",
+    ]
     assert certificate.box == ((-1.0, -1.0), (1.0, 1.0))
 
 
@@ -146,13 +189,21 @@ class Hand(nn.Module):
         return self.c(self.between(torch.relu(self.a(x))))
 
 
-@pytest.mark.parametrize(("between", "shape", "reads"), [
-    (lambda h: h.mean(1), (2, 4), 8),  # units stand last
-    (lambda h: h.mean(2), (8, 4), 8), (lambda h: h.mean(1, keepdim=True), (4,), 1),
-    (lambda h: nn.functional.avg_pool1d(h, 3, 1, 1), (4,), 8), (lambda h: nn.functional.max_pool1d(h, 3, 1, 1), (4,), 8),
-    (lambda h: h.transpose(1, 2).flatten(1), (8, 4), 64), (lambda h: torch.cat([h, -h], 1), (4,), 16),
-])  # fmt: skip
-def test_units_that_meet_each_other_on_the_way_stay(between: Callable[[Tensor], Tensor], shape: tuple, reads: int) -> None:
+@pytest.mark.parametrize(
+    ("between", "shape", "reads"),
+    [
+        (lambda h: h.mean(1), (2, 4), 8),  # units stand last
+        (lambda h: h.mean(2), (8, 4), 8),
+        (lambda h: h.mean(1, keepdim=True), (4,), 1),
+        (lambda h: nn.functional.avg_pool1d(h, 3, 1, 1), (4,), 8),
+        (lambda h: nn.functional.max_pool1d(h, 3, 1, 1), (4,), 8),
+        (lambda h: h.transpose(1, 2).flatten(1), (8, 4), 64),
+        (lambda h: torch.cat([h, -h], 1), (4,), 16),
+    ],
+)
+def test_units_that_meet_each_other_on_the_way_stay(
+    between: Callable[[Tensor], Tensor], shape: tuple, reads: int
+) -> None:
     torch.manual_seed(0)
     model = Hand(between, shape[-1], reads)
     small, certificate = compress(model, Box(-torch.ones(1, *shape), torch.ones(1, *shape)))
@@ -160,12 +211,32 @@ def test_units_that_meet_each_other_on_the_way_stay(between: Callable[[Tensor], 
     assert certificate.steps == ()
 
 
-@pytest.mark.parametrize("build", [
-    lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)),
-    lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)),
-    lambda: (lambda h: nn.Sequential(nn.Linear(4, 4), h, nn.Linear(4, 4), h, nn.Linear(4, 2)))(nn.ReLU()),
-])  # fmt: skip
-def test_norms_missing_biases_and_a_module_in_two_places_are_no_hindrance(build: Callable[[], nn.Sequential]) -> None:
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(
+            nn.BatchNorm1d(4),
+            nn.Linear(4, 4),
+            nn.ReLU(),
+            nn.Linear(4, 4),
+            nn.ReLU(),
+            nn.Linear(4, 2),
+        ),
+        lambda: nn.Sequential(
+            nn.Linear(4, 4),
+            nn.ReLU(),
+            nn.Linear(4, 4, bias=False),
+            nn.ReLU(),
+            nn.Linear(4, 2, bias=False),
+        ),
+        lambda: (lambda h: nn.Sequential(nn.Linear(4, 4), h, nn.Linear(4, 4), h, nn.Linear(4, 2)))(
+            nn.ReLU()
+        ),
+    ],
+)
+def test_norms_missing_biases_and_a_module_in_two_places_are_no_hindrance(
+    build: Callable[[], nn.Sequential],
+) -> None:
     torch.manual_seed(0)
     model = build()
     first, second, _ = [m for m in model if isinstance(m, nn.Linear)]
@@ -203,7 +274,12 @@ def test_borders_keep_constants_where_they_are() -> None:
     """A constant channel is no bias of a convolution that reads zeros around it."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.Conv2d(3, 2, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 2),
     )
     with torch.no_grad():
         model[0].weight[0], model[0].bias[0] = 0.0, 1.0
@@ -244,8 +320,13 @@ def test_units_that_bend_nowhere_become_a_smaller_skip(slope: float) -> None:
     with torch.no_grad():
         model[0].bias[:20] += 9.0
     few, _ = compress(model, CUBE, rules=("skip",))
-    small, certificate = compress(model, CUBE, rules=(*(name for name in RULES if name != "dependent"),))
-    assert "a linear skip (20 units that bend nowhere, past 10 that do, into 2)" in certificate.steps[-1]
+    small, certificate = compress(
+        model, CUBE, rules=(*(name for name in RULES if name != "dependent"),)
+    )
+    assert (
+        "a linear skip (20 units that bend nowhere, past 10 that do, into 2)"
+        in certificate.steps[-1]
+    )
     x = 2 * torch.rand(3000, 4).double() - 1
     for one in (few, small):
         torch.testing.assert_close(one(x), model(x), rtol=0, atol=1e-9)
@@ -287,9 +368,10 @@ def test_the_log_leads_back() -> None:
 def test_the_pieces_do_what_they_are_named_after() -> None:
     model, box = drawn("plain", 1)
     for piece, said in (
-        (drop_dead, ("never above 0", "constant", "read by nothing")), (merge_duplicates, ("a multiple",)),
+        (drop_dead, ("never above 0", "constant", "read by nothing")),
+        (merge_duplicates, ("a multiple",)),
         (collapse, ("a layer that bends nowhere",)),
-    ):  # fmt: skip
+    ):
         small, certificate = piece(model, box)
         assert all(step.partition(": ")[2].startswith(said) for step in certificate.steps)
         assert certificate.steps
@@ -309,7 +391,10 @@ def test_units_without_weights_are_no_multiples() -> None:
 
 
 def test_a_box_of_other_inputs_is_refused_in_words() -> None:
-    model, box = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)), Box(-torch.ones(1, 5), torch.ones(1, 5))
+    model, box = (
+        nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)),
+        Box(-torch.ones(1, 5), torch.ones(1, 5)),
+    )
     for rewrite in (compress, regions, shallow):
         with pytest.raises(ShapeError, match=r"Sequential does not take an example \(2, 5\)"):
             rewrite(model, box)

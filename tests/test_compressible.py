@@ -1,4 +1,6 @@
-"""Training for compression: weights of exactly zero, bounds that hold, examples that are worse and near."""
+"""Training for compression: weights of exactly zero, bounds that hold, examples that are worse and
+near.
+"""
 
 import pytest
 import torch
@@ -24,9 +26,13 @@ def test_small_weights_become_zero_and_biases_stay() -> None:
 def test_instability_falls_under_training_and_is_zero_without_such_units(measure: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Sequential(nn.Flatten(), nn.Linear(12, 5)),
-        nn.LeakyReLU(0.1), nn.Linear(5, 2),
-    )  # fmt: skip
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 5)),
+        nn.LeakyReLU(0.1),
+        nn.Linear(5, 2),
+    )
     x = torch.rand(6, 1, 4, 4)
     box = ball(x, 0.05, 0.0, 1.0)
     before = instability(model, box, measure)
@@ -65,6 +71,9 @@ def test_what_has_no_bounds_is_refused_by_name() -> None:
     with pytest.raises(Unsupported, match="no bounds for Tanh"):
         instability(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), box)
     with pytest.raises(Unsupported, match="padding_mode='circular'"):
-        instability(nn.Sequential(nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")), ball(torch.rand(2, 1, 4), 0.1))
+        instability(
+            nn.Sequential(nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")),
+            ball(torch.rand(2, 1, 4), 0.1),
+        )
     with pytest.raises(ShapeError, match="'area'"):
         instability(nn.Sequential(nn.Linear(4, 4)), box, "area")

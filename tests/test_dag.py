@@ -1,4 +1,6 @@
-"""DAG networks: every way to evaluate one gives the loop's values and gradients; starts, wirings and what a compiler sees."""
+"""DAG networks: every way to evaluate one gives the loop's values and gradients; starts, wirings
+and what a compiler sees.
+"""
 
 import copy
 import math
@@ -65,11 +67,16 @@ def test_batches_of_several_tiles_and_inputs_without_gradient(how: dict) -> None
     torch.manual_seed(0)
     model, x = Dag(5, 61, **how).double(), torch.randn(600, 5, dtype=torch.float64)
     out = model(x)
-    torch.testing.assert_close(torch.cat([model(rows) for rows in x.split(7)]), out, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        torch.cat([model(rows) for rows in x.split(7)]), out, rtol=0, atol=1e-12
+    )
     weights = tuple(model.parameters())
     expected = evaluated(model(x.clone().requires_grad_()), weights)
     close(evaluated(out, weights), expected, torch.float64)
-    parts = [torch.autograd.grad(model(rows), weights, torch.ones(len(rows), 61, dtype=x.dtype)) for rows in x.split(7)]
+    parts = [
+        torch.autograd.grad(model(rows), weights, torch.ones(len(rows), 61, dtype=x.dtype))
+        for rows in x.split(7)
+    ]
     whole = torch.autograd.grad(model(x), weights, torch.ones_like(out))
     close(tuple(map(sum, zip(*parts, strict=True))), whole, torch.float64)
 
@@ -85,8 +92,16 @@ def by_hand(model: Dag, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-@pytest.mark.parametrize("how", [{}, {"wiring": "random", "fan_in": 2}, {"wiring": "random", "fan_in": 20},
-                                 {"wiring": "block", "block_size": 7}, {"block_size": 5, "bias": False}])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"wiring": "random", "fan_in": 2},
+        {"wiring": "random", "fan_in": 20},
+        {"wiring": "block", "block_size": 7},
+        {"block_size": 5, "bias": False},
+    ],
+)
 def test_values_are_those_of_the_matrix(how: dict, linked: bool) -> None:
     torch.manual_seed(0)
     model, x = Dag(6, 41, 3, linked=linked, **how).double(), torch.randn(4, 6).double()
@@ -106,7 +121,9 @@ def test_sparse_is_dense_with_zeros(kind: str, two: bool, dtype: torch.dtype, fa
     layout, sources, starts = model.layout, model.sources, model.starts
     x, _, bias = given(layout, dtype)
     weight = (torch.randn(len(sources), dtype=dtype) / 3).requires_grad_()
-    flat = torch.zeros(layout.weights, dtype=dtype).index_copy(0, places(layout, sources, starts), weight)
+    flat = torch.zeros(layout.weights, dtype=dtype).index_copy(
+        0, places(layout, sources, starts), weight
+    )
     expected = evaluated(dag(x, flat, bias, layout, "loop"), (x, weight, bias))
     wired = wiring(sources, starts, 9, layout.width)
     for solver in ("auto", "levels"):
@@ -143,7 +160,13 @@ def test_nothing_but_weights_that_exist_is_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"wiring": "random", "fan_in": 64}, {"linked": True}, {"linked": True, "activation": "silu"}]
+    "how",
+    [
+        {},
+        {"wiring": "random", "fan_in": 64},
+        {"linked": True},
+        {"linked": True, "activation": "silu"},
+    ],
 )
 def test_energy_is_kept_and_gradients_fall_as_a_power(how: dict) -> None:
     """The closed forms: E h^2 is constant and the energy of gradients is (d + n) / (d + i)."""
@@ -163,7 +186,11 @@ def test_energy_is_kept_and_gradients_fall_as_a_power(how: dict) -> None:
     if not how.get("linked"):
         profile = torch.stack(backward).mean(0)
         expected = (d + n) / (d + torch.arange(n) + 0.5)
-        ratio = (profile / profile[-100:].mean() / (expected / expected[-100:].mean())).view(8, -1).mean(1)
+        ratio = (
+            (profile / profile[-100:].mean() / (expected / expected[-100:].mean()))
+            .view(8, -1)
+            .mean(1)
+        )
         assert ratio.min() > 0.6
         assert ratio.max() < 1.6
 
@@ -172,7 +199,9 @@ def _profile(model: Dag, x: Tensor) -> Tensor:
     """Energy of the gradient of every node's value, under a random linear function of all nodes."""
     values = model.values(x)
     matrix = model.matrix()[:, model.in_features :].double()
-    flowing = torch.randn(model.nodes, len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    flowing = torch.randn(
+        model.nodes, len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(9)
+    )
     active = values[model.in_features :].double() > 0
     width = model.layout.width
     if width == 1:
@@ -186,21 +215,43 @@ def test_a_compiler_and_a_map_see_one_operation() -> None:
     model, x = Dag(5, 20, 3).double(), torch.randn(4, 6, 5).double()
     mapped = torch.vmap(model)(x)
     torch.testing.assert_close(mapped, model(x))
-    weights = {name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in model.named_parameters()}
+    weights = {
+        name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in model.named_parameters()
+    }
     both = torch.func.vmap(lambda w: torch.func.functional_call(model, w, (x[0],)))(weights)
     torch.testing.assert_close(both[0], model(x[0]))
     exported = torch.export.export(model, (x[0],))
-    assert [str(n.target) for n in exported.graph.nodes if "morphogen" in str(n.target)] == ["morphogen.dag.default"]
+    assert [str(n.target) for n in exported.graph.nodes if "morphogen" in str(n.target)] == [
+        "morphogen.dag.default"
+    ]
     torch.testing.assert_close(exported.module()(x[0]), model(x[0]))
     torch.library.opcheck(
         torch.ops.morphogen.dag.default,
-        (x[0], model.weight.detach().requires_grad_(), model.bias.detach(), None, 5, [20], True, "relu", False, "auto"),
+        (
+            x[0],
+            model.weight.detach().requires_grad_(),
+            model.bias.detach(),
+            None,
+            5,
+            [20],
+            True,
+            "relu",
+            False,
+            "auto",
+        ),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("how", [{}, {"wiring": "random", "fan_in": 3}, {"wiring": "random", "fan_in": 30},
-                                 {"wiring": "random", "fan_in": 3, "linked": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"wiring": "random", "fan_in": 3},
+        {"wiring": "random", "fan_in": 30},
+        {"wiring": "random", "fan_in": 3, "linked": True},
+    ],
+)
 def test_copies_and_state(how: dict) -> None:
     model, x = Dag(5, 40, 2, **how), torch.randn(3, 5)
     other = Dag(5, 40, 2, generator=torch.Generator().manual_seed(3), **how)
@@ -226,7 +277,8 @@ def test_memory_for_the_backward_pass_is_that_of_the_values() -> None:
 
 def test_levels_are_longest_ways() -> None:
     sources, starts = torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor([0, 1, 2, 4, 6])
-    # two inputs; node 0 reads input 0, node 1 input 1, node 2 node 0 and input 0 (unsorted), node 3 nodes 1 and 2
+    # two inputs; node 0 reads input 0, node 1 input 1, node 2 node 0 and input 0 (unsorted), node 3
+    # nodes 1 and 2
     assert levels(sources, starts, 2).tolist() == [1, 1, 2, 3]
 
 
@@ -242,9 +294,14 @@ def test_the_mean_path_has_its_closed_form(n: int, d: int, hops: float | None) -
 
 
 def test_a_random_wiring_has_the_sinks_and_hops_of_the_closed_forms() -> None:
-    """With one input, the pool is of nodes: half of them within two hops for a fan-in of sqrt(n), 1 / (N + 1) unread."""
+    """With one input, the pool is of nodes: half of them within two hops for a fan-in of sqrt(n), 1
+    / (N + 1) unread.
+    """
     found = [
-        Dag(1, 1024, wiring="random", fan_in=32, generator=torch.Generator().manual_seed(seed)).stats() for seed in range(4)
+        Dag(
+            1, 1024, wiring="random", fan_in=32, generator=torch.Generator().manual_seed(seed)
+        ).stats()
+        for seed in range(4)
     ]
     mean = lambda values: sum(values) / len(found)  # noqa: E731
     assert mean([s.within(2) for s in found]) == pytest.approx(0.5, abs=0.05)
@@ -262,11 +319,17 @@ def test_stats_of_a_block_wiring() -> None:
     assert found.sinks == pytest.approx(1 / 19)
 
 
-@pytest.mark.parametrize(("how", "reason"), [
-    ({"nodes": 0}, "nodes=0; give at least 1"), ({"wiring": "rnd"}, "wiring='rnd'; choose one of full, random, block"),
-    ({"wiring": "random"}, "fan_in=None, wiring='random'"), ({"fan_in": 3}, "with wiring=\"random\" alone"),
-    ({"wiring": "block"}, "block_size=None"), ({"activation": "tan"}, "activation='tan'; choose one of relu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"nodes": 0}, "nodes=0; give at least 1"),
+        ({"wiring": "rnd"}, "wiring='rnd'; choose one of full, random, block"),
+        ({"wiring": "random"}, "fan_in=None, wiring='random'"),
+        ({"fan_in": 3}, 'with wiring="random" alone'),
+        ({"wiring": "block"}, "block_size=None"),
+        ({"activation": "tan"}, "activation='tan'; choose one of relu"),
+    ],
+)
 def test_what_cannot_be_is_refused(how: dict, reason: str) -> None:
     with pytest.raises(ShapeError, match=reason):
         Dag(**({"in_features": 3, "nodes": 5} | how))
@@ -278,8 +341,15 @@ def test_mean_field_moment() -> None:
     assert math.isclose(Dag(3, 5)._scale()[0][0] ** 2, 1 / 3, rel_tol=1e-6)
 
 
-HOWS = [{}, {"block_size": 6, "bias": False}, {"wiring": "block", "block_size": 7}, {"wiring": "random", "fan_in": 3},
-        {"linked": True}, {"wiring": "random", "fan_in": 3, "linked": True}, {"wiring": "random", "fan_in": 30}]  # fmt: skip
+HOWS = [
+    {},
+    {"block_size": 6, "bias": False},
+    {"wiring": "block", "block_size": 7},
+    {"wiring": "random", "fan_in": 3},
+    {"linked": True},
+    {"wiring": "random", "fan_in": 3, "linked": True},
+    {"wiring": "random", "fan_in": 30},
+]
 
 
 def trained(how: dict) -> tuple[Dag, torch.optim.Optimizer, Tensor]:
@@ -349,7 +419,8 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     for _ in range(3):
         step(model, optimizer, x)
     before, dag = model(x), model[2]
-    more = [Grow("0", 2)] if out else []  # without a readout the inputs are cut off at a fixed place
+    # without a readout the inputs are cut off at a fixed place
+    more = [Grow("0", 2)] if out else []
     drop, width = [3, 5, 22], dag.layout.width
     matrix, momentum = dag.matrix(), state_of(dag, optimizer)
     grown = resize(model, [Grow("2", 9), *more], optimizers=[optimizer], example=x)
@@ -370,7 +441,9 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     columns = [*range(inputs), *(inputs + width * i + half for i in kept for half in range(width))]
     assert torch.equal(dag.matrix(), matrix[kept][:, columns])
     assert torch.equal(state_of(dag, optimizer), momentum[kept][:, columns])
-    torch.testing.assert_close(by_hand(dag, model[:2](x)), dag.values(model[:2](x)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        by_hand(dag, model[:2](x)), dag.values(model[:2](x)), rtol=0, atol=1e-12
+    )
     mg.save(tmp_path / "net", model, optimizer, [Grow("2", 9), *more, Shrink("2", drop)])
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -381,13 +454,18 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     assert torch.equal(loaded(x), model(x))
     step(loaded, other, x)
     base = mg.replay(load_ledger(tmp_path / "net"), inside_a_network(how, out)[0], x)
-    if how.get("wiring") != "random":  # sources are drawn edit by edit; those of the checkpoint count
-        assert {k: v.shape for k, v in base.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    # sources are drawn edit by edit; those of the checkpoint count
+    if how.get("wiring") != "random":
+        assert {k: v.shape for k, v in base.state_dict().items()} == {
+            k: v.shape for k, v in model.state_dict().items()
+        }
     shrunk.undo()
     assert torch.equal(dag.matrix(), matrix)
     model, x = inside_a_network(how, out)
     before = model(x)
-    applied = [resize(model, [edit], example=x) for edit in (Grow("2", 9), Shrink("2", drop), Grow("2", 1))]
+    applied = [
+        resize(model, [edit], example=x) for edit in (Grow("2", 9), Shrink("2", drop), Grow("2", 1))
+    ]
     for one in reversed(applied):
         one.undo()
     assert torch.equal(model(x), before)
@@ -443,7 +521,9 @@ def test_all_nodes_may_be_replaced_at_once() -> None:
     model, x = inside_a_network({}, 3)
     resize(model, [Grow("2", 4), Shrink("2", range(20))], example=x)
     assert model[2].nodes == 4
-    torch.testing.assert_close(by_hand(model[2], model[:2](x)), model[2].values(model[:2](x)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        by_hand(model[2], model[:2](x)), model[2].values(model[:2](x)), rtol=0, atol=1e-12
+    )
 
 
 def test_blocks_that_shrank_freeze_and_fireflies_find_what_they_promise() -> None:
@@ -460,16 +540,25 @@ def test_blocks_that_shrank_freeze_and_fireflies_find_what_they_promise() -> Non
     found = firefly(model, planned, loss, torch.Generator().manual_seed(0))
     before = float(loss(model).detach())
     mg.apply_(model, planned, values=found.values)
-    assert before - float(loss(model).detach()) == pytest.approx(float(found.gains["2"].sum()), rel=0.1)
+    assert before - float(loss(model).detach()) == pytest.approx(
+        float(found.gains["2"].sum()), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("how", HOWS)
 def test_the_smallest_weights_leave(how: dict) -> None:
     model, optimizer, x = trained(how)
-    before, matrix, momenta, count = model(x), model.matrix(), state_of(model, optimizer), model.weight.numel()
+    before, matrix, momenta, count = (
+        model(x),
+        model.matrix(),
+        state_of(model, optimizer),
+        model.weight.numel(),
+    )
     applied = prune_weights(model, 0.4, optimizers=[optimizer])
     assert model.sparse
-    assert model.weight.numel() == round(count * 0.6) == len(optimizer.state[model.weight]["exp_avg"])
+    assert (
+        model.weight.numel() == round(count * 0.6) == len(optimizer.state[model.weight]["exp_avg"])
+    )
     border = matrix.abs().flatten()[matrix.flatten() != 0].sort().values[count - round(count * 0.6)]
     kept = matrix.abs() >= border
     assert torch.equal(model.matrix(), matrix * kept)
@@ -487,7 +576,9 @@ def test_weights_move_to_where_the_gradient_is(linked: bool) -> None:
     model.zero_grad()
     loss(model(x)).backward()
     gradient = full_gradient(model, x, loss)
-    torch.testing.assert_close(gradient[places(model.layout, model.sources, model.starts)], model.weight.grad)
+    torch.testing.assert_close(
+        gradient[places(model.layout, model.sources, model.starts)], model.weight.grad
+    )
     matrix, count, before = model.matrix(), model.weight.numel(), model(x)
     applied = rewire(model, 0.25, gradient, optimizers=[optimizer])
     moved = round(0.25 * count)
@@ -516,9 +607,11 @@ def test_weights_move_to_where_the_gradient_is(linked: bool) -> None:
 def test_changes_that_cannot_be_are_refused() -> None:
     model = Dag(3, 10)
     for change, reason in [
-        (lambda: grow_nodes(model, 0), "count=0"), (lambda: prune_weights(model, 1.0), "share=1.0"),
-        (lambda: rewire(model, 0.1), "has every weight"), (lambda: grow_nodes(model, 1, fresh=-1), "fresh=-1"),
-    ]:  # fmt: skip
+        (lambda: grow_nodes(model, 0), "count=0"),
+        (lambda: prune_weights(model, 1.0), "share=1.0"),
+        (lambda: rewire(model, 0.1), "has every weight"),
+        (lambda: grow_nodes(model, 1, new_state_fraction=-1), "new_state_fraction=-1"),
+    ]:
         with pytest.raises(PlanError, match=reason):
             change()
     sparse = Dag(3, 10, wiring="random", fan_in=8)
@@ -539,7 +632,9 @@ def test_frozen_it_is_plain_layers(how: dict, out: int | None, tmp_path: Path) -
     plain, certificate = freeze(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), model).double(), x)
     assert certificate.max_error <= 1e-12
     assert {type(m).__module__.partition(".")[0] for m in plain.modules()} == {"torch"}
-    assert not any("morphogen" in str(n.target) for n in torch.export.export(plain, (x,)).graph.nodes)
+    assert not any(
+        "morphogen" in str(n.target) for n in torch.export.export(plain, (x,)).graph.nodes
+    )
     alone = by_levels(model)
     torch.testing.assert_close(alone(x), model(x), rtol=0, atol=1e-12)
     if out and not how:
@@ -552,30 +647,40 @@ def test_there_and_back_by_networkx(how: dict) -> None:
     model, x = Dag(5, 20, **how).double(), torch.randn(6, 5).double()
     graph = to_networkx(model)
     assert nx.is_directed_acyclic_graph(graph)
-    other, order = from_networkx(graph, [("x", i) for i in range(5)], linked=how.get("linked", False))
+    other, order = from_networkx(
+        graph, [("x", i) for i in range(5)], linked=how.get("linked", False)
+    )
     other = other.double()
     place = [order.index(("h", i)) for i in range(20)]
     expected, found = model(x), other(x)
     if how.get("linked"):
         place += [20 + i for i in place]
-    torch.testing.assert_close(found[:, place], expected, rtol=1e-6, atol=1e-6)  # biases and weights went through float32
+    # biases and weights went through float32
+    torch.testing.assert_close(found[:, place], expected, rtol=1e-6, atol=1e-6)
     random, _ = from_networkx(
-        nx.gn_graph(30, seed=1), [node for node in range(30) if not nx.gn_graph(30, seed=1).in_degree(node)], 2
+        nx.gn_graph(30, seed=1),
+        [node for node in range(30) if not nx.gn_graph(30, seed=1).in_degree(node)],
+        2,
     )
     assert random(torch.randn(4, random.in_features)).shape == (4, 2)
 
 
 def test_graphs_that_are_none_are_refused() -> None:
     for graph, inputs, reason in [
-        (nx.DiGraph([(0, 1), (1, 0)]), [0], "a cycle"), (nx.DiGraph([(0, 1)]), [1], "edges lead to the inputs"),
-        (nx.DiGraph([(0, 1)]), [7], "are no nodes"), (nx.DiGraph([(0, 1)]), [], "at least one of each"),
-    ]:  # fmt: skip
+        (nx.DiGraph([(0, 1), (1, 0)]), [0], "a cycle"),
+        (nx.DiGraph([(0, 1)]), [1], "edges lead to the inputs"),
+        (nx.DiGraph([(0, 1)]), [7], "are no nodes"),
+        (nx.DiGraph([(0, 1)]), [], "at least one of each"),
+    ]:
         with pytest.raises(ShapeError, match=reason):
             from_networkx(graph, inputs)
 
 
 @pytest.mark.parametrize("linked", [False, True])
-@pytest.mark.parametrize("optimizer", [torch.optim.Adam, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [torch.optim.Adam, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1)],
+)
 def test_a_cascade_keeps_its_function_and_what_it_has_learned(linked: bool, optimizer: Any) -> None:
     torch.manual_seed(0)
     model, x = Cascade(4, 6, 3, linked=linked).double(), torch.randn(9, 4, dtype=torch.float64)
@@ -587,11 +692,17 @@ def test_a_cascade_keeps_its_function_and_what_it_has_learned(linked: bool, opti
         trainer.step()
 
     step()
-    before, state, parts = model(x), copy.deepcopy(trainer.state_dict()), copy.deepcopy(model.state_dict())
+    before, state, parts = (
+        model(x),
+        copy.deepcopy(trainer.state_dict()),
+        copy.deepcopy(model.state_dict()),
+    )
     applied = add_stage(model, 5, optimizers=[trainer])
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
     learning = [p for p in model.parameters() if p.requires_grad]
-    assert {id(p) for p in learning} == {id(p) for group in trainer.param_groups for p in group["params"]}
+    assert {id(p) for p in learning} == {
+        id(p) for group in trainer.param_groups for p in group["params"]
+    }
     assert {id(p) for p in trainer.state} <= {id(p) for p in learning}
     first = [p.detach().clone() for p in model.stages[0].parameters()]
     second = model.stages[1].weight.detach().clone()

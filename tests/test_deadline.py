@@ -1,4 +1,6 @@
-"""A search ends when its time has passed, wherever it is then: clocks here jump, whatever the speed of the machine."""
+"""A search ends when its time has passed, wherever it is then: clocks here jump, whatever the speed
+of the machine.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -38,7 +40,9 @@ from morphogen.verification.vnncomp import verify_file
 
 @dataclass
 class Clock:
-    """Stands still until it has been asked so often; right after that a day goes by. late: the operations of torch since."""
+    """Stands still until it has been asked so often; right after that a day goes by. late: the
+    operations of torch since.
+    """
 
     asks: float = math.inf
     asked: int = 0
@@ -92,7 +96,9 @@ def asks(run: Callable[[Deadline], object]) -> int:
 
 
 def moments(run: Callable[[Deadline], object], count: int = 6) -> Iterator[Clock]:
-    """The run, ended at as many moments, after the first and the last time that it asks too: a clock for each."""
+    """The run, ended at as many moments, after the first and the last time that it asks too: a
+    clock for each.
+    """
     total = asks(run)
     assert total > 1, "it never asks the clock"
     for number in range(count):
@@ -103,7 +109,8 @@ def moments(run: Callable[[Deadline], object], count: int = 6) -> Iterator[Clock
 
 
 DEPTH = 20
-# operations of torch for one step of a pass, with what is left to say then; a pass has many times as many
+# operations of torch for one step of a pass, with what is left to say then; a pass has many times
+# as many
 STEP = 150
 
 BOX = Box(-torch.ones(1, 20).double(), torch.ones(1, 20).double())
@@ -170,9 +177,14 @@ def test_tracing_stops(stage: str) -> None:
     assert model.training  # its modes are those that it had
 
 
-@pytest.mark.parametrize(("search", "model"), [
-    (split_units, chain(4)), (split_inputs, chain(2, inputs=3)), (split_inputs, chain(3, nn.Tanh, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("search", "model"),
+    [
+        (split_units, chain(4)),
+        (split_inputs, chain(2, inputs=3)),
+        (split_inputs, chain(3, nn.Tanh, 3)),
+    ],
+)
 def test_a_search_says_what_it_knows(search: Callable[..., object], model: nn.Sequential) -> None:
     inputs = model[0].in_features
     box = Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double())
@@ -211,7 +223,9 @@ def test_a_listing_of_boxes_is_left_when_time_is_up(tmp_path: Path) -> None:
     export_onnx(chain(2, inputs=2).float(), torch.randn(3, 2), tmp_path / "net.onnx")
     names = "".join(f"(declare-const {kind}_{i} Real)" for kind in "XY" for i in range(2))
     parts = "".join(f"(and (>= X_0 {i}) (<= X_0 {i + 1}) (<= Y_0 -1e6))" for i in range(8))
-    (tmp_path / "p.vnnlib").write_text(f"{names}(assert (and (>= X_1 0) (<= X_1 1)))(assert (or {parts}))")
+    (tmp_path / "p.vnnlib").write_text(
+        f"{names}(assert (and (>= X_1 0) (<= X_1 1)))(assert (or {parts}))"
+    )
     run = lambda until: verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib", until)  # noqa: E731
     total = asks(run)
     for part in (0.0, 0.5, 0.95):
@@ -227,7 +241,10 @@ def test_both_files_are_read_by_the_deadline(tmp_path: Path) -> None:
     export_onnx(chain(2, inputs=2).float(), torch.randn(3, 2), network)
     names = "".join(f"(declare-const {kind}_{i} Real)" for kind in "XY" for i in range(2))
     prop.write_text(f"{names}(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0) (<= X_1 1) (<= Y_0 0)))")
-    readers = {"network": lambda until: read_onnx(network, until), "property": lambda until: read_vnnlib(prop, until)}
+    readers = {
+        "network": lambda until: read_onnx(network, until),
+        "property": lambda until: read_vnnlib(prop, until),
+    }
     for read in readers.values():
         assert asks(read) > 1
         with pytest.raises(OutOfTime):

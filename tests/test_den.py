@@ -1,4 +1,6 @@
-"""DEN: proximal steps by their closed forms, old tasks by what they were, the new task through every edit."""
+"""DEN: proximal steps by their closed forms, old tasks by what they were, the new task through
+every edit.
+"""
 
 import copy
 from dataclasses import replace
@@ -16,7 +18,18 @@ from morphogen.lifelong.network import Lifelong, reachable, used
 from morphogen.training.proximal import group_soft, soft, sparse_head
 from morphogen.training.train import generator
 
-QUICK = DEN(loss=0.0, units=3, rate=0.02, decay=1.0, group=0.1, drift=0.01, batch=16, iterations=20, check=5, window=2)
+QUICK = DEN(
+    loss=0.0,
+    units=3,
+    rate=0.02,
+    decay=1.0,
+    group=0.1,
+    drift=0.01,
+    batch=16,
+    iterations=20,
+    check=5,
+    window=2,
+)
 
 
 def rows(task: int, count: int = 60) -> tuple[Tensor, Tensor]:
@@ -62,29 +75,41 @@ def test_the_group_step_minimises_what_it_should() -> None:
     x = group_soft(v, 0.5)
     assert x[1:].tolist() == [[0.0, 0.0], [0.0, 0.0]]
     close(x[0], v[0] * 0.9)
-    close(x[0] - v[0] + 0.5 * x[0] / x[0].norm(), torch.zeros(2, dtype=torch.float64))  # the slope of |x - v|^2 / 2 + |x| / 2
+    # the slope of |x - v|^2 / 2 + |x| / 2
+    close(x[0] - v[0] + 0.5 * x[0] / x[0].norm(), torch.zeros(2, dtype=torch.float64))
 
 
 def test_the_sparse_head_is_the_minimum() -> None:
     x, y = rows(0, 200)
     weight, bias = sparse_head(x, y, 0.02, 5000, 1e-12)
-    slope = ((x @ weight.T + bias).sigmoid() - y).T @ torch.cat([x, torch.ones(200, 1)], 1) / y.numel()
+    slope = (
+        ((x @ weight.T + bias).sigmoid() - y).T @ torch.cat([x, torch.ones(200, 1)], 1) / y.numel()
+    )
     zero = weight == 0
     assert 0 < zero.sum() < weight.numel()
     assert (slope[:, :-1][zero].abs() <= 0.02 + 1e-9).all()
-    torch.testing.assert_close(slope[:, :-1][~zero], -0.02 * weight[~zero].sign(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        slope[:, :-1][~zero], -0.02 * weight[~zero].sign(), rtol=0, atol=1e-8
+    )
     torch.testing.assert_close(slope[:, -1], torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-8)
 
 
 def test_reachable_is_every_path_from_every_output() -> None:
     torch.manual_seed(3)
     for _ in range(50):
-        weights = [torch.randn(a, b) * (torch.rand(a, b) < 0.25) for a, b in ((6, 4), (5, 6), (3, 5))]
+        weights = [
+            torch.randn(a, b) * (torch.rand(a, b) < 0.25) for a, b in ((6, 4), (5, 6), (3, 5))
+        ]
         one, two = reachable(weights)
         for unit in range(5):
             assert two[unit] == any(weights[2][o, unit] != 0 for o in range(3))
         for unit in range(6):
-            paths = [(o, v) for o in range(3) for v in range(5) if weights[2][o, v] != 0 and weights[1][v, unit] != 0]
+            paths = [
+                (o, v)
+                for o in range(3)
+                for v in range(5)
+                if weights[2][o, v] != 0 and weights[1][v, unit] != 0
+            ]
             assert one[unit] == bool(paths)
 
 
@@ -104,7 +129,10 @@ def test_a_phase_leaves_what_it_may_not_train_bit_for_bit() -> None:
 def test_growing_changes_no_old_answer() -> None:
     net = network()
     x = rows(5)[0]
-    answer, weights = net.logits(x, 0), [layer.linear.weight.detach().clone() for layer in net.layers]
+    answer, weights = (
+        net.logits(x, 0),
+        [layer.linear.weight.detach().clone() for layer in net.layers],
+    )
     lesson = enrol(net, QUICK, rows(1), rows(1, 20), generator(2))
     torch.nn.init.normal_(lesson.head.weight)
     chosen = expand(lesson, [torch.ones(7, dtype=torch.bool), torch.ones(5, dtype=torch.bool)])
@@ -112,9 +140,12 @@ def test_growing_changes_no_old_answer() -> None:
     close(net.logits(x, 0), answer)
     for layer, old, mask in zip(net.layers, weights, chosen, strict=True):
         assert torch.equal(layer.linear.weight[: old.shape[0], : old.shape[1]], old)
-        assert torch.equal(layer.born, torch.where(torch.arange(len(layer.born)) < old.shape[0], 0.0, 1.0))
+        assert torch.equal(
+            layer.born, torch.where(torch.arange(len(layer.born)) < old.shape[0], 0.0, 1.0)
+        )
         assert len(mask) == len(layer.born)
-    assert (net.logits(x, 0, stamped=False) - answer).abs().max() > 1e-4  # without stamps, old units hear the new ones
+    # without stamps, old units hear the new ones
+    assert (net.logits(x, 0, stamped=False) - answer).abs().max() > 1e-4
 
 
 def test_units_whose_group_became_zero_are_gone() -> None:
@@ -137,7 +168,10 @@ def test_a_split_gives_the_old_tasks_back_and_keeps_the_new_one(hidden: tuple[in
     lesson, chosen = taught(net, replace(QUICK, limit=0.0))
     # the copies must be copies where upper units have learned to read new ones, too
     old, new, before = net.logits(x, 0), net.logits(x, 1), lesson.before
-    known = [(layer.linear.weight.detach().clone(), layer.linear.bias.detach().clone()) for layer in net.layers]
+    known = [
+        (layer.linear.weight.detach().clone(), layer.linear.bias.detach().clone())
+        for layer in net.layers
+    ]
     first = copy.deepcopy(net)
     with torch.no_grad():
         for layer, (weight, bias) in zip(first.layers, before, strict=True):
@@ -149,8 +183,11 @@ def test_a_split_gives_the_old_tasks_back_and_keeps_the_new_one(hidden: tuple[in
     after = split(lesson, chosen)
     close(net.logits(x, 0), answer)
     close(net.logits(x, 1), new)
-    for layer, (weight, bias), (was, shift), size, count in zip(net.layers, before, known, sizes, added, strict=True):
-        assert torch.equal(layer.linear.weight[: size - count, : weight.shape[1]], weight)  # all moved, so all are back
+    for layer, (weight, bias), (was, shift), size, count in zip(
+        net.layers, before, known, sizes, added, strict=True
+    ):
+        # all moved, so all are back
+        assert torch.equal(layer.linear.weight[: size - count, : weight.shape[1]], weight)
         assert torch.equal(layer.linear.bias[: size - count], bias)
         copies = layer.linear.bias[size:]
         assert len(copies)
@@ -178,9 +215,13 @@ def test_an_old_task_changes_only_through_units_that_were_not_split() -> None:
     assert after[0][:12].any()
     lesson.phase("split", inside(lesson, after), drifting=True)
     with torch.no_grad():
-        for layer, now, mask, (weight, _) in zip(first.layers, net.layers, after, lesson.before, strict=True):
+        for layer, now, mask, (weight, _) in zip(
+            first.layers, net.layers, after, lesson.before, strict=True
+        ):
             shared = mask[: len(weight)]
-            layer.linear.weight[shared] = now.linear.weight[: len(weight), : weight.shape[1]][shared]
+            layer.linear.weight[shared] = now.linear.weight[: len(weight), : weight.shape[1]][
+                shared
+            ]
             layer.linear.bias[shared] = now.linear.bias[: len(weight)][shared]
     close(net.logits(x, 0), first.logits(x, 0))
 
@@ -236,7 +277,9 @@ def test_what_cannot_be_is_said() -> None:
         Lifelong(6, (4, 0))
     with pytest.raises(ShapeError, match="held: x"):
         learn(net, QUICK, rows(1), (rows(1)[0], rows(1)[1][:3]), generator(0))
-    with pytest.raises(ShapeError, match=r"train: x \(4, 1, 2, 3\), y \(4, 2\); give rows \(n, 6\)"):
+    with pytest.raises(
+        ShapeError, match=r"train: x \(4, 1, 2, 3\), y \(4, 2\); give rows \(n, 6\)"
+    ):
         learn(net, QUICK, (torch.zeros(4, 1, 2, 3), torch.zeros(4, 2)), rows(1), generator(0))
     assert len(net.heads) == 1
 
@@ -250,7 +293,9 @@ def test_the_fisher_diagonal_is_that_of_single_rows() -> None:
         sums = torch.zeros_like(parameter)
         for i in range(5):
             logits = net.logits(x[i : i + 1], 0)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, answers[i : i + 1], reduction="sum")
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, answers[i : i + 1], reduction="sum"
+            )
             sums += torch.autograd.grad(loss, parameter)[0].square()
         close(value, sums / 5)
 

@@ -15,20 +15,28 @@ from morphogen import AddBlock, LearnedDepth, ShapeError
 from morphogen.layers.depth import gate
 from morphogen.layers.gate import Sharp, exponential, hard_step, soft_step
 from morphogen.layers.merge import convex, product, residual, root_product
-from morphogen.layers.penalty import flops, gain, penalty, priced, quadratic
+from morphogen.layers.penalty import flops, penalty, priced, quadratic, scale_penalty
 from morphogen.models import convnet, depths_of, shape_of
 
 
 def test_gates_are_the_published_values() -> None:
-    for w, expected in {1.0: [0.632], 2.0: [0.865, 0.632], 4.406: [0.988, 0.967, 0.910, 0.755, 0.334]}.items():
-        torch.testing.assert_close(gate(torch.tensor(w), len(expected)), torch.tensor(expected), rtol=0, atol=1e-3)
+    for w, expected in {
+        1.0: [0.632],
+        2.0: [0.865, 0.632],
+        4.406: [0.988, 0.967, 0.910, 0.755, 0.334],
+    }.items():
+        torch.testing.assert_close(
+            gate(torch.tensor(w), len(expected)), torch.tensor(expected), rtol=0, atol=1e-3
+        )
 
 
 def test_the_gradient_is_the_formula_and_zero_at_the_kink() -> None:
     for w in (0.3, 1.0, 2.0, 2.5):
         value = torch.tensor(w, dtype=torch.float64, requires_grad=True)
         gate(value, 4).sum().backward()
-        assert float(value.grad) == pytest.approx(sum(math.exp(i - w) for i in range(4) if i < w), abs=1e-12)
+        assert float(value.grad) == pytest.approx(
+            sum(math.exp(i - w) for i in range(4) if i < w), abs=1e-12
+        )
 
 
 def test_far_blocks_have_finite_gradients() -> None:
@@ -52,7 +60,11 @@ def test_running_only_active_blocks_equals_running_all(w: float) -> None:
     for i, g in enumerate(layer.gates()):
         everything = layer.h(everything + g * layer.blocks[i](everything))
     everything.square().sum().backward()
-    expected = {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None and p.grad.any()}
+    expected = {
+        n: p.grad.clone()
+        for n, p in layer.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
     layer.zero_grad()
     out = layer(x)
     assert layer.active_blocks == max(0, math.ceil(w))
@@ -75,7 +87,8 @@ def test_inactive_blocks_are_never_executed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("w", "built", "wanted"), [(1.0, 1, 1), (1.01, 1, 2), (1.9, 2, 2), (0.9, 2, 2), (0.7, 2, 1), (-3, 1, 1)]
+    ("w", "built", "wanted"),
+    [(1.0, 1, 1), (1.01, 1, 2), (1.9, 2, 2), (0.9, 2, 2), (0.7, 2, 1), (-3, 1, 1)],
 )
 def test_blocks_are_wanted_with_hysteresis(w: float, built: int, wanted: int) -> None:
     assert deep(w, built).wanted() == wanted
@@ -103,13 +116,16 @@ def layer(w: float = 1.0, block=normed, **options) -> LearnedDepth:
     return LearnedDepth(block, w=w, **options).double()
 
 
-# Gates and merges ------------------------------------------------------------------------------------------------------
+# Gates and merges
+# ----------------------------------------------------------------------------------
 
 
 def test_a_sharp_gate_trains_its_sharpness() -> None:
     deep = layer(2.5, gate=Sharp(2.0))
     expected = [1 - math.exp(2.0 * (i - 2.5)) for i in range(3)]
-    torch.testing.assert_close(deep.gates(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        deep.gates(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6
+    )
     deep(torch.randn(7, 5, dtype=torch.float64)).square().sum().backward()
     assert deep.gate.log_a.grad.abs() > 0
     with pytest.raises(ShapeError, match=r"Sharp: a=-1.0; give a positive number"):
@@ -121,7 +137,9 @@ def test_steps_are_flat_at_zero_and_one_beyond() -> None:
     assert hard_step(gates).tolist() == [0, 1, 1]
     soft_step(gates).sum().backward()
     assert gates.grad[0] == 0
-    torch.testing.assert_close(soft_step(gates).detach(), torch.tensor([0.0, 1, 1], dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        soft_step(gates).detach(), torch.tensor([0.0, 1, 1], dtype=torch.float64), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("merge", [residual, convex, product, root_product])
@@ -133,7 +151,10 @@ def test_a_merge_is_the_identity_at_a_closed_gate(merge) -> None:
 
 @pytest.mark.parametrize("w", [0.4, 1.0, 1.8])
 def test_a_convex_merge_freezes_and_a_product_is_refused(w: float) -> None:
-    model, x = nn.Sequential(layer(w, merge=convex), nn.Linear(5, 2).double()), torch.randn(7, 5, dtype=torch.float64)
+    model, x = (
+        nn.Sequential(layer(w, merge=convex), nn.Linear(5, 2).double()),
+        torch.randn(7, 5, dtype=torch.float64),
+    )
     model(x)
     plain, certificate = mg.freeze(model, x)
     assert certificate.max_error <= 1e-12
@@ -142,7 +163,8 @@ def test_a_convex_merge_freezes_and_a_product_is_refused(w: float) -> None:
         mg.freeze(nn.Sequential(layer(1.0, merge=product)), x)
 
 
-# Penalties -------------------------------------------------------------------------------------------------------------
+# Penalties
+# ----------------------------------------------------------------------------------
 
 
 def test_penalties_and_their_gradients_are_the_closed_forms() -> None:
@@ -150,7 +172,7 @@ def test_penalties_and_their_gradients_are_the_closed_forms() -> None:
     for block in deep.blocks:
         nn.init.normal_(block[1].weight)
     w, norms = 2.3, [float(block[1].weight.square().sum()) for block in deep.blocks]
-    value = quadratic(deep, 1e-2) + gain(deep, 1e-3)
+    value = quadratic(deep, 1e-2) + scale_penalty(deep, 1e-3)
     value.backward()
     gates = [1 - math.exp(i - w) for i in range(3)]
     expected = 1e-2 * w**2 + 1e-3 * sum(g * n for g, n in zip(gates, norms, strict=True))
@@ -160,12 +182,15 @@ def test_penalties_and_their_gradients_are_the_closed_forms() -> None:
     assert float(deep.blocks[1][1].weight.grad[0]) == pytest.approx(
         2e-3 * gates[1] * float(deep.blocks[1][1].weight[0]), rel=1e-6
     )
-    assert float(gain(deep, 1.0, free=1e6)) == 0
-    assert float(gain(deep, 1.0, step=hard_step)) == pytest.approx(sum(norms), rel=1e-6)
+    assert float(scale_penalty(deep, 1.0, free=1e6)) == 0
+    assert float(scale_penalty(deep, 1.0, step=hard_step)) == pytest.approx(sum(norms), rel=1e-6)
 
 
 def test_a_closed_block_costs_nothing_and_the_penalties_of_a_model_add_up() -> None:
-    first, second = layer(0.5, penalty=partial(quadratic, factor=2.0)), layer(1.5, penalty=partial(gain, factor=1.0))
+    first, second = (
+        layer(0.5, penalty=partial(quadratic, factor=2.0)),
+        layer(1.5, penalty=partial(scale_penalty, factor=1.0)),
+    )
     second.blocks[1][1].weight.data.zero_()
     second.blocks.append(normed().double())
     expected = 2 * 0.25 + (1 - math.exp(-1.5)) * 5
@@ -181,7 +206,8 @@ def test_a_depth_is_priced_by_what_its_blocks_cost() -> None:
     assert float(priced(deep, 1.0, counted)) == pytest.approx(2 * 2 * 5 * 5 * gates, rel=1e-6)
 
 
-# Collapse and growth ---------------------------------------------------------------------------------------------------
+# Collapse and growth
+# ----------------------------------------------------------------------------------
 
 
 def test_zero_is_absorbing_without_a_floor_and_not_with_one() -> None:
@@ -197,14 +223,16 @@ def test_zero_is_absorbing_without_a_floor_and_not_with_one() -> None:
         out.square().sum().backward()
         assert deep.w.grad.abs() > 0
         assert deep.depth == 0.1
-        torch.testing.assert_close(float(deep.gates()[0].detach()), 1 - math.exp(-0.1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            float(deep.gates()[0].detach()), 1 - math.exp(-0.1), rtol=1e-6, atol=0
+        )
     with pytest.raises(ShapeError, match="floor=0; give a positive number"):
         layer(floor=0)
 
 
 @pytest.mark.parametrize("w", [-0.5, 1.0, 1.6])
 def test_looking_ahead_changes_no_value_and_tells_w_what_the_next_block_would_do(w: float) -> None:
-    x, plain, deep = torch.randn(7, 5, dtype=torch.float64), layer(w), layer(w, ahead=True)
+    x, plain, deep = torch.randn(7, 5, dtype=torch.float64), layer(w), layer(w, lookahead=True)
     assert len(deep.blocks) == len(plain.blocks) + 1
     closed = deep.blocks[deep.active_blocks]
     expected, out = plain(x), deep(x)
@@ -227,7 +255,7 @@ def test_a_collapsed_depth_reopens_by_looking_ahead() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 5)
     target = torch.relu(x + x.roll(1, 1))
-    deep = LearnedDepth(lambda i: nn.Linear(5, 5), w=-0.1, ahead=True)
+    deep = LearnedDepth(lambda i: nn.Linear(5, 5), w=-0.1, lookahead=True)
     with torch.no_grad():
         deep.blocks[0].weight.copy_(torch.eye(5).roll(-1, 1))
     optimizer = torch.optim.Adam(deep.parameters(), lr=0.02)
@@ -240,18 +268,21 @@ def test_a_collapsed_depth_reopens_by_looking_ahead() -> None:
 
 def test_a_quiet_newborn_changes_nothing_however_far_the_depth_has_gone() -> None:
     x = torch.randn(7, 5, dtype=torch.float64)
-    for quiet in (True, False):
-        deep = layer(1.0, quiet=quiet)
+    for zero_init in (True, False):
+        deep = layer(1.0, zero_init=zero_init)
         model = nn.Sequential(deep)
         deep.w.data.fill_(1.7)
         before = model.eval()(x)
         mg.resize(model, [AddBlock("0")], example=x)
-        assert torch.equal(model.eval()(x), before) == quiet
+        assert torch.equal(model.eval()(x), before) == zero_init
 
 
 def test_blocks_of_several_kinds_alternate() -> None:
     deep = layer(2.0, block=lambda i: nn.Linear(5, 5) if i % 2 else normed())
-    model, x = nn.Sequential(nn.Linear(3, 5), deep, nn.Linear(5, 2)).double(), torch.randn(7, 3, dtype=torch.float64)
+    model, x = (
+        nn.Sequential(nn.Linear(3, 5), deep, nn.Linear(5, 2)).double(),
+        torch.randn(7, 3, dtype=torch.float64),
+    )
     optimizer = torch.optim.Adam(model.parameters())
     model(x).sum().backward()
     optimizer.step()
@@ -279,7 +310,10 @@ def test_adapt_gives_every_depth_its_blocks_and_the_optimizer_the_live_parameter
     assert (len(model[0].blocks), len(model[0].blocks[0][1].blocks)) == (4, 3)
     assert mg.doctor(model, optimizer) == []
     assert all(
-        torch.equal(a, b) for a, b in zip(optimizer.state[model[0].blocks[0][0].weight].values(), state.values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(
+            optimizer.state[model[0].blocks[0][0].weight].values(), state.values(), strict=True
+        )
     )
     model[0].w.data.fill_(0.5)
     mg.adapt(model, [optimizer])
@@ -297,15 +331,18 @@ def test_hovering_at_an_integer_does_not_flip_the_structure() -> None:
     assert flips == 1
 
 
-# Company ---------------------------------------------------------------------------------------------------------------
+# Company
+# ----------------------------------------------------------------------------------
 
 
 SETTLED = [(1.05, 1.0), (1.2, 1.2), (3.02, 3.0), (0.4, 0.4), (0.02, 0.02), (2.0, 2.0)]
 
 
 @pytest.mark.parametrize(("w", "settled"), SETTLED)
-def test_a_settled_depth_stays_and_closes_a_block_that_is_hardly_open(w: float, settled: float) -> None:
-    layer = LearnedDepth(lambda _: nn.Linear(3, 3), w=w, ahead=True)
+def test_a_settled_depth_stays_and_closes_a_block_that_is_hardly_open(
+    w: float, settled: float
+) -> None:
+    layer = LearnedDepth(lambda _: nn.Linear(3, 3), w=w, lookahead=True)
     x = torch.randn(4, 3)
     before = layer(x)
     layer.settle()
@@ -313,7 +350,11 @@ def test_a_settled_depth_stays_and_closes_a_block_that_is_hardly_open(w: float, 
     assert layer.active_blocks == max(0, math.ceil(settled))
     assert not layer.w.requires_grad
     layer(x).sum().backward()
-    assert all((p.grad is not None) == (i < layer.active_blocks) for i, b in enumerate(layer.blocks) for p in b.parameters())
+    assert all(
+        (p.grad is not None) == (i < layer.active_blocks)
+        for i, b in enumerate(layer.blocks)
+        for p in b.parameters()
+    )
     if settled == w:
         torch.testing.assert_close(layer(x), before)
 
@@ -376,7 +417,9 @@ def test_a_report_names_depths_as_it_names_layers() -> None:
     names = [layer.name for layer in shape_of(model)]
     depths = depths_of(model)
     assert depths
-    for depth, layer in zip(depths, (m for m in model.modules() if isinstance(m, LearnedDepth)), strict=True):
+    for depth, layer in zip(
+        depths, (m for m in model.modules() if isinstance(m, LearnedDepth)), strict=True
+    ):
         assert depth.name in names
         assert depth.w == layer.depth
         assert list(depth.gates) == layer.gates()[: layer.active_blocks].tolist()

@@ -1,4 +1,6 @@
-"""Every custom operation has its derivatives: backward, forward, batched, and of any order; or says that it has not."""
+"""Every custom operation has its derivatives: backward, forward, batched, and of any order; or says
+that it has not.
+"""
 
 import importlib
 import pkgutil
@@ -24,13 +26,19 @@ Case = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
 def draw(*shape: int) -> Tensor:
     """Numbers that no ReLU sees near its kink."""
-    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+    values = torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))
+    )
     return (values + 0.3 * values.sign()).requires_grad_()
 
 
 def dense(kind: str, two: bool, inner: bool, solver: str) -> Case:
     layout = Layout(3, (3, 2), inner, kind, two)
-    return lambda x, w, b: dag(x, w, b, layout, solver), (draw(2, 3), draw(layout.weights), draw(layout.nodes))
+    return lambda x, w, b: dag(x, w, b, layout, solver), (
+        draw(2, 3),
+        draw(layout.weights),
+        draw(layout.nodes),
+    )
 
 
 def placed(kind: str, two: bool) -> Case:
@@ -44,7 +52,11 @@ def wired(kind: str, two: bool, solver: str) -> Case:
     # node 2 reads nothing
     sources, starts = torch.tensor([0, 2, 1, 3, 0, 4]), torch.tensor([0, 2, 4, 4, 6])
     known = wiring(sources, starts, 3, 2 if two else 1)
-    return lambda x, w, b: sparse_dag(x, w, b, known, kind, two, solver), (draw(2, 3), draw(6), draw(4))
+    return lambda x, w, b: sparse_dag(x, w, b, known, kind, two, solver), (
+        draw(2, 3),
+        draw(6),
+        draw(4),
+    )
 
 
 def pair(kind: str, dim: int, *shape: int) -> Case:
@@ -56,19 +68,32 @@ CASES: dict[str, list[Case]] = {
     "morphogen::dag": [
         dense(kind, two, inner, solver)
         for kind, two, inner, solver in [
-            ("relu", False, True, "auto"), ("relu", True, True, "native"), ("silu", False, True, "auto"),
-            ("gelu", True, True, "jacobi"), ("elu", False, False, "auto"), ("selu", True, False, "loop"),
+            ("relu", False, True, "auto"),
+            ("relu", True, True, "native"),
+            ("silu", False, True, "auto"),
+            ("gelu", True, True, "jacobi"),
+            ("elu", False, False, "auto"),
+            ("selu", True, False, "loop"),
         ]
-    ] + [placed("relu", False), placed("silu", True)],
+    ]
+    + [placed("relu", False), placed("silu", True)],
     "morphogen::sparse_dag": [
-        wired("relu", False, "auto"), wired("relu", True, "native"), wired("relu", True, "levels"),
+        wired("relu", False, "auto"),
+        wired("relu", True, "native"),
+        wired("relu", True, "levels"),
         wired("gelu", False, "auto"),
     ],
-    "morphogen::linked": [pair(kind, 1, 2, 3) for kind in KINDS] + [pair("silu", 2, 2, 1, 2), pair("gelu", 1, 1, 2, 2, 2)],
-}  # fmt: skip
+    "morphogen::linked": [pair(kind, 1, 2, 3) for kind in KINDS]
+    + [pair("silu", 2, 2, 1, 2), pair("gelu", 1, 1, 2, 2, 2)],
+}
 CASES |= {f"{name}_backward": cases for name, cases in list(CASES.items())}
 CASES |= {"_Linked": CASES["morphogen::linked"], "_Kept": CASES["morphogen::linked"]}
-FORWARD = [(name, n) for name, cases in CASES.items() if "::" in name and "backward" not in name for n in range(len(cases))]
+FORWARD = [
+    (name, n)
+    for name, cases in CASES.items()
+    if "::" in name and "backward" not in name
+    for n in range(len(cases))
+]
 
 
 def custom() -> set[str]:
@@ -76,8 +101,14 @@ def custom() -> set[str]:
     for module in pkgutil.walk_packages(morphogen.__path__, "morphogen."):
         if not module.name.startswith(("morphogen.integrations", "morphogen.cli")):
             importlib.import_module(module.name)
-    operations = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("morphogen::")}
-    functions = {f.__name__ for f in torch.autograd.Function.__subclasses__() if f.__module__.startswith("morphogen")}
+    operations = {
+        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("morphogen::")
+    }
+    functions = {
+        f.__name__
+        for f in torch.autograd.Function.__subclasses__()
+        if f.__module__.startswith("morphogen")
+    }
     return {name.partition(".")[0] for name in operations} | functions
 
 
@@ -89,7 +120,12 @@ def test_every_custom_operation_has_a_case() -> None:
 def test_derivatives_of_every_kind(name: str, number: int) -> None:
     run, inputs = CASES[name][number]
     assert gradcheck(
-        run, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True, check_undefined_grad=False
+        run,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+        check_undefined_grad=False,
     )
     assert gradgradcheck(run, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
 
@@ -104,7 +140,9 @@ def test_the_third_derivative_is_that_of_plain_operations(name: str, number: int
     for function, into in ((run, found), (plainly(name, run), expected)):
         scalar = (function(*inputs) * weight).sum()
         for _ in range(3):
-            grads = torch.autograd.grad(scalar, inputs, create_graph=True, allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(
+                scalar, inputs, create_graph=True, allow_unused=True, materialize_grads=True
+            )
             into.extend(g.detach() for g in grads)
             scalar = sum((g.sin() * (1 + k)).sum() for k, g in enumerate(grads))
     for a, b in zip(found, expected, strict=True):
@@ -121,10 +159,14 @@ def plainly(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return plain
 
 
-@pytest.mark.parametrize("model", [
-    Dag(4, 6, 2), Dag(4, 60, 2, wiring="random", fan_in=2),
-    Dag(4, 9, 2, wiring="block", block_size=4, linked=True, activation="silu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        Dag(4, 6, 2),
+        Dag(4, 60, 2, wiring="random", fan_in=2),
+        Dag(4, 9, 2, wiring="block", block_size=4, linked=True, activation="silu"),
+    ],
+)
 def test_a_derivative_carried_forward_is_that_of_a_difference(model: nn.Module) -> None:
     model, x, way = model.double(), draw(3, 4).detach(), draw(3, 4).detach()
     found = torch.func.jvp(model, (x,), (way,))[1]
@@ -133,7 +175,9 @@ def test_a_derivative_carried_forward_is_that_of_a_difference(model: nn.Module) 
     assert found.abs().max() > 0
     one = x[0]
     square = lambda v: model(v[None]).square().sum()  # noqa: E731
-    torch.testing.assert_close(torch.func.hessian(square)(one), torch.autograd.functional.hessian(square, one))
+    torch.testing.assert_close(
+        torch.func.hessian(square)(one), torch.autograd.functional.hessian(square, one)
+    )
     torch.testing.assert_close(torch.func.jacfwd(square)(one), torch.func.jacrev(square)(one))
     each = torch.func.vmap(torch.func.grad(square))(x)
     (all_at_once,) = torch.autograd.grad(model(x.requires_grad_()).square().sum(), x)
@@ -156,22 +200,38 @@ def test_an_operation_called_by_name_refuses_what_it_would_drop() -> None:
     with pytest.raises(Unsupported, match="morphogen::dag carries no derivatives forward"):
         torch.func.jvp(exported, (x,), (x,))
     operations = {"dag": dense_op, "sparse_dag": sparse_op, "linked": linked_op}
-    assert {f"morphogen::{name}" for name in operations} == {name for name in CASES if "::" in name and "back" not in name}
+    assert {f"morphogen::{name}" for name in operations} == {
+        name for name in CASES if "::" in name and "back" not in name
+    }
     for module in operations.values():
-        with forward_ad.dual_level(), pytest.raises(Unsupported, match="carries no derivatives forward"):
+        with (
+            forward_ad.dual_level(),
+            pytest.raises(Unsupported, match="carries no derivatives forward"),
+        ):
             module._forward(*[None] * module._forward.__code__.co_argcount)
-        with forward_ad.dual_level(), pytest.raises(Unsupported, match="carries no derivatives forward"):
+        with (
+            forward_ad.dual_level(),
+            pytest.raises(Unsupported, match="carries no derivatives forward"),
+        ):
             module._backward(*[None] * module._backward.__code__.co_argcount)
 
 
 def test_a_gradient_that_carries_a_derivative_is_not_cut_off() -> None:
-    """The graph is older than the level: the backward pass itself must carry what comes with the gradient."""
-    for model in (Dag(3, 5).double(), Dag(3, 40, wiring="random", fan_in=1).double(), nn.Sequential(linked_layer())):
+    """The graph is older than the level: the backward pass itself must carry what comes with the
+    gradient.
+    """
+    for model in (
+        Dag(3, 5).double(),
+        Dag(3, 40, wiring="random", fan_in=1).double(),
+        nn.Sequential(linked_layer()),
+    ):
         x = draw(2, 3)
         out = model(x)
         above, way = draw(*out.shape).detach(), draw(*out.shape).detach()
         with forward_ad.dual_level():
-            (found,) = torch.autograd.grad(out, x, forward_ad.make_dual(above, way), retain_graph=True)
+            (found,) = torch.autograd.grad(
+                out, x, forward_ad.make_dual(above, way), retain_graph=True
+            )
             tangent = forward_ad.unpack_dual(found).tangent
         (expected,) = torch.autograd.grad(out, x, way)  # it is linear in the gradient
         torch.testing.assert_close(tangent, expected)

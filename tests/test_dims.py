@@ -1,4 +1,6 @@
-"""Units stand where linear layers and convolutions put them: right by default, asked for where two readings are possible."""
+"""Units stand where linear layers and convolutions put them: right by default, asked for where two
+readings are possible.
+"""
 
 import math
 
@@ -18,7 +20,8 @@ from morphogen.measures.dead import dead_units
 from morphogen.transforms.link import link, unlink
 
 KINDS = sorted(name for name in vars(linked) if name.startswith("LK"))
-RANKS: dict[tuple[int, ...], int] = {(6,): 0, (2, 6): 1, (2, 6, 5, 4): 1, (2, 6, 3, 2, 2): 1}  # shape with 6 units -> where
+# shape with 6 units -> where
+RANKS: dict[tuple[int, ...], int] = {(6,): 0, (2, 6): 1, (2, 6, 5, 4): 1, (2, 6, 3, 2, 2): 1}
 
 
 @pytest.mark.parametrize("shape", RANKS)
@@ -33,17 +36,23 @@ def test_the_default_is_that_of_linear_layers_and_of_convolutions(shape: tuple[i
     torch.testing.assert_close(width(x).movedim(dim, -1), x.movedim(dim, -1) * width.gates())
 
 
-LAYERS = {name: getattr(linked, name) for name in KINDS} | {"LearnedWidth": lambda dim=None: LearnedWidth(4, 3.5, dim=dim)}
+LAYERS = {name: getattr(linked, name) for name in KINDS} | {
+    "LearnedWidth": lambda dim=None: LearnedWidth(4, 3.5, dim=dim)
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_three_dimensions_are_asked_for(name: str) -> None:
     x = torch.randn(3, 4, 4)  # time and features agree in size
-    with pytest.raises(ShapeError, match=rf"{name}: an input of shape \(3, 4, 4\) may be .*give dim=-1 .* dim=1"):
+    with pytest.raises(
+        ShapeError, match=rf"{name}: an input of shape \(3, 4, 4\) may be .*give dim=-1 .* dim=1"
+    ):
         LAYERS[name]()(x)
     by_rows = torch.stack([LAYERS[name]()(rows) for rows in x])
     torch.testing.assert_close(LAYERS[name](dim=-1)(x), by_rows)
-    torch.testing.assert_close(LAYERS[name](dim=1)(x), by_rows.new_tensor(0) + LAYERS[name](dim=-1)(x.mT).mT)
+    torch.testing.assert_close(
+        LAYERS[name](dim=1)(x), by_rows.new_tensor(0) + LAYERS[name](dim=-1)(x.mT).mT
+    )
     for dim in (3, -4):
         with pytest.raises(ShapeError, match=f"dim={dim}"):
             LAYERS[name](dim=dim)(x)
@@ -60,9 +69,15 @@ def test_a_width_of_another_size_is_refused_instead_of_spread() -> None:
 def sequences(units: int = 6) -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
     layers = [
-        nn.Linear(4, units), nn.ReLU(), LearnedWidth(units, 4.2, dim=-1), nn.Linear(units, 5), LKReLU(-1), nn.Linear(10, 5),
-        LKSwish(dim=2), nn.Linear(10, 3),
-    ]  # fmt: skip
+        nn.Linear(4, units),
+        nn.ReLU(),
+        LearnedWidth(units, 4.2, dim=-1),
+        nn.Linear(units, 5),
+        LKReLU(-1),
+        nn.Linear(10, 5),
+        LKSwish(dim=2),
+        nn.Linear(10, 3),
+    ]
     return nn.Sequential(*layers).double(), torch.randn(3, units, 4).double()
 
 
@@ -72,7 +87,9 @@ def test_sequences_are_resized_frozen_and_exported(tmp_path) -> None:
     torch.testing.assert_close(model(x), by_rows, rtol=0, atol=1e-12)
     before = model(x)
     optimizer = torch.optim.Adam(model.parameters())
-    assert mg.resize(model, [Grow("3", 2), Grow("5", 1)], example=x, optimizers=[optimizer]).receipt.keeps
+    assert mg.resize(
+        model, [Grow("3", 2), Grow("5", 1)], example=x, optimizers=[optimizer]
+    ).receipt.keeps
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
     assert mg.adapt(model, [optimizer], example=x) == [mg.Shrink("0", [5])]
     model[2].log_w.data.fill_(math.log(7.2))
@@ -86,7 +103,8 @@ def test_sequences_are_resized_frozen_and_exported(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [lambda: LearnedWidth(6, 4.5, dim=1), lambda: LKReLU(1), lambda: LearnedWidth(6, 4.5, dim=-2)]
+    "layer",
+    [lambda: LearnedWidth(6, 4.5, dim=1), lambda: LKReLU(1), lambda: LearnedWidth(6, 4.5, dim=-2)],
 )
 def test_freeze_refuses_units_that_are_not_the_features(layer) -> None:
     torch.manual_seed(0)
@@ -97,12 +115,18 @@ def test_freeze_refuses_units_that_are_not_the_features(layer) -> None:
     with pytest.raises(Unsupported, match="freeze: .*(features|LKReLU)"):
         mg.freeze(model, torch.randn(3, 6, 4))
     with pytest.raises(Unsupported, match="freeze"):
-        mg.freeze(nn.Sequential(nn.Conv2d(2, 6, 1), LearnedWidth(6, dim=2), nn.Conv2d(6, 2, 1)), torch.randn(1, 2, 6, 6))
+        mg.freeze(
+            nn.Sequential(nn.Conv2d(2, 6, 1), LearnedWidth(6, dim=2), nn.Conv2d(6, 2, 1)),
+            torch.randn(1, 2, 6, 6),
+        )
 
 
 def test_a_link_in_a_network_of_sequences() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double(), torch.randn(3, 5, 4).double()
+    model, x = (
+        nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double(),
+        torch.randn(3, 5, 4).double(),
+    )
     before = model(x)
     link(model, x, start="keep")
     assert model[1].dim == 2
@@ -110,7 +134,9 @@ def test_a_link_in_a_network_of_sequences() -> None:
     unlink(model, x)
     assert type(model[1]) is nn.ReLU
     along_time = nn.Sequential(nn.Linear(4, 6), LKReLU(1), nn.Linear(6, 3)).double()
-    with pytest.raises(Unsupported, match="its units are dimension 1, what reads it reads dimension 2"):
+    with pytest.raises(
+        Unsupported, match="its units are dimension 1, what reads it reads dimension 2"
+    ):
         unlink(along_time, x)
 
 
@@ -132,34 +158,48 @@ def test_slopes_of_units_have_a_plain_form_along_dimension_1_alone() -> None:
 
 def test_dead_units_of_sequences() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2), LKSine(-1)), torch.randn(3, 5, 4)
+    model, x = (
+        nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2), LKSine(-1)),
+        torch.randn(3, 5, 4),
+    )
     model[0].bias.data[:2] = -100.0
     assert dead_units(model, x, dim=-1) == {"1": 0.4, "3": 0.0}
     with pytest.raises(ShapeError, match="dead_units of '1': .*give dim=-1"):
         dead_units(model, x)
 
 
-# The distribution over depth ------------------------------------------------------------------------------------------------
+# The distribution over depth
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("probabilities", [True, False])
 @pytest.mark.parametrize("shape", [(4,), (7, 4), (7, 5, 4), (4, 5, 4), (2, 3, 5, 4)])
-def test_the_mixture_is_over_depths_whatever_the_shape(shape: tuple[int, ...], probabilities: bool) -> None:
+def test_the_mixture_is_over_depths_whatever_the_shape(
+    shape: tuple[int, ...], probabilities: bool
+) -> None:
     torch.manual_seed(0)
-    model = DepthPosterior(lambda i: nn.Linear(4, 4), lambda: nn.Linear(4, 3), mean=2.0, probabilities=probabilities).double()
+    model = DepthPosterior(
+        lambda i: nn.Linear(4, 4), lambda: nn.Linear(4, 3), mean=2.0, probabilities=probabilities
+    ).double()
     x = torch.randn(shape, dtype=torch.float64)
     assert len(model.blocks) == 4  # as many as the batch, once
     parts = [model.fixed(depth + 1)(x) for depth in range(4)]
     if probabilities:
-        expected = sum(share * part.softmax(-1) for share, part in zip(model.q(), parts, strict=True)).log()
+        expected = sum(
+            share * part.softmax(-1) for share, part in zip(model.q(), parts, strict=True)
+        ).log()
     else:
         expected = sum(share * part for share, part in zip(model.q(), parts, strict=True))
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("readout", [
-    lambda: nn.Conv2d(4, 3, 1), lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(4, 3, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "readout",
+    [
+        lambda: nn.Conv2d(4, 3, 1),
+        lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(4, 3, 1)),
+    ],
+)
 def test_classes_of_a_map_are_its_channels(readout) -> None:
     model = DepthPosterior(lambda i: nn.Conv2d(4, 4, 1), readout, mean=2.0)
     x = torch.randn(2, 4, 3, 3)

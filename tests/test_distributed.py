@@ -20,16 +20,21 @@ import morphogen as mg
 from morphogen import Grow, LearnedDepth, PlanError, Shrink, Unsupported
 from morphogen.edit.adapt import asked
 from morphogen.edit.distributed import ARGUMENTS, resize_distributed
-from morphogen.edit.inits.constant import STARTS, constant
+from morphogen.edit.inits.constant import INITS, constant
 
 
 def build() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)
+    )
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [*model.state_dict().values(), *(v for p in model.parameters() for v in optimizer.state[p].values())]
+    return [
+        *model.state_dict().values(),
+        *(v for p in model.parameters() for v in optimizer.state[p].values()),
+    ]
 
 
 def learned_depth(rank: int, folder: str, draw: torch.Generator) -> None:
@@ -41,7 +46,9 @@ def learned_depth(rank: int, folder: str, draw: torch.Generator) -> None:
     for w, blocks in ((1.6, 2), (2.3, 3), (0.9, 2), (0.3, 1)):
         ddp.module[1].w.data.fill_(w)
         while edits := [edit for edit, _ in asked(ddp.module)]:
-            ddp, _ = resize_distributed(ddp, edits, example=torch.zeros(2, 4), optimizers=[optimizer])
+            ddp, _ = resize_distributed(
+                ddp, edits, example=torch.zeros(2, 4), optimizers=[optimizer]
+            )
         assert len(ddp.module[1].blocks) == blocks
         for _ in range(2):
             optimizer.zero_grad()
@@ -52,7 +59,9 @@ def learned_depth(rank: int, folder: str, draw: torch.Generator) -> None:
 
 
 def hooked(rank: int, draw: torch.Generator) -> None:
-    """The wrapper stays what it was; an undo gives the one of before; other indices, or a plain resize, are refused."""
+    """The wrapper stays what it was; an undo gives the one of before; other indices, or a plain
+    resize, are refused.
+    """
     calls: list[int] = []
 
     def count(state: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -60,13 +69,21 @@ def hooked(rank: int, draw: torch.Generator) -> None:
         return default_hooks.allreduce_hook(None, bucket)
 
     ddp = DistributedDataParallel(
-        build(), bucket_cap_mb=3, find_unused_parameters=True, gradient_as_bucket_view=True, forward_sync_buffers=False
+        build(),
+        bucket_cap_mb=3,
+        find_unused_parameters=True,
+        gradient_as_bucket_view=True,
+        forward_sync_buffers=False,
     )
     ddp.register_comm_hook(calls, count)
     ddp.register_forward_hook(lambda *_: calls.append(-1))
     ddp.note = "mine"
     ddp.eval().train()
-    expected = {name: read(ddp) for name, read in ARGUMENTS.items() if name not in ("module", "process_group")}
+    expected = {
+        name: read(ddp)
+        for name, read in ARGUMENTS.items()
+        if name not in ("module", "process_group")
+    }
     optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-2, momentum=0.9)
     example = torch.randn(3, 4, generator=torch.Generator().manual_seed(9))
 
@@ -80,22 +97,41 @@ def hooked(rank: int, draw: torch.Generator) -> None:
 
     step()
     before = [t.clone() for t in everything(ddp.module, optimizer)]
-    with pytest.raises(PlanError, match=r"different edits: rank 0 .*'drop': \(0,\).*, rank 1 .*'drop': \(1,\)"):
+    with pytest.raises(
+        PlanError, match=r"different edits: rank 0 .*'drop': \(0,\).*, rank 1 .*'drop': \(1,\)"
+    ):
         resize_distributed(ddp, [Shrink("0", [rank])], example=example, optimizers=[optimizer])
     with pytest.raises(PlanError, match="ask for different fresh"):
-        resize_distributed(ddp, [Grow("0", 1)], fresh=float(rank), example=example, optimizers=[optimizer])
-    drawn = {**STARTS, "out": lambda row, tensor, new, generator: torch.full_like(tensor.index_select(row.dim, new), rank)}
+        resize_distributed(
+            ddp,
+            [Grow("0", 1)],
+            new_state_fraction=float(rank),
+            example=example,
+            optimizers=[optimizer],
+        )
+    drawn = {
+        **INITS,
+        "out": lambda row, tensor, new, generator: torch.full_like(
+            tensor.index_select(row.dim, new), rank
+        ),
+    }
     with pytest.raises(PlanError, match="'0.weight' is not the same on all ranks"):
-        resize_distributed(ddp, [Grow("0", 1)], starts=drawn, example=example, optimizers=[optimizer])
+        resize_distributed(
+            ddp, [Grow("0", 1)], starts=drawn, example=example, optimizers=[optimizer]
+        )
     for call in (
         lambda: mg.adapt(ddp.module, [optimizer]),
         lambda: mg.adapt(ddp, [optimizer]),
         lambda: mg.resize(ddp.module, [Grow("0", 1)], example=example, optimizers=[optimizer]),
     ):
-        with pytest.raises(PlanError, match="is inside a DistributedDataParallel: .* resize_distributed"):
+        with pytest.raises(
+            PlanError, match="is inside a DistributedDataParallel: .* resize_distributed"
+        ):
             call()
     interrupted(ddp, example, optimizer, rank)
-    assert all(torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True)
+    )
     step()
     before = [t.clone() for t in everything(ddp.module, optimizer)]
     kept, first = resize_distributed(ddp, [Grow("0", 2)], example=example, optimizers=[optimizer])
@@ -105,7 +141,9 @@ def hooked(rank: int, draw: torch.Generator) -> None:
         first.undo()
     second.undo()
     first.undo()
-    assert all(torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True)
+    )
     step()
     _, applied = resize_distributed(ddp, [Grow("0", 2)], example=example, optimizers=[optimizer])
     if rank == 1:
@@ -115,22 +153,33 @@ def hooked(rank: int, draw: torch.Generator) -> None:
     if rank == 1:
         ddp.module[0].weight.data.sub_(1)
     step()
-    assert {name: read(ddp) for name, read in ARGUMENTS.items() if name not in ("module", "process_group")} == expected
+    assert {
+        name: read(ddp)
+        for name, read in ARGUMENTS.items()
+        if name not in ("module", "process_group")
+    } == expected
     assert (ddp.note, ddp.training, ddp.module.training) == ("mine", True, True)
     assert mg.doctor(ddp.module, optimizer) == []
     compressed(draw)
 
 
-def interrupted(ddp: DistributedDataParallel, example: torch.Tensor, optimizer: torch.optim.Optimizer, rank: int) -> None:
+def interrupted(
+    ddp: DistributedDataParallel, example: torch.Tensor, optimizer: torch.optim.Optimizer, rank: int
+) -> None:
     """Ctrl-C on one rank is an error on the others, and changes nothing on any."""
 
     def stop(*_: object) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    starts = {**STARTS, "scale": stop} if rank == 1 else {**STARTS, "scale": constant(1.0)}
+    starts = {**INITS, "scale": stop} if rank == 1 else {**INITS, "scale": constant(1.0)}
     starts["scale"].__qualname__ = "same"
-    with pytest.raises(KeyboardInterrupt if rank == 1 else PlanError, match="" if rank == 1 else "rank 1 says: KeyboardInt"):
-        resize_distributed(ddp, [Grow("0", 1)], starts=starts, example=example, optimizers=[optimizer])
+    with pytest.raises(
+        KeyboardInterrupt if rank == 1 else PlanError,
+        match="" if rank == 1 else "rank 1 says: KeyboardInt",
+    ):
+        resize_distributed(
+            ddp, [Grow("0", 1)], starts=starts, example=example, optimizers=[optimizer]
+        )
 
 
 def compressed(draw: torch.Generator) -> None:
@@ -154,7 +203,9 @@ def worker(rank: int, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
     ddp = DistributedDataParallel(build())
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
     draw = torch.Generator().manual_seed(rank)  # each rank has its own data
@@ -168,18 +219,29 @@ def worker(rank: int, folder: str) -> None:
     for number in range(10):
         step()
         edit = Shrink("0", [number % 3]) if number % 3 == 2 else Grow("0" if number % 2 else "3", 2)
-        ddp, _ = resize_distributed(ddp, [edit], seed=number + 10 * rank, example=example, optimizers=[optimizer])
+        ddp, _ = resize_distributed(
+            ddp, [edit], seed=number + 10 * rank, example=example, optimizers=[optimizer]
+        )
         step()
     assert mg.doctor(ddp.module, optimizer) == []
     before = [t.clone() for t in everything(ddp.module, optimizer)]
     with pytest.raises(PlanError, match="ranks ask for different edits"):
         resize_distributed(ddp, [Grow("0", 1 + rank)], example=example, optimizers=[optimizer])
     with pytest.raises(PlanError, match="nothing was changed on any rank; rank 1 says"):
-        resize_distributed(ddp, [Grow("0", 1)], example=example if rank == 0 else torch.randn(3, 5), optimizers=[optimizer])
+        resize_distributed(
+            ddp,
+            [Grow("0", 1)],
+            example=example if rank == 0 else torch.randn(3, 5),
+            optimizers=[optimizer],
+        )
     # running means come from each rank's own data; parameters and optimizer state must not differ
-    assert all(torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, everything(ddp.module, optimizer), strict=True)
+    )
     torch.save(
-        [p.detach() for p in ddp.parameters()] + [v for s in optimizer.state.values() for v in s.values()], f"{folder}/{rank}"
+        [p.detach() for p in ddp.parameters()]
+        + [v for s in optimizer.state.values() for v in s.values()],
+        f"{folder}/{rank}",
     )
     learned_depth(rank, folder, draw)
     hooked(rank, draw)
@@ -189,7 +251,9 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo")
+@pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo"
+)
 def test_two_ranks_stay_bit_equal(tmp_path: Path) -> None:
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
     for name in ("", "deep"):
@@ -199,7 +263,9 @@ def test_two_ranks_stay_bit_equal(tmp_path: Path) -> None:
 
 
 def test_every_argument_of_the_wrapper_can_be_read_back() -> None:
-    assert set(list(inspect.signature(DistributedDataParallel.__init__).parameters)[1:]) <= set(ARGUMENTS)
+    assert set(list(inspect.signature(DistributedDataParallel.__init__).parameters)[1:]) <= set(
+        ARGUMENTS
+    )
 
 
 def test_twenty_resizes_of_a_compiled_model_cost_at_most_one_recompilation() -> None:
@@ -212,6 +278,11 @@ def test_twenty_resizes_of_a_compiled_model_cost_at_most_one_recompilation() -> 
         optimizer.zero_grad()
         run(x).sum().backward()
         optimizer.step()
-        mg.resize(model, [Grow("0" if number % 2 else "3", 1 + number % 3)], optimizers=[optimizer], example=x)
+        mg.resize(
+            model,
+            [Grow("0" if number % 2 else "3", 1 + number % 3)],
+            optimizers=[optimizer],
+            example=x,
+        )
     torch.testing.assert_close(run(x), model(x))
     assert counter.frame_count <= 2

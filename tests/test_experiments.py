@@ -26,7 +26,7 @@ from morphogen.experiments.growing import cifar as growing_cifar
 from morphogen.experiments.growing import one_feature
 from morphogen.experiments.linked import width as linked_width
 from morphogen.experiments.linked.nets import LINKED
-from morphogen.layers.penalty import gain, quadratic
+from morphogen.layers.penalty import quadratic, scale_penalty
 from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
 from morphogen.report.reproduction import markdown, panels, plot, write
 from morphogen.tracing.trace import trace
@@ -42,7 +42,12 @@ def test_the_batch_of_networks_is_the_layer(faithful: bool, w: float) -> None:
     batch = Parities([3, 8], config).double()
     batch.w.data[1] = w
     width = config.width
-    block = lambda i: nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width, momentum=0.01, eps=1e-3))  # noqa: E731
+
+    def block(i):
+        return nn.Sequential(
+            nn.Linear(width, width), nn.BatchNorm1d(width, momentum=0.01, eps=1e-3)
+        )
+
     deep = LearnedDepth(block, w=w).double()
     deep.w.data.fill_(w)  # as it was before it was a float32
     for i, own in enumerate(deep.blocks):
@@ -54,25 +59,40 @@ def test_the_batch_of_networks_is_the_layer(faithful: bool, w: float) -> None:
     alone = (torch.relu(bits[1].T @ batch.read[1].T), batch.write[1, 0])
     expected = deep(alone[0]) @ alone[1]
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-    penalty = quadratic(deep, config.price) + gain(deep, config.gain)
+    penalty = quadratic(deep, config.penalty) + scale_penalty(deep, config.scale_penalty)
     torch.testing.assert_close(batch.penalty()[1], penalty, rtol=1e-9, atol=0)
     (out.square().sum() + batch.penalty()[1]).backward()
     (expected.square().sum() + penalty).backward()
     torch.testing.assert_close(batch.w.grad[1], deep.w.grad, rtol=1e-9, atol=0)
     assert batch.w.grad[0] == 0
     for i, own in enumerate(deep.blocks):
-        torch.testing.assert_close(batch.weight.grad[i, 1], own[0].weight.grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            batch.weight.grad[i, 1], own[0].weight.grad, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_runs_are_kept_as_summaries_and_checkpoints(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(
-        app, ["reproduce", "linked-width", "--smoke", "--tensorboard", "--checkpoints", "--out", str(out)]
-    )  # fmt: skip
+        app,
+        [
+            "reproduce",
+            "linked-width",
+            "--smoke",
+            "--tensorboard",
+            "--checkpoints",
+            "--out",
+            str(out),
+        ],
+    )
     assert result.exit_code == 0, result.output
     read = from_json(Reproduction, (out / "result.json").read_text())
     assert not read.files
-    trace = next(trace for trace in read.traces if trace.run.startswith("LK-ReLU-0-") and trace.tag == "val_acc")
+    trace = next(
+        trace
+        for trace in read.traces
+        if trace.run.startswith("LK-ReLU-0-") and trace.tag == "val_acc"
+    )
     found = EventAccumulator(str(out / "summaries" / trace.run)).Reload().Scalars("val_acc")
     assert [event.step for event in found] == list(trace.steps)
     assert [event.value for event in found] == pytest.approx(trace.values)
@@ -83,9 +103,13 @@ def test_runs_are_kept_as_summaries_and_checkpoints(tmp_path: Path) -> None:
     assert len(list((out / "checkpoints").iterdir())) == 2 * len({t.run for t in read.traces})
 
 
-def test_without_tensorboard_the_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_the_run_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    result = CliRunner().invoke(app, ["reproduce", "linked-width", "--tensorboard", "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["reproduce", "linked-width", "--tensorboard", "--out", str(tmp_path / "out")]
+    )
     assert isinstance(result.exception, MorphogenError)
     assert "pip install 'morphogen[tensorboard]'" in str(result.exception)
     assert not (tmp_path / "out" / "result.json").exists()
@@ -106,7 +130,9 @@ def test_published_depths_are_given_between_their_steps() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("mode", [[], ["--faithful"]])
 def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["reproduce", name, *mode, "--smoke", "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["reproduce", name, *mode, "--smoke", "--out", str(tmp_path / "out")]
+    )
     assert result.exit_code == 0, result.output
     assert "claims met" in result.output
     read = from_json(Reproduction, (tmp_path / "out" / "result.json").read_text())
@@ -115,23 +141,28 @@ def test_a_smoke_run_writes_its_page(name: str, mode: list[str], tmp_path: Path)
     assert read.curves
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(panels(read))
-    assert "http" not in re.sub(r'src="data:[^"]*"', "", page)  # an image's letters may spell anything
+    # an image's letters may spell anything
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
     for claim in read.claims:
         assert f"| {claim.name} |" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_tables_for_a_paper(tmp_path: Path) -> None:
     claims = (
-        Claim("LK-ReLU, 100 % & \u221a2 a_b\\{x}", 0.5, 0.25, None, 0.3, 0.01, 'the "log", table 2'),
+        Claim(
+            "LK-ReLU, 100 % & \u221a2 a_b\\{x}", 0.5, 0.25, None, 0.3, 0.01, 'the "log", table 2'
+        ),
         Claim("plain", None, 1 / 3),
-    )  # fmt: skip
+    )
     write(Reproduction("n", "title", "s", "default", {}, claims), tmp_path)
     rows = list(csv.DictReader((tmp_path / "claims.csv").read_text().splitlines()))
     assert [row["claim"] for row in rows] == [claim.name for claim in claims]
     assert float(rows[1]["measured"]) == 1 / 3
     assert rows[0]["source"] == claims[0].source
     table = (tmp_path / "claims.tex").read_text()
-    assert r"LK-ReLU, 100 \% \& $\surd$2 a\_b\textbackslash{}\{x\} & 0.5 & 0.25 $\pm$ 0.01 \\" in table
+    assert (
+        r"LK-ReLU, 100 \% \& $\surd$2 a\_b\textbackslash{}\{x\} & 0.5 & 0.25 $\pm$ 0.01 \\" in table
+    )
     assert table.count(r"\\") == 3
 
 
@@ -141,7 +172,9 @@ def test_an_unknown_experiment_is_refused_with_the_list() -> None:
 
 
 def chained(threshold: float) -> tuple[one_feature.Chain, State, torch.Tensor]:
-    """A network of the growing experiment that was trained for a step, with five features in its second convolution."""
+    """A network of the growing experiment that was trained for a step, with five features in its
+    second convolution.
+    """
     x, y = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     model = growing_cifar.network((4, 5, 4, 4, 10, 10), 10, False)
     state = State(model, torch.optim.Adam(model.parameters()))
@@ -150,18 +183,29 @@ def chained(threshold: float) -> tuple[one_feature.Chain, State, torch.Tensor]:
     layers = (*growing_cifar.GROWN, "dense3")
     first = dict(zip(layers, (4, 4, 4, 4, 10, 10), strict=False))
     judged, draw = Batches(x, y, 10), torch.Generator().manual_seed(0)
-    return one_feature.Chain(layers, widths(trace(model, x[:2])), first, judged, draw, 0.1, threshold, 1.0), state, x
+    return (
+        one_feature.Chain(
+            layers, widths(trace(model, x[:2])), first, judged, draw, 0.1, threshold, 1.0
+        ),
+        state,
+        x,
+    )
 
 
 def test_a_refused_feature_leaves_no_trace() -> None:
     chain, state, _ = chained(threshold=0.0)
     for _ in range(30):
-        before, moments = copy.deepcopy(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict()["state"])
+        before, moments = (
+            copy.deepcopy(state.model.state_dict()),
+            copy.deepcopy(state.optimizer.state_dict()["state"]),
+        )
         kept = {key: count for key, count in chain.counts.items() if key.startswith("kept")}
         one_feature.stochastic(chain, state)
         if kept == {key: count for key, count in chain.counts.items() if key.startswith("kept")}:
             torch.testing.assert_close(state.model.state_dict(), before, rtol=0, atol=0)
-            torch.testing.assert_close(state.optimizer.state_dict()["state"], moments, rtol=0, atol=0)
+            torch.testing.assert_close(
+                state.optimizer.state_dict()["state"], moments, rtol=0, atol=0
+            )
     assert {"refused more", "kept more", "at its smallest"} <= set(chain.counts)
     sizes = dict(zip(chain.layers, one_feature.sizes(state.model, chain.layers[:-1]), strict=False))
     assert all(sizes[layer] >= least for layer, least in chain.first.items())
@@ -183,11 +227,24 @@ def test_twelve_growths_end_at_the_final_size() -> None:
     config = gradmax_wide.Config()
     model = gradmax_wide.network(config, config.share, 10)
     found = widths(trace(model, torch.rand(2, 3, 16, 16)))
-    blocks = {f"{name}.conv1": b.conv1.out_channels for name, b in model.named_children() if isinstance(b, gradmax_wide.Block)}
+    blocks = {
+        f"{name}.conv1": b.conv1.out_channels
+        for name, b in model.named_children()
+        if isinstance(b, gradmax_wide.Block)
+    }
     for _ in range(config.growths):
-        apply_(model, plan(model, found, [Grow(name, round(config.share * size)) for name, size in blocks.items()]))
+        apply_(
+            model,
+            plan(
+                model,
+                found,
+                [Grow(name, round(config.share * size)) for name, size in blocks.items()],
+            ),
+        )
     final = gradmax_wide.network(config, 1.0, 10)
-    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in final.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in final.state_dict().items()
+    }
 
 
 def test_a_verdict_is_a_matter_of_bounds() -> None:
@@ -195,11 +252,23 @@ def test_a_verdict_is_a_matter_of_bounds() -> None:
     assert not Claim("a", 1.0, 0.9, low=1.0).met
     assert not Claim("a", 1.0, float("nan"), low=1.0).met
     assert not Claim("a", 1.0, 3.0, low=1.0, high=2.0).met
-    assert [Claim("a", 1.0, 3.0, low=low).verdict for low in (None, 1.0, 4.0)] == ["\u2013", "met", "missed"]
+    assert [Claim("a", 1.0, 3.0, low=low).verdict for low in (None, 1.0, 4.0)] == [
+        "\u2013",
+        "met",
+        "missed",
+    ]
     whole = Reproduction(
-        "n", "T", "S", "faithful", {}, (Claim("a|b", 1.0, 3.0, 1.0, 2.0, 0.5, "p. 3"),),
-        (Curve("depth", "k = 1", (1.0, 2.0), (1.0, 1.5)), Curve("depth", "published 1", (1.0, 2.0), (1.0, 1.4))),
-    )  # fmt: skip
+        "n",
+        "T",
+        "S",
+        "faithful",
+        {},
+        (Claim("a|b", 1.0, 3.0, 1.0, 2.0, 0.5, "p. 3"),),
+        (
+            Curve("depth", "k = 1", (1.0, 2.0), (1.0, 1.5)),
+            Curve("depth", "published 1", (1.0, 2.0), (1.0, 1.4)),
+        ),
+    )
     assert from_json(Reproduction, to_json(whole)) == whole
     assert "| a/b | 1 | 3 \u00b1 0.5 | 1 to 2 | missed | p. 3 |" in markdown(whole)
     lines = plot(whole, "depth").axes[0].lines
@@ -210,5 +279,7 @@ def test_a_verdict_is_a_matter_of_bounds() -> None:
 def test_a_learning_rate_that_diverges_is_not_chosen() -> None:
     from morphogen.experiments.dagnn.nets import chosen, data, networks
 
-    scored = chosen(networks(16, 8, 8)["DAG"], data("curves", 0, 300), "SGD", (0.03, 1e30), 1, 100, 0)
+    scored = chosen(
+        networks(16, 8, 8)["DAG"], data("curves", 0, 300), "SGD", (0.03, 1e30), 1, 100, 0
+    )
     assert scored[0.03] > scored[1e30] == 0

@@ -46,7 +46,9 @@ def test_at_a_reach_of_nothing_the_function_stays() -> None:
     model, x, y = small()
     edits = [Split("0", [1, 3]), Grow("0", 2)]
     found = searched(model, x, edits, lambda m: F.mse_loss(m(x), y), reach=1e-12)
-    torch.testing.assert_close(resized(model, x, edits, found.values)(x), model(x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        resized(model, x, edits, found.values)(x), model(x), rtol=0, atol=1e-10
+    )
 
 
 def test_twins_part_in_opposite_directions() -> None:
@@ -56,8 +58,12 @@ def test_twins_part_in_opposite_directions() -> None:
     torch.testing.assert_close((weight[2] + weight[4]) / 2, old[2])
     bias, old_bias = found.values["0.bias"], model[0].bias.detach()
     moved, whole = (weight[4] - old[2], bias[4:] - old_bias[2:3]), (old[2], old_bias[2:3])
-    assert float(torch.cat(moved).norm()) == pytest.approx(0.1 * float(torch.cat(whole).norm()), rel=1e-9)
-    torch.testing.assert_close(found.values["2.weight"][:, [2, 4]], model[2].weight.detach()[:, [2, 2]] / 2)
+    assert float(torch.cat(moved).norm()) == pytest.approx(
+        0.1 * float(torch.cat(whole).norm()), rel=1e-9
+    )
+    torch.testing.assert_close(
+        found.values["2.weight"][:, [2, 4]], model[2].weight.detach()[:, [2, 2]] / 2
+    )
     assert torch.equal(weight[[0, 1, 3]], old[[0, 1, 3]])
 
 
@@ -67,7 +73,9 @@ def test_a_saddle_is_left_by_splitting() -> None:
     y = torch.tanh(2 * x).sum(1, keepdim=True)
     model = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 1)).double()
     loss = lambda m: F.mse_loss(m(x), y)  # noqa: E731
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-10
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -78,7 +86,9 @@ def test_a_saddle_is_left_by_splitting() -> None:
     optimizer.step(closure)
     assert float(model[0].weight.grad.norm()) < 1e-4
     found = searched(model, x, [Split("0", [0])], loss, steps=20, reach=0.3)
-    gained = float((loss(model) - loss(resized(model, x, [Split("0", [0])], found.values))).detach())
+    gained = float(
+        (loss(model) - loss(resized(model, x, [Split("0", [0])], found.values))).detach()
+    )
     assert gained > 0.05 * float(loss(model).detach())
     assert float(found.gains["0"][0]) == pytest.approx(gained, rel=0.1)
 
@@ -92,9 +102,10 @@ def test_any_architecture_and_nothing_is_touched(name: str) -> None:
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     tried = 0
     for width in known.values():
-        if width.pinned:
+        if width.fixed:
             continue
-        alone = bool(width.felt) or any(slot.role == FLAT for slot in width.slots)  # twins cannot be
+        # twins cannot be
+        alone = bool(width.not_preserved) or any(slot.role == FLAT for slot in width.slots)
         edits = [Grow(width.name, 2)] if alone else [Split(width.name, [0]), Grow(width.name, 2)]
         planned = plan(model, known, edits)
         if not any(row.role.startswith("in") for row in planned.rows):

@@ -12,7 +12,15 @@ from morphogen import DataError, Grow, MorphogenError, RunError
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.load import load_data
 from morphogen.edit.apply import count_parameters
-from morphogen.fitting.fit import CHECKPOINT, Problem, Settings, compressed, fit, renew, scratch
+from morphogen.fitting.fit import (
+    CHECKPOINT,
+    Problem,
+    Settings,
+    compressed,
+    fit,
+    scratch,
+    shrink_and_perturb,
+)
 from morphogen.fitting.recipe import Recipe
 from morphogen.policies import POLICIES
 from morphogen.record import Layer, Report
@@ -26,18 +34,23 @@ def table(regression: bool = False, rows: int = 300) -> Dataset:
     y = x[:, 0] * x[:, 1] + np.sin(2 * x[:, 2])
     y = (10 * y + 50).astype(np.float32) if regression else (y > 0).astype(np.int64) + (y > 1)
     cut = rows * 4 // 5
-    return from_arrays(x[:cut], y[:cut], x[cut:], y[cut:], task="regression" if regression else None, name="toy")
+    return from_arrays(
+        x[:cut], y[:cut], x[cut:], y[cut:], task="regression" if regression else None, name="toy"
+    )
 
 
-QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, settle=0.5, epochs=4, width=4, rounds=8)
+QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, anneal=0.5, epochs=4, width=4, rounds=8)
 
 
 def equal(a: Report, b: Report) -> bool:
     """Everything but the seconds, which no two runs share."""
     strip = lambda r: replace(  # noqa: E731
-        r, notes=(), environment={}, rounds=tuple(replace(x, seconds=0, train_loss=repr(x.train_loss)) for x in r.rounds),
+        r,
+        notes=(),
+        environment={},
+        rounds=tuple(replace(x, seconds=0, train_loss=repr(x.train_loss)) for x in r.rounds),
         table=tuple(replace(x, seconds=None) for x in r.table),
-    )  # fmt: skip
+    )
     return strip(a) == strip(b)
 
 
@@ -61,7 +74,9 @@ class Killer:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
     settings = Settings(seed=3, policy=policy)
     whole = fit(table(), settings, recipe=QUICK)
@@ -70,7 +85,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(policy: str, tmp_path: Path, m
         folder = tmp_path / f"{after}"
         with pytest.raises(Killed):
             fit(table(), settings, recipe=QUICK, folder=folder, display=Killer(after))
-        resumed = fit(table(), settings, recipe=QUICK, folder=folder, resume=(folder / CHECKPOINT).exists())
+        resumed = fit(
+            table(), settings, recipe=QUICK, folder=folder, resume=(folder / CHECKPOINT).exists()
+        )
         assert equal(resumed.report, whole.report)
         assert resumed.ledger == whole.ledger
         for a, b in zip(resumed.plain.parameters(), whole.plain.parameters(), strict=True):
@@ -98,21 +115,37 @@ def test_a_dag_grows_resumes_and_leaves_as_plain_layers(
 def test_an_unknown_wiring_lists_the_known() -> None:
     with pytest.raises(RunError, match="--wiring 'ring': unknown; choose one of layers, dag"):
         fit(table(), Settings(wiring="ring"))
-    with pytest.raises(RunError, match="--policy gradmax: cannot change a network of --wiring dag; choose one of trial"):
+    with pytest.raises(
+        RunError,
+        match="--policy gradmax: cannot change a network of --wiring dag; choose one of trial",
+    ):
         fit(table(), Settings(wiring="dag", policy="gradmax"))
 
 
-@pytest.mark.parametrize(("renewal", "after"), [(0.0, 3), (0.5, 3), (0.5, 6)])
-def test_images_resume_too(renewal: float, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shrink_and_perturb_share", "after"), [(0.0, 3), (0.5, 3), (0.5, 6)])
+def test_images_resume_too(
+    shrink_and_perturb_share: float, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
     data, recipe = (
         load_data("digits"),
-        replace(QUICK, shift=1, epochs=1, rounds=4, steps=10, multiple=8, width=8, renewal=renewal),
+        replace(
+            QUICK,
+            shift=1,
+            epochs=1,
+            rounds=4,
+            steps=10,
+            granularity=8,
+            width=8,
+            shrink_and_perturb_share=shrink_and_perturb_share,
+        ),
     )
     whole = fit(data, Settings(), recipe=recipe)
     with pytest.raises(Killed):
         fit(data, Settings(), recipe=recipe, folder=tmp_path, display=Killer(after))
-    assert equal(fit(data, Settings(), recipe=recipe, folder=tmp_path, resume=True).report, whole.report)
+    assert equal(
+        fit(data, Settings(), recipe=recipe, folder=tmp_path, resume=True).report, whole.report
+    )
 
 
 def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
@@ -123,11 +156,11 @@ def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None
 
 def test_it_learns_grows_and_reports() -> None:
     data = table(rows=1500)
-    fitted = fit(data, recipe=replace(QUICK, rounds=25, epochs=25, width=8, price=0.05))
+    fitted = fit(data, recipe=replace(QUICK, rounds=25, epochs=25, width=8, penalty=0.05))
     found, rounds = fitted.report.table[0], fitted.report.rounds
     assert found.score > 0.7
     assert rounds[0].round == 0
-    assert {r.phase for r in rounds} == {"grow", "settle"}
+    assert {r.phase for r in rounds} == {"grow", "anneal"}
     assert fitted.report.changes
     assert found.parameters == count_parameters(fitted.plain)
     assert fitted.certificate.kind == "exact"
@@ -149,7 +182,9 @@ def test_regression_leaves_in_the_targets_own_unit() -> None:
 def test_the_budget_is_kept() -> None:
     fitted = fit(table(), Settings(budget=150), recipe=replace(QUICK, rounds=20))
     assert all(r.parameters <= 150 for r in fitted.report.rounds)
-    with pytest.raises(RunError, match=r"--budget 5: the smallest network for this data has \d+ parameters"):
+    with pytest.raises(
+        RunError, match=r"--budget 5: the smallest network for this data has \d+ parameters"
+    ):
         fit(table(), Settings(budget=5), recipe=QUICK)
 
 
@@ -157,7 +192,7 @@ def test_the_time_limit_is_kept() -> None:
     long = replace(QUICK, epochs=100_000, rounds=10_000)
     fitted = fit(table(), Settings(time_limit=3), recipe=long)
     assert fitted.seconds < 10  # generous: it must end, not be punctual
-    assert fitted.report.rounds[-1].phase == "settle"
+    assert fitted.report.rounds[-1].phase == "anneal"
 
 
 def test_nan_is_caught_said_and_overcome(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +205,20 @@ def test_nan_is_caught_said_and_overcome(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Problem, "objective", sometimes)
     fitted = fit(table(), recipe=QUICK)
     note = fitted.report.notes[-1]
-    assert "the loss became nan in round 2: the last good state is back, the learning rate is halved" in note
+    assert (
+        "the loss became nan in round 2: the last good state is back, the learning rate is halved"
+        in note
+    )
     assert all(torch.isfinite(p).all() for p in fitted.plain.parameters())
 
 
 def test_a_loss_that_stays_nan_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "objective", lambda self, model, x, y, smoothing: model(x).sum() * float("nan"))
-    with pytest.raises(MorphogenError, match="it stays so at 1/256 of the learning rate: check the data"):
+    monkeypatch.setattr(
+        Problem, "objective", lambda self, model, x, y, smoothing: model(x).sum() * float("nan")
+    )
+    with pytest.raises(
+        MorphogenError, match="it stays so at 1/256 of the learning rate: check the data"
+    ):
         fit(table(), recipe=QUICK)
 
 
@@ -189,7 +231,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_row_is_refused() -> None:
-    one = Dataset("one", "regression", np.ones((1, 2), "f"), np.ones(1, "f"), np.ones((0, 2), "f"), np.ones(0, "f"), ())
+    one = Dataset(
+        "one",
+        "regression",
+        np.ones((1, 2), "f"),
+        np.ones(1, "f"),
+        np.ones((0, 2), "f"),
+        np.ones(0, "f"),
+        (),
+    )
     with pytest.raises(DataError, match="1 sample in the training part"):
         fit(one)
 
@@ -205,18 +255,18 @@ def test_renewal_mixes_every_weight_but_the_depths_and_depends_on_the_seed_only(
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     half, again = copy.deepcopy(model), copy.deepcopy(model)
     torch.manual_seed(1)
-    renew(half, 0.5, seed=3)
+    shrink_and_perturb(half, 0.5, seed=3)
     torch.manual_seed(2)
-    renew(again, 0.5, seed=3)
+    shrink_and_perturb(again, 0.5, seed=3)
     whole = copy.deepcopy(model)
-    renew(whole, 1.0, seed=3)
+    shrink_and_perturb(whole, 1.0, seed=3)
     for name, p in half.named_parameters():
         assert torch.equal(p, dict(again.named_parameters())[name])
-        fresh = dict(whole.named_parameters())[name]
+        new_state_fraction = dict(whole.named_parameters())[name]
         if name.endswith(".w"):
             assert torch.equal(p, before[name])
         else:
-            torch.testing.assert_close(p, (before[name] + fresh) / 2)
+            torch.testing.assert_close(p, (before[name] + new_state_fraction) / 2)
 
 
 @pytest.mark.parametrize("regression", [False, True])

@@ -33,17 +33,25 @@ with claimed(Path(sys.argv[1])) as folder:
 
 def holder(folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def test_a_folder_that_another_process_has_is_refused_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
+def test_a_folder_that_another_process_has_is_refused_and_a_dead_one_is_taken_over(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "run"
     process = holder(folder)
-    said = rf"--out .*run is being written by another run \(process {process.pid} on {socket.gethostname()}\)"
+    said = (
+        rf"--out .*run is being written by another run \(process {process.pid} on "
+        rf"{socket.gethostname()}\)"
+    )
     with pytest.raises(RunError, match=said), claimed(folder, used=True):
         pass
     assert json.loads((folder / LOCK).read_text())["pid"] == process.pid
@@ -52,7 +60,10 @@ def test_a_folder_that_another_process_has_is_refused_and_a_dead_one_is_taken_ov
     with pytest.raises(RunError, match="already holds another run"), claimed(folder):
         pass
     with claimed(folder, used=True):
-        assert json.loads((folder / LOCK).read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
+        assert json.loads((folder / LOCK).read_text()) == {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
         assert not [path for path in folder.iterdir() if path.suffix == ".part"]
     assert [path.name for path in folder.iterdir()] == ["begun"]
 
@@ -65,7 +76,12 @@ def test_a_dead_lock_alone_leaves_a_folder_free(tmp_path: Path) -> None:
 
 def test_of_another_host_nobody_can_tell(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text('{"pid": 17, "host": "elsewhere"}')
-    with pytest.raises(RunError, match=r"process 17 on elsewhere\); if that run is over, delete .*run.lock"), claimed(tmp_path):
+    with (
+        pytest.raises(
+            RunError, match=r"process 17 on elsewhere\); if that run is over, delete .*run.lock"
+        ),
+        claimed(tmp_path),
+    ):
         pass
     assert (tmp_path / LOCK).exists()
 
@@ -160,7 +176,10 @@ def test_two_runs_at_once_and_copies_of_a_launcher_are_refused(
     x = np.random.default_rng(0).normal(size=(40, 2))
     dataset = from_arrays(x, x[:, 0] > 0)
     folder = tmp_path / "run"
-    call = {"run": lambda: run(dataset, out=folder, quiet=True), "fit": lambda: fit(dataset, folder=folder)}[way]
+    call = {
+        "run": lambda: run(dataset, out=folder, zero_init=True),
+        "fit": lambda: fit(dataset, folder=folder),
+    }[way]
     process = holder(folder)
     with pytest.raises(RunError, match="being written by another run|already holds another run"):
         call()

@@ -17,11 +17,16 @@ class Attention(nn.Module):
     def __init__(self, dim: int = 12, heads: int = 2) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dim = heads, 4, dim
-        self.qkv, self.out = nn.Linear(dim, 3 * heads * self.head_dim), nn.Linear(heads * self.head_dim, dim)
+        self.qkv, self.out = (
+            nn.Linear(dim, 3 * heads * self.head_dim),
+            nn.Linear(heads * self.head_dim, dim),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).view(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         h = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.out(h.transpose(1, 2).reshape(b, n, -1)).view(b, n, self.dim)
 
@@ -43,7 +48,9 @@ def net() -> tuple[Net, Tensor]:
 
 def test_the_refusal_names_the_attribute_and_the_way() -> None:
     model, x = net()
-    with pytest.raises(PlanError, match=r"attn.head_dim = 4; try morphogen.follow\(model, 'head_dim'\)"):
+    with pytest.raises(
+        PlanError, match=r"attn.head_dim = 4; try morphogen.follow\(model, 'head_dim'\)"
+    ):
         mg.resize(model, [Grow("attn.qkv", 2)], example=x)
     with pytest.raises(PlanError, match=r"attn.dim = 12; try morphogen.follow\(model, 'dim'\)"):
         mg.resize(model, [Grow("embed", 2)], example=x)
@@ -87,5 +94,7 @@ def test_declared_attributes_are_saved_and_replayed(tmp_path: Path) -> None:
 
 def test_an_unknown_attribute_is_refused() -> None:
     model, _ = net()
-    with pytest.raises(PlanError, match="follow: no module of Net has a whole number called 'head_size'"):
+    with pytest.raises(
+        PlanError, match="follow: no module of Net has a whole number called 'head_size'"
+    ):
         mg.follow(model, "head_size")

@@ -37,7 +37,8 @@ def test_the_page_of_source_is_the_network(name: str, tmp_path: Path) -> None:
     save_file(plain.state_dict(), tmp_path / "model.safetensors")
     torch.save(x, tmp_path / "x.pt")
     code = (
-        "import sys, torch; import model; assert not any(m.startswith('morphogen') for m in sys.modules);"
+        "import sys, torch; import model; assert not any(m.startswith('morphogen') for m in "
+        "sys.modules);"
         "torch.save(model.load()(torch.load('x.pt')), 'y.pt')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -67,7 +68,9 @@ def test_onnx_equals_torch_at_every_batch_size(tmp_path: Path) -> None:
         np.testing.assert_allclose(seen, plain(new).detach().numpy(), atol=1e-5)
 
 
-def test_an_onnx_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnx_file_that_differs_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = onnxruntime.InferenceSession.run
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *a, **k: [run(*a, **k)[0] + 1])
     model, x = problem("mlp", torch.float32)
@@ -89,27 +92,71 @@ def test_a_corrupt_checkpoint_is_said(tmp_path: Path, harm: str) -> None:
     path = tmp_path / "c"
     save_tensors(path, {"a": torch.randn(30)}, {})
     data = path.read_bytes()
-    broken = {"cut": data[:-9], "flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "empty": b"", "text": b"hello"}
+    broken = {
+        "cut": data[:-9],
+        "flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "empty": b"",
+        "text": b"hello",
+    }
     path.write_bytes(broken[harm])
-    with pytest.raises(RunError, match=r"is corrupt .*; delete it and start again without --resume"):
+    with pytest.raises(
+        RunError, match=r"is corrupt .*; delete it and start again without --resume"
+    ):
         load_tensors(path)
     with pytest.raises(RunError, match="no checkpoint at"):
         load_tensors(tmp_path / "absent")
 
 
 LABELS = [
-    '"""\nraise SystemExit("a label was run")\n"""', "'''", '"', '\\"', "\\", "\\\\", "C:\\Users\\x", "\\N", "\\N{DASH}", "\\x",
-    "\\u12", "\\d", "{layers}", "{0}", "%s", "a\nb", "\r", "\t", "\0", "\x0c", "\x85", "\u2028", "\ufeff", "Köln", "日本", "🦋",
-    "", " ", "#", "it's", "both \" and '", '" """', "\ud800", "from os import *", "import os", "# coding: latin-1", "`", "$(x)",
+    '"""\nraise SystemExit("a label was run")\n"""',
+    "'''",
+    '"',
+    '\\"',
+    "\\",
+    "\\\\",
+    "C:\\Users\\x",
+    "\\N",
+    "\\N{DASH}",
+    "\\x",
+    "\\u12",
+    "\\d",
+    "{layers}",
+    "{0}",
+    "%s",
+    "a\nb",
+    "\r",
+    "\t",
+    "\0",
+    "\x0c",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "Köln",
+    "日本",
+    "🦋",
+    "",
+    " ",
+    "#",
+    "it's",
+    "both \" and '",
+    '" """',
+    "\ud800",
+    "from os import *",
+    "import os",
+    "# coding: latin-1",
+    "`",
+    "$(x)",
     "\u202e",
-]  # fmt: skip
+]
 
 
 def _page(classes: tuple[str, ...], name: str) -> tuple[str, nn.Sequential]:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, len(classes)))
     x = np.zeros((4, 2), np.float32)
-    dataset = Dataset(name, "classification", x, np.zeros(4, np.int64), x, np.zeros(4, np.int64), classes)
+    dataset = Dataset(
+        name, "classification", x, np.zeros(4, np.int64), x, np.zeros(4, np.int64), classes
+    )
     layers = (Layer("0", "linear", 3), Layer("2", "output", len(classes)))
     rounds = (Round(0, 0.0, 0, 0.0, "grow", 0.0, 0.0, 0.0, 1, layers),)
     return page(plain, dataset, Report(name, name, "classification", "accuracy", 0, rounds)), plain
@@ -154,15 +201,24 @@ def test_a_page_with_every_label_runs_isolated_and_is_the_network(tmp_path: Path
     x = torch.randn(5, 2)
     torch.save(x, tmp_path / "x.pt")
     code = (
-        "import sys, warnings, importlib.util, torch, safetensors.torch; warnings.simplefilter('error');"
-        "spec = importlib.util.spec_from_file_location('model', sys.argv[1]); model = importlib.util.module_from_spec(spec);"
-        "spec.loader.exec_module(model); torch.save((model.load()(torch.load('x.pt')), model.__doc__), 'y.pt')"
+        "import sys, warnings, importlib.util, torch, safetensors.torch; "
+        "warnings.simplefilter('error');"
+        "spec = importlib.util.spec_from_file_location('model', sys.argv[1]); model = "
+        "importlib.util.module_from_spec(spec);"
+        "spec.loader.exec_module(model); torch.save((model.load()(torch.load('x.pt')), "
+        "model.__doc__), 'y.pt')"
     )
-    subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path / "model.py")], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-I", "-c", code, str(tmp_path / "model.py")], cwd=tmp_path, check=True
+    )
     seen, told = torch.load(tmp_path / "y.pt")
     torch.testing.assert_close(seen, plain(x), rtol=0, atol=1e-6)
     assert ", ".join(LABELS) in told
-    done = subprocess.run([sys.executable, "-I", "-W", "error", str(tmp_path / "model.py")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "error", str(tmp_path / "model.py")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
 
@@ -176,7 +232,9 @@ def test_names_of_columns_stay_in_the_constants(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Linear(dataset.x_train.shape[1], 2))
     write_atomic(tmp_path / "preparation.json", dataset.prepare.to_json())
     text = source(plain, title="t", prepare=prepare_source(dataset.prepare))
-    assert not any(name in text for name in names if len(name) > 3 and name not in ("{layers}", "import os"))
+    assert not any(
+        name in text for name in names if len(name) > 3 and name not in ("{layers}", "import os")
+    )
     room = {"__file__": str(tmp_path / "model.py"), "__name__": "model"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -185,13 +243,26 @@ def test_names_of_columns_stay_in_the_constants(tmp_path: Path) -> None:
 
 
 BUILT = [
-    nn.Conv2d(4, 4, 2, stride=2), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.Conv2d(4, 4, 3, padding="same"),
-    nn.Conv2d(4, 8, (1, 3), padding=(0, 1), groups=2, dilation=2, bias=False), nn.MaxPool2d(2, ceil_mode=True),
-    nn.MaxPool2d(2, 1, dilation=2), nn.AvgPool2d(2, 2, 1, count_include_pad=False), nn.AvgPool2d(2, 1, divisor_override=3),
-    nn.AdaptiveAvgPool2d((None, 2)), nn.BatchNorm2d(4, eps=1e-3, affine=False), nn.BatchNorm2d(4, track_running_stats=False),
-    nn.LeakyReLU(np.float64(0.3)), nn.ELU(np.float32(0.5)), nn.GELU("tanh"), nn.ReLU(inplace=True), nn.Flatten(2),
-    nn.Flatten(1, 2), nn.Linear(5, 3, bias=False), nn.BatchNorm2d(np.int64(4)),
-]  # fmt: skip
+    nn.Conv2d(4, 4, 2, stride=2),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    nn.Conv2d(4, 4, 3, padding="same"),
+    nn.Conv2d(4, 8, (1, 3), padding=(0, 1), groups=2, dilation=2, bias=False),
+    nn.MaxPool2d(2, ceil_mode=True),
+    nn.MaxPool2d(2, 1, dilation=2),
+    nn.AvgPool2d(2, 2, 1, count_include_pad=False),
+    nn.AvgPool2d(2, 1, divisor_override=3),
+    nn.AdaptiveAvgPool2d((None, 2)),
+    nn.BatchNorm2d(4, eps=1e-3, affine=False),
+    nn.BatchNorm2d(4, track_running_stats=False),
+    nn.LeakyReLU(np.float64(0.3)),
+    nn.ELU(np.float32(0.5)),
+    nn.GELU("tanh"),
+    nn.ReLU(inplace=True),
+    nn.Flatten(2),
+    nn.Flatten(1, 2),
+    nn.Linear(5, 3, bias=False),
+    nn.BatchNorm2d(np.int64(4)),
+]
 
 
 @pytest.mark.parametrize("layer", BUILT, ids=repr)
@@ -208,7 +279,9 @@ def test_all_that_a_layer_was_built_with_is_written(layer: nn.Module) -> None:
 
 def test_a_page_keeps_order_names_and_modules_that_stand_twice() -> None:
     layer = nn.Linear(3, 3)
-    plain = nn.Sequential(OrderedDict([("lambda", layer), ("a b", nn.Tanh()), ('"', layer), ("\\N", nn.Linear(3, 1))]))
+    plain = nn.Sequential(
+        OrderedDict([("lambda", layer), ("a b", nn.Tanh()), ('"', layer), ("\\N", nn.Linear(3, 1))])
+    )
     room = {"__file__": "model.py", "__name__": "model"}
     exec(source(plain, title="t"), room)
     net = room["Net"]()
@@ -229,7 +302,9 @@ def test_a_value_that_has_no_source_is_refused(bad: object) -> None:
 
 def test_the_checksum_covers_all_that_a_checkpoint_says(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    save_tensors(path, {"a": torch.arange(6.0), "b": torch.zeros(0)}, {"blocks": {"depth": 1}, "note": "one"})
+    save_tensors(
+        path, {"a": torch.arange(6.0), "b": torch.zeros(0)}, {"blocks": {"depth": 1}, "note": "one"}
+    )
     data = path.read_bytes()
     for old, new in ((b"one", b"two"), (b'depth\\": 1', b'depth\\": 2')):
         assert old in data
@@ -237,7 +312,11 @@ def test_the_checksum_covers_all_that_a_checkpoint_says(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="is corrupt .checksum."):
             load_tensors(path)
     path.write_bytes(data)
-    for change in ({"a": torch.arange(6.0).view(2, 3)}, {"a": torch.arange(6.0).view(torch.int32)}, {"c": torch.arange(6.0)}):
+    for change in (
+        {"a": torch.arange(6.0).view(2, 3)},
+        {"a": torch.arange(6.0).view(torch.int32)},
+        {"c": torch.arange(6.0)},
+    ):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         save_file({"b": torch.zeros(0), **change}, path, metadata)

@@ -30,7 +30,8 @@ def test_frozen_equals_trained(name: str, w: float, dtype: torch.dtype, allowed:
     assert (certificate.kind, certificate.proved) == ("exact", True)
     assert all(type(m).__module__.startswith("torch.nn") for m in plain.modules())
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in plain.modules())
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())  # the given model is untouched
+    # the given model is untouched
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
 def test_dead_units_leave() -> None:
@@ -62,8 +63,12 @@ class _Shifted(nn.Module):
         return self.b(self.shift(self.a(x)))
 
 
-@pytest.mark.parametrize(("shift", "left"), [(torch.sigmoid, 4), (lambda x: x + 1, 4), (torch.cos, 4), (torch.tanh, 3)])
-def test_activations_that_are_no_modules_decide_what_is_dead_too(shift: Callable[[Tensor], Tensor], left: int) -> None:
+@pytest.mark.parametrize(
+    ("shift", "left"), [(torch.sigmoid, 4), (lambda x: x + 1, 4), (torch.cos, 4), (torch.tanh, 3)]
+)
+def test_activations_that_are_no_modules_decide_what_is_dead_too(
+    shift: Callable[[Tensor], Tensor], left: int
+) -> None:
     model = _Shifted(shift).double()
     with torch.no_grad():
         model.a.weight[1], model.a.bias[1] = 0, 0
@@ -78,8 +83,12 @@ def test_a_distribution_over_depth_is_refused() -> None:
 
 
 def test_a_block_that_is_not_affine_is_refused_by_name() -> None:
-    model = nn.Sequential(LearnedDepth(lambda i: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))))
-    with pytest.raises(Unsupported, match="a block of Linear, ReLU, Linear is not one affine layer"):
+    model = nn.Sequential(
+        LearnedDepth(lambda i: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)))
+    )
+    with pytest.raises(
+        Unsupported, match="a block of Linear, ReLU, Linear is not one affine layer"
+    ):
         freeze(model, torch.randn(2, 3))
 
 
@@ -102,7 +111,11 @@ def test_batch_norms_are_folded_wherever_they_stand() -> None:
     class Apart(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm, self.conv, self.late = nn.BatchNorm2d(4), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+            self.norm, self.conv, self.late = (
+                nn.BatchNorm2d(4),
+                nn.Conv2d(1, 4, 3),
+                nn.BatchNorm2d(4),
+            )
             self.out = nn.Sequential(nn.Linear(64, 5), nn.BatchNorm1d(5))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,5 +137,12 @@ def test_batch_norms_are_folded_wherever_they_stand() -> None:
 
 def test_every_transform_is_listed() -> None:
     assert set(TRANSFORMS) == {
-        "approximate_shallow", "collapse", "compress", "drop_dead", "fold_batchnorm", "freeze", "merge_duplicates", "shallow",
-    }, "add a case for the new transform"  # fmt: skip
+        "approximate_shallow",
+        "collapse",
+        "compress",
+        "drop_dead",
+        "fold_batchnorm",
+        "freeze",
+        "merge_duplicates",
+        "shallow",
+    }, "add a case for the new transform"

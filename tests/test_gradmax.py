@@ -9,17 +9,25 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, Unsupported, gradmax, plan, resize, trace, widths
-from morphogen.edit.inits.constant import STARTS, normal
+from morphogen.edit.inits.constant import INITS, normal
 from problems import problem
 
 
-def grown(model: nn.Module, x: Tensor, name: str, units: int, starts=STARTS) -> mg.Applied:
-    return resize(model, [Grow(name, units)], example=x, starts=starts, generator=torch.Generator().manual_seed(0))
+def grown(model: nn.Module, x: Tensor, name: str, units: int, starts=INITS) -> mg.Applied:
+    return resize(
+        model,
+        [Grow(name, units)],
+        example=x,
+        starts=starts,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def found(model: nn.Module, x: Tensor, name: str, units: int, loss, **options):
     draw = torch.Generator().manual_seed(0)
-    return gradmax(model, plan(model, widths(trace(model, x)), [Grow(name, units)]), loss, draw, **options)
+    return gradmax(
+        model, plan(model, widths(trace(model, x)), [Grow(name, units)]), loss, draw, **options
+    )
 
 
 def test_linear_units_end_at_the_leading_singular_vectors() -> None:
@@ -37,7 +45,9 @@ def test_linear_units_end_at_the_leading_singular_vectors() -> None:
     assert receipt.keeps
     assert receipt.change <= 1e-12
     new = F.normalize(model[0].weight.detach()[6:])
-    torch.testing.assert_close((new @ right[:2].T).abs(), torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        (new @ right[:2].T).abs(), torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-6
+    )
     F.mse_loss(model(x), y).backward()
     strength = float(model[1].weight.grad[:, 6:].square().sum())
     norms = model[0].weight.detach()[6:].square().sum(1)
@@ -49,7 +59,9 @@ def test_the_gradient_is_never_smaller_than_that_of_the_usual_start(name: str) -
     model, x = problem(name)
     y = torch.randn_like(model(x).detach())
     loss = lambda m: F.mse_loss(m(x), y)  # noqa: E731
-    width = next(w.name for w in widths(trace(model, x)).values() if not w.pinned and not w.felt)
+    width = next(
+        w.name for w in widths(trace(model, x)).values() if not w.fixed and not w.not_preserved
+    )
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     starts = found(model, x, width, 3, loss)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
@@ -65,7 +77,11 @@ def test_the_gradient_is_never_smaller_than_that_of_the_usual_start(name: str) -
         loss(m).backward()
         rows = plan(model, widths(trace(model, x)), [Grow(width, 3)]).rows
         tensors = dict(m.named_parameters())
-        new = [tensors[r.tensor].grad.movedim(r.dim, 0)[torch.tensor(r.index) == -1] for r in rows if r.role.startswith("in")]
+        new = [
+            tensors[r.tensor].grad.movedim(r.dim, 0)[torch.tensor(r.index) == -1]
+            for r in rows
+            if r.role.startswith("in")
+        ]
         return sum(float(part.square().sum()) for part in new)
 
     assert strength(best) >= strength(usual)
@@ -75,13 +91,15 @@ def test_the_gradient_is_never_smaller_than_that_of_the_usual_start(name: str) -
 def test_what_cannot_be_searched_is_refused() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
     with pytest.raises(PlanError, match="not the growth of one width"):
-        gradmax(model, plan(model, widths(trace(model, x)), [mg.Shrink("0", [1])]), lambda m: m(x).sum())
+        gradmax(
+            model, plan(model, widths(trace(model, x)), [mg.Shrink("0", [1])]), lambda m: m(x).sum()
+        )
     with pytest.raises(Unsupported, match="cannot be differentiated twice"):
         found(model, x, "0", 2, lambda m: torch.zeros(()))
 
 
 def test_a_start_that_is_felt_is_not_promised_to_keep_the_function() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
-    receipt = grown(model, x, "0", 2, {**STARTS, "in": normal(0.5)}).receipt
+    receipt = grown(model, x, "0", 2, {**INITS, "in": normal(0.5)}).receipt
     assert not receipt.keeps
     assert receipt.change > 1e-3

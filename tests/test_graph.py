@@ -13,8 +13,8 @@ from problems import PROBLEMS, Embedded, Residual, problem
 def test_free_widths_are_those_known_by_hand(name: str) -> None:
     model, x = problem(name)
     found = widths(trace(model, x))
-    assert {w.name: w.size for w in found.values() if not w.pinned} == PROBLEMS[name][2]
-    assert all(w.pinned for w in found.values() if w.name not in PROBLEMS[name][2])
+    assert {w.name: w.size for w in found.values() if not w.fixed} == PROBLEMS[name][2]
+    assert all(w.fixed for w in found.values() if w.name not in PROBLEMS[name][2])
 
 
 def test_spans_say_where_each_unit_is() -> None:
@@ -26,14 +26,16 @@ def test_spans_say_where_each_unit_is() -> None:
 
 
 def test_input_and_output_are_pinned_with_the_reason() -> None:
-    found = widths(trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)))
-    assert found["2"].pinned == "the model's output"
-    assert found["read by 0.weight"].pinned == "the model's input"
+    found = widths(
+        trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4))
+    )
+    assert found["2"].fixed == "the model's output"
+    assert found["read by 0.weight"].fixed == "the model's input"
 
 
 def test_layer_norm_embedding_and_slopes() -> None:
     found = widths(trace(Embedded(), torch.randint(11, (3, 4))))
-    assert {w.name: w.size for w in found.values() if not w.pinned} == {"table": 8, "hidden": 6}
+    assert {w.name: w.size for w in found.values() if not w.fixed} == {"table": 8, "hidden": 6}
 
 
 def test_a_fixed_size_pins_what_is_added_to_it() -> None:
@@ -45,7 +47,7 @@ def test_a_fixed_size_pins_what_is_added_to_it() -> None:
         def forward(self, x):
             return self.b(self.a(x) + torch.arange(6.0))
 
-    assert "fixed size" in widths(trace(Shifted(), torch.randn(2, 4)))["a"].pinned
+    assert "fixed size" in widths(trace(Shifted(), torch.randn(2, 4)))["a"].fixed
 
 
 def test_an_unknown_operation_is_refused_by_node_name() -> None:
@@ -85,10 +87,15 @@ def test_tracing_leaves_the_mode_alone() -> None:
     assert not model[3].training
 
 
-@pytest.mark.parametrize("parametrization", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal])
+@pytest.mark.parametrize(
+    "parametrization",
+    [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal],
+)
 def test_weights_that_are_computed_as_a_whole_are_refused_by_node(parametrization) -> None:
     model = nn.Sequential(parametrization(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
-    with pytest.raises(Unsupported, match=r"'aten\.\w+\.?\w*' at node '\w+': no rule says how it treats widths"):
+    with pytest.raises(
+        Unsupported, match=r"'aten\.\w+\.?\w*' at node '\w+': no rule says how it treats widths"
+    ):
         widths(trace(model, torch.randn(3, 4)))
 
 
@@ -103,23 +110,32 @@ class Shown(nn.Module):
 
 def test_a_roll_across_everything_pins_and_a_norm_by_hand_is_felt() -> None:
     x = torch.randn(3, 4)
-    assert find(widths(trace(Shown(lambda h: h.roll(1)), x)), "a").pinned
-    by_hand = lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()  # noqa: E731
+    assert find(widths(trace(Shown(lambda h: h.roll(1)), x)), "a").fixed
+
+    def by_hand(h):
+        return (h - h.mean(-1, keepdim=True)) / (
+            h.var(-1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
+
     found = find(widths(trace(Shown(by_hand), x)), "a")
-    assert not found.pinned
-    assert found.felt
+    assert not found.fixed
+    assert found.not_preserved
 
 
 def test_a_computed_weight_is_felt() -> None:
     class Computed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.down, self.up = nn.Linear(4, 6), nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(3, 2))
+            self.a, self.down, self.up = (
+                nn.Linear(4, 6),
+                nn.Parameter(torch.randn(2, 6)),
+                nn.Parameter(torch.randn(3, 2)),
+            )
 
         def forward(self, x):
             return nn.functional.linear(self.a(x).relu(), self.up @ self.down)
 
-    assert find(widths(trace(Computed(), torch.randn(3, 4))), "a").felt
+    assert find(widths(trace(Computed(), torch.randn(3, 4))), "a").not_preserved
 
 
 def test_one_channel_is_flattened_as_several_are() -> None:

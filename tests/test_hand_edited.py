@@ -82,7 +82,9 @@ def test_a_ledger_is_read_or_refused() -> None:
 
 def pair() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), mg.LearnedDepth(lambda i: nn.Linear(4, 4)), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.ReLU(), mg.LearnedDepth(lambda i: nn.Linear(4, 4)), nn.Linear(4, 2)
+    )
     return model, torch.optim.Adam(model.parameters())
 
 
@@ -114,7 +116,9 @@ def test_a_run_s_checkpoint_is_used_or_refused(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(60, 3))
     data = from_arrays(x, (x[:, 0] > 0).astype(int))
-    recipe = Recipe(batch=16, rate=5e-3, decay=0.01, steps=4, settle=0.5, epochs=1, width=4, rounds=2)
+    recipe = Recipe(
+        batch=16, rate=5e-3, decay=0.01, steps=4, anneal=0.5, epochs=1, width=4, rounds=2
+    )
     fit(data, Settings(), recipe=recipe, folder=tmp_path)
     tensors, about = load_tensors(tmp_path / CHECKPOINT)
     whole = {key: about[key] for key in ("version", "data", "settings", "recipe")}

@@ -30,7 +30,10 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_killed_process_costs_no_other_problem(listing: Path, tmp_path: Path) -> None:
     out, left = tmp_path / "results.csv", []
-    found = {result.prop: result for result in run_instances(listing, out, jobs=2, tell=lambda _, n: left.append(n))}
+    found = {
+        result.prop: result
+        for result in run_instances(listing, out, jobs=2, tell=lambda _, n: left.append(n))
+    }
     statuses = {prop: result.status for prop, result in found.items()}
     assert statuses == {"0": "unsat", "00": "unsat", "1": "unsat", "2": "error"}
     assert found["1"].boxes == 2  # tried once more
@@ -38,7 +41,10 @@ def test_a_killed_process_costs_no_other_problem(listing: Path, tmp_path: Path) 
     assert left == [3, 2, 1, 0]
     # the next call tries the error again, and nothing else
     again = []
-    found = {result.prop: result for result in run_instances(listing, out, tell=lambda result, _: again.append(result))}
+    found = {
+        result.prop: result
+        for result in run_instances(listing, out, tell=lambda result, _: again.append(result))
+    }
     assert [(result.prop, result.status) for result in again] == [("2", "unsat")]
     assert len(found) == 4
     assert len(out.read_text().splitlines()) == 5

@@ -25,7 +25,7 @@ from morphogen.layers.linked import (
     looks_linear_,
     second_moment,
     variance_,
-)  # fmt: skip
+)
 from morphogen.layers.linked_op import KINDS
 from morphogen.transforms.link import link, unlink
 
@@ -78,7 +78,9 @@ def test_dimensions_formats_and_precisions() -> None:
     assert torch.equal(LKReLU()(image), torch.cat([image.relu(), (-image).relu()], 1))
     assert LKGELU(dim=-1)(z.bfloat16()).dtype == torch.bfloat16
     infinite = torch.tensor([[math.inf, -math.inf, math.nan]])
-    torch.testing.assert_close(LKReLU()(infinite), torch.cat([infinite.relu(), (-infinite).relu()], 1), equal_nan=True)
+    torch.testing.assert_close(
+        LKReLU()(infinite), torch.cat([infinite.relu(), (-infinite).relu()], 1), equal_nan=True
+    )
     with pytest.raises(ShapeError, match="dim=3"):
         LKReLU(dim=3)(z)
 
@@ -87,12 +89,20 @@ LAYOUTS: dict[str, tuple[Tensor, int]] = {
     "rows": (torch.randn(64, 1024), 1),
     "channels": (torch.randn(4, 32, 30, 30), 1),
     "channels last": (torch.randn(4, 32, 30, 30).to(memory_format=torch.channels_last), 1),
-    "channels last, other dimension": (torch.randn(4, 6, 5, 5).to(memory_format=torch.channels_last), 2),
+    "channels last, other dimension": (
+        torch.randn(4, 6, 5, 5).to(memory_format=torch.channels_last),
+        2,
+    ),
     "transposed": (torch.randn(1024, 64).T, 1),
     "first dimension": (torch.randn(6, 5), 0),
     "part": (torch.randn(64, 40)[:, 5:25], 1),
     "empty": (torch.randn(0, 5), 1),
-    "extreme": (torch.tensor([[0.0, -0.0, math.nan, math.inf, -math.inf, 1e-30, -1e-30, 90, -90, 200, -200]]), 1),
+    "extreme": (
+        torch.tensor(
+            [[0.0, -0.0, math.nan, math.inf, -math.inf, 1e-30, -1e-30, 90, -90, 200, -200]]
+        ),
+        1,
+    ),
 }
 
 
@@ -164,16 +174,23 @@ def test_whoever_reads_the_graph_sees_plain_operations(tmp_path) -> None:
 def net() -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
     layers = [
-        nn.Conv2d(2, 5, 3, padding=1), LKReLU(), nn.MaxPool2d(2), nn.Conv2d(10, 4, 3, padding=1), LKSwish(), nn.Flatten(),
-        nn.Linear(32, 6), LKPReLU(6), nn.Linear(12, 3),
-    ]  # fmt: skip
+        nn.Conv2d(2, 5, 3, padding=1),
+        LKReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(10, 4, 3, padding=1),
+        LKSwish(),
+        nn.Flatten(),
+        nn.Linear(32, 6),
+        LKPReLU(6),
+        nn.Linear(12, 3),
+    ]
     return nn.Sequential(*layers).double(), torch.randn(3, 2, 4, 4).double()
 
 
 def test_a_linked_pair_is_one_width() -> None:
     model, x = net()
     known = mg.widths(mg.trace(model, x))
-    assert {w.name: w.size for w in known.values() if not w.pinned} == {"0": 5, "3": 4, "6": 6}
+    assert {w.name: w.size for w in known.values() if not w.fixed} == {"0": 5, "3": 4, "6": 6}
     spans = next(slot for slot in known["0"].slots if slot.tensor == "3.weight").spans
     assert [(span.width, span.repeat) for span in spans] == [("0", 1), ("0", 1)]
     flat = next(slot for slot in known["3"].slots if slot.tensor == "6.weight").spans
@@ -184,12 +201,19 @@ def test_linked_nets_grow_and_shrink() -> None:
     model, x = net()
     before = model(x)
     optimizer = torch.optim.AdamW(model.parameters())
-    applied = mg.resize(model, [Grow("0", 3), Grow("3", 1), Grow("6", 2)], example=x, optimizers=[optimizer])
+    applied = mg.resize(
+        model, [Grow("0", 3), Grow("3", 1), Grow("6", 2)], example=x, optimizers=[optimizer]
+    )
     assert applied.receipt.keeps
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
     assert model[3].weight.shape == (5, 16, 3, 3)
     assert model[7].positive.shape == (8,)
-    mg.resize(model, [Shrink("0", [5, 6, 7]), Shrink("3", [4]), Shrink("6", [6, 7])], example=x, optimizers=[optimizer])
+    mg.resize(
+        model,
+        [Shrink("0", [5, 6, 7]), Shrink("3", [4]), Shrink("6", [6, 7])],
+        example=x,
+        optimizers=[optimizer],
+    )
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
     assert mg.doctor(model, optimizer) == []
 
@@ -208,7 +232,9 @@ def test_slopes_are_trained_each_on_its_own() -> None:
     assert torch.equal(published(z), LKReLU()(z))
     assert not any(p.requires_grad for p in published.parameters())
     layer = LKPReLU(3, initial=0.3).double()
-    torch.testing.assert_close(layer(z)[:, :3], F.prelu(z, torch.full((3,), 0.3).double()), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        layer(z)[:, :3], F.prelu(z, torch.full((3,), 0.3).double()), rtol=0, atol=1e-7
+    )
     with pytest.raises(ShapeError, match="units=0"):
         LKPReLU(0)
 
@@ -230,7 +256,8 @@ def test_shares_and_differences() -> None:
     assert second_moment(nn.ReLU()) == pytest.approx(0.5, abs=1e-6)
     assert second_moment(nn.SELU()) == pytest.approx(1.0, abs=1e-5)
     assert second_moment(LKPReLU(initial=0.5)) == pytest.approx(1.25 / 2, abs=1e-6)
-    assert second_moment(nn.SiLU()) == pytest.approx(0.356, abs=1e-3)  # the specification's figure at q = 1
+    # the specification's figure at q = 1
+    assert second_moment(nn.SiLU()) == pytest.approx(0.356, abs=1e-3)
     for base in (nn.ReLU(), nn.SiLU(), nn.GELU(), LKSwish()):
         assert difference(base) == pytest.approx(1.0, abs=1e-6)
     assert difference(LKPReLU(initial=0.25)) == pytest.approx(1.25, abs=1e-6)
@@ -253,8 +280,13 @@ def test_fifty_layers_that_look_linear_keep_lengths(kind) -> None:
 
 def test_fifty_convolutions_keep_lengths_and_gradients() -> None:
     torch.manual_seed(0)
-    layers = [m for _ in range(50) for m in (LKSwish(), looks_linear_(nn.Conv2d(8, 4, 3, padding=1)))]
-    model, x = nn.Sequential(*layers).double(), torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    layers = [
+        m for _ in range(50) for m in (LKSwish(), looks_linear_(nn.Conv2d(8, 4, 3, padding=1)))
+    ]
+    model, x = (
+        nn.Sequential(*layers).double(),
+        torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True),
+    )
     out = model(x)
     assert float((out.square().mean() / x.square().mean()).detach()) == pytest.approx(1.0, abs=1e-5)
     (gradient,) = torch.autograd.grad(out.square().sum() / 2, x)
@@ -278,14 +310,18 @@ def test_variance_keeps_the_energy_of_unit_sums(kind) -> None:
     torch.manual_seed(0)
     act, z = kind(), torch.randn(256, 1024)
     with torch.no_grad():
-        kept = [float(variance_(nn.Linear(2048, 1024), act)(act(z)).square().mean()) for _ in range(4)]
+        kept = [
+            float(variance_(nn.Linear(2048, 1024), act)(act(z)).square().mean()) for _ in range(4)
+        ]
     assert sum(kept) / 4 == pytest.approx(1.0, abs=0.03)
 
 
 def test_what_cannot_look_linear_is_refused() -> None:
     for layer, match in (
-        (nn.Linear(5, 3), "even number"), (nn.ReLU(), "give a Linear"), (nn.Conv2d(4, 4, 3, groups=2), "groups=1"),
-    ):  # fmt: skip
+        (nn.Linear(5, 3), "even number"),
+        (nn.ReLU(), "give a Linear"),
+        (nn.Conv2d(4, 4, 3, groups=2), "groups=1"),
+    ):
         with pytest.raises(ShapeError, match=match):
             looks_linear_(layer)
 
@@ -300,9 +336,20 @@ def test_copies_and_state() -> None:
 def plain() -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
     layers = [
-        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 4, 3, padding=1), nn.SiLU(),
-        nn.Flatten(), nn.Linear(16, 6), nn.PReLU(), nn.Dropout(0.1), nn.Linear(6, 7), nn.SELU(), nn.Linear(7, 3),
-    ]  # fmt: skip
+        nn.Conv2d(2, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(5, 4, 3, padding=1),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(16, 6),
+        nn.PReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(6, 7),
+        nn.SELU(),
+        nn.Linear(7, 3),
+    ]
     return nn.Sequential(*layers).double().eval(), torch.randn(3, 2, 4, 4).double()
 
 
@@ -345,12 +392,22 @@ def test_unlink_gives_the_plain_network_back() -> None:
     assert mg.doctor(model, optimizer) == []
     assert str(model) == str(twin)
     assert torch.equal(model(x), out)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_a_net_that_looks_linear_folds_to_a_linear_one() -> None:
     torch.manual_seed(0)
-    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 5), nn.PReLU(5), nn.Linear(5, 2)]
+    layers = [
+        nn.Linear(4, 6),
+        nn.ReLU(),
+        nn.Linear(6, 6),
+        nn.GELU(),
+        nn.Linear(6, 5),
+        nn.PReLU(5),
+        nn.Linear(5, 2),
+    ]
     model, x = nn.Sequential(*layers).double(), torch.randn(7, 4).double()
     link(model, x)
     out = model(x)
@@ -362,7 +419,9 @@ def test_a_net_that_looks_linear_folds_to_a_linear_one() -> None:
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.first, self.second, self.head = (nn.Linear(*s) for s in ((4, 6), (6, 5), (5, 6), (6, 2)))
+        self.stem, self.first, self.second, self.head = (
+            nn.Linear(*s) for s in ((4, 6), (6, 5), (5, 6), (6, 2))
+        )
         self.inner, self.outer = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -380,11 +439,14 @@ def test_what_a_residual_stream_reads_stays_plain() -> None:
     assert model.second.in_features == 10
 
 
-@pytest.mark.parametrize(("model", "reason"), [
-    (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "the output shows it"),
-    (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "no activation module"),
-    (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2)), "layer_norm"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "the output shows it"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "no activation module"),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2)), "layer_norm"),
+    ],
+)
 def test_what_cannot_be_linked_is_refused_with_the_reason(model: nn.Module, reason: str) -> None:
     before = str((model, model.state_dict()))
     with pytest.raises(Unsupported, match=reason):
@@ -419,10 +481,22 @@ def test_a_layer_that_reads_two_things_is_left_alone() -> None:
 def test_freeze_says_a_linked_activation_by_rows() -> None:
     torch.manual_seed(0)
     layers = [
-        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), LKReLU(), nn.MaxPool2d(2), nn.Conv2d(10, 4, 3, padding=1), LKSwish(),
-        nn.Flatten(), nn.Linear(32, 6), LKPReLU(6), nn.Dropout(0.2), nn.Linear(12, 7), LKPReLU(), nn.Linear(14, 5),
-        Linked(nn.Tanh()), nn.Linear(10, 3),
-    ]  # fmt: skip
+        nn.Conv2d(2, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        LKReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(10, 4, 3, padding=1),
+        LKSwish(),
+        nn.Flatten(),
+        nn.Linear(32, 6),
+        LKPReLU(6),
+        nn.Dropout(0.2),
+        nn.Linear(12, 7),
+        LKPReLU(),
+        nn.Linear(14, 5),
+        Linked(nn.Tanh()),
+        nn.Linear(10, 3),
+    ]
     model, x = nn.Sequential(*layers).double(), torch.randn(6, 2, 4, 4).double()
     with torch.no_grad():
         model[8].positive.uniform_(), model[8].negative.uniform_()
@@ -433,11 +507,14 @@ def test_freeze_says_a_linked_activation_by_rows() -> None:
     torch.testing.assert_close(plain(x), model.eval()(x), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("model", [
-    nn.Sequential(nn.Linear(4, 4), LKSine(), nn.Linear(8, 2)),
-    nn.Sequential(nn.Linear(4, 4), nn.Tanh(), LKReLU(), nn.Linear(8, 2)),
-    nn.Sequential(nn.Linear(4, 4), Linked(torch.sin), nn.Linear(8, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 4), LKSine(), nn.Linear(8, 2)),
+        nn.Sequential(nn.Linear(4, 4), nn.Tanh(), LKReLU(), nn.Linear(8, 2)),
+        nn.Sequential(nn.Linear(4, 4), Linked(torch.sin), nn.Linear(8, 2)),
+    ],
+)
 def test_what_has_no_plain_form_is_refused(model: nn.Module) -> None:
     with pytest.raises(Unsupported, match="freeze"):
         mg.freeze(model, torch.randn(3, 4))

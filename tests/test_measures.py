@@ -39,7 +39,15 @@ def test_a_flattened_channel_counts_all_its_columns() -> None:
 
 def test_dead_units_are_those_that_no_row_reaches() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), LKReLU(), nn.Linear(8, 5), nn.SiLU(), nn.Linear(5, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+        LKReLU(),
+        nn.Linear(8, 5),
+        nn.SiLU(),
+        nn.Linear(5, 2),
+    )
     with torch.no_grad():
         model[0].bias[:2] = -100.0
         model[2].bias[1] = -100.0
@@ -55,7 +63,9 @@ def test_dead_units_are_those_that_no_row_reaches() -> None:
 
 def test_dead_channels_are_dead_at_every_position() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3), Linked(nn.Hardtanh()))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3), Linked(nn.Hardtanh())
+    )
     model[0].bias.data[3] = -50.0
     model[2].bias.data[0] = 50.0
     x = torch.randn(5, 1, 6, 6)

@@ -19,7 +19,7 @@ from morphogen.measures.natural import natural_norm
 from morphogen.policies import POLICIES
 from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
-from morphogen.policies.look import Proposal
+from morphogen.policies.policy import Proposal
 from morphogen.training.train import generator, predict
 from morphogen.transforms.freeze import fold_batchnorm
 from morphogen.transforms.link import link, unlink
@@ -30,9 +30,16 @@ def net() -> tuple[nn.Sequential, Tensor]:
     """In training, but for a norm that is held still; a dropout besides."""
     torch.manual_seed(0)
     layers = [
-        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(),
-        LearnedDepth(lambda i: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), w=0.7), nn.Linear(6, 3),
-    ]  # fmt: skip
+        nn.Linear(4, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(6, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        LearnedDepth(lambda i: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), w=0.7),
+        nn.Linear(6, 3),
+    ]
     model = nn.Sequential(*layers).train()
     model[1].eval()
     return model, torch.randn(8, 4)
@@ -75,13 +82,19 @@ CALLS: dict[str, Callable[[nn.Module, Tensor, Any], Any]] = {
 }  # fmt: skip
 
 PLAINLY: dict[str, Callable[[nn.Module, Tensor, Any], Any]] = {
-    "compress": lambda m, x, path: mg.compress(m, Box(-torch.ones(1, 4), torch.ones(1, 4)), samples=x),
+    "compress": lambda m, x, path: mg.compress(
+        m, Box(-torch.ones(1, 4), torch.ones(1, 4)), samples=x
+    ),
     "regions": lambda m, x, path: mg.regions(m, Box(-torch.ones(1, 4), torch.ones(1, 4))),
     "shallow": lambda m, x, path: mg.shallow(m, Box(-torch.ones(1, 4), torch.ones(1, 4))),
-    "stability": lambda m, x, path: stability(m, Box(-torch.ones(1, 4), torch.ones(1, 4)), samples=x),
-    "robust_accuracy": lambda m, x, path: mg.robust_accuracy(m, x, predict(m, x).argmax(1), radius=0.01),
+    "stability": lambda m, x, path: stability(
+        m, Box(-torch.ones(1, 4), torch.ones(1, 4)), samples=x
+    ),
+    "robust_accuracy": lambda m, x, path: mg.robust_accuracy(
+        m, x, predict(m, x).argmax(1), radius=0.01
+    ),
     "unlink": lambda m, x, path: (link(m, x, start="keep"), unlink(m, x)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -90,13 +103,20 @@ def test_a_call_leaves_every_mode(name: str, tmp_path) -> None:
     before = modes(model)
     CALLS[name](model, x, tmp_path)
     after = modes(model)
-    assert {n: mode for n, mode in after.items() if n in before and n != "2"} == {n: m for n, m in before.items() if n != "2"}
-    assert all(mode for n, mode in after.items() if n not in before), "what is new is in training, as the model is"
+    assert {n: mode for n, mode in after.items() if n in before and n != "2"} == {
+        n: m for n, m in before.items() if n != "2"
+    }
+    assert all(mode for n, mode in after.items() if n not in before), (
+        "what is new is in training, as the model is"
+    )
 
 
 @pytest.mark.parametrize("name", PLAINLY)
 def test_a_call_on_a_plain_network_leaves_every_mode(name: str, tmp_path) -> None:
-    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).train(), torch.randn(8, 4)
+    model, x = (
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).train(),
+        torch.randn(8, 4),
+    )
     model[2].eval()
     before = modes(model)
     PLAINLY[name](model, x, tmp_path)

@@ -23,7 +23,9 @@ def test_of_one_layer_it_is_the_formula() -> None:
     rows = torch.cat([x, torch.ones(50, 1).double()], 1)
     fisher = torch.kron(d.T @ d / 50, rows.T @ rows / 50)
     g = (d.T @ rows / 50).flatten()
-    assert natural_norm(layer, loss, damping=0.0) == pytest.approx(float(g @ torch.linalg.solve(fisher, g)), rel=1e-9)
+    assert natural_norm(layer, loss, damping=0.0) == pytest.approx(
+        float(g @ torch.linalg.solve(fisher, g)), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("padding", [1, "same"])
@@ -34,12 +36,16 @@ def test_of_a_convolution_it_is_that_of_its_patches(padding: int | str) -> None:
     linear = nn.Linear(18, 3).double()
     linear.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
     first = natural_norm(conv, lambda m: m(x).pow(3).sum((1, 2, 3)).mean())
-    assert first == pytest.approx(natural_norm(linear, lambda m: m(patches).pow(3).sum((1, 2)).mean()), rel=1e-9)
+    assert first == pytest.approx(
+        natural_norm(linear, lambda m: m(patches).pow(3).sum((1, 2)).mean()), rel=1e-9
+    )
 
 
 def test_more_units_never_gain_less_and_nothing_is_touched() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.2), nn.Linear(3, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.2), nn.Linear(3, 2)
+    ).double()
     x, y = torch.randn(60, 4).double(), torch.randint(2, (60,))
     loss = lambda m: F.cross_entropy(m(x), y)  # noqa: E731
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -64,7 +70,9 @@ def test_it_grows_where_units_are_missing_and_then_stops() -> None:
     loss = lambda m: F.mse_loss(m(x), y)  # noqa: E731
     each = lambda m: (m(x) - y).square().mean(1).detach()  # noqa: E731
     first = float(loss(model).detach())
-    controller = Controller(model, [optimizer], Natural(multiple=1, threshold=1.1), each, x[:2], loss=loss)
+    controller = Controller(
+        model, [optimizer], Natural(granularity=1, threshold=1.1), each, x[:2], loss=loss
+    )
     for round in range(40):
         for _ in range(30):
             optimizer.zero_grad()

@@ -15,9 +15,17 @@ transformers = pytest.importorskip("transformers")
 def llama() -> nn.Module:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, use_cache=False, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     return transformers.LlamaForCausalLM(config).double().eval()
 
 
@@ -104,7 +112,9 @@ def stack_of(*numbers: dict[str, object]) -> nn.Module:
         ([{"last": False}, {"last": True}], True),
     ],
 )
-def test_what_numbers_a_block_rises_and_all_else_is_copied(numbers: list[dict[str, object]], expected: object) -> None:
+def test_what_numbers_a_block_rises_and_all_else_is_copied(
+    numbers: list[dict[str, object]], expected: object
+) -> None:
     model, (name,) = stack_of(*numbers), numbers[0]
     applied = resize(model, [AddBlock("")], example=torch.randn(2, 4))
     assert getattr(model[-1], name) == expected
@@ -116,13 +126,21 @@ def test_what_numbers_a_block_rises_and_all_else_is_copied(numbers: list[dict[st
 
 def test_numbers_without_a_next_one_are_refused() -> None:
     with pytest.raises(PlanError, match=r"'layer_idx' \[0, 3\], which gives no next number"):
-        resize(stack_of({"layer_idx": 0}, {"layer_idx": 3}), [AddBlock("")], example=torch.randn(2, 4))
-    stages = nn.Sequential(stack_of({"layer_idx": 0}, {"layer_idx": 1}), stack_of({"layer_idx": 2}, {"layer_idx": 3}))
-    with pytest.raises(PlanError, match="'layer_idx' would be 2, which a block of another stack has"):
+        resize(
+            stack_of({"layer_idx": 0}, {"layer_idx": 3}), [AddBlock("")], example=torch.randn(2, 4)
+        )
+    stages = nn.Sequential(
+        stack_of({"layer_idx": 0}, {"layer_idx": 1}), stack_of({"layer_idx": 2}, {"layer_idx": 3})
+    )
+    with pytest.raises(
+        PlanError, match="'layer_idx' would be 2, which a block of another stack has"
+    ):
         resize(stages, [AddBlock("0")], example=torch.randn(2, 4))
     resize(stages, [AddBlock("1")], example=torch.randn(2, 4))
     assert stages[1][-1].layer_idx == 4
-    apart = nn.Sequential(*(stack_of(*({"layer_idx": at} for at in range(count))) for count in (2, 3)))
+    apart = nn.Sequential(
+        *(stack_of(*({"layer_idx": at} for at in range(count))) for count in (2, 3))
+    )
     resize(apart, [AddBlock("0")], example=torch.randn(2, 4))
     assert apart[0][-1].layer_idx == 2
 

@@ -26,7 +26,7 @@ from morphogen.formats.source import source
 from morphogen.training.train import predict
 
 BASE = 1.7e9
-QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, settle=0.5, epochs=30, width=4, rounds=8)
+QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, anneal=0.5, epochs=30, width=4, rounds=8)
 
 
 def rows(count: int = 400) -> np.ndarray:
@@ -54,7 +54,9 @@ Ran = tuple[Fitted, Dataset, pd.DataFrame, Path]
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A run on a table with both: (what came out, the data, the table, the folder)."""
     x = rows(600)
-    frame = pd.DataFrame({"seen": BASE + 20 * x[:, 0], "other": x[:, 1], "due": BASE + 1e6 + 20 * x[:, 0] + x[:, 1]})
+    frame = pd.DataFrame(
+        {"seen": BASE + 20 * x[:, 0], "other": x[:, 1], "due": BASE + 1e6 + 20 * x[:, 0] + x[:, 1]}
+    )
     dataset, folder = from_frame(frame, "due"), tmp_path_factory.mktemp("far") / "run"
     fitted = fit(dataset, recipe=QUICK)
     export(fitted, dataset, fitted.report, folder)
@@ -80,7 +82,9 @@ def test_the_files_of_a_run_predict_it_too(ran: Ran, tmp_path: Path) -> None:
         "numpy.savez(sys.argv[3], x=x.numpy(), y=model.load()(x).detach().numpy())"
     )
     found = tmp_path / "found.npz"
-    subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "t.csv"), str(found)], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "t.csv"), str(found)], check=True
+    )
     stored = np.load(found)
     assert stored["x"].dtype == np.float32
     assert stored["y"].dtype == np.float64
@@ -88,14 +92,18 @@ def test_the_files_of_a_run_predict_it_too(ran: Ran, tmp_path: Path) -> None:
     (seen,) = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"input": stored["x"]})
     assert seen.dtype == np.float64
     np.testing.assert_allclose(seen, stored["y"], rtol=0, atol=1e-2)
-    np.testing.assert_allclose(stored["y"], predict(fitted.plain, torch.as_tensor(stored["x"])).numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        stored["y"], predict(fitted.plain, torch.as_tensor(stored["x"])).numpy(), rtol=0, atol=1e-6
+    )
 
 
 def test_compressed_it_is_still_there(ran: Ran) -> None:
     fitted, dataset, _, _ = ran
     smaller = compressed(fitted, dataset)
     x = torch.as_tensor(dataset.x_train)
-    torch.testing.assert_close(predict(smaller.plain, x), predict(fitted.plain, x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        predict(smaller.plain, x), predict(fitted.plain, x), rtol=0, atol=1e-4
+    )
     first, last = fitted.report.table[0].score, smaller.report.table[-1].score
     assert last == pytest.approx(first, rel=1e-2)
 
@@ -110,14 +118,22 @@ def test_the_baselines_see_it(ran: Ran) -> None:
 def test_arrays_that_float32_cannot_hold_are_refused_by_column() -> None:
     x = rows()
     far = np.stack([x[:, 0], BASE + 20 * x[:, 1]], 1)
-    with pytest.raises(DataError, match=r"x_train\[:, 1\] has values about 1.7e\+09 that differ by about 19.9.*subtract"):
+    with pytest.raises(
+        DataError,
+        match=r"x_train\[:, 1\] has values about 1.7e\+09 that differ by about 19.9.*subtract",
+    ):
         from_arrays(far, x[:, 0])
-    kept = from_arrays(np.stack([x[:, 0], np.full(400, 0.1), np.full(400, BASE + 1), 1000 + x[:, 1]], 1), BASE + x[:, 0])
+    kept = from_arrays(
+        np.stack([x[:, 0], np.full(400, 0.1), np.full(400, BASE + 1), 1000 + x[:, 1]], 1),
+        BASE + x[:, 0],
+    )
     assert kept.x_train.dtype == np.float32
     assert kept.y_train.std() == pytest.approx(x[:, 0].std(), rel=1e-6)
 
 
-def test_an_onnx_file_is_judged_by_the_spread_of_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnx_file_is_judged_by_the_spread_of_its_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
     with torch.no_grad():
@@ -141,7 +157,9 @@ def test_a_page_computes_in_the_network_s_own_type() -> None:
     x = torch.randn(5, 2)
     assert torch.equal(net(x), plain(x.double()))
     plain[0].float()
-    with pytest.raises(Unsupported, match=r"tensors of torch.float32, torch.float64; make them one"):
+    with pytest.raises(
+        Unsupported, match=r"tensors of torch.float32, torch.float64; make them one"
+    ):
         source(plain, title="t")
 
 

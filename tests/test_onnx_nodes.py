@@ -1,4 +1,6 @@
-"""Every operator over the cases that the onnx package ships: what is read makes what is stored, or is refused by name."""
+"""Every operator over the cases that the onnx package ships: what is read makes what is stored, or
+is refused by name.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -79,7 +81,10 @@ def outcome(model: onnx.ModelProto, array: np.ndarray, wanted: np.ndarray, path:
         return f"refused: {error}"
     seen = as_read(net, array)
     return (
-        "equal" if seen.shape == wanted.shape and np.allclose(seen, wanted, rtol=1e-3, atol=1e-6, equal_nan=True) else "wrong"
+        "equal"
+        if seen.shape == wanted.shape
+        and np.allclose(seen, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)
+        else "wrong"
     )
 
 
@@ -102,7 +107,11 @@ def test_every_operator_is_equal_or_refused_by_name(tmp_path: Path) -> None:
 
 def test_whatever_is_in_a_file_is_read_or_refused(tmp_path: Path) -> None:
     """The same of operators that have no row: an error of ours, which names the operator."""
-    others = [case for case in cases() if not {node.op_type for node in case[1].graph.node} <= set(OPERATORS)]
+    others = [
+        case
+        for case in cases()
+        if not {node.op_type for node in case[1].graph.node} <= set(OPERATORS)
+    ]
     assert len(others) > 1000
     for number, (name, model, _, _) in enumerate(others):
         if number % 20:

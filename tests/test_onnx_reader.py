@@ -1,4 +1,6 @@
-"""Files as people have them: what is said in a file is read, or refused by name, and never left out."""
+"""Files as people have them: what is said in a file is read, or refused by name, and never left
+out.
+"""
 
 import math
 import os
@@ -26,22 +28,37 @@ F32, F64, F16 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16
 
 
 def file(
-    path: Path, nodes: list, given: list, made: list, stored: dict[str, np.ndarray], kind: int = F32, opset: int = 13,
-    functions: list | None = None, domains: tuple[str, ...] = (),
-) -> Path:  # fmt: skip
+    path: Path,
+    nodes: list,
+    given: list,
+    made: list,
+    stored: dict[str, np.ndarray],
+    kind: int = F32,
+    opset: int = 13,
+    functions: list | None = None,
+    domains: tuple[str, ...] = (),
+) -> Path:
     """A model of one input x and one output y."""
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", kind, given)], [helper.make_tensor_value_info("y", kind, made)],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, given)],
+        [helper.make_tensor_value_info("y", kind, made)],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()],
-    )  # fmt: skip
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    )
+    imports = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(domain, 1) for domain in domains),
+    ]
     model = helper.make_model(graph, opset_imports=imports, functions=functions or [], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path
 
 
 def node(kind: str, reads: str, makes: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, ["" if name == "-" else name for name in reads.split()], makes.split(), **attributes)
+    return helper.make_node(
+        kind, ["" if name == "-" else name for name in reads.split()], makes.split(), **attributes
+    )
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:
@@ -58,10 +75,30 @@ def floats(*shape: int) -> np.ndarray:
 
 # (nodes, input, output, stored, options)
 READ: dict[str, tuple] = {
-    "constant on the left of MatMul": ([node("MatMul", "w x", "y")], [1, 2, 2], [1, 2, 2], {"w": f32([1, 2], [3, 4])}),
-    "constant on the left of a vector": ([node("MatMul", "w x", "y")], [3], [2], {"w": floats(2, 3)}),
-    "constant on the left of a column": ([node("MatMul", "w x", "y")], [3, 1], [2, 1], {"w": floats(2, 3)}),
-    "product of two dimensions more": ([node("MatMul", "w x", "y")], [1, 3, 2], [4, 2, 2], {"w": floats(4, 2, 3)}),
+    "constant on the left of MatMul": (
+        [node("MatMul", "w x", "y")],
+        [1, 2, 2],
+        [1, 2, 2],
+        {"w": f32([1, 2], [3, 4])},
+    ),
+    "constant on the left of a vector": (
+        [node("MatMul", "w x", "y")],
+        [3],
+        [2],
+        {"w": floats(2, 3)},
+    ),
+    "constant on the left of a column": (
+        [node("MatMul", "w x", "y")],
+        [3, 1],
+        [2, 1],
+        {"w": floats(2, 3)},
+    ),
+    "product of two dimensions more": (
+        [node("MatMul", "w x", "y")],
+        [1, 3, 2],
+        [4, 2, 2],
+        {"w": floats(4, 2, 3)},
+    ),
     "vector on the right": ([node("MatMul", "x w", "y")], [1, 3], [1], {"w": floats(3)}),
     "one number": ([node("MatMul", "x w", "y")], [3], [], {"w": floats(3)}),
     "max-pooling with dilations": (
@@ -89,7 +126,12 @@ READ: dict[str, tuple] = {
         [1, 3],
         {"w": floats(2, 3), "b": floats(1, 3)},
     ),
-    "C with a row each": ([node("Gemm", "x w b", "y", transA=1)], [2, 3], [3, 4], {"w": floats(2, 4), "b": floats(3, 4)}),
+    "C with a row each": (
+        [node("Gemm", "x w b", "y", transA=1)],
+        [2, 3],
+        [3, 4],
+        {"w": floats(2, 4), "b": floats(3, 4)},
+    ),
     "float64 weights": (
         [node("Gemm", "x w", "y")],
         [1, 2],
@@ -97,7 +139,13 @@ READ: dict[str, tuple] = {
         {"w": np.array([[1.0], [1e-9]])},
         {"kind": F64},
     ),
-    "float16 weights": ([node("Gemm", "x w", "y")], [1, 2], [1, 3], {"w": floats(2, 3).astype(np.float16)}, {"kind": F16}),
+    "float16 weights": (
+        [node("Gemm", "x w", "y")],
+        [1, 2],
+        [1, 3],
+        {"w": floats(2, 3).astype(np.float16)},
+        {"kind": F16},
+    ),
     "a product read before and after its bias": (
         [node("MatMul", "x w", "h"), node("Add", "h b", "k"), node("Mul", "h k", "y")],
         [1, 2],
@@ -110,7 +158,12 @@ READ: dict[str, tuple] = {
         [1, 2],
         {},
     ),
-    "Constant with value_float": ([node("Constant", "", "c", value_float=3.0), node("Mul", "x c", "y")], [1, 2], [1, 2], {}),
+    "Constant with value_float": (
+        [node("Constant", "", "c", value_float=3.0), node("Mul", "x c", "y")],
+        [1, 2],
+        [1, 2],
+        {},
+    ),
     "Constant with value_ints": (
         [node("Constant", "", "c", value_ints=[1, -1]), node("Reshape", "x c", "y")],
         [1, 2, 2],
@@ -137,7 +190,12 @@ READ: dict[str, tuple] = {
         [4, 2],
         {"w": floats(3, 2), "v": floats(4, 2)},
     ),
-    "a fixed batch": ([node("Gemm", "x w", "h"), node("Relu", "h", "y")], [4, 2], [4, 3], {"w": floats(2, 3)}),
+    "a fixed batch": (
+        [node("Gemm", "x w", "h"), node("Relu", "h", "y")],
+        [4, 2],
+        [4, 3],
+        {"w": floats(2, 3)},
+    ),
     "a free batch": ([node("Gemm", "x w", "y")], ["n", 2], ["n", 3], {"w": floats(2, 3)}),
     "pads above half a kernel": (
         [node("MaxPool", "x", "y", kernel_shape=[3, 3], pads=[2, 2, 2, 2])],
@@ -175,14 +233,24 @@ READ: dict[str, tuple] = {
         [3],
         {"w": floats(2), "b": floats(3)},
     ),
-    "several rows of each example": ([node("Sub", "b x", "y")], [1, 3], [2, 3], {"b": floats(2, 3)}),
+    "several rows of each example": (
+        [node("Sub", "b x", "y")],
+        [1, 3],
+        [2, 3],
+        {"b": floats(2, 3)},
+    ),
     "constants in a row": (
         [node("Concat", "b x c x d", "y", axis=-1)],
         [1, 2],
         [1, 9],
         {"b": floats(1, 1), "c": floats(1, 2), "d": floats(1, 2)},
     ),
-    "along the first dimension": ([node("Concat", "x b", "y", axis=0)], [1, 2], [3, 2], {"b": floats(2, 2)}),
+    "along the first dimension": (
+        [node("Concat", "x b", "y", axis=0)],
+        [1, 2],
+        [3, 2],
+        {"b": floats(2, 2)},
+    ),
     "Dropout that does nothing": (
         [node("Dropout", "x r t", "y m")],
         [1, 2],
@@ -223,7 +291,14 @@ REFUSED: dict[str, tuple] = {
         {"domains": ("ours",)},
         "is of 'ours', not a standard one",
     ),
-    "an attribute that has no place": ([node("Relu", "x", "y", slope=1.0)], [1, 2], [1, 2], {}, {}, "slope=1.0 cannot be read"),
+    "an attribute that has no place": (
+        [node("Relu", "x", "y", slope=1.0)],
+        [1, 2],
+        [1, 2],
+        {},
+        {},
+        "slope=1.0 cannot be read",
+    ),
     "a value that has no meaning": (
         [node("Conv", "x w", "y", auto_pad="MIRROR")],
         [1, 1, 4, 4],
@@ -249,9 +324,30 @@ REFUSED: dict[str, tuple] = {
         {},
         "without a cycle",
     ),
-    "nodes out of order": ([node("Relu", "h", "y"), node("Relu", "x", "h")], [1, 2], [1, 2], {}, {}, "must stand in order"),
-    "a value made twice": ([node("Relu", "x", "y"), node("Neg", "x", "y")], [1, 2], [1, 2], {}, {}, "which is there already"),
-    "an input of 2^40 numbers": ([node("Relu", "x", "y")], [1, 2**40], [1, 2**40], {}, {}, "at most"),
+    "nodes out of order": (
+        [node("Relu", "h", "y"), node("Relu", "x", "h")],
+        [1, 2],
+        [1, 2],
+        {},
+        {},
+        "must stand in order",
+    ),
+    "a value made twice": (
+        [node("Relu", "x", "y"), node("Neg", "x", "y")],
+        [1, 2],
+        [1, 2],
+        {},
+        {},
+        "which is there already",
+    ),
+    "an input of 2^40 numbers": (
+        [node("Relu", "x", "y")],
+        [1, 2**40],
+        [1, 2**40],
+        {},
+        {},
+        "at most",
+    ),
     "a result of 2^60 numbers": (
         [node("Add", "a b", "c"), node("Add", "x c", "y")],
         [1, 1],
@@ -260,12 +356,54 @@ REFUSED: dict[str, tuple] = {
         {},
         "at most",
     ),
-    "sizes that do not fit": ([node("MatMul", "x w", "y")], [1, 2], [1, 2], {"w": floats(3, 2)}, {}, "MatMul"),
-    "a free size inside": ([node("Relu", "x", "y")], [1, "n"], [1, "n"], {}, {}, "is not fixed beyond"),
-    "no input": ([node("Neg", "c", "y")], [1, 2], [1, 2], {"c": floats(1, 2)}, {}, "does not depend on its input"),
-    "text": ([node("Constant", "", "c", value_string="a"), node("Add", "x c", "y")], [1, 2], [1, 2], {}, {}, "value_string"),
-    "an input that is missing": ([node("MatMul", "x -", "y")], [1, 2], [1, 2], {}, {}, "lacks input 1"),
-    "a computed shape": ([node("Shape", "x", "s"), node("Reshape", "x s", "y")], [1, 2], [1, 2], {}, {}, "operator Shape"),
+    "sizes that do not fit": (
+        [node("MatMul", "x w", "y")],
+        [1, 2],
+        [1, 2],
+        {"w": floats(3, 2)},
+        {},
+        "MatMul",
+    ),
+    "a free size inside": (
+        [node("Relu", "x", "y")],
+        [1, "n"],
+        [1, "n"],
+        {},
+        {},
+        "is not fixed beyond",
+    ),
+    "no input": (
+        [node("Neg", "c", "y")],
+        [1, 2],
+        [1, 2],
+        {"c": floats(1, 2)},
+        {},
+        "does not depend on its input",
+    ),
+    "text": (
+        [node("Constant", "", "c", value_string="a"), node("Add", "x c", "y")],
+        [1, 2],
+        [1, 2],
+        {},
+        {},
+        "value_string",
+    ),
+    "an input that is missing": (
+        [node("MatMul", "x -", "y")],
+        [1, 2],
+        [1, 2],
+        {},
+        {},
+        "lacks input 1",
+    ),
+    "a computed shape": (
+        [node("Shape", "x", "s"), node("Reshape", "x s", "y")],
+        [1, 2],
+        [1, 2],
+        {},
+        {},
+        "operator Shape",
+    ),
     "results beside the first": (
         [node("MaxPool", "x", "m i", kernel_shape=[1, 1]), node("Reshape", "m i", "y")],
         [1, 1, 2, 2],
@@ -280,13 +418,22 @@ REFUSED: dict[str, tuple] = {
 @pytest.mark.parametrize("name", READ)
 def test_it_is_read_as_onnxruntime_runs_it(name: str, tmp_path: Path) -> None:
     nodes, given, made, stored, *options = READ[name]
-    path = file(tmp_path / "net.onnx", nodes, given, made, stored, **(options[0] if options else {}))
+    path = file(
+        tmp_path / "net.onnx", nodes, given, made, stored, **(options[0] if options else {})
+    )
     net = read_onnx(path)
     batch = net.batch or 3
     x = torch.randn(batch, *net.shape, dtype=torch.float64).to(net.dtype)
-    wanted = run(path, x.numpy().reshape([batch if isinstance(size, str) else size for size in given]))
+    wanted = run(
+        path, x.numpy().reshape([batch if isinstance(size, str) else size for size in given])
+    )
     seen = net(x).numpy()
-    np.testing.assert_allclose(seen.reshape(wanted.shape), wanted, rtol=1e-2 if net.dtype == torch.float16 else 1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        seen.reshape(wanted.shape),
+        wanted,
+        rtol=1e-2 if net.dtype == torch.float16 else 1e-5,
+        atol=1e-6,
+    )
     assert seen.dtype == wanted.dtype
     alone = torch.cat([net(row[None]) for row in x])  # no example depends on the others
     torch.testing.assert_close(net(x), alone)
@@ -296,7 +443,9 @@ def test_it_is_read_as_onnxruntime_runs_it(name: str, tmp_path: Path) -> None:
 def test_it_is_refused_by_name(name: str, tmp_path: Path) -> None:
     nodes, given, made, stored, options, said = REFUSED[name]
     path = file(tmp_path / "net.onnx", nodes, given, made, stored, **options)
-    with pytest.raises((DataError, Unsupported), match=said.replace("(", r"\(").replace("^", r"\^")) as raised:
+    with pytest.raises(
+        (DataError, Unsupported), match=said.replace("(", r"\(").replace("^", r"\^")
+    ) as raised:
         read_onnx(path)
     assert str(path) in str(raised.value)
 
@@ -304,37 +453,58 @@ def test_it_is_refused_by_name(name: str, tmp_path: Path) -> None:
 def test_a_free_size_may_be_written_as_0(tmp_path: Path) -> None:
     path = file(tmp_path / "net.onnx", [node("Relu", "x", "y")], [0, 2], [0, 2], {})
     torch.testing.assert_close(
-        read_onnx(path)(torch.tensor([[-1.0, 2.0], [3.0, -4.0]])), torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+        read_onnx(path)(torch.tensor([[-1.0, 2.0], [3.0, -4.0]])),
+        torch.tensor([[0.0, 2.0], [3.0, 0.0]]),
     )
 
 
 def test_functions_of_the_file_are_its_own(tmp_path: Path) -> None:
     """A function of the model that is called Relu is not the standard one."""
-    twice = helper.make_function("ours", "Relu", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 13)])
-    path = file(
-        tmp_path / "net.onnx", [node("Relu", "x", "y", domain="ours")], [1, 2], [1, 2], {}, functions=[twice], domains=("ours",)
+    twice = helper.make_function(
+        "ours", "Relu", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 13)]
     )
-    torch.testing.assert_close(read_onnx(path)(torch.tensor([[-1.0, 2.0]])), torch.tensor([[-2.0, 4.0]]))
+    path = file(
+        tmp_path / "net.onnx",
+        [node("Relu", "x", "y", domain="ours")],
+        [1, 2],
+        [1, 2],
+        {},
+        functions=[twice],
+        domains=("ours",),
+    )
+    torch.testing.assert_close(
+        read_onnx(path)(torch.tensor([[-1.0, 2.0]])), torch.tensor([[-2.0, 4.0]])
+    )
 
 
 def external(path: Path, weight: np.ndarray) -> None:
     """A file y = x w whose weight lies in weights.bin beside it."""
     file(path, [node("MatMul", "x w", "y")], [1, 2], [1, 2], {"w": weight})
-    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save_model(
+        onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
 
 
-def test_external_data_lies_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_data_lies_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, weight in (("ours", f32([1, 2], [3, 4])), ("other", f32([9, 9], [9, 9]))):
         (tmp_path / name).mkdir()
         external(tmp_path / name / "net.onnx", weight)
     monkeypatch.chdir(tmp_path / "other")
     path = tmp_path / "ours" / "net.onnx"
     for way in (path, Path(os.path.relpath(path))):
-        torch.testing.assert_close(read_onnx(way)(torch.eye(2)), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    result = CliRunner().invoke(app, ["compress", str(path), "--domain", "-1,1", "--out", str(tmp_path / "small.onnx")])
+        torch.testing.assert_close(
+            read_onnx(way)(torch.eye(2)), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        )
+    result = CliRunner().invoke(
+        app, ["compress", str(path), "--domain", "-1,1", "--out", str(tmp_path / "small.onnx")]
+    )
     assert result.exit_code == 0, result.output
     np.testing.assert_allclose(
-        onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"input": f32([1, 1])})[0], f32([4, 6]), atol=1e-6
+        onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"input": f32([1, 1])})[0],
+        f32([4, 6]),
+        atol=1e-6,
     )
     (tmp_path / "ours" / "weights.bin").write_bytes(b"short")
     with pytest.raises(DataError, match="keeps in other files cannot be read"):
@@ -357,7 +527,13 @@ def test_external_data_is_not_looked_up_elsewhere(tmp_path: Path) -> None:
 
 def test_damaged_files_are_one_error(tmp_path: Path) -> None:
     """Cut off, or with bytes changed: never a traceback, never another network."""
-    path = file(tmp_path / "net.onnx", [node("Gemm", "x w", "h"), node("Relu", "h", "y")], [1, 3], [1, 3], {"w": floats(3, 3)})
+    path = file(
+        tmp_path / "net.onnx",
+        [node("Gemm", "x w", "h"), node("Relu", "h", "y")],
+        [1, 3],
+        [1, 3],
+        {"w": floats(3, 3)},
+    )
     whole, draw = path.read_bytes(), np.random.default_rng(0)
     for _ in range(150):
         data = bytearray(whole)
@@ -378,7 +554,9 @@ def test_damaged_files_are_one_error(tmp_path: Path) -> None:
 
 
 def test_a_tensor_without_its_data_is_one_error(tmp_path: Path) -> None:
-    path = file(tmp_path / "net.onnx", [node("MatMul", "x w", "y")], [1, 2], [1, 2], {"w": floats(2, 2)})
+    path = file(
+        tmp_path / "net.onnx", [node("MatMul", "x w", "y")], [1, 2], [1, 2], {"w": floats(2, 2)}
+    )
     model = onnx.load(path)
     model.graph.initializer[0].raw_data = b""
     path.write_bytes(model.SerializeToString())
@@ -391,20 +569,33 @@ def test_a_tensor_without_its_data_is_one_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [1.001, 1.0 + 1e-4])
-def test_what_is_read_otherwise_is_refused(change: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_otherwise_is_refused(
+    change: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handler that is wrong by little is found before anything is said about the network."""
     row = onnx_operators.OPERATORS["Relu"]
-    wrong = onnx_operators.Operator(onnx_operators.unary(lambda t: change * torch.relu(t)), row.versions)
+    wrong = onnx_operators.Operator(
+        onnx_operators.unary(lambda t: change * torch.relu(t)), row.versions
+    )
     nodes = [node("Gemm", "x w", "h"), node("Relu", "h", "k"), node("Gemm", "k v", "y")]
-    path = file(tmp_path / "net.onnx", nodes, [1, 50], [1, 3], {"w": floats(50, 40), "v": floats(40, 3)})
+    path = file(
+        tmp_path / "net.onnx", nodes, [1, 50], [1, 3], {"w": floats(50, 40), "v": floats(40, 3)}
+    )
     read_onnx(path)
-    monkeypatch.setattr("morphogen.formats.onnx_reader.OPERATORS", {**onnx_operators.OPERATORS, "Relu": wrong})
-    with pytest.raises(Unsupported, match="the file is read differently from how onnxruntime runs it: largest difference"):
+    monkeypatch.setattr(
+        "morphogen.formats.onnx_reader.OPERATORS", {**onnx_operators.OPERATORS, "Relu": wrong}
+    )
+    with pytest.raises(
+        Unsupported,
+        match="the file is read differently from how onnxruntime runs it: largest difference",
+    ):
         read_onnx(path)
 
 
 def test_another_shape_is_another_network() -> None:
-    """So are numbers where the other has none, but on large inputs, where the file's precision may end."""
+    """So are numbers where the other has none, but on large inputs, where the file's precision may
+    end.
+    """
     one, at = torch.ones(4, 2), slice(0, 4)
     assert onnx_agreement._difference(one, one + 0.5, at, "normal") == 0.5
     assert onnx_agreement._difference(one, torch.ones(4, 3), at, "normal") == math.inf
@@ -417,7 +608,13 @@ def test_another_shape_is_another_network() -> None:
 
 
 def test_a_file_newer_than_onnxruntime_is_run_by_the_standard(tmp_path: Path) -> None:
-    path = file(tmp_path / "net.onnx", [node("Gemm", "x w", "h"), node("Relu", "h", "y")], [1, 2], [1, 1], {"w": f32([1], [1])})
+    path = file(
+        tmp_path / "net.onnx",
+        [node("Gemm", "x w", "h"), node("Relu", "h", "y")],
+        [1, 2],
+        [1, 1],
+        {"w": f32([1], [1])},
+    )
     model = onnx.load(path)
     model.ir_version = onnx.IR_VERSION + 1
     path.write_bytes(model.SerializeToString())
@@ -452,10 +649,16 @@ VERDICTS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", VERDICTS)
 def test_verdicts_are_of_the_file(name: str, tmp_path: Path) -> None:
     nodes, given, made, stored, *options = READ[name]
-    path = file(tmp_path / "net.onnx", nodes, given, made, stored, **(options[0] if options else {}))
+    path = file(
+        tmp_path / "net.onnx", nodes, given, made, stored, **(options[0] if options else {})
+    )
     inputs, outputs = int(np.prod(given)), int(np.prod(made))
     said, status = VERDICTS[name]
-    lines = [f"(declare-const {kind}_{i} Real)" for kind, count in (("X", inputs), ("Y", outputs)) for i in range(count)]
+    lines = [
+        f"(declare-const {kind}_{i} Real)"
+        for kind, count in (("X", inputs), ("Y", outputs))
+        for i in range(count)
+    ]
     lines += [f"(assert (>= X_{i} -1))(assert (<= X_{i} 1))" for i in range(inputs)]
     (tmp_path / "p.vnnlib").write_text("\n".join([*lines, f"(assert {said})"]))
     found = verify_file(path, tmp_path / "p.vnnlib", 20)
@@ -463,24 +666,40 @@ def test_verdicts_are_of_the_file(name: str, tmp_path: Path) -> None:
     if found.witness is not None:
         assert (
             found.witness.dtype
-            == read_onnx(path)(torch.zeros(1, *read_onnx(path).shape, dtype=read_onnx(path).dtype)).numpy().dtype
+            == read_onnx(path)(torch.zeros(1, *read_onnx(path).shape, dtype=read_onnx(path).dtype))
+            .numpy()
+            .dtype
         )
-        np.testing.assert_allclose(run(path, found.witness.reshape(given)).ravel(), found.output, atol=1e-6)
+        np.testing.assert_allclose(
+            run(path, found.witness.reshape(given)).ravel(), found.output, atol=1e-6
+        )
 
 
 def test_a_property_over_a_fixed_batch_is_over_all_of_it(tmp_path: Path) -> None:
     """Two examples of two numbers, or four numbers: the property says which."""
-    path = file(tmp_path / "net.onnx", [node("Gemm", "x w", "y")], [2, 2], [2, 1], {"w": f32([1], [1])})
+    path = file(
+        tmp_path / "net.onnx", [node("Gemm", "x w", "y")], [2, 2], [2, 1], {"w": f32([1], [1])}
+    )
     assert read_onnx(path).shape == (2,)
     for inputs, outputs, status in ((4, 2, "sat"), (2, 1, "unsat")):
-        lines = [f"(declare-const {kind}_{i} Real)" for kind, count in (("X", inputs), ("Y", outputs)) for i in range(count)]
-        lines += [f"(assert (and (>= X_{i} {i // 2}) (<= X_{i} {1 + i // 2})))" for i in range(inputs)]
+        lines = [
+            f"(declare-const {kind}_{i} Real)"
+            for kind, count in (("X", inputs), ("Y", outputs))
+            for i in range(count)
+        ]
+        lines += [
+            f"(assert (and (>= X_{i} {i // 2}) (<= X_{i} {1 + i // 2})))" for i in range(inputs)
+        ]
         (tmp_path / "p.vnnlib").write_text("\n".join([*lines, f"(assert (>= Y_{outputs - 1} 3))"]))
         assert verify_file(path, tmp_path / "p.vnnlib", 20).status == status
 
 
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.float16, 1e-2)])
-def test_compress_writes_the_precision_that_it_read(dtype: torch.dtype, within: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float64, 1e-14), (torch.float32, 1e-5), (torch.float16, 1e-2)]
+)
+def test_compress_writes_the_precision_that_it_read(
+    dtype: torch.dtype, within: float, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
     with torch.no_grad():
@@ -488,12 +707,25 @@ def test_compress_writes_the_precision_that_it_read(dtype: torch.dtype, within: 
     arrays = [t.detach().t().contiguous().numpy() for t in model.parameters()]
     nodes = [node("Gemm", "x a b", "h"), node("Relu", "h", "k"), node("Gemm", "k c d", "y")]
     kind = {torch.float64: F64, torch.float32: F32, torch.float16: F16}[dtype]
-    file(tmp_path / "net.onnx", nodes, ["n", 3], ["n", 2], dict(zip("abcd", arrays, strict=True)), kind)
-    result = CliRunner().invoke(app, ["compress", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "small.onnx")])
+    file(
+        tmp_path / "net.onnx",
+        nodes,
+        ["n", 3],
+        ["n", 2],
+        dict(zip("abcd", arrays, strict=True)),
+        kind,
+    )
+    result = CliRunner().invoke(
+        app, ["compress", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "small.onnx")]
+    )
     assert result.exit_code == 0, result.output
     assert read_network(tmp_path / "small.onnx").dtype == dtype
     small = onnx.load(tmp_path / "small.onnx")
-    assert {tensor.data_type for tensor in small.graph.initializer if tensor.data_type != TensorProto.INT64} == {kind}
+    assert {
+        tensor.data_type
+        for tensor in small.graph.initializer
+        if tensor.data_type != TensorProto.INT64
+    } == {kind}
     x = torch.rand(20, 3, dtype=torch.float64).to(dtype).numpy()
     seen = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"input": x})[0]
     np.testing.assert_allclose(seen, run(tmp_path / "net.onnx", x), rtol=within, atol=within)

@@ -13,7 +13,7 @@ from morphogen.policies.budget import within
 from morphogen.policies.controller import SEARCHES, Controller
 from morphogen.policies.cost import weighed
 from morphogen.policies.firefly import Firefly
-from morphogen.policies.look import Look, Proposal
+from morphogen.policies.policy import Observation, Proposal
 from morphogen.policies.stochastic import Stochastic
 from morphogen.policies.trial import Trial
 from morphogen.training.train import generator
@@ -24,30 +24,37 @@ def change(edit: Edit) -> int:
     return edit.units if isinstance(edit, Grow) else -len(edit.drop)
 
 
-def look(round: int, size: int, worth: float, loss: float = 1.0) -> Look:
+def observation(round: int, size: int, worth: float, loss: float = 1.0) -> Observation:
     """A model of one width, in which leaving any units out raises the loss by `worth`."""
-    return Look(
-        round, {"a": size}, 100 * size, torch.full((10,), loss),
-        lambda edits, start="", seed=0: (torch.full((10,), loss + worth), 100 * (size + (change(edits[0])))),
+    return Observation(
+        round,
+        {"a": size},
+        100 * size,
+        torch.full((10,), loss),
+        lambda edits, start="", seed=0: (
+            torch.full((10,), loss + worth),
+            100 * (size + (change(edits[0]))),
+        ),
         lambda name: 1.0 + torch.arange(size),
-    )  # fmt: skip
+    )
 
 
 def test_what_pays_stays_and_grows_on() -> None:
-    policy, draw = Trial(probation=1, multiple=1, rate=0.5), generator(0)
-    proposals, memory, done = policy.decide(look(1, 4, 1.0), policy.start(), draw)
+    policy, random = Trial(probation=1, granularity=1, rate=0.5), generator(0)
+    proposals, memory, done = policy.decide(observation(1, 4, 1.0), policy.start(), random)
     assert [p.edit for p in proposals] == [Grow("a", 2)]
-    proposals, memory, done = policy.decide(look(2, 6, 1.0), memory, draw)
+    proposals, memory, done = policy.decide(observation(2, 6, 1.0), memory, random)
     assert [p.edit for p in proposals] == [Grow("a", 3)]
     assert "by the last 2" in proposals[0].reason
     assert not done
 
 
 def test_what_does_not_pay_leaves_and_the_policy_ends() -> None:
-    policy, draw = Trial(probation=1, multiple=1, rate=0.5, rest=1, strikes=2), generator(0)
+    policy = Trial(probation=1, granularity=1, rate=0.5, cooldown=1, max_failures=2)
+    random = generator(0)
     memory, size, done, seen = policy.start(), 4, False, []
     for round in range(1, 20):
-        proposals, memory, done = policy.decide(look(round, size, 0.0), memory, draw)
+        proposals, memory, done = policy.decide(observation(round, size, 0.0), memory, random)
         seen += [p.edit for p in proposals]
         for p in proposals:
             size += p.edit.units if isinstance(p.edit, Grow) else -len(p.edit.drop)
@@ -59,9 +66,9 @@ def test_what_does_not_pay_leaves_and_the_policy_ends() -> None:
 
 
 def test_trial_removes_the_weakest_units_that_are_not_missed() -> None:
-    policy = Trial(multiple=2)
+    policy = Trial(granularity=2)
     memory = {**policy.start(), "failed": {"a": 2}}
-    proposals, _, _ = policy.decide(look(9, 8, -0.1), memory, generator(0))
+    proposals, _, _ = policy.decide(observation(9, 8, -0.1), memory, generator(0))
     assert [p.edit for p in proposals] == [Shrink("a", [0, 1])]
 
 
@@ -70,7 +77,7 @@ def test_policies_stop_once_nothing_improves(name: str) -> None:
     policy = POLICIES[name]()
     memory, done = policy.start(), False
     for round in range(100):
-        _, memory, done = policy.decide(look(round, 8, 0.5), memory, generator(round))
+        _, memory, done = policy.decide(observation(round, 8, 0.5), memory, generator(round))
         if done:
             return
     pytest.fail("never finished")
@@ -80,8 +87,12 @@ def test_a_solved_problem_does_not_grow_for_ever() -> None:
     policy, memory, size, loss = Trial(), Trial().start(), 8, 0.1
     for round in range(60):
         loss *= 0.5  # falls for ever, and by ever so little
-        proposals, memory, done = policy.decide(look(round, size, 10 * loss, loss), memory, generator(round))
-        size += sum(p.edit.units if isinstance(p.edit, Grow) else -len(p.edit.drop) for p in proposals)
+        proposals, memory, done = policy.decide(
+            observation(round, size, 10 * loss, loss), memory, generator(round)
+        )
+        size += sum(
+            p.edit.units if isinstance(p.edit, Grow) else -len(p.edit.drop) for p in proposals
+        )
         if done:
             assert size < 200
             return
@@ -98,7 +109,15 @@ def test_policies_keep_the_budget_and_optimizers_follow(name: str) -> None:
     def validation(model: torch.nn.Module) -> Tensor:
         return torch.full((4,), losses[0])
 
-    controller = Controller(model, [opt], POLICIES[name](), validation, x, budget, loss=lambda m: m.train()(x).square().mean())
+    controller = Controller(
+        model,
+        [opt],
+        POLICIES[name](),
+        validation,
+        x,
+        budget,
+        loss=lambda m: m.train()(x).square().mean(),
+    )
     for round in range(12):
         losses[0] *= 0.9
         opt.zero_grad()
@@ -109,14 +128,20 @@ def test_policies_keep_the_budget_and_optimizers_follow(name: str) -> None:
         for change in changes:
             assert change.parameters[1] <= budget
             assert change.reason
-    assert {id(p) for g in opt.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    assert {id(p) for g in opt.param_groups for p in g["params"]} == {
+        id(p) for p in model.parameters()
+    }
 
 
 def test_growth_is_cut_to_the_largest_that_fits() -> None:
     def count(edits: list[Edit]) -> int:
         return 100 + sum(10 * e.units if isinstance(e, Grow) else 500 for e in edits)
 
-    kept = within([Proposal(Grow("a", 8), "r"), Proposal(AddBlock("d"), "r"), Proposal(Grow("b", 1), "r")], 135, count)
+    kept = within(
+        [Proposal(Grow("a", 8), "r"), Proposal(AddBlock("d"), "r"), Proposal(Grow("b", 1), "r")],
+        135,
+        count,
+    )
     assert [p.edit for p in kept] == [Grow("a", 3)]
     assert kept[0].reason == "r (cut to the budget)"
 
@@ -127,13 +152,22 @@ def test_an_attempt_leaves_no_trace(start: str) -> None:
     opt = torch.optim.AdamW(model.parameters())
     # in training mode: a batch norm's averages and the random state would move
     controller = Controller(
-        model, [opt], Trial(), lambda m: m.train()(x).square().mean(1) + torch.rand(3), x, loss=lambda m: m(x).square().mean()
+        model,
+        [opt],
+        Trial(),
+        lambda m: m.train()(x).square().mean(1) + torch.rand(3),
+        x,
+        loss=lambda m: m(x).square().mean(),
     )
     model.train()(x).square().mean().backward()
     opt.step()
     before, random = copy.deepcopy((model.state_dict(), opt.state_dict())), torch.get_rng_state()
     for edit in (Shrink("conv1", [0, 1]), Grow("conv1", 2)):
-        once, parameters = controller._attempt([edit], start, 3) if isinstance(edit, Grow) else controller._attempt([edit])
+        once, parameters = (
+            controller._attempt([edit], start, 3)
+            if isinstance(edit, Grow)
+            else controller._attempt([edit])
+        )
         assert (parameters < count_parameters(model)) == isinstance(edit, Shrink)
         assert once.shape == (3,)
     assert torch.equal(controller._attempt([edit], start, 3)[0], once)
@@ -144,32 +178,40 @@ def test_an_attempt_leaves_no_trace(start: str) -> None:
 
 def test_what_was_attempted_is_what_is_done() -> None:
     model, x = problem("convnet", torch.float32)
-    controller = Controller(model, [], Stochastic(), lambda m: m.eval()(x).square().mean(1).detach(), x)
+    controller = Controller(
+        model, [], Stochastic(), lambda m: m.eval()(x).square().mean(1).detach(), x
+    )
     tried, cost = controller._attempt([Grow("conv1", 2)], "random", 7)
     controller._apply(Proposal(Grow("conv1", 2), "r", "random", 7), 0, 0.0, generator(0))
     assert torch.equal(controller.losses(model), tried)
     assert count_parameters(model) == cost
 
 
-def noisy(rise: float, spread: float) -> Look:
+def noisy(rise: float, spread: float) -> Observation:
     """Whatever is tried, losses rise by `rise` on average, with that spread between examples."""
     pattern = torch.tensor([1.0, -1.0]).repeat(50)
-    return Look(
-        1, {"a": 8}, 800, torch.ones(100),
-        lambda edits, start="", seed=0: (1 + rise + spread * pattern, 800), lambda name: torch.arange(8.0),
-    )  # fmt: skip
+    return Observation(
+        1,
+        {"a": 8},
+        800,
+        torch.ones(100),
+        lambda edits, start="", seed=0: (1 + rise + spread * pattern, 800),
+        lambda name: torch.arange(8.0),
+    )
 
 
 def test_the_bound_refuses_what_may_be_noise() -> None:
     for confidence, kept in ((0.0, True), (1.64, False)):
-        proposals, _, _ = Stochastic(confidence=confidence).decide(noisy(-0.01, 0.1), {}, generator(0))
+        proposals, _, _ = Stochastic(confidence=confidence).decide(
+            noisy(-0.01, 0.1), {}, generator(0)
+        )
         assert bool(proposals) == kept
     assert Stochastic(confidence=1.64).decide(noisy(-0.03, 0.1), {}, generator(0))[0]
     assert not Stochastic().decide(noisy(0.0, 0.0), {}, generator(0))[0]
     # units on trial whose removal costs 0.03 on average stay; where that may be noise, they leave
     memory = {**Trial().start(), "added": {"a": (4, 0)}}
     for confidence, kind in ((0.0, Grow), (4.0, Shrink)):
-        policy = Trial(price=0.0, probation=1, multiple=4, confidence=confidence)
+        policy = Trial(penalty=0.0, probation=1, granularity=4, confidence=confidence)
         assert isinstance(policy.decide(noisy(0.03, 0.1), memory, generator(0))[0][0].edit, kind)
 
 
@@ -178,16 +220,26 @@ def test_firefly_keeps_the_best_chunks_and_splits_only_where_the_function_stays(
         "a": (torch.tensor([0.1, 0.9, 0.8, 0.0]), torch.tensor([0.05, 0.0])),
         "b": (torch.empty(0), torch.tensor([0.5, 0.4])),
     }
-    seen = Look(
-        2, {"a": 4, "b": 4}, 80, torch.ones(4), lambda *_: (torch.ones(4), 0), lambda _: torch.ones(4), gains=lambda n: gains
+    seen = Observation(
+        2,
+        {"a": 4, "b": 4},
+        80,
+        torch.ones(4),
+        lambda *_: (torch.ones(4), 0),
+        lambda _: torch.ones(4),
+        gains=lambda n: gains,
     )
-    proposals, _, _ = Firefly(rate=0.5, multiple=2).decide(seen, {}, generator(0))
+    proposals, _, _ = Firefly(rate=0.5, granularity=2).decide(seen, {}, generator(0))
     assert [p.edit for p in proposals] == [Split("a", [1, 2]), Grow("b", 2)]
     assert all(p.start == "firefly" for p in proposals)
 
 
 def test_growth_by_splits_is_cut_to_the_budget() -> None:
-    kept = within([Proposal(Split("a", [3, 1, 2]), "r")], 125, lambda edits: 100 + sum(10 * len(e.of) for e in edits))
+    kept = within(
+        [Proposal(Split("a", [3, 1, 2]), "r")],
+        125,
+        lambda edits: 100 + sum(10 * len(e.of) for e in edits),
+    )
     assert [p.edit for p in kept] == [Split("a", [3, 1])]
 
 

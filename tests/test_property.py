@@ -1,6 +1,7 @@
 """Random networks under random moves: the invariants of the resize engine, in float64.
 
-MORPHOGEN_NETS says how many networks (default 40); bench/results/property.md has the figures of 500.
+MORPHOGEN_NETS says how many networks (default 40); bench/results/property.md has the figures of
+500.
 """
 
 import os
@@ -16,13 +17,21 @@ from morphogen.edit.plan import live_size
 from random_nets import RandomNet
 
 NETS, MOVES, SHARES = int(os.environ.get("MORPHOGEN_NETS", "40")), 20, 8
-OPTIMIZERS = (torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.SGD, torch.optim.Adafactor)
+OPTIMIZERS = (
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.SGD,
+    torch.optim.Adafactor,
+)
 TOLERANCE = 1e-9
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Copies of weights, buffers and the optimizer's state."""
-    state = [v for p in model.parameters() for v in optimizer.state[p].values() if isinstance(v, Tensor)]
+    state = [
+        v for p in model.parameters() for v in optimizer.state[p].values() if isinstance(v, Tensor)
+    ]
     return [t.detach().clone() for t in (*model.state_dict().values(), *state)]
 
 
@@ -37,7 +46,9 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None
 
 
 def check(seed: int) -> tuple[int, int, float]:
-    """(moves, moves that keep the function, the largest change of those) on the network of one seed."""
+    """(moves, moves that keep the function, the largest change of those) on the network of one
+    seed.
+    """
     torch.manual_seed(seed)
     draw, x = Random(seed), torch.randn(3, 2, 4, 4, dtype=torch.float64)
     model = RandomNet(seed).double()
@@ -46,12 +57,12 @@ def check(seed: int) -> tuple[int, int, float]:
     found = mg.widths(mg.trace(model, x))
     ledger, keeping, largest = [], 0, 0.0
     for _ in range(MOVES):
-        width = draw.choice([w for w in found.values() if not w.pinned])
+        width = draw.choice([w for w in found.values() if not w.fixed])
         size = live_size(found, width.name, dict(model.named_parameters()))
         kind = draw.random()
         if size > 2 and kind < 0.5:
             edit = Shrink(width.name, draw.sample(range(size), draw.randint(1, size - 1)))
-        elif kind > 0.75 and not width.felt:
+        elif kind > 0.75 and not width.not_preserved:
             edit = Split(width.name, [draw.randrange(size) for _ in range(draw.randint(1, 2))])
         else:
             edit = Grow(width.name, draw.randint(1, 3))
@@ -66,8 +77,10 @@ def check(seed: int) -> tuple[int, int, float]:
         else:
             ledger.append(edit)
             train(model, optimizer, x)
-    fresh = mg.replay(ledger, RandomNet(seed).double(), x)
-    assert {n: t.shape for n, t in fresh.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    new_state_fraction = mg.replay(ledger, RandomNet(seed).double(), x)
+    assert {n: t.shape for n, t in new_state_fraction.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
     return MOVES, keeping, largest
 
 

@@ -47,7 +47,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("pt2") / "net.pt2"
     example = torch.rand(2, 3)
-    exported = torch.export.export(Net(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    exported = torch.export.export(
+        Net(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    )
     torch.export.save(exported, path, extra_files={"about.txt": "hello"})
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -82,7 +84,9 @@ def sample(parts: Parts, marker: Path) -> Parts:
 
 
 def weight(parts: Parts, marker: Path) -> Parts:
-    changed = in_json(parts, "model_weights_config.json", lambda v: v["config"]["kept"].update(use_pickle=True))
+    changed = in_json(
+        parts, "model_weights_config.json", lambda v: v["config"]["kept"].update(use_pickle=True)
+    )
     config = json.loads(changed[next(p for p in parts if p.endswith("model_weights_config.json"))])
     name = config["config"]["kept"]["path_name"]
     return {**changed, next(p for p in parts if p.endswith(name)): saved(Marks(marker))}
@@ -96,7 +100,11 @@ def legacy(parts: Parts, marker: Path) -> Parts:
 def constant(kind: str) -> Callable[[Parts, Path], Parts]:
     def change(parts: Parts, marker: Path) -> Parts:
         config = next(p for p in parts if p.endswith("model_constants_config.json"))
-        new = in_json(parts, "model_constants_config.json", lambda v: v["config"]["constant"].update(path_name=f"{kind}_obj_0"))
+        new = in_json(
+            parts,
+            "model_constants_config.json",
+            lambda v: v["config"]["constant"].update(path_name=f"{kind}_obj_0"),
+        )
         return {**new, f"{config.rpartition('/')[0]}/{kind}_obj_0": pickle.dumps(Marks(marker))}
 
     return change
@@ -105,7 +113,9 @@ def constant(kind: str) -> Callable[[Parts, Path], Parts]:
 def old_format(parts: Parts, marker: Path) -> Parts:
     return {
         "version": b"8.20",
-        "serialized_exported_program.json": parts[next(p for p in parts if p.endswith("models/model.json"))],
+        "serialized_exported_program.json": parts[
+            next(p for p in parts if p.endswith("models/model.json"))
+        ],
         "serialized_state_dict.pt": saved({"a": Marks(marker)}),
         "serialized_constants.pt": saved({}),
         "serialized_example_inputs.pt": saved(()),
@@ -119,7 +129,9 @@ def code(marker: Path) -> str:
 def size(text: Callable[[Path], str]) -> Callable[[Parts, Path], Parts]:
     def change(parts: Parts, marker: Path) -> Parts:
         def put(value: dict) -> None:
-            value["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0]["as_expr"]["expr_str"] = text(marker)
+            value["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0]["as_expr"][
+                "expr_str"
+            ] = text(marker)
 
         return program(parts, put)
 
@@ -129,7 +141,7 @@ def size(text: Callable[[Path], str]) -> Callable[[Parts, Path], Parts]:
 def target(name: str) -> Callable[[Parts, Path], Parts]:
     return lambda parts, marker: program(
         parts, lambda value: value["graph_module"]["graph"]["nodes"][0].update(target=name)
-    )  # fmt: skip
+    )
 
 
 def argument(parts: Parts, marker: Path) -> Parts:
@@ -141,7 +153,9 @@ def argument(parts: Parts, marker: Path) -> Parts:
 
 def names(parts: Parts, marker: Path) -> Parts:
     def put(value: dict) -> None:
-        value["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = [f"x={code(marker)}"]
+        value["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = [
+            f"x={code(marker)}"
+        ]
 
     return program(parts, put)
 
@@ -149,7 +163,9 @@ def names(parts: Parts, marker: Path) -> Parts:
 def imported(spec: object) -> Callable[[Parts, Path], Parts]:
     def change(parts: Parts, marker: Path) -> Parts:
         def put(value: dict) -> None:
-            value["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, spec])
+            value["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps(
+                [1, spec]
+            )
 
         return program(parts, put)
 
@@ -181,28 +197,46 @@ HOSTILE: dict[str, tuple[Callable[[Parts, Path], Parts], str]] = {
     "an input that is code": (argument, "no identifier"),
     "names of arguments": (names, "no identifier"),
     "an enum to import": (
-        imported({"type": "builtins.dict", "context": '[{"__enum__": true, "fqn": "os:x", "name": "y"}]', "children_spec": []}),
+        imported(
+            {
+                "type": "builtins.dict",
+                "context": '[{"__enum__": true, "fqn": "os:x", "name": "y"}]',
+                "children_spec": [],
+            }
+        ),
         "dictionary with the keys",
     ),
-    "a factory to import": (imported({"type": "collections.defaultdict", "context": "{}", "children_spec": []}), "defaultdict"),
+    "a factory to import": (
+        imported({"type": "collections.defaultdict", "context": "{}", "children_spec": []}),
+        "defaultdict",
+    ),
     "compiled code": (beside("data/aotinductor/model/a.so"), "compiled code"),
     "an unknown part": (beside("data/other/a.bin"), "no part of an exported program that is known"),
     "one name twice": (beside("ARCHIVE_FORMAT"), "have one name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_could_run_code_is_refused_before_it_is_read(name: str, parts: Parts, tmp_path: Path) -> None:
+def test_what_could_run_code_is_refused_before_it_is_read(
+    name: str, parts: Parts, tmp_path: Path
+) -> None:
     change, said = HOSTILE[name]
     marker = tmp_path / "marker"
     path = written(change(parts, marker), tmp_path / "net.pt2")
-    with pytest.raises(DataError, match=f"net.pt2: .*{said}.*; if you know where it comes from and trust it.*--trust"):
+    with pytest.raises(
+        DataError,
+        match=f"net.pt2: .*{said}.*; if you know where it comes from and trust it.*--trust",
+    ):
         read_pt2(path)
     assert not marker.exists()
 
 
 def test_a_part_outside_its_folder_is_refused(parts: Parts, tmp_path: Path) -> None:
-    changed = in_json(parts, "model_weights_config.json", lambda v: v["config"]["kept"].update(path_name="../../x"))
+    changed = in_json(
+        parts,
+        "model_weights_config.json",
+        lambda v: v["config"]["kept"].update(path_name="../../x"),
+    )
     with pytest.raises(DataError, match="outside its folder"):
         read_pt2(written(changed, tmp_path / "net.pt2"))
 
@@ -219,7 +253,9 @@ def test_trust_reads_it_as_torch_does(parts: Parts, tmp_path: Path) -> None:
     assert marker.exists(), result.output  # it is what it says
 
 
-def test_guards_and_notes_are_left_out_and_the_program_is_the_same(parts: Parts, tmp_path: Path) -> None:
+def test_guards_and_notes_are_left_out_and_the_program_is_the_same(
+    parts: Parts, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     changed = program(parts, lambda v: v.update(guards_code=[code(marker)]))
     x = torch.rand(5, 3)
@@ -231,7 +267,9 @@ def test_guards_and_notes_are_left_out_and_the_program_is_the_same(parts: Parts,
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x05\x06" + b"\0" * 18])
-def test_what_is_no_archive_is_one_line(content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_archive_is_one_line(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "net.pt2").write_bytes(content)
     with pytest.raises(DataError, match="cannot be read as an exported program") as raised:
         read_pt2(tmp_path / "net.pt2")

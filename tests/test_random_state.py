@@ -1,4 +1,6 @@
-"""The random state is the user's: no public call moves it, but those that build new weights under the user's own seed."""
+"""The random state is the user's: no public call moves it, but those that build new weights under
+the user's own seed.
+"""
 
 import copy
 import random
@@ -30,7 +32,7 @@ from morphogen.edit.checkpoint import load_ledger
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.plan import resized
 from morphogen.edit.structure import read_structure
-from morphogen.fitting.fit import Settings, compressed, fit, renew, scratch
+from morphogen.fitting.fit import Settings, compressed, fit, scratch, shrink_and_perturb
 from morphogen.fitting.recipe import Recipe
 from morphogen.formats import network_files
 from morphogen.formats.checkpoint import load_tensors, save_tensors
@@ -57,7 +59,11 @@ def moved(call: Callable[[], Any]) -> list[str]:
     """The generators that a call moves."""
     before = state()
     call()
-    return [name for name, old, new in zip(("torch", "numpy", "random"), before, state(), strict=True) if old != new]
+    return [
+        name
+        for name, old, new in zip(("torch", "numpy", "random"), before, state(), strict=True)
+        if old != new
+    ]
 
 
 IMPORTS = """
@@ -88,9 +94,15 @@ class Room:
         self.folder = folder
         self.x = torch.rand(6, 3)
         self.y = torch.tensor([0, 1] * 3)
-        self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
-        self.normed = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 2)).eval()
-        self.straight = nn.Sequential(nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 2), nn.ReLU(), nn.Linear(2, 2))
+        self.net = nn.Sequential(
+            nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
+        )
+        self.normed = nn.Sequential(
+            nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 2)
+        ).eval()
+        self.straight = nn.Sequential(
+            nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 2), nn.ReLU(), nn.Linear(2, 2)
+        )
         self.dag = models.dagnet(3, 2).eval()
         self.deep = models.mlp(3, 2, 4, 0.1)
         self.optimizer = torch.optim.Adam(self.deep.parameters())
@@ -101,7 +113,17 @@ class Room:
         self.rows = draw.normal(size=(60, 3))
         self.y01 = (self.rows[:, 0] > 0).astype(int)
         self.dataset = from_arrays(self.rows, self.y01)
-        self.recipe = Recipe(batch=16, rate=5e-3, decay=0.01, steps=4, settle=0.5, epochs=1, width=4, rounds=2, dropout=0.1)
+        self.recipe = Recipe(
+            batch=16,
+            rate=5e-3,
+            decay=0.01,
+            steps=4,
+            anneal=0.5,
+            epochs=1,
+            width=4,
+            rounds=2,
+            dropout=0.1,
+        )
 
     def loss(self, model: nn.Module) -> Tensor:
         return nn.functional.cross_entropy(model(self.x), self.y)
@@ -115,7 +137,9 @@ def room(tmp_path: Path) -> Room:
 def frame() -> Any:
     import pandas as pd
 
-    return pd.DataFrame({"a": np.arange(40) * 1.5, "b": ["u", "v"] * 20, "t": ["x", "y", "x", "x"] * 10})
+    return pd.DataFrame(
+        {"a": np.arange(40) * 1.5, "b": ["u", "v"] * 20, "t": ["x", "y", "x", "x"] * 10}
+    )
 
 
 def bounded(technique: Callable[..., Any]) -> Callable[[Room], Any]:
@@ -141,7 +165,11 @@ def fitted(r: Room, **settings: Any) -> Any:
 def written(r: Room, ending: str) -> Path:
     path = r.folder / f"net.{ending}"
     network_files.write_network(
-        r.net, copy.deepcopy(r.net).double(), r.box.points(64, 32), path, mg.Certificate("exact", 0.0, None, True, "")
+        r.net,
+        copy.deepcopy(r.net).double(),
+        r.box.points(64, 32),
+        path,
+        mg.Certificate("exact", 0.0, None, True, ""),
     )
     return path
 
@@ -149,7 +177,9 @@ def written(r: Room, ending: str) -> Path:
 def trained(r: Room) -> Any:
     batches = Batches(r.x, r.y, 3)
     objective = lambda model, x, y: nn.functional.cross_entropy(model(x), y)  # noqa: E731
-    return train(State(r.deep, r.optimizer), batches, objective, lambda step: 1e-3, steps=2, rounds=2)
+    return train(
+        State(r.deep, r.optimizer), batches, objective, lambda step: 1e-3, steps=2, rounds=2
+    )
 
 
 def planned(r: Room) -> Any:
@@ -158,13 +188,18 @@ def planned(r: Room) -> Any:
 
 KEEPS: dict[str, Callable[[Room], Any]] = {
     **{f"transforms.{name}": rewritten(name) for name in TRANSFORMS},
-    "transforms.compress into layers": lambda r: mg.compress(r.straight, mg.ball(r.x[:1], 1e-3), rules=RULES),
+    "transforms.compress into layers": lambda r: mg.compress(
+        r.straight, mg.ball(r.x[:1], 1e-3), rules=RULES
+    ),
     "transforms.shallow as modules": lambda r: mg.shallow(r.net, r.box)[0].to_torch(),
     "transforms.freeze a dag": lambda r: mg.freeze(r.dag, r.x),
     "transforms.link keep": lambda r: mg.link(r.net, r.x, start="keep"),
     "transforms.unlink": lambda r: (mg.link(r.net, r.x, start="keep"), mg.unlink(r.net, r.x)),
     "transforms.regions": lambda r: mg.regions(r.net, r.box),
-    **{f"bounds.{each.__name__}": bounded(each) for each in (alpha, forward, interval, linear, mg.stability)},
+    **{
+        f"bounds.{each.__name__}": bounded(each)
+        for each in (alpha, forward, interval, linear, mg.stability)
+    },
     "bounds.around": lambda r: mg.around(r.x),
     "bounds.attack": lambda r: attack(r.program, r.unsafe[0], r.box),
     "bounds.ball": lambda r: mg.ball(r.x[:1], 0.1),
@@ -180,7 +215,9 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "edit.diff": lambda r: mg.diff(r.net, r.deep),
     "edit.doctor": lambda r: mg.doctor(r.deep, r.optimizer),
     "edit.ledger_to_json": lambda r: ledger_to_json([mg.Shrink("0", [0])]),
-    "edit.ledger_from_json": lambda r: ledger_from_json([{"edit": "Shrink", "width": "0", "drop": [0]}]),
+    "edit.ledger_from_json": lambda r: ledger_from_json(
+        [{"edit": "Shrink", "width": "0", "drop": [0]}]
+    ),
     "edit.replay": lambda r: mg.replay([mg.Shrink("0", [0])], r.net, r.x),
     "edit.save": lambda r: mg.save(r.folder / "c", r.deep, r.optimizer),
     "edit.load_ledger": lambda r: load_ledger(mg.save(r.folder / "c", r.deep, r.optimizer)),
@@ -190,11 +227,16 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "tracing.trace": lambda r: mg.trace(r.normed.train(), r.x),
     "tracing.widths": lambda r: mg.widths(mg.trace(r.deep, r.x)),
     "measures.dead_units": lambda r: dead_units(r.net, r.x),
-    "measures.unit_importance": lambda r: unit_importance(r.net, mg.widths(mg.trace(r.net, r.x)), "0"),
+    "measures.unit_importance": lambda r: unit_importance(
+        r.net, mg.widths(mg.trace(r.net, r.x)), "0"
+    ),
     "formats.export_onnx": lambda r: export_onnx(r.net, r.x, r.folder / "new.onnx"),
     "formats.read_onnx": lambda r: read_onnx(written(r, "onnx")),
     "formats.save_tensors": lambda r: save_tensors(r.folder / "t", {"a": r.x}),
-    "formats.load_tensors": lambda r: (save_tensors(r.folder / "t", {"a": r.x}), load_tensors(r.folder / "t")),
+    "formats.load_tensors": lambda r: (
+        save_tensors(r.folder / "t", {"a": r.x}),
+        load_tensors(r.folder / "t"),
+    ),
     "formats.source": lambda r: source(r.net, title="t"),
     "data.fit_preparation": lambda r: preparation.fit_preparation(frame()[["a", "b"]]),
     "data.from_arrays": lambda r: from_arrays(r.rows, r.y01),
@@ -211,15 +253,21 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "fit.fit dag": lambda r: fitted(r, wiring="dag"),
     "fit.scratch": lambda r: scratch(fitted(r), r.dataset),
     "fit.compressed": lambda r: compressed(fitted(r), r.dataset),
-    "fit.renew": lambda r: renew(r.deep, 0.5, 3),
+    "fit.renew": lambda r: shrink_and_perturb(r.deep, 0.5, 3),
     "train.train": trained,
     "train.predict": lambda r: predict(r.deep, r.x),
-    "estimator.MorphogenClassifier": lambda r: mg.MorphogenClassifier(time_limit=1, random_state=3).fit(r.rows, r.y01),
-    "estimator.MorphogenRegressor": lambda r: mg.MorphogenRegressor(time_limit=1, random_state=3).fit(r.rows, r.y01),
+    "estimator.MorphogenClassifier": lambda r: mg.MorphogenClassifier(
+        time_limit=1, random_state=3
+    ).fit(r.rows, r.y01),
+    "estimator.MorphogenRegressor": lambda r: mg.MorphogenRegressor(
+        time_limit=1, random_state=3
+    ).fit(r.rows, r.y01),
     "formats.read_network onnx": lambda r: network_files.read_network(written(r, "onnx")),
     "formats.read_network pt2": lambda r: network_files.read_network(written(r, "pt2")),
-    "formats.largest_output": lambda r: network_files.largest_output(copy.deepcopy(r.net).double(), r.box.points(9, 4)),
-}  # fmt: skip
+    "formats.largest_output": lambda r: network_files.largest_output(
+        copy.deepcopy(r.net).double(), r.box.points(9, 4)
+    ),
+}
 """Calls that leave everything as it was."""
 
 DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
@@ -227,18 +275,30 @@ DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
         "new blocks are drawn as the user's own layers are",
         lambda r: mg.adapt(r.deep, [r.optimizer], example=r.x),
     ),
-    "edit.gradmax": ("the search starts from drawn directions", lambda r: mg.gradmax(r.net, grown(r), r.loss)),
+    "edit.gradmax": (
+        "the search starts from drawn directions",
+        lambda r: mg.gradmax(r.net, grown(r), r.loss),
+    ),
     "edit.resize growing": (
         "new units are drawn under the user's seed, or from generator=",
         lambda r: mg.resize(r.net, [mg.Grow("0", 2)], example=r.x),
     ),
-    "edit.load": ("build() is the user's own", lambda r: mg.load(mg.save(r.folder / "c", r.net), lambda: again(r))),
-    "models.convnet": ("a network is built, as by torch", lambda r: models.convnet((1, 8, 8), 2, 4)),
+    "edit.load": (
+        "build() is the user's own",
+        lambda r: mg.load(mg.save(r.folder / "c", r.net), lambda: again(r)),
+    ),
+    "models.convnet": (
+        "a network is built, as by torch",
+        lambda r: models.convnet((1, 8, 8), 2, 4),
+    ),
     "models.mlp": ("a network is built, as by torch", lambda r: models.mlp(3, 2)),
     "models.dagnet": ("a network is built, as by torch", lambda r: models.dagnet(3, 2)),
     "transforms.link": ("weights that look linear are drawn", lambda r: mg.link(r.net, r.x)),
     "layers.Dag": ("a layer is built, as by torch", lambda r: layers.Dag(3, 4)),
-    "layers.LearnedDepth": ("its blocks are built, as by torch", lambda r: mg.LearnedDepth(lambda i: nn.Linear(3, 3))),
+    "layers.LearnedDepth": (
+        "its blocks are built, as by torch",
+        lambda r: mg.LearnedDepth(lambda i: nn.Linear(3, 3)),
+    ),
     "layers.DepthPosterior": (
         "its blocks are built, as by torch",
         lambda r: layers.DepthPosterior(lambda i: nn.Linear(3, 3), lambda: nn.Linear(3, 2)),
@@ -252,14 +312,41 @@ DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
 
 NO_CALLS = {
     # values, errors, results, and types of these
-    "AddBlock", "Applied", "Certificate", "DataError", "DropBlock", "Graph", "Grow", "MorphogenError", "NotExact", "PlanError",
-    "Receipt", "Report", "RunError", "ShapeError", "Shrink", "Split", "Unsupported", "Width", "Ball", "Box", "Few",
-    "Stability", "Unsafe", "Verdict", "Regions", "Plan", "Controller", "Trial",
+    "AddBlock",
+    "Applied",
+    "Certificate",
+    "DataError",
+    "DropBlock",
+    "Graph",
+    "Grow",
+    "MorphogenError",
+    "NotExact",
+    "PlanError",
+    "Receipt",
+    "Report",
+    "RunError",
+    "ShapeError",
+    "Shrink",
+    "Split",
+    "Unsupported",
+    "Width",
+    "Ball",
+    "Box",
+    "Few",
+    "Stability",
+    "Unsafe",
+    "Verdict",
+    "Regions",
+    "Plan",
+    "Controller",
+    "Trial",
     # a declaration, a text that is read, a gate without weights, an optional part of a loss
-    "follow", "LearnedWidth", "penalty",
+    "follow",
+    "LearnedWidth",
+    "penalty",
     # in processes of their own, see test_distributed
     "resize_distributed",
-}  # fmt: skip
+}
 
 
 def again(r: Room) -> nn.Module:
@@ -272,7 +359,9 @@ def grown(r: Room) -> Any:
 
 def test_every_public_name_is_in_a_table() -> None:
     """A new one must say whether it draws."""
-    known = {name.partition(".")[2].split()[0] for name in (*KEEPS, *DRAWS) if "." in name} | NO_CALLS
+    known = {
+        name.partition(".")[2].split()[0] for name in (*KEEPS, *DRAWS) if "." in name
+    } | NO_CALLS
     for package in (mg, layers):
         assert set(package.__all__) <= known, package.__name__
 

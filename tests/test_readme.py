@@ -11,7 +11,9 @@ RECIPES = README.parent / "docs" / "recipes.md"
 
 
 def test_the_library_examples_run(capsys) -> None:
-    code, depth, proof = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    code, depth, proof = re.findall(
+        r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S
+    )
     exec(depth, {})
     capsys.readouterr()
     exec(proof, {})
@@ -30,12 +32,25 @@ def test_the_recipes_run(number: int, capsys) -> None:
     torch.manual_seed(0)
     exec(parts[number], {})
     out = capsys.readouterr().out
-    wanted = ("20 {", " -> ", "Linear", "active=3", "('link 1', 'link 3')", "(64, 80)", "undecided", "\nTrue", "Tanh", "20\n")
+    wanted = (
+        "20 {",
+        " -> ",
+        "Linear",
+        "active=3",
+        "('link 1', 'link 3')",
+        "(64, 80)",
+        "undecided",
+        "\nTrue",
+        "Tanh",
+        "20\n",
+    )
     assert wanted[number] in out
 
 
 def test_the_rooms_exist() -> None:
     package = README.parent / "src" / "morphogen"
-    for room in re.findall(r"^\| ((?:`[\w./]+`,? ?)+) \|", README.read_text(encoding="utf-8"), re.M):
+    for room in re.findall(
+        r"^\| ((?:`[\w./]+`,? ?)+) \|", README.read_text(encoding="utf-8"), re.M
+    ):
         for name in re.findall(r"`([\w./]+)`", room):
             assert (package / name).exists(), name

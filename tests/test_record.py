@@ -4,16 +4,33 @@ from pathlib import Path
 
 import pytest
 
-from morphogen.record import Certificate, Change, Layer, Report, Round, Row, from_json, to_json, write_atomic
+from morphogen.record import (
+    Certificate,
+    Change,
+    Layer,
+    Report,
+    Round,
+    Row,
+    from_json,
+    to_json,
+    write_atomic,
+)
 
 
 def test_a_report_survives_json() -> None:
     shape = (Layer("conv1", "conv", 8), Layer("output", "output", 10))
     value = Report(
-        "a", "b", "regression", "RMSE", 3, (Round(1, 0.5, 10, 1.5, "grow", 2.0, 1.0, 0.5, 100, shape),),
-        (Change(1, 0.5, "conv1", 8, 16, "why", (50, 100)),), (Row("x", None, 3, None), Row("y", 0.5, None, 2.0, "n")),
-        ("note",), {"torch": "2"},
-    )  # fmt: skip
+        "a",
+        "b",
+        "regression",
+        "RMSE",
+        3,
+        (Round(1, 0.5, 10, 1.5, "grow", 2.0, 1.0, 0.5, 100, shape),),
+        (Change(1, 0.5, "conv1", 8, 16, "why", (50, 100)),),
+        (Row("x", None, 3, None), Row("y", 0.5, None, 2.0, "n")),
+        ("note",),
+        {"torch": "2"},
+    )
     assert from_json(Report, to_json(value)) == value
 
 
@@ -23,7 +40,9 @@ def test_a_certificate_survives_json() -> None:
         assert from_json(Certificate, to_json(value)) == value
 
 
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_writing_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "f"
     write_atomic(path, "old")
 

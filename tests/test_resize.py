@@ -11,7 +11,20 @@ from torch import nn
 
 import morphogen as mg
 from architectures import ARCHITECTURES
-from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, Split, apply_, plan, replay, resize, trace, widths
+from morphogen import (
+    AddBlock,
+    DropBlock,
+    Grow,
+    PlanError,
+    Shrink,
+    Split,
+    apply_,
+    plan,
+    replay,
+    resize,
+    trace,
+    widths,
+)
 from morphogen.edit import apply as apply_module
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.plan import resized
@@ -32,13 +45,16 @@ OPTIMIZERS = {
     "SGD": {"momentum": 0.9},
     "Muon": {},
 }
-# LBFGS keeps flat vectors of all parameters, SparseAdam takes sparse gradients only: cases of their own in test_state.py.
+# LBFGS keeps flat vectors of all parameters, SparseAdam takes sparse gradients only: cases of their
+# own in test_state.py.
 EXCUSED = {"LBFGS", "SparseAdam", "Optimizer"}
 
 
 def test_every_optimizer_of_torch_has_a_case() -> None:
     known = {
-        name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+        name
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     }
     assert known - EXCUSED <= set(OPTIMIZERS), "add a case to OPTIMIZERS"
 
@@ -48,7 +64,9 @@ def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return getattr(torch.optim, name)(parameters, lr=1e-2, **OPTIMIZERS[name])
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, times: int = 2) -> torch.Tensor:
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, times: int = 2
+) -> torch.Tensor:
     for _ in range(times):
         optimizer.zero_grad()
         loss = model(x).square().mean()
@@ -82,10 +100,17 @@ def holds_the_live_parameters(model: nn.Module, optimizer: torch.optim.Optimizer
         for v in s.values()
         if isinstance(v, torch.Tensor)
     )
-    return {id(p) for p in held} == live and len(held) == len(live) and {id(p) for p in optimizer.state} <= live and fits
+    return (
+        {id(p) for p in held} == live
+        and len(held) == len(live)
+        and {id(p) for p in optimizer.state} <= live
+        and fits
+    )
 
 
-@pytest.mark.parametrize(("name", "optimizer"), itertools.product(("residual", "convnet"), OPTIMIZERS))
+@pytest.mark.parametrize(
+    ("name", "optimizer"), itertools.product(("residual", "convnet"), OPTIMIZERS)
+)
 def test_grow_and_undo_under_every_optimizer(name: str, optimizer: str) -> None:
     model, x = problem(name)
     opt = optimizer_of(optimizer, model)
@@ -160,8 +185,12 @@ def test_units_that_nothing_reads_leave_without_loss_and_it_is_said() -> None:
     assert other.change > 1e-3
 
 
-@pytest.mark.parametrize(("fresh", "low", "high"), [(1.0, 0.0, 1.2), (0.1, 1.2, 3.0), (0.0, 3.0, 10.0)])
-def test_how_fresh_state_starts_is_a_choice(fresh: float, low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("fresh", "low", "high"), [(1.0, 0.0, 1.2), (0.1, 1.2, 3.0), (0.0, 3.0, 10.0)]
+)
+def test_how_fresh_state_starts_is_a_choice(
+    new_state_fraction: float, low: float, high: float
+) -> None:
     torch.manual_seed(0)
     model, lr = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 2)), 1e-3
     optimizer, x = torch.optim.Adam(model.parameters(), lr=lr), torch.randn(64, 10)
@@ -173,7 +202,13 @@ def test_how_fresh_state_starts_is_a_choice(fresh: float, low: float, high: floa
 
     for _ in range(300):
         step()
-    resize(model, [Grow("0", 8)], optimizers=[optimizer], example=x, fresh=fresh)
+    resize(
+        model,
+        [Grow("0", 8)],
+        optimizers=[optimizer],
+        example=x,
+        new_state_fraction=new_state_fraction,
+    )
     largest = 0.0
     for _ in range(20):
         before = model[2].weight.detach().clone()
@@ -184,10 +219,10 @@ def test_how_fresh_state_starts_is_a_choice(fresh: float, low: float, high: floa
 
 def test_a_negative_fresh_share_is_refused() -> None:
     model, x = problem("chain")
-    with pytest.raises(PlanError, match=r"fresh=-1; give a share of at least 0"):
-        resize(model, [Grow("0", 8)], example=x, fresh=-1)
-    with pytest.raises(PlanError, match="fresh='scaled'; give a share"):
-        resize(model, [Grow("0", 8)], example=x, fresh="scaled")
+    with pytest.raises(PlanError, match=r"new_state_fraction=-1; give a share of at least 0"):
+        resize(model, [Grow("0", 8)], example=x, new_state_fraction=-1)
+    with pytest.raises(PlanError, match="new_state_fraction='scaled'; give a share"):
+        resize(model, [Grow("0", 8)], example=x, new_state_fraction="scaled")
 
 
 def test_without_a_share_steps_of_rprop_are_still_the_others() -> None:
@@ -195,7 +230,7 @@ def test_without_a_share_steps_of_rprop_are_still_the_others() -> None:
     optimizer = torch.optim.Rprop(model.parameters(), lr=0.01)
     model(x).square().mean().backward()
     optimizer.step()
-    resize(model, [Grow("0", 8)], optimizers=[optimizer], example=x, fresh=0.0)
+    resize(model, [Grow("0", 8)], optimizers=[optimizer], example=x, new_state_fraction=0.0)
     assert (optimizer.state[model[0].weight]["step_size"] > 0).all()
 
 
@@ -240,7 +275,10 @@ def test_learned_blocks_join_and_leave_with_their_state() -> None:
     assert same(everything(model, opt), before)
 
 
-@pytest.mark.parametrize(("name", "stack"), [("resnet18", "layer2"), ("gpt", "h"), ("vit", "blocks"), ("convnext", "blocks")])
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [("resnet18", "layer2"), ("gpt", "h"), ("vit", "blocks"), ("convnext", "blocks")],
+)
 def test_a_block_of_an_ordinary_stack_joins_as_the_identity(name: str, stack: str) -> None:
     torch.manual_seed(0)
     make, example = ARCHITECTURES[name]
@@ -252,7 +290,9 @@ def test_a_block_of_an_ordinary_stack_joins_as_the_identity(name: str, stack: st
     assert added.receipt.change == 0
     assert added.receipt.keeps
     assert holds_the_live_parameters(model, opt)
-    assert {n: p.shape for n, p in average.module.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    assert {n: p.shape for n, p in average.module.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
     model.train()(x).square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
     opt.zero_grad()
@@ -268,12 +308,22 @@ def test_a_block_of_an_ordinary_stack_joins_as_the_identity(name: str, stack: st
 @pytest.mark.parametrize(
     ("model", "stack", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "", "do not just add to what they are given"),
+        (
+            nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)),
+            "",
+            "do not just add to what they are given",
+        ),
         (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "", "ends with ReLU, which has no parameters"),
-        (nn.Sequential(nn.Linear(3, 3), nn.Sequential()), "1", "'1' has no blocks; AddBlock repeats the last one"),
+        (
+            nn.Sequential(nn.Linear(3, 3), nn.Sequential()),
+            "1",
+            "'1' has no blocks; AddBlock repeats the last one",
+        ),
     ],
 )
-def test_a_stack_whose_blocks_could_not_be_the_identity_is_refused(model: nn.Module, stack: str, message: str) -> None:
+def test_a_stack_whose_blocks_could_not_be_the_identity_is_refused(
+    model: nn.Module, stack: str, message: str
+) -> None:
     before = mg.structure(model)
     with pytest.raises(PlanError, match=message):
         resize(model, [AddBlock(stack)], example=torch.randn(2, 3))
@@ -290,7 +340,9 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("names", [("p", "q"), ("1", "2"), ("0", "1")])
-def test_named_children_keep_their_names_through_blocks_undo_and_files(names: tuple[str, str], tmp_path: Path) -> None:
+def test_named_children_keep_their_names_through_blocks_undo_and_files(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
     def build() -> nn.Sequential:
         torch.manual_seed(0)
         return nn.Sequential(OrderedDict((name, Residual()) for name in names))
@@ -310,7 +362,10 @@ def test_named_children_keep_their_names_through_blocks_undo_and_files(names: tu
 
 def test_a_weight_normed_branch_is_closed_by_its_size() -> None:
     weight_norm = nn.utils.parametrizations.weight_norm
-    model, x = nn.Sequential(*(Residual(lambda: weight_norm(nn.Linear(6, 4))) for _ in range(2))), torch.randn(3, 4)
+    model, x = (
+        nn.Sequential(*(Residual(lambda: weight_norm(nn.Linear(6, 4))) for _ in range(2))),
+        torch.randn(3, 4),
+    )
     expected = model(x)
     resize(model, [AddBlock("")], example=x)
     assert torch.equal(model(x), expected)
@@ -394,18 +449,29 @@ def test_a_block_at_rest_is_resized_too() -> None:
 
 def test_ledger_replay_gives_the_same_structure() -> None:
     model, x = problem("convnet")
-    ledger = (Grow("conv1", 3), AddBlock("depth1"), Shrink("conv1", [0, 5]), AddBlock("depth1"), DropBlock("depth1"))
-    fresh, _ = problem("convnet")
+    ledger = (
+        Grow("conv1", 3),
+        AddBlock("depth1"),
+        Shrink("conv1", [0, 5]),
+        AddBlock("depth1"),
+        DropBlock("depth1"),
+    )
+    new_state_fraction, _ = problem("convnet")
     for edit in ledger:
         resize(model, [edit], example=x)
-    replay(ledger_from_json(ledger_to_json(ledger)), fresh, x)
-    assert {n: t.shape for n, t in fresh.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    replay(ledger_from_json(ledger_to_json(ledger)), new_state_fraction, x)
+    assert {n: t.shape for n, t in new_state_fraction.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
 
 
 def test_a_plan_prints_as_one_line_a_width() -> None:
     model, x = problem("chain")
     text = str(plan(model, widths(trace(model, x)), [Grow("2", 2)]))
-    assert text == ("2 6 -> 8: 2.weight[0] 2.bias[0] 3.weight[0] 3.bias[0] 3.running_mean[0] 3.running_var[0] 5.weight[1]")
+    assert text == (
+        "2 6 -> 8: 2.weight[0] 2.bias[0] 3.weight[0] 3.bias[0] 3.running_mean[0] "
+        "3.running_var[0] 5.weight[1]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -426,7 +492,9 @@ def test_impossible_edits_change_nothing(edit, message: str) -> None:
     assert same(before, model.state_dict())
 
 
-def test_a_fault_after_any_tensor_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_after_any_tensor_leaves_everything_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, x = problem("residual")
     opt = torch.optim.Adam(model.parameters())
     step(model, opt, x)
@@ -502,7 +570,7 @@ def test_tied_weights_are_cut_once() -> None:
             return self.c(self.d(self.b(self.a(x)).relu()).relu())
 
     model, x = Tied(), torch.randn(4, 3)
-    names = {w.name for w in widths(trace(model, x)).values() if not w.pinned}
+    names = {w.name for w in widths(trace(model, x)).values() if not w.fixed}
     resize(model, [Grow(next(iter(names)), 2)], example=x)
     assert model.d.weight is model.b.weight
     assert model(x).shape == (4, 2)

@@ -1,4 +1,6 @@
-"""The commands that rewrite networks in files: what they write is what they read, smaller or shallower, with a certificate."""
+"""The commands that rewrite networks in files: what they write is what they read, smaller or
+shallower, with a certificate.
+"""
 
 import json
 from pathlib import Path
@@ -25,7 +27,11 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.next = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False)
+        self.conv, self.norm, self.next = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 1, bias=False),
+        )
         self.out = nn.Linear(20, 3)
         self.register_buffer("shift", torch.rand(1, 4, 4))
 
@@ -36,13 +42,24 @@ class Odd(nn.Module):
 
 
 MODELS = {
-    "chain": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 9), nn.LeakyReLU(0.2), nn.Linear(9, 2)), (2, 2)),
+    "chain": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 9), nn.LeakyReLU(0.2), nn.Linear(9, 2)),
+        (2, 2),
+    ),
     "pooled": (
-        lambda: nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2, 1, 1), nn.AvgPool2d(2),
-                              nn.Flatten(), nn.Linear(12, 2)), (2, 4, 4)
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 2),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.MaxPool2d(2, 1, 1),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        ),
+        (2, 4, 4),
     ),
     "odd": (Odd, (1, 4, 4)),
-}  # fmt: skip
+}
 
 
 def built(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -60,8 +77,12 @@ def test_operations_become_modules_again(name: str) -> None:
     x = torch.randn(7, *shape)
     torch.testing.assert_close(again(x.double()), model.double()(x.double()), rtol=0, atol=1e-12)
     assert (type(again) is nn.Sequential) == (name != "odd")
-    kinds = [type(m) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))]
-    assert [type(m) for m in again.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))] == kinds
+    kinds = [
+        type(m) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))
+    ]
+    assert [
+        type(m) for m in again.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm2d))
+    ] == kinds
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -95,7 +116,9 @@ def test_a_file_is_compressed(name: str, ending: str, tmp_path: Path) -> None:
     assert leaks(tmp_path) == []
     if name != "odd":  # its units are added to
         assert told["steps"]
-        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+        assert sum(p.numel() for p in small.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
 
 
 def test_a_sum_of_a_value_with_itself_is_no_constant() -> None:
@@ -115,7 +138,9 @@ def test_a_certificate_that_fails_leaves_no_file(tmp_path: Path) -> None:
     model, _ = built("chain")
     export_onnx(model, torch.rand(5, 2, 2), tmp_path / "net.onnx")
     out = tmp_path / "small.onnx"
-    result = CliRunner().invoke(app, ["compress", str(tmp_path / "net.onnx"), "--out", str(out), "--tolerance", "-1"])
+    result = CliRunner().invoke(
+        app, ["compress", str(tmp_path / "net.onnx"), "--out", str(out), "--tolerance", "-1"]
+    )
     assert result.exit_code == 1
     assert not out.exists()
     assert "no file was written" in result.output
@@ -127,7 +152,9 @@ def test_a_file_becomes_shallow(extra: list[str], tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
     export_onnx(model, torch.rand(5, 2), tmp_path / "net.onnx")
     out = tmp_path / "shallow.onnx"
-    result = CliRunner().invoke(app, ["shallow", str(tmp_path / "net.onnx"), "--domain", "-1,1", "--out", str(out), *extra])
+    result = CliRunner().invoke(
+        app, ["shallow", str(tmp_path / "net.onnx"), "--domain", "-1,1", "--out", str(out), *extra]
+    )
     assert result.exit_code == 0, result.output
     assert leaks(tmp_path) == []
     x = 2 * np.random.default_rng(0).random((300, 2)) - 1
@@ -146,7 +173,9 @@ def test_regions_of_a_file_are_counted_and_drawn(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "activation patterns" in result.output
     drawn = tmp_path / "plane.png"
-    result = CliRunner().invoke(app, [*run, "--through", str(tmp_path / "points.csv"), "--picture", str(drawn)])
+    result = CliRunner().invoke(
+        app, [*run, "--through", str(tmp_path / "points.csv"), "--picture", str(drawn)]
+    )
     assert result.exit_code == 0, result.output
     assert drawn.stat().st_size > 1000
     result = CliRunner().invoke(app, [*run, "--budget", "2"])
@@ -166,7 +195,11 @@ def test_a_domain_is_two_numbers_or_a_table(tmp_path: Path) -> None:
         assert rows.shape == (2, 2)
     (tmp_path / "equal.csv").write_text("0.5,0.5\n0.1,0.2\n0.3,0.9\n")
     assert read_domain(str(tmp_path / "equal.csv"), (2,))[0].upper.tolist() == [[0.5, 0.9]]
-    for text, said in (("2,1", "the lower one first"), ("nan,1", "finite"), ("nothing.csv", "neither LOW,HIGH nor a file")):
+    for text, said in (
+        ("2,1", "the lower one first"),
+        ("nan,1", "finite"),
+        ("nothing.csv", "neither LOW,HIGH nor a file"),
+    ):
         with pytest.raises(DataError, match=said):
             read_domain(text, (2,))
     with pytest.raises(DataError, match="2 columns; the network has 3 inputs"):
@@ -177,13 +210,17 @@ def test_a_domain_is_two_numbers_or_a_table(tmp_path: Path) -> None:
             read_domain(str(tmp_path / "gaps.csv"), (2,))
 
 
-def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"not a \.onnx or \.pt2"):
         read_network(tmp_path / "net.h5")
     (tmp_path / "net.pt2").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as an exported program"):
         read_network(tmp_path / "net.pt2")
-    torch.export.save(torch.export.export(nn.Linear(2, 1), (torch.rand(1, 2),)), tmp_path / "one.pt2")
+    torch.export.save(
+        torch.export.export(nn.Linear(2, 1), (torch.rand(1, 2),)), tmp_path / "one.pt2"
+    )
     with pytest.raises(Unsupported, match="exported for batches of 1"):
         read_network(tmp_path / "one.pt2")
     monkeypatch.setattr("sys.argv", ["morphogen", "regions", str(tmp_path / "net.h5")])

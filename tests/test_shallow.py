@@ -1,4 +1,6 @@
-"""A shallow form is the network on the box, and above or below it everywhere, whatever terms it has."""
+"""A shallow form is the network on the box, and above or below it everywhere, whatever terms it
+has.
+"""
 
 import pytest
 import torch
@@ -56,9 +58,13 @@ def test_some_terms_are_bounds_everywhere(name: str, form: str) -> None:
     x = 10 * torch.randn(5000, box.lower.shape[1], dtype=torch.float64)
     assert float((made.lower(x) - model(x)).max()) < 1e-11
     assert float((model(x) - made.upper(x)).max()) < 1e-11
-    near = made.net.box.lower + made.net.box.width * torch.rand(5000, made.net.inputs, dtype=torch.float64)
+    near = made.net.box.lower + made.net.box.width * torch.rand(
+        5000, made.net.inputs, dtype=torch.float64
+    )
     known = (made.net.pattern(near)[:, None] == regions(made.net, budget=3).patterns).all(2).any(1)
-    for bound in {"maximum": [made.lower], "minimum": [made.upper]}.get(form, [made.lower, made.upper]):
+    for bound in {"maximum": [made.lower], "minimum": [made.upper]}.get(
+        form, [made.lower, made.upper]
+    ):
         torch.testing.assert_close(bound(near[known]), model(near[known]), rtol=0, atol=1e-12)
 
 
@@ -104,7 +110,9 @@ def test_formal_terms_follow_the_closed_form() -> None:
 def test_too_many_terms_are_refused_before_any_is_built() -> None:
     torch.manual_seed(0)
     model = Residual(2, 2, 6, 1).double().requires_grad_(False)
-    with pytest.raises(Unsupported, match=r"'difference' would have 2\^\d+\.\d terms, and the limit is 2\^20"):
+    with pytest.raises(
+        Unsupported, match=r"'difference' would have 2\^\d+\.\d terms, and the limit is 2\^20"
+    ):
         shallow(model, cube(2), "difference")
     with pytest.raises(Unsupported, match="max-min"):
         shallow(*drawn("residual", 0), "max-min", limit=2.0)
@@ -142,7 +150,9 @@ def test_an_approximation_is_exact_but_in_thin_tubes() -> None:
 
 def test_examples_keep_their_shape() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2)).double().requires_grad_(False)
+    model = (
+        nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2)).double().requires_grad_(False)
+    )
     box = cube(9)
     box = type(box)(box.lower.view(1, 1, 3, 3).clone(), box.upper.view(1, 1, 3, 3).clone())
     middle = torch.randn(1, 3, 3, dtype=torch.float64)

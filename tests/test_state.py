@@ -49,7 +49,8 @@ def test_a_copy_of_the_weights_starts_as_they_do(name: str) -> None:
     copied, weight = optimizer.state[model[0].weight][key], model[0].weight
     assert torch.equal(copied[8:], weight[8:])
     assert torch.equal(copied[:8], old)
-    # nothing reads the new units yet, so they have no gradient: they stay exactly where they started
+    # nothing reads the new units yet, so they have no gradient: they stay exactly where they
+    # started
     born = weight[8:].detach().clone()
     assert born.abs().min() > 0
     step(model, optimizer, x)
@@ -136,7 +137,9 @@ def test_a_copy_is_known_by_being_near_the_weights(entry: Any, near: bool) -> No
 
 def test_one_near_bias_does_not_make_a_momentum_a_copy() -> None:
     model, x = chain()
-    optimizer = Named(model.parameters(), lambda p: p.clone() if p.dim() == 1 else torch.randn_like(p))
+    optimizer = Named(
+        model.parameters(), lambda p: p.clone() if p.dim() == 1 else torch.randn_like(p)
+    )
     mg.resize(model, [Grow("0", 2)], optimizers=[optimizer], example=x)
     assert not optimizer.state[model[0].bias]["unheard_of"][8:].any()
     assert not optimizer.state[model[0].weight]["unheard_of"][8:].any()
@@ -146,10 +149,14 @@ def test_how_an_entry_starts_can_be_said() -> None:
     for way, expected in {"zero": 0.0, "mean": 3.0, "parameter": None}.items():
         model, x = chain()
         optimizer = Named(model.parameters(), lambda p: torch.full_like(p, 3.0))
-        mg.resize(model, [Grow("0", 2)], optimizers=[optimizer], example=x, states={"unheard_of": way})
+        mg.resize(
+            model, [Grow("0", 2)], optimizers=[optimizer], example=x, states={"unheard_of": way}
+        )
         new, weight = optimizer.state[model[0].weight]["unheard_of"][8:], model[0].weight[8:]
         assert torch.equal(new, weight if expected is None else torch.full_like(new, expected))
-    with pytest.raises(PlanError, match="states: 'z' is 'copy'; give one of 'zero', 'mean', 'parameter', 'drop'"):
+    with pytest.raises(
+        PlanError, match="states: 'z' is 'copy'; give one of 'zero', 'mean', 'parameter', 'drop'"
+    ):
         mg.resize(model, [Grow("0", 2)], optimizers=[optimizer], example=x, states={"z": "copy"})
 
 
@@ -158,7 +165,12 @@ def test_no_state_of_torch_rests_on_its_values() -> None:
         model, x = chain()
         optimizer = optimizer_of(name, model)
         step(model, optimizer, x, 2)
-        keys = {k for state in optimizer.state.values() for k, v in state.items() if isinstance(v, Tensor) and v.dim()}
+        keys = {
+            k
+            for state in optimizer.state.values()
+            for k, v in state.items()
+            if isinstance(v, Tensor) and v.dim()
+        }
         assert keys <= set(KNOWN), f"{name}: say in KNOWN what becomes of {keys - set(KNOWN)}"
         assert keys
 
@@ -168,13 +180,21 @@ def test_every_state_of_torch_is_cut_by_the_same_rows(name: str) -> None:
     model, x = chain()
     optimizer = optimizer_of(name, model)
     step(model, optimizer, x, 3)
-    before = {p: {k: v for k, v in state.items() if isinstance(v, Tensor)} for p, state in optimizer.state.items()}
+    before = {
+        p: {k: v for k, v in state.items() if isinstance(v, Tensor)}
+        for p, state in optimizer.state.items()
+    }
     mg.resize(model, [Shrink("0", [1, 6]), Grow("0", 3)], optimizers=[optimizer], example=x)
     kept = torch.tensor([0, 2, 3, 4, 5, 7])
     cuts = {model[0].weight: 0, model[0].bias: 0, model[2].weight: 1}
     for p, state in optimizer.state.items():
         for key, value in state.items():
-            if not isinstance(value, Tensor) or p not in cuts or not value.dim() or before[p][key].shape[cuts[p]] == 1:
+            if (
+                not isinstance(value, Tensor)
+                or p not in cuts
+                or not value.dim()
+                or before[p][key].shape[cuts[p]] == 1
+            ):
                 assert not isinstance(value, Tensor) or torch.equal(value, before[p][key])
                 continue
             dim = cuts[p]
@@ -187,7 +207,9 @@ def test_every_state_of_torch_is_cut_by_the_same_rows(name: str) -> None:
                 "mean": old.mean(dim, keepdim=True).expand_as(new),
                 "parameter": p.detach().narrow(dim, 6, 3),
             }[KNOWN[key]]
-            torch.testing.assert_close(new, expected, rtol=1e-6 if new.dtype == torch.float32 else 1e-12, atol=0)
+            torch.testing.assert_close(
+                new, expected, rtol=1e-6 if new.dtype == torch.float32 else 1e-12, atol=0
+            )
     weights = [p.detach().clone() for p in model.parameters()]
     model.train()
     step(model, optimizer, x, 3)
@@ -202,13 +224,19 @@ def test_sparse_adam_and_its_gradients_go_on() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Flatten(), nn.Linear(8, 2)).double()
     x = torch.tensor([[0, 3], [3, 5]])
-    sparse, dense = torch.optim.SparseAdam([model[0].weight], lr=0.1), torch.optim.SGD(model[2].parameters(), lr=0.1)
+    sparse, dense = (
+        torch.optim.SparseAdam([model[0].weight], lr=0.1),
+        torch.optim.SGD(model[2].parameters(), lr=0.1),
+    )
     model(x).square().mean().backward()
     sparse.step()
     gradient = model[0].weight.grad.to_dense()
     mg.resize(model, [Grow("0", 2), Shrink("0", [1])], optimizers=[sparse, dense], example=x)
     assert model[0].weight.grad.is_sparse
-    assert torch.equal(model[0].weight.grad.to_dense(), torch.cat([gradient[:, [0, 2, 3]], gradient.new_zeros(6, 2)], 1))
+    assert torch.equal(
+        model[0].weight.grad.to_dense(),
+        torch.cat([gradient[:, [0, 2, 3]], gradient.new_zeros(6, 2)], 1),
+    )
     before = model[0].weight.detach().clone()
     model(x).square().mean().backward()
     sparse.step()
@@ -218,7 +246,11 @@ def test_sparse_adam_and_its_gradients_go_on() -> None:
 
 def refused(model: nn.Module, optimizer: Optimizer, edit: Any, x: Tensor, message: str) -> None:
     """Nothing changes, random numbers included."""
-    before, state, draws = copy.deepcopy(model.state_dict()), tensors(optimizer), torch.get_rng_state()
+    before, state, draws = (
+        copy.deepcopy(model.state_dict()),
+        tensors(optimizer),
+        torch.get_rng_state(),
+    )
     with pytest.raises(Unsupported, match=message):
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -237,13 +269,18 @@ def test_vectors_of_all_parameters_are_refused_or_dropped(edit: Any) -> None:
         value.backward()
         return value
 
-    mg.resize(model, [Grow("0", 1)], optimizers=[optimizer], example=x)  # before its first step there is nothing to cut
+    # before its first step there is nothing to cut
+    mg.resize(model, [Grow("0", 1)], optimizers=[optimizer], example=x)
     optimizer.step(loss)
-    refused(model, optimizer, edit, x, "of all parameters at once: .* nothing was changed. Give states=")
+    refused(
+        model, optimizer, edit, x, "of all parameters at once: .* nothing was changed. Give states="
+    )
     applied = mg.resize(model, [edit], optimizers=[optimizer], example=x, states={"d": "drop"})
     assert not optimizer.state[model[0].weight]
     applied.undo()
-    assert len(optimizer.state[model[0].weight]["prev_flat_grad"]) == sum(p.numel() for p in model.parameters())
+    assert len(optimizer.state[model[0].weight]["prev_flat_grad"]) == sum(
+        p.numel() for p in model.parameters()
+    )
     optimizer.step(loss)
     mg.resize(model, [edit], optimizers=[optimizer], example=x, states={"*": "drop"})
     before = loss().item()
@@ -275,12 +312,16 @@ def test_preconditioners_are_refused_or_dropped(listed: bool) -> None:
     step(model, optimizer, x, 2)
     key = "both" if listed else "precond_0"
     refused(
-        model, optimizer, Grow("0", 2), x, f"optimizer state '{key}' of '0.weight' is .* the parameter is of shape \\(8, 4\\)"
+        model,
+        optimizer,
+        Grow("0", 2),
+        x,
+        f"optimizer state '{key}' of '0.weight' is .* the parameter is of shape \\(8, 4\\)",
     )
-    untouched = optimizer.state[model[5].weight]
+    preserve_state = optimizer.state[model[5].weight]
     mg.resize(model, [Grow("0", 2)], optimizers=[optimizer], example=x, states={key: "drop"})
     assert not optimizer.state[model[0].weight]
-    assert optimizer.state[model[5].weight] is untouched
+    assert optimizer.state[model[5].weight] is preserve_state
     step(model, optimizer, x, 2)
     assert model(x).isfinite().all()
 
@@ -305,14 +346,20 @@ def test_copies_outside_of_the_state_are_refused() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.slow = [[p.detach().clone() for p in model.parameters()]]
     refused(
-        model, optimizer, Grow("0", 2), x, r"SGD keeps a tensor of shape \(8, 4\) outside of its state, as large as 0.weight"
+        model,
+        optimizer,
+        Grow("0", 2),
+        x,
+        r"SGD keeps a tensor of shape \(8, 4\) outside of its state, as large as 0.weight",
     )
     del optimizer.slow
     optimizer.param_groups[0]["flat"] = torch.zeros(sum(p.numel() for p in model.parameters()))
     refused(model, optimizer, Grow("0", 2), x, "outside of its state, as large as all parameters")
     del optimizer.param_groups[0]["flat"]
     optimizer.state["all"] = {"kept": torch.zeros(3)}
-    refused(model, optimizer, Grow("0", 2), x, "SGD keeps tensors under 'all', which is no parameter")
+    refused(
+        model, optimizer, Grow("0", 2), x, "SGD keeps tensors under 'all', which is no parameter"
+    )
 
 
 def test_cut_takes_what_has_the_parameters_shape_alone() -> None:
@@ -321,7 +368,9 @@ def test_cut_takes_what_has_the_parameters_shape_alone() -> None:
         cut({"k": fine}, shape, 0, index, "w")
     odd = [torch.ones(size) for size in ((4, 4), (4,), (24,), (4, 6, 1), (5, 6))]
     for value in (*odd, [1.0], {"a": 1}, object()):
-        with pytest.raises(Unsupported, match="optimizer state 'k' of 'w' is .* no rule to resize it"):
+        with pytest.raises(
+            Unsupported, match="optimizer state 'k' of 'w' is .* no rule to resize it"
+        ):
             cut({"k": value}, shape, 0, index, "w")
 
 
@@ -357,25 +406,35 @@ def accumulate(model: nn.Module, x: Tensor, share: float) -> None:
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 @pytest.mark.parametrize("when", [0, 1, 2])
 def test_gradients_go_on_accumulating_over_a_growth(optimizer: str, when: int) -> None:
-    """Old weights take the step that they would have taken; new ones that of the micro-batches that they have seen."""
+    """Old weights take the step that they would have taken; new ones that of the micro-batches that
+    they have seen.
+    """
     model, x = chain()
     model.eval()
     plain, batches = copy.deepcopy(model), [x, x.flip(0) + 0.3, 2 * x - 1]
     grown = copy.deepcopy(model)
-    mg.resize(grown, [Grow("0", 3), Grow("2", 2)], example=x, generator=torch.Generator().manual_seed(1))
+    mg.resize(
+        grown, [Grow("0", 3), Grow("2", 2)], example=x, generator=torch.Generator().manual_seed(1)
+    )
     for batch in batches[when:]:
         accumulate(grown, batch, 1 / 3)
     opt = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
     for number, batch in enumerate(batches):
         if number == when:
             draw = torch.Generator().manual_seed(1)
-            mg.resize(model, [Grow("0", 3), Grow("2", 2)], optimizers=[opt], example=x, generator=draw)
+            mg.resize(
+                model, [Grow("0", 3), Grow("2", 2)], optimizers=[opt], example=x, generator=draw
+            )
         accumulate(model, batch, 1 / 3)
         accumulate(plain, batch, 1 / 3)
     assert model[0].weight.grad.shape == (11, 4)
     torch.testing.assert_close(model[0].weight.grad[:8], plain[0].weight.grad, rtol=0, atol=1e-14)
-    torch.testing.assert_close(model[2].weight.grad[:6, :8], plain[2].weight.grad, rtol=0, atol=1e-14)
-    torch.testing.assert_close(model[5].weight.grad[:, 6:], grown[5].weight.grad[:, 6:], rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        model[2].weight.grad[:6, :8], plain[2].weight.grad, rtol=0, atol=1e-14
+    )
+    torch.testing.assert_close(
+        model[5].weight.grad[:, 6:], grown[5].weight.grad[:, 6:], rtol=0, atol=1e-14
+    )
     assert model[5].weight.grad[:, 6:].any()
     reference = getattr(torch.optim, optimizer)(plain.parameters(), lr=0.1)
     opt.step()
@@ -397,8 +456,9 @@ def test_gradients_leave_with_their_units_and_come_back() -> None:
 
 
 def test_twins_share_the_gradient_of_their_unit() -> None:
-    """A loss in (incoming, outgoing) of a unit becomes one in those of its twins: what comes in adds up to the unit's gradient,
-    and each outgoing weight has the whole."""
+    """A loss in (incoming, outgoing) of a unit becomes one in those of its twins: what comes in
+    adds up to the unit's gradient, and each outgoing weight has the whole.
+    """
     model, x = chain()
     model.eval()
     accumulate(model, x, 1.0)
@@ -411,7 +471,9 @@ def test_twins_share_the_gradient_of_their_unit() -> None:
         if p is model[2].weight:
             torch.testing.assert_close(mine, p.grad, rtol=0, atol=1e-12)
         elif len(p) == 10:
-            torch.testing.assert_close(mine[[2, 8, 9]].sum(0), p.grad[[2, 8, 9]].sum(0), rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                mine[[2, 8, 9]].sum(0), p.grad[[2, 8, 9]].sum(0), rtol=0, atol=1e-12
+            )
             torch.testing.assert_close(mine[[2, 8, 9]].sum(0), old[2], rtol=0, atol=1e-12)
             assert torch.equal(mine[[0, 1, 3]], old[[0, 1, 3]])
 

@@ -31,7 +31,9 @@ def test_what_must_be_below_a_limit_may_touch_it(inputs: int) -> None:
     box = Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double())
 
     def status(row: list[float], limit: float, strict: torch.Tensor | None) -> str:
-        return mg.verify(model, box, Unsafe(torch.tensor([row]), torch.tensor([limit]), strict), 20).status
+        return mg.verify(
+            model, box, Unsafe(torch.tensor([row]), torch.tensor([limit]), strict), 20
+        ).status
 
     for row in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.3]):
         assert status(row, 0.0, strict) == "unsat"
@@ -42,14 +44,21 @@ def test_what_must_be_below_a_limit_may_touch_it(inputs: int) -> None:
     assert mg.verify(model, box, touching).status == "sat"
     both = Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]), torch.tensor([False, True]))
     assert mg.verify(model, box, both).status == "unsat"
-    assert mg.verify(model, box, [both, Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]))]).status == "sat"
+    assert (
+        mg.verify(model, box, [both, Unsafe(torch.eye(2), torch.tensor([0.5, 0.0]))]).status
+        == "sat"
+    )
 
 
 def test_a_set_counts_what_touches_a_strict_limit_as_safe() -> None:
     y = torch.tensor([[0.5, 0.25], [0.5, 0.75], [0.0, 0.0]]).double()
     strict = Unsafe(torch.eye(2), torch.tensor([0.5, 0.5]), torch.tensor([True, False]))
     assert (strict.excess(y) <= 0).tolist() == [False, False, True]
-    assert (Unsafe(torch.eye(2), torch.tensor([0.5, 0.5])).excess(y) <= 0).tolist() == [True, False, True]
+    assert (Unsafe(torch.eye(2), torch.tensor([0.5, 0.5])).excess(y) <= 0).tolist() == [
+        True,
+        False,
+        True,
+    ]
     with pytest.raises(ShapeError, match="strict is"):
         Unsafe(torch.eye(2), torch.zeros(2), torch.tensor([True]))
 
@@ -59,7 +68,8 @@ def test_a_replayed_counterexample_of_a_strict_row_must_be_below_its_limit(tmp_p
     told = {}
     for sign in ("<", "<="):
         (tmp_path / "p.vnnlib").write_text(
-            f"(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (>= X_0 0) (<= X_0 1) ({sign} Y_0 1)))"
+            f"(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (>= X_0 0) (<= X_0 1) "
+            f"({sign} Y_0 1)))"
         )
         case = read_vnnlib(tmp_path / "p.vnnlib").case
         assert case is not None
@@ -68,14 +78,21 @@ def test_a_replayed_counterexample_of_a_strict_row_must_be_below_its_limit(tmp_p
 
 
 @pytest.mark.parametrize("excess", [1e-9, 0.05])
-def test_a_witness_is_one_only_where_the_model_agrees(excess: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_witness_is_one_only_where_the_model_agrees(
+    excess: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = relu(20)
     box = Box(-torch.ones(1, 20).double(), torch.ones(1, 20).double())
     witness = torch.zeros(20).double()
     witness[0] = 0.5 + excess
     found = Verdict("sat", -1.0, witness)
-    monkeypatch.setattr("morphogen.verification.verify.split_units", lambda *given, **options: found)
+    monkeypatch.setattr(
+        "morphogen.verification.verify.split_units", lambda *given, **options: found
+    )
     verdict = mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])))
     assert (verdict.status, verdict.witness) == ("unknown", None)
     witness[0] = 0.5
-    assert mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]))).status == "sat"
+    assert (
+        mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]))).status
+        == "sat"
+    )

@@ -1,4 +1,6 @@
-"""The contract of the resize engine, for every kind of layer and for whole architectures of the field."""
+"""The contract of the resize engine, for every kind of layer and for whole architectures of the
+field.
+"""
 
 import copy
 from pathlib import Path
@@ -9,12 +11,26 @@ from torch import Tensor, nn
 
 import support_matrix
 from architectures import ARCHITECTURES, grows_by_a_quarter_and_shrinks_back
-from morphogen import Grow, NotExact, PlanError, Shrink, Split, Width, apply_, plan, resize, trace, widths
+from morphogen import (
+    Grow,
+    NotExact,
+    PlanError,
+    Shrink,
+    Split,
+    Width,
+    apply_,
+    plan,
+    resize,
+    trace,
+    widths,
+)
 from supported import CASES
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """A case's network in evaluation mode and float64, with nothing at its initial special values."""
+    """A case's network in evaluation mode and float64, with nothing at its initial special
+    values.
+    """
     torch.manual_seed(0)
     case = CASES[name]
     model = case.build().double().eval()
@@ -25,7 +41,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def free(model: nn.Module, x: Tensor) -> dict[str, Width]:
-    return {w.name: w for w in widths(trace(model, x)).values() if not w.pinned}
+    return {w.name: w for w in widths(trace(model, x)).values() if not w.fixed}
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -45,11 +61,13 @@ def test_widths_are_those_known_by_hand(name: str) -> None:
 def test_growth_keeps_the_function_or_says_why_not(name: str) -> None:
     model, x = build(name)
     for width in free(model, x).values():
-        assert bool(width.felt) == (width.name in CASES[name].felt)
+        assert bool(width.not_preserved) == (width.name in CASES[name].not_preserved)
         before = tensors(model)
         applied = resize(model, [Grow(width.name, 2)], example=x)
         assert applied.receipt.change is not None
-        assert applied.receipt.keeps == (applied.receipt.change <= 1e-9) == (not width.felt)
+        assert (
+            applied.receipt.keeps == (applied.receipt.change <= 1e-9) == (not width.not_preserved)
+        )
         applied.undo()
         assert same(before, tensors(model))
 
@@ -63,7 +81,7 @@ def test_twins_keep_the_function_or_are_refused(name: str) -> None:
             applied = resize(model, [Split(width.name, [0, 1, 1])], example=x)
         except PlanError as error:
             assert "twins would change the function here" in str(error)  # noqa: PT017
-            assert width.felt or any(slot.role == "in and more" for slot in width.slots)
+            assert width.not_preserved or any(slot.role == "in and more" for slot in width.slots)
             continue
         assert applied.receipt.keeps
         torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-9)
@@ -76,7 +94,9 @@ def test_what_was_grown_trains_and_shrinks_back_to_the_same(name: str) -> None:
     model, x = build(name)
     before, expected = tensors(model), model(x)
     edits = [Grow(width.name, 2) for width in free(model, x).values()]
-    back = [Shrink(width.name, range(width.size, width.size + 2)) for width in free(model, x).values()]
+    back = [
+        Shrink(width.name, range(width.size, width.size + 2)) for width in free(model, x).values()
+    ]
     resize(model, edits, example=x)
     optimizer = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
     model(x).square().mean().backward()
@@ -92,7 +112,8 @@ def test_architectures_grow_by_a_quarter_and_shrink_back(name: str) -> None:
     make, example = ARCHITECTURES[name]
     model, x = make().eval(), example()
     found = grows_by_a_quarter_and_shrinks_back(model, x)
-    # every tensor that could have a width is in one, free or pinned; tables of positions are looked up by index only
+    # every tensor that could have a width is in one, free or pinned; tables of positions are looked
+    # up by index only
     covered = {slot.tensor for w in found.values() for slot in w.slots}
     assert {name for name, _ in model.named_parameters()} <= covered | {"cls"}
 
@@ -105,7 +126,9 @@ def test_queries_and_keys_do_not_touch_values() -> None:
 
 def test_a_promise_that_does_not_hold_is_taken_back() -> None:
     class Felt(nn.Module):
-        """Hides from the trace that it feels its width: the graph sees another path than the one that runs."""
+        """Hides from the trace that it feels its width: the graph sees another path than the one
+        that runs.
+        """
 
         def __init__(self) -> None:
             super().__init__()
@@ -119,14 +142,18 @@ def test_a_promise_that_does_not_hold_is_taken_back() -> None:
 
     model, x = Felt(), torch.randn(3, 3)
     before = tensors(model)
-    with pytest.raises(NotExact, match="this plan should keep the function, but the output moved by"):
+    with pytest.raises(
+        NotExact, match="this plan should keep the function, but the output moved by"
+    ):
         resize(model, [Grow("a", 2)], example=x)
     assert same(before, tensors(model))
 
 
 def test_the_support_matrix_is_current() -> None:
     page = Path(__file__).parents[1] / "docs" / "support.md"
-    assert page.read_text(encoding="utf-8") == support_matrix.page(), "run: python tests/support_matrix.py > docs/support.md"
+    assert page.read_text(encoding="utf-8") == support_matrix.page(), (
+        "run: python tests/support_matrix.py > docs/support.md"
+    )
 
 
 def test_sizes_written_into_the_forward_pass_are_found_before_anything_changes() -> None:

@@ -60,7 +60,10 @@ def test_nan_puts_the_round_back() -> None:
     with pytest.raises(Diverged, match="the loss became nan in round 1"):
         train(state, batches, broken, lambda step: 1e-2, steps=5, rounds=2)
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
-    assert all(torch.equal(a, s["step"]) for a, s in zip(steps, state.optimizer.state.values(), strict=True))
+    assert all(
+        torch.equal(a, s["step"])
+        for a, s in zip(steps, state.optimizer.state.values(), strict=True)
+    )
     train(state, batches, objective, lambda step: 1e-2, steps=5, rounds=2)
 
 
@@ -86,5 +89,8 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
 
 
 def test_generators_of_different_keys_differ() -> None:
-    draws = {float(torch.rand((), generator=generator(*key))) for key in [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1)]}
+    draws = {
+        float(torch.rand((), generator=generator(*key)))
+        for key in [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1)]
+    }
     assert len(draws) == 6

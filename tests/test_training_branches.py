@@ -11,17 +11,24 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import Grow, PlanError, Shrink, resize, trace, widths
-from morphogen.edit.untouched import untouched
-from morphogen.tracing.modes import alike, evaluating
+from morphogen.edit.preserve_state import preserve_state
+from morphogen.tracing.modes import alike, eval_mode
 from problems import problem
 
 
 class Auxiliary(nn.Module):
-    """As in GoogLeNet and Inception: a second head that only training runs, on two widths side by side."""
+    """As in GoogLeNet and Inception: a second head that only training runs, on two widths side by
+    side.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.out, self.other = nn.Linear(4, 6), nn.Linear(4, 5), nn.Linear(6, 3), nn.Linear(5, 3)
+        self.a, self.b, self.out, self.other = (
+            nn.Linear(4, 6),
+            nn.Linear(4, 5),
+            nn.Linear(6, 3),
+            nn.Linear(5, 3),
+        )
         self.aux = nn.Sequential(nn.Linear(11, 7), nn.ReLU(), nn.Linear(7, 3))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -36,7 +43,9 @@ class Layers(nn.Module):
     def __init__(self, reads: bool) -> None:
         super().__init__()
         self.first, self.last, self.reads = nn.Linear(4, 4), nn.Linear(4, 2), reads
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(3)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -49,7 +58,9 @@ class Layers(nn.Module):
 
 
 class Regularised(nn.Module):
-    """A parameter that only the loss of training reads, and a running mean that only training moves."""
+    """A parameter that only the loss of training reads, and a running mean that only training
+    moves.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +103,13 @@ def inputs() -> Tensor:
 def test_a_head_that_only_training_runs_is_cut_with_what_it_reads() -> None:
     model, x = Auxiliary().double(), inputs()
     found = widths(trace(model, x))
-    assert {slot.tensor for slot in found["a"].slots} == {"a.weight", "a.bias", "out.weight", "aux.0.weight"}
-    assert found["aux.0"].pinned == ""
+    assert {slot.tensor for slot in found["a"].slots} == {
+        "a.weight",
+        "a.bias",
+        "out.weight",
+        "aux.0.weight",
+    }
+    assert found["aux.0"].fixed is None
     expected = model.train()(x)
     applied = resize(model, [Grow("a", 2), Grow("aux.0", 3)], example=x)
     assert applied.receipt.keeps
@@ -102,7 +118,7 @@ def test_a_head_that_only_training_runs_is_cut_with_what_it_reads() -> None:
     sum(part.sum() for part in model(x)).backward()
 
 
-def test_one_width_shrinks_as_another_grows_and_the_training_head_still_reads_each_unit_by_its_own_weights() -> None:
+def test_one_width_shrinks_as_another_grows_and_the_training_head_still_reads_its_units() -> None:
     model, x = Auxiliary().double(), inputs()
     with torch.no_grad():  # units that nothing reads: both heads keep what they say
         model.other.weight[:, 0] = 0
@@ -121,7 +137,9 @@ def test_what_only_a_loss_of_training_reads_is_cut_too() -> None:
     model.train()(x)[1].backward()
 
 
-@pytest.mark.parametrize("make", [Auxiliary, Regularised, lambda: Layers(True), lambda: Layers(False)])
+@pytest.mark.parametrize(
+    "make", [Auxiliary, Regularised, lambda: Layers(True), lambda: Layers(False)]
+)
 def test_a_trace_leaves_statistics_attributes_modes_and_random_states_alone(make) -> None:
     model, x = make().double(), inputs()
     model.train()
@@ -134,8 +152,12 @@ def test_a_trace_leaves_statistics_attributes_modes_and_random_states_alone(make
     trace(model, x)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     if not isinstance(model, Regularised):
-        assert versions == {name: tensor._version for name, tensor in model.state_dict(keep_vars=True).items()}
-    assert own == {name: value for name, value in vars(model).items() if isinstance(value, (int, list))}
+        assert versions == {
+            name: tensor._version for name, tensor in model.state_dict(keep_vars=True).items()
+        }
+    assert own == {
+        name: value for name, value in vars(model).items() if isinstance(value, (int, list))
+    }
     assert modes == [module.training for module in model.modules()]
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
@@ -153,7 +175,10 @@ def test_layers_left_out_at_random_are_no_reason_to_refuse_but_another_reader_is
 
 def test_a_model_that_does_not_train_on_the_example_is_refused_and_says_what_to_give() -> None:
     model, x = Targets().double(), inputs()
-    with pytest.raises(PlanError, match=r"does not run in training mode on this example \(no targets\).* give an example"):
+    with pytest.raises(
+        PlanError,
+        match=r"does not run in training mode on this example \(no targets\).* give an example",
+    ):
         resize(model, [Grow("a", 1)], example=x)
     resize(model, [Grow("a", 1)], example=(x, torch.tensor([0, 1, 1])))
     assert model.a.out_features == 5
@@ -171,8 +196,8 @@ def test_a_training_branch_that_has_no_rule_pins_what_it_reads_alone() -> None:
             return (y, torch.linalg.svdvals(h)) if self.training else y
 
     found = widths(trace(Odd(), torch.randn(3, 4)))
-    assert found["a"].pinned.startswith("only training reads it")
-    assert found["b"].pinned == ""
+    assert found["a"].fixed.startswith("only training reads it")
+    assert found["b"].fixed is None
 
 
 def test_models_that_run_alike_are_traced_once() -> None:
@@ -192,7 +217,7 @@ def test_what_a_model_does_beside_its_flag_when_the_mode_changes_is_done_both_wa
 
     model = nn.Sequential(Merging(2, 2), nn.Dropout())
     model[1].eval()
-    with evaluating(model):
+    with eval_mode(model):
         assert model[0].merged
     assert not model[0].merged
     assert (model[0].training, model[1].training) == (True, False)
@@ -218,7 +243,7 @@ def test_a_look_in_training_mode_leaves_the_statistics_of_norms_alone() -> None:
     """Batch norm updates them without raising their version."""
     model, x = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=None)), torch.randn(5, 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with untouched(model):
+    with preserve_state(model):
         model.train()(x)
         F.batch_norm(model[0](x), model[1].running_mean, model[1].running_var, training=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

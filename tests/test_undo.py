@@ -1,4 +1,6 @@
-"""All or nothing: an exception at any line, and an undo in any order, leave a model, its optimizers and averages whole."""
+"""All or nothing: an exception at any line, and an undo in any order, leave a model, its optimizers
+and averages whole.
+"""
 
 import copy
 import sys
@@ -15,7 +17,18 @@ from torch.optim.swa_utils import AveragedModel
 
 import morphogen
 import morphogen as mg
-from morphogen import AddBlock, DropBlock, Grow, PlanError, Shrink, apply_, plan, resize, trace, widths
+from morphogen import (
+    AddBlock,
+    DropBlock,
+    Grow,
+    PlanError,
+    Shrink,
+    apply_,
+    plan,
+    resize,
+    trace,
+    widths,
+)
 from morphogen.edit.adapt import adapt
 from morphogen.edit.dag import add_stage, grow_nodes, prune_weights
 from morphogen.layers.dag.cascade import Cascade
@@ -37,7 +50,9 @@ class Run:
     def __init__(self) -> None:
         torch.manual_seed(0)
         learned = mg.LearnedDepth(lambda i: nn.Linear(4, 4), w=1.5)
-        self.model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Block()), learned, nn.Linear(4, 2)).double()
+        self.model = nn.Sequential(
+            nn.Linear(4, 4), nn.Sequential(Block()), learned, nn.Linear(4, 2)
+        ).double()
         self.model.train()
         self.model[1][0].norm.eval()
         self.x = torch.randn(5, 4, dtype=torch.float64)
@@ -49,19 +64,28 @@ class Run:
         self.generator = torch.Generator().manual_seed(1)
 
     def everything(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"draws": self.generator.get_state(), "torch's draws": torch.get_rng_state()}
+        found: dict[str, Any] = {
+            "draws": self.generator.get_state(),
+            "torch's draws": torch.get_rng_state(),
+        }
         for which, model in (("model", self.model), ("ema", self.ema)):
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 found[f"{which} {name}"] = tensor.detach().clone()
                 found[f"{which} {name} is"] = id(tensor)
                 found[f"{which} {name} grad"] = None if tensor.grad is None else tensor.grad.clone()
             for name, module in model.named_modules():
-                sizes = {key: value for key, value in vars(module).items() if isinstance(value, (int, bool))}
+                sizes = {
+                    key: value
+                    for key, value in vars(module).items()
+                    if isinstance(value, (int, bool))
+                }
                 found[f"{which} {name} attributes"] = (id(module), sizes, list(module._modules))
         for number, (parameter, state) in enumerate(self.optimizer.state.items()):
             found[f"state {number}"] = id(parameter)
             found |= {f"state {number} {key}": value.clone() for key, value in state.items()}
-        found["groups"] = [[id(p) for p in group["params"]] for group in self.optimizer.param_groups]
+        found["groups"] = [
+            [id(p) for p in group["params"]] for group in self.optimizer.param_groups
+        ]
         found["scheduler"] = (self.scheduler.state_dict(), self.optimizer.param_groups[0]["lr"])
         return found
 
@@ -78,7 +102,9 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def interrupted(call: Callable[[], Any], names: set[str], at: int) -> bool:
-    """Run `call`, with Ctrl-C at the line event number `at` of the package's functions called `names`; whether it came."""
+    """Run `call`, with Ctrl-C at the line event number `at` of the package's functions called
+    `names`; whether it came.
+    """
     root, seen, came = str(Path(morphogen.__file__).parent), 0, False
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
@@ -110,7 +136,8 @@ EDITS = {
     "widths": ([Grow("1.0.a", 2), Shrink("1.0.a", [1])], CORE | {"Put.__call__"}, 1),
     "add": ([AddBlock("2")], CORE | {"attach", "_join"}, 1),
     "drop": ([DropBlock("2")], CORE | {"detach", "_forget"}, 1),
-    "add to a plain stack": ([AddBlock("1")], CORE | {"_close", "_is_identity"}, 41),  # it is traced each time
+    # it is traced each time
+    "add to a plain stack": ([AddBlock("1")], CORE | {"_close", "_is_identity"}, 41),
 }
 
 
@@ -120,10 +147,16 @@ def test_an_interruption_at_every_line_changes_nothing(name: str) -> None:
     edits, functions, stride = EDITS[name]
     change = plan(run.model, widths_of(run), edits)
     before = run.everything()
-    example = run.x if "plain" in name else None  # what makes a copy of a block the identity is found on it
+    # what makes a copy of a block the identity is found on it
+    example = run.x if "plain" in name else None
 
     def call() -> None:
-        beside = {"optimizers": [run.optimizer], "schedulers": [run.scheduler], "ema": [run.ema], "generator": run.generator}
+        beside = {
+            "optimizers": [run.optimizer],
+            "schedulers": [run.scheduler],
+            "ema": [run.ema],
+            "generator": run.generator,
+        }
         apply_(run.model, change, example=example, **beside)
 
     at = 0
@@ -153,7 +186,14 @@ def test_an_interruption_in_the_probe_changes_nothing() -> None:
     while not done:
         calls, at = 0, at + 1
         try:
-            apply_(run.model, change, optimizers=[run.optimizer], ema=[run.ema], example=run.x, generator=run.generator)
+            apply_(
+                run.model,
+                change,
+                optimizers=[run.optimizer],
+                ema=[run.ema],
+                example=run.x,
+                generator=run.generator,
+            )
             done = True
         except KeyboardInterrupt:
             assert same(before, run.everything()) == []
@@ -162,7 +202,14 @@ def test_an_interruption_in_the_probe_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["widths", "add", "drop"])
 def test_an_interrupted_undo_is_done_or_not_begun(name: str) -> None:
-    functions = {"Applied.undo", "run_back", "run_back.<locals>.rest", "surely", "Put.__call__", "PutState.__call__"}
+    functions = {
+        "Applied.undo",
+        "run_back",
+        "run_back.<locals>.rest",
+        "surely",
+        "Put.__call__",
+        "PutState.__call__",
+    }
     functions |= {"keep_groups.<locals>.put", "_putter.<locals>.put"}
     at, whole = 0, 0
     while True:
@@ -171,7 +218,10 @@ def test_an_interrupted_undo_is_done_or_not_begun(name: str) -> None:
         beside = {"optimizers": [run.optimizer], "ema": [run.ema], "generator": run.generator}
         change = EDITS[name][0]
         applied = apply_(
-            run.model, plan(run.model, widths_of(run), change), example=run.x if "plain" in name else None, **beside
+            run.model,
+            plan(run.model, widths_of(run), change),
+            example=run.x if "plain" in name else None,
+            **beside,
         )
         drawn = run.generator.get_state(), torch.get_rng_state()
         before["draws"], before["torch's draws"] = drawn
@@ -201,7 +251,17 @@ def widths_of(run: Run) -> dict[str, Any]:
 def test_resizes_of_a_dag_and_a_cascade_are_taken_back_by_an_interruption() -> None:
     model, x = problem("dagnet")
     cascade, inputs = Cascade(3, 2, 2).double(), torch.randn(4, 3, dtype=torch.float64)
-    functions = {"_changed", "add_stage", "commit", "Put.__call__", "Dag.rearrange", "release", "enrol", "_forget", "_join"}
+    functions = {
+        "_changed",
+        "add_stage",
+        "commit",
+        "Put.__call__",
+        "Dag.rearrange",
+        "release",
+        "enrol",
+        "_forget",
+        "_join",
+    }
     for whole, data, edit in (
         (model, x, lambda o: grow_nodes(model.dag, 2, optimizers=[o])),
         (model, x, lambda o: prune_weights(model.dag, 0.5, optimizers=[o])),
@@ -210,11 +270,17 @@ def test_resizes_of_a_dag_and_a_cascade_are_taken_back_by_an_interruption() -> N
         optimizer = torch.optim.Adam(whole.parameters())
         whole(data).square().mean().backward()
         optimizer.step()
-        before, expected, at = {name: tensor.clone() for name, tensor in whole.state_dict().items()}, whole(data), 0
+        before, expected, at = (
+            {name: tensor.clone() for name, tensor in whole.state_dict().items()},
+            whole(data),
+            0,
+        )
         learned = {name: p.requires_grad for name, p in whole.named_parameters()}
         while interrupted(lambda: edit(optimizer), functions, at):
             assert whole.state_dict().keys() == before.keys()
-            assert {name for name, t in whole.state_dict().items() if not torch.equal(t, before[name])} == set()
+            assert {
+                name for name, t in whole.state_dict().items() if not torch.equal(t, before[name])
+            } == set()
             assert learned == {name: p.requires_grad for name, p in whole.named_parameters()}
             assert torch.equal(whole(data), expected)
             assert mg.doctor(whole, optimizer) == []
@@ -231,8 +297,22 @@ def test_an_earlier_resize_cannot_be_undone_before_a_later_one() -> None:
         ([DropBlock("2")], [Grow("1.0.a", 1)]),
     ]
     for first, second in pairs:
-        a = resize(run.model, first, example=run.x, optimizers=[run.optimizer], ema=[run.ema], generator=run.generator)
-        b = resize(run.model, second, example=run.x, optimizers=[run.optimizer], ema=[run.ema], generator=run.generator)
+        a = resize(
+            run.model,
+            first,
+            example=run.x,
+            optimizers=[run.optimizer],
+            ema=[run.ema],
+            generator=run.generator,
+        )
+        b = resize(
+            run.model,
+            second,
+            example=run.x,
+            optimizers=[run.optimizer],
+            ema=[run.ema],
+            generator=run.generator,
+        )
         between = run.everything()
         with pytest.raises(PlanError, match="later resizes first"):
             a.undo()
@@ -273,10 +353,15 @@ def _statistics(model: nn.Module) -> None:
     nn.functional.batch_norm(x, norm.running_mean, norm.running_var, training=True)
 
 
-@pytest.mark.parametrize("write", [_assign, _write_through_data, _swap, _assign_elsewhere, _replace, _buffer, _statistics])
+@pytest.mark.parametrize(
+    "write",
+    [_assign, _write_through_data, _swap, _assign_elsewhere, _replace, _buffer, _statistics],
+)
 def test_undo_discards_nothing_that_was_written_since(write: Callable[[nn.Module], None]) -> None:
     run = Run()
-    applied = resize(run.model, [Grow("0", 2)], example=run.x, optimizers=[run.optimizer], ema=[run.ema])
+    applied = resize(
+        run.model, [Grow("0", 2)], example=run.x, optimizers=[run.optimizer], ema=[run.ema]
+    )
     write(run.model)
     after = run.everything()
     with pytest.raises(PlanError, match="the model was changed since this resize"):
@@ -286,7 +371,9 @@ def test_undo_discards_nothing_that_was_written_since(write: Callable[[nn.Module
 
 def test_undo_discards_no_state_that_was_loaded_nor_an_average_that_went_on() -> None:
     run = Run()
-    applied = resize(run.model, [Grow("0", 2)], example=run.x, optimizers=[run.optimizer], ema=[run.ema])
+    applied = resize(
+        run.model, [Grow("0", 2)], example=run.x, optimizers=[run.optimizer], ema=[run.ema]
+    )
     run.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
     with pytest.raises(PlanError, match="an optimizer's state"):
         applied.undo()
@@ -328,5 +415,8 @@ def test_adapt_makes_all_edits_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["morphogen.edit.adapt"], "apply_", stop)
     with pytest.raises(KeyboardInterrupt):
         adapt(model, [optimizer])
-    assert (len(model[1].blocks), {n: id(p) for n, p in model.named_parameters()}) == (blocks, before)
+    assert (len(model[1].blocks), {n: id(p) for n, p in model.named_parameters()}) == (
+        blocks,
+        before,
+    )
     assert mg.doctor(model, optimizer) == []

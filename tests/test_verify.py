@@ -1,4 +1,6 @@
-"""Properties and networks from files: what is read is what is written, verdicts are right, faults are said in one line."""
+"""Properties and networks from files: what is read is what is written, verdicts are right, faults
+are said in one line.
+"""
 
 import itertools
 from fractions import Fraction
@@ -26,20 +28,30 @@ from morphogen.verification.relu_split import split_units
 from morphogen.verification.unsafe import Unsafe
 from morphogen.verification.vnncomp import verify_file
 
-HEAD = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
+HEAD = (
+    "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 "
+    "Real)\n(declare-const Y_1 Real)\n"
+)
 BOX = "(assert (and (>= X_0 -1) (<= X_0 1.0) (>= X_1 0) (<= X_1 2e0)))\n"
 
 
 def test_a_property_is_a_disjunction_of_boxes_and_half_spaces() -> None:
-    text = HEAD + BOX + "; unsafe\n(assert (or (and (<= Y_0 Y_1) (>= Y_1 (+ 1 (* 2 Y_0)))) (>= (- Y_0 3) 0)))"
+    text = (
+        HEAD
+        + BOX
+        + "; unsafe\n(assert (or (and (<= Y_0 Y_1) (>= Y_1 (+ 1 (* 2 Y_0)))) (>= (- Y_0 3) 0)))"
+    )
     found = parse_vnnlib(text)
     assert (found.inputs, found.outputs) == (2, 2)
     first, second = found.clauses()
     assert (first.lower.tolist(), first.upper.tolist()) == ([-1, 0], [1, 2])
     assert (first.rows.tolist(), first.limits.tolist()) == ([[1, -1], [2, -1]], [0, -1])
     assert (second.rows.tolist(), second.limits.tolist()) == ([[-1, 0]], [-3])
-    boxes = parse_vnnlib(HEAD + "(assert (or (and (>= X_0 0) (<= X_0 1)) (and (>= X_0 2) (<= X_0 3))))"
-                         "(assert (and (>= X_1 0) (<= X_1 0)))(assert (<= Y_0 0))")  # fmt: skip
+    boxes = parse_vnnlib(
+        HEAD + "(assert (or (and (>= X_0 0) (<= X_0 1)) (and (>= X_0 2) (<= X_0 "
+        "3))))"
+        "(assert (and (>= X_1 0) (<= X_1 0)))(assert (<= Y_0 0))"
+    )
     assert [clause.lower.tolist() for clause in boxes.clauses()] == [[0, 0], [2, 0]]
 
 
@@ -47,8 +59,14 @@ def test_a_property_is_a_disjunction_of_boxes_and_half_spaces() -> None:
     ("text", "said"),
     [
         (HEAD + BOX + "(assert (<= Y_2 0))", "line 6, column 13: Y_2 is not declared"),
-        (HEAD + BOX + "(assert (<= Y_0 nan))", "line 6, column 17: 'nan' is neither a number nor a variable"),
-        (HEAD + BOX + "(assert (<= Y_0 1.x))", "line 6, column 17: '1.x' is neither a number nor a variable"),
+        (
+            HEAD + BOX + "(assert (<= Y_0 nan))",
+            "line 6, column 17: 'nan' is neither a number nor a variable",
+        ),
+        (
+            HEAD + BOX + "(assert (<= Y_0 1.x))",
+            "line 6, column 17: '1.x' is neither a number nor a variable",
+        ),
         (HEAD + BOX + "(assert (<= Y_0 0)", "line 6, column 1: this '\\(' is never closed"),
         (HEAD + BOX + "(assert (!= Y_0 0))", "line 6, column 10: '!=' here; and, or, <= or >="),
         (HEAD + BOX + "(asert (<= Y_0 0))", "line 6, column 2: 'asert' here; declare-const"),
@@ -80,16 +98,26 @@ def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
     rows = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     least = float((y @ rows.T).min())
     for limit, status in ((least - 0.01, "unsat"), (least + 1e-6, "sat")):
-        found = split_inputs(net, [Unsafe(rows, torch.tensor([limit], dtype=torch.float64))], box, 60)
+        found = split_inputs(
+            net, [Unsafe(rows, torch.tensor([limit], dtype=torch.float64))], box, 60
+        )
         assert found.status == status
         if found.witness is not None:
             assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
-        found = split_units(net, [Unsafe(rows, torch.tensor([limit - far]).double()) for far in (1.0, 0.0)], box, 60)
+        found = split_units(
+            net, [Unsafe(rows, torch.tensor([limit - far]).double()) for far in (1.0, 0.0)], box, 60
+        )
         assert found.status == status
         if found.witness is not None:
             assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
-    assert split_inputs(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status == "unknown"
-    assert split_units(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status == "unknown"
+    assert (
+        split_inputs(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status
+        == "unknown"
+    )
+    assert (
+        split_units(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status
+        == "unknown"
+    )
 
 
 def test_from_files_to_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
@@ -98,24 +126,38 @@ def test_from_files_to_a_verdict_and_an_exit_code(tmp_path: Path) -> None:
     net = program(model, torch.zeros(2, 2))
     axis = torch.linspace(-1, 1, 101, dtype=torch.float64)
     y = net(torch.cartesian_prod(axis, axis + 1))[:, 0]
-    for limit, status, code in ((float(y.max()) + 0.1, "unsat", 1), (float(y.max()) - 0.01, "sat", 0)):
+    for limit, status, code in (
+        (float(y.max()) + 0.1, "unsat", 1),
+        (float(y.max()) - 0.01, "sat", 0),
+    ):
         (tmp_path / "p.vnnlib").write_text(HEAD + BOX + f"(assert (>= Y_0 {limit}))")
         found = verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
         assert found.status == status
-        result = CliRunner().invoke(app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "p.vnnlib")])
+        result = CliRunner().invoke(
+            app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "p.vnnlib")]
+        )
         assert (result.exit_code, result.stdout.split("\n")[0]) == (code, status)
         if status == "sat":
             session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
             assert session.run(None, {"input": found.witness[None]})[0][0, 0] >= limit - 1e-6
             assert result.stdout.split("\n")[1].startswith("((X_0 ")
-            assert [f"(X_{i} {text})" in result.stdout for i, text in enumerate(found.written)] == [True, True]
-    (tmp_path / "q.vnnlib").write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= X_0 1) (>= X_0 0)))")
-    result = CliRunner().invoke(app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "q.vnnlib")])
+            assert [f"(X_{i} {text})" in result.stdout for i, text in enumerate(found.written)] == [
+                True,
+                True,
+            ]
+    (tmp_path / "q.vnnlib").write_text(
+        "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (and (<= X_0 1) (>= X_0 0)))"
+    )
+    result = CliRunner().invoke(
+        app, ["verify", str(tmp_path / "net.onnx"), str(tmp_path / "q.vnnlib")]
+    )
     assert isinstance(result.exception, MorphogenError)
     assert "is over 1 inputs and 1 outputs" in str(result.exception)
 
 
-def test_a_counterexample_lies_in_its_box_as_written_and_below_strict_limits(tmp_path: Path) -> None:
+def test_a_counterexample_lies_in_its_box_as_written_and_below_strict_limits(
+    tmp_path: Path,
+) -> None:
     export_onnx(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.randn(3, 2), tmp_path / "net.onnx")
     torch.manual_seed(0)
     for ends in (("0.7", "0.7000001"), ("-0.3", "-0.1"), ("1e-9", "0.2")):
@@ -131,7 +173,9 @@ def test_a_counterexample_lies_in_its_box_as_written_and_below_strict_limits(tmp
     with torch.no_grad():
         dead[0].bias.fill_(-9.0)
     for sign, status in (("<", "unsat"), ("<=", "sat")):
-        (tmp_path / "p.vnnlib").write_text(HEAD + BOX + f"(assert (and ({sign} Y_0 0) ({sign} Y_1 0.0)))")
+        (tmp_path / "p.vnnlib").write_text(
+            HEAD + BOX + f"(assert (and ({sign} Y_0 0) ({sign} Y_1 0.0)))"
+        )
         export_onnx(dead, torch.randn(3, 2), tmp_path / "net.onnx")
         assert verify_file(tmp_path / "net.onnx", tmp_path / "p.vnnlib").status == status
     (tmp_path / "p.vnnlib").write_text(HEAD + BOX + "(assert (or (< 1 0) (< 0 0)))")
@@ -149,19 +193,33 @@ def test_a_property_is_read_while_there_is_time(tmp_path: Path) -> None:
 def test_a_file_is_read_as_onnxruntime_runs_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     models = (
-        nn.Sequential(nn.Conv2d(1, 3, 3, padding=1, stride=2), nn.BatchNorm2d(3), nn.LeakyReLU(0.1), nn.MaxPool2d(2),
-                      nn.Flatten(), nn.Linear(12, 4), nn.Sigmoid(), nn.Linear(4, 2)),
+        nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1, stride=2),
+            nn.BatchNorm2d(3),
+            nn.LeakyReLU(0.1),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(12, 4),
+            nn.Sigmoid(),
+            nn.Linear(4, 2),
+        ),
         nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 2), nn.ELU()),
-    )  # fmt: skip
+    )
     for model, batch in itertools.product(models, (1, 3)):
         x = torch.randn(batch, 1, 8, 8)
         export_onnx(model.eval(), x, tmp_path / "net.onnx")
-        seen = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": x.numpy()})[0]
-        np.testing.assert_allclose(read_onnx(tmp_path / "net.onnx")(x).detach().numpy(), seen, atol=1e-5)
+        seen = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": x.numpy()})[
+            0
+        ]
+        np.testing.assert_allclose(
+            read_onnx(tmp_path / "net.onnx")(x).detach().numpy(), seen, atol=1e-5
+        )
     (tmp_path / "no.onnx").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as ONNX"):
         read_onnx(tmp_path / "no.onnx")
-    export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Hardswish()), x, tmp_path / "odd.onnx")
+    export_onnx(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Hardswish()), x, tmp_path / "odd.onnx"
+    )
     with pytest.raises(Unsupported, match="operator HardSwish"):
         read_onnx(tmp_path / "odd.onnx")
 
@@ -193,7 +251,9 @@ def test_robust_accuracy_counts_what_is_proved_and_what_is_broken() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    found = [mg.robust_accuracy(model, x, y, radius, 0.0, 1.0, seconds=20) for radius in (0.0, 0.02, 0.3)]
+    found = [
+        mg.robust_accuracy(model, x, y, radius, 0.0, 1.0, seconds=20) for radius in (0.0, 0.02, 0.3)
+    ]
     assert [each.right for each in found] == [int((model(x).argmax(1) == y).sum())] * 3
     assert found[0].robust == found[0].right
     assert found[0].robust >= found[1].robust > found[2].robust
@@ -215,12 +275,15 @@ def test_a_listing_is_verified_once_and_gone_on_with(tmp_path: Path) -> None:
     results = run_instances(listing, out, jobs=2)
     found = {result.prop: result for result in results}  # in the order in which they come
     assert {name: result.status for name, result in found.items()} == {
-        "far.vnnlib": "unsat", "bad.vnnlib": "error", "near.vnnlib": "sat",
-    }  # fmt: skip
+        "far.vnnlib": "unsat",
+        "bad.vnnlib": "error",
+        "near.vnnlib": "sat",
+    }
     assert "line 1, column 1" in found["bad.vnnlib"].said
     assert len(out.read_text().splitlines()) == 4
     whole = out.read_text()
-    for cut in (len(whole) - 5, whole.index("\n") + 1, 9, 0):  # in the last line, behind the header, in it, before it
+    # in the last line, behind the header, in it, before it
+    for cut in (len(whole) - 5, whole.index("\n") + 1, 9, 0):
         out.write_text(whole[:cut])
         results = run_instances(listing, out)
         assert sorted(result.status for result in results) == ["error", "sat", "unsat"]
@@ -246,4 +309,8 @@ def test_what_is_no_number_proves_nothing_and_odd_questions_are_refused() -> Non
     with pytest.raises(ShapeError, match="0 unsafe sets"):
         mg.verify(model, box, [])
     with pytest.raises(ShapeError, match="2 examples"):
-        mg.verify(model, Box(-torch.ones(2, 20), torch.ones(2, 20)), Unsafe(torch.ones(1, 2), torch.zeros(1)))
+        mg.verify(
+            model,
+            Box(-torch.ones(2, 20), torch.ones(2, 20)),
+            Unsafe(torch.ones(1, 2), torch.zeros(1)),
+        )

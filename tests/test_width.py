@@ -18,16 +18,27 @@ from morphogen.policies.trial import Trial
 
 def perceptron(w: float = 5.5, units: int = 8, **options) -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, units), nn.ReLU(), LearnedWidth(units, w, **options), nn.Linear(units, 3)).double()
+    model = nn.Sequential(
+        nn.Linear(4, units), nn.ReLU(), LearnedWidth(units, w, **options), nn.Linear(units, 3)
+    ).double()
     return model, torch.randn(16, 4).double()
 
 
 def convolutional() -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(1)
     layers = [
-        nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), LearnedWidth(6, 4.2),
-        nn.Conv2d(6, 5, 3), nn.GELU(), LearnedWidth(5, 3.7), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(16, 3),
-    ]  # fmt: skip
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        LearnedWidth(6, 4.2),
+        nn.Conv2d(6, 5, 3),
+        nn.GELU(),
+        LearnedWidth(5, 3.7),
+        nn.Conv2d(5, 4, 1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ]
     return nn.Sequential(*layers).double(), torch.randn(4, 2, 8, 8).double()
 
 
@@ -56,7 +67,8 @@ def test_closed_units_take_no_part_and_get_no_gradient() -> None:
 def test_the_gradient_of_the_width_is_that_of_a_difference() -> None:
     model, x = perceptron()
     assert torch.autograd.gradcheck(
-        lambda log_w: torch.func.functional_call(model, {"2.log_w": log_w}, (x,)), (model[2].log_w.detach().requires_grad_(),)
+        lambda log_w: torch.func.functional_call(model, {"2.log_w": log_w}, (x,)),
+        (model[2].log_w.detach().requires_grad_(),),
     )
 
 
@@ -87,7 +99,7 @@ def test_a_width_that_hovers_does_not_flip_the_structure() -> None:
 
 
 def test_floor_and_most() -> None:
-    layer = LearnedWidth(8, 1e-3, floor=2.0, most=9)
+    layer = LearnedWidth(8, 1e-3, floor=2.0, max_units=9)
     assert layer.width == pytest.approx(2.0)
     layer.gates().sum().backward()
     assert layer.log_w.grad > 0
@@ -113,7 +125,10 @@ def test_freeze_ends_in_a_fixed_width(build) -> None:
     torch.testing.assert_close(plain(x), model.eval()(x), rtol=0, atol=1e-10)
     assert certificate.max_error <= 1e-10
     assert not any(isinstance(m, LearnedWidth) for m in plain.modules())
-    assert plain[0].weight.shape[0] == next(m for m in model if isinstance(m, LearnedWidth)).active_units
+    assert (
+        plain[0].weight.shape[0]
+        == next(m for m in model if isinstance(m, LearnedWidth)).active_units
+    )
 
 
 def test_freeze_says_where_a_width_cannot_go() -> None:
@@ -129,8 +144,8 @@ def test_save_and_load(tmp_path) -> None:
     model, x = perceptron()
     mg.adapt(model, example=x)
     mg.save(tmp_path / "m.safetensors", model)
-    fresh, _ = mg.load(tmp_path / "m.safetensors", lambda: perceptron()[0])
-    assert torch.equal(fresh(x), model(x))
+    new_state_fraction, _ = mg.load(tmp_path / "m.safetensors", lambda: perceptron()[0])
+    assert torch.equal(new_state_fraction(x), model(x))
 
 
 def test_compiled_and_half_precision() -> None:
@@ -142,7 +157,8 @@ def test_compiled_and_half_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"units": 0}, {"units": 4, "w": -1.0}, {"units": 4, "w": math.inf}, {"units": 4, "soft": 0.0}]
+    "arguments",
+    [{"units": 0}, {"units": 4, "w": -1.0}, {"units": 4, "w": math.inf}, {"units": 4, "soft": 0.0}],
 )
 def test_bad_arguments(arguments) -> None:
     with pytest.raises(ShapeError, match="LearnedWidth"):

@@ -1,6 +1,7 @@
 """Morphogen: a network's structure is something you learn, edit, rewrite exactly, judge and prove.
 
-The public names are those of the stub beside this file, `__init__.pyi`; each is loaded when it is first used.
+The public names are those of the stub beside this file, `__init__.pyi`; each is loaded when it is
+first used.
 """
 
 import lazy_loader

@@ -1,4 +1,6 @@
-"""By when something must have ended: a moment on a clock, handed to whatever takes long, `Deadline.after(seconds)`."""
+"""By when something must have ended: a moment on a clock, handed to whatever takes long,
+`Deadline.after(seconds)`.
+"""
 
 import math
 import time
@@ -8,12 +10,16 @@ from typing import Self
 
 
 class OutOfTime(Exception):
-    """A deadline has passed. Whoever set it catches this and says what is known by then: no user sees it."""
+    """A deadline has passed. Whoever set it catches this and says what is known by then: no user
+    sees it.
+    """
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """ends: on the clock `now`, in seconds; infinite for never. Work asks between its steps, `check`, and passes it on."""
+    """ends: on the clock `now`, in seconds; infinite for never. Work asks between its steps,
+    `check`, and passes it on.
+    """
 
     ends: float = math.inf
     now: Callable[[], float] = time.perf_counter
@@ -34,7 +40,11 @@ class Deadline:
 
     def within(self, seconds: float) -> "Deadline":
         """This one, or so many seconds from now, whichever is first."""
-        return self if seconds == math.inf else Deadline(min(self.ends, self.now() + seconds), self.now)
+        return (
+            self
+            if seconds == math.inf
+            else Deadline(min(self.ends, self.now() + seconds), self.now)
+        )
 
 
 NEVER = Deadline()

@@ -14,5 +14,6 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "hardware": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, device {device}",
+        "hardware": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, device "
+        f"{device}",
     }

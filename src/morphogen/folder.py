@@ -1,4 +1,6 @@
-"""One run, one folder: claimed while a run writes into it, and given back when the run ends, however it ends."""
+"""One run, one folder: claimed while a run writes into it, and given back when the run ends,
+however it ends.
+"""
 
 import fcntl
 import json
@@ -23,11 +25,13 @@ class Taken(RunError):
 
 @contextmanager
 def claimed(folder: Path, used: bool = False) -> Iterator[Path]:
-    """Have `folder` to oneself. It is made where it does not exist, and goes again where it stays empty.
+    """Have `folder` to oneself. It is made where it does not exist, and goes again where it stays
+    empty.
 
-    used: it may hold something already. The system takes the lock of a process back that has died, so a dead run's folder
-    is taken over; whether a run on another host is dead cannot be seen. Raises `Taken` where another run is at it, or where it
-    holds something and `used` is off, and `RunError` where this process is one of several that train together.
+    used: it may hold something already. The system takes the lock of a process back that has died,
+    so a dead run's folder is taken over; whether a run on another host is dead cannot be seen.
+    Raises `Taken` where another run is at it, or where it holds something and `used` is off, and
+    `RunError` where this process is one of several that train together.
     """
     refuse_copies()
     if folder.exists() and not folder.is_dir():
@@ -59,11 +63,14 @@ def claimed_free(base: Path) -> Iterator[Path]:
 
 
 def refuse_copies() -> None:
-    """Raises `RunError` where a launcher has started several of this process, which would all do the same."""
+    """Raises `RunError` where a launcher has started several of this process, which would all do
+    the same.
+    """
     size = os.environ.get("WORLD_SIZE", "1")
     if size.strip() not in ("", "0", "1"):
         raise RunError(
-            f"WORLD_SIZE={size}: {size} processes would each train a network of their own into one folder; "
+            f"WORLD_SIZE={size}: {size} processes would each train a network of their own into "
+            f"one folder; "
             "start the command once, without torchrun"
         )
 
@@ -81,12 +88,15 @@ def _first_free(base: Path, stack: ExitStack) -> Path:
 def _refuse_full(folder: Path) -> None:
     if folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise Taken(
-            f"--out {folder} already holds another run or other files; add --resume to go on with it, or choose another"
+            f"--out {folder} already holds another run or other files; add --resume to go on "
+            f"with it, or choose another"
         )
 
 
 def _locked(folder: Path) -> IO[str]:
-    """The open lock file of a folder, held by us and naming us. It is ours as long as it is open."""
+    """The open lock file of a folder, held by us and naming us. It is ours as long as it is
+    open.
+    """
     path = folder / LOCK
     while True:
         try:
@@ -118,7 +128,10 @@ def _hold(file: IO[str], folder: Path) -> None:
         raise Taken(_held_by(folder, owner) + "; wait for it, or choose another") from None
     except OSError as error:
         file.close()
-        raise RunError(f"--out {folder}: files there cannot be locked ({error}); choose a folder on another disk") from error
+        raise RunError(
+            f"--out {folder}: files there cannot be locked ({error}); choose a folder on another "
+            f"disk"
+        ) from error
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
@@ -129,7 +142,9 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _owner(file: IO[str]) -> tuple[int, str] | None:
-    """(process, host) as the lock has it; None where nothing legible is in it, as between its making and its writing."""
+    """(process, host) as the lock has it; None where nothing legible is in it, as between its
+    making and its writing.
+    """
     file.seek(0)
     try:
         about = json.load(file)
@@ -139,7 +154,9 @@ def _owner(file: IO[str]) -> tuple[int, str] | None:
 
 
 def _held_by(folder: Path, owner: tuple[int, str] | None) -> str:
-    return f"--out {folder} is being written by another run" + (f" (process {owner[0]} on {owner[1]})" if owner else "")
+    return f"--out {folder} is being written by another run" + (
+        f" (process {owner[0]} on {owner[1]})" if owner else ""
+    )
 
 
 def _remove_parts(folder: Path) -> None:

@@ -1,6 +1,9 @@
-"""Networks to start from, each a function that returns ordinary modules, and what a person sees of one: `shape_of`."""
+"""Networks to start from, each a function that returns ordinary modules, and what a person sees of
+one: `shape_of`.
+"""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,8 +14,11 @@ from morphogen.layers.depth import LearnedDepth
 from morphogen.record import Depth, Layer
 
 
-def mlp(features: int, outputs: int, width: int = 8, dropout: float = 0.0, max_blocks: int = 6) -> nn.Sequential:
-    """One linear layer into the hidden width, a learned number of blocks that keep it, one linear layer out.
+def mlp(
+    features: int, outputs: int, width: int = 8, dropout: float = 0.0, max_blocks: int = 6
+) -> nn.Sequential:
+    """One linear layer into the hidden width, a learned number of blocks that keep it, one linear
+    layer out.
 
     Input (batch, features), output (batch, outputs).
     """
@@ -20,28 +26,36 @@ def mlp(features: int, outputs: int, width: int = 8, dropout: float = 0.0, max_b
     layers["hidden"] = nn.Linear(features, width, bias=False)
     layers["norm"] = nn.BatchNorm1d(width)
     layers["relu"] = nn.ReLU()
-    layers["depth"] = LearnedDepth(lambda _: _dense_block(width), max_blocks=max_blocks)
+    layers["depth"] = LearnedDepth(partial(_dense_block, width), max_blocks=max_blocks)
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)
     layers["output"] = nn.Linear(width, outputs)
     return nn.Sequential(layers)
 
 
-def _dense_block(width: int) -> nn.Module:
-    return nn.Sequential(OrderedDict(linear=nn.Linear(width, width, bias=False), norm=nn.BatchNorm1d(width)))
+def _dense_block(width: int, number: int) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(linear=nn.Linear(width, width, bias=False), norm=nn.BatchNorm1d(width))
+    )
 
 
 def convnet(
-    shape: tuple[int, int, int], outputs: int, width: int = 8, dropout: float = 0.0, max_blocks: int = 4
+    shape: tuple[int, int, int],
+    outputs: int,
+    width: int = 8,
+    dropout: float = 0.0,
+    max_blocks: int = 4,
 ) -> nn.Sequential:
     """Stages until the map is at most 4x4, then one linear layer.
 
-    shape: (channels, height, width) of an image. outputs: size of the result. width: channels of every stage at the start.
-    Input (batch, *shape), output (batch, outputs).
+    shape: (channels, height, width) of an image. outputs: size of the result. width: channels of
+    every stage at the start. Input (batch, *shape), output (batch, outputs).
     """
     channels, height, breadth = shape
     if min(height, breadth) < 4:
-        raise ShapeError(f"convnet: an image of {height}x{breadth}; images need at least 4x4, use mlp for less")
+        raise ShapeError(
+            f"convnet: an image of {height}x{breadth}; images need at least 4x4, use mlp for less"
+        )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     stage = 0
     while stage == 0 or min(height, breadth) > 4:
@@ -52,7 +66,8 @@ def convnet(
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
         layers[f"relu{stage}"] = nn.ReLU()
         height, breadth, channels = height // 2, breadth // 2, width
-        layers[f"depth{stage}"] = LearnedDepth(lambda _, c=channels: _conv_block(c), max_blocks=max_blocks)  # type: ignore[misc]
+        block = partial(_conv_block, channels)
+        layers[f"depth{stage}"] = LearnedDepth(block, max_blocks=max_blocks)
     layers["flatten"] = nn.Flatten()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)
@@ -60,25 +75,33 @@ def convnet(
     return nn.Sequential(layers)
 
 
-def _conv_block(channels: int) -> nn.Module:
+def _conv_block(channels: int, number: int) -> nn.Module:
     return nn.Sequential(
-        OrderedDict(conv=nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm=nn.BatchNorm2d(channels))
+        OrderedDict(
+            conv=nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            norm=nn.BatchNorm2d(channels),
+        )
     )
 
 
 def dagnet(features: int, outputs: int, nodes: int = 8, **options: Any) -> nn.Sequential:
     """A `Dag` over all numbers of an example, read out linearly.
 
-    features: how many numbers an example has, whatever its shape. nodes, options: of `Dag`. Its width, "dag", grows and shrinks
-    by `resize`, a policy or `fit(..., wiring="dag")`. Input (batch, ...), output (batch, outputs).
+    features: how many numbers an example has, whatever its shape. nodes, options: of `Dag`. Its
+    width, "dag", grows and shrinks by `resize`, a policy or `fit(..., wiring="dag")`. Input (batch,
+    ...), output (batch, outputs).
     """
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), dag=Dag(features, nodes, outputs, **options)))
+    return nn.Sequential(
+        OrderedDict(flatten=nn.Flatten(), dag=Dag(features, nodes, outputs, **options))
+    )
 
 
 def shape_of(model: nn.Module) -> tuple[Layer, ...]:
-    """Linear and convolution layers and DAGs in order, with their sizes; of a learned depth, the active blocks only.
+    """Linear and convolution layers and DAGs in order, with their sizes; of a learned depth, the
+    active blocks only.
 
-    The last one is the output. Blocks are named after the layer before their stage: "conv1", "conv1.1", "conv1.2".
+    The last one is the output. Blocks are named after the layer before their stage: "conv1",
+    "conv1.1", "conv1.2".
     """
     layers: list[Layer] = []
     _collect(model, "", layers, [])
@@ -104,7 +127,9 @@ def _collect(module: nn.Module, name: str, layers: list[Layer], depths: list[Dep
                 layers.append(Layer(f"{name}.readout", "linear", module.readout.weight.shape[0]))
         case LearnedDepth():
             stem = layers[-1].name if layers else name
-            depths.append(Depth(stem, module.depth, tuple(module.gates()[: module.active_blocks].tolist())))
+            depths.append(
+                Depth(stem, module.depth, tuple(module.gates()[: module.active_blocks].tolist()))
+            )
             for number, block in enumerate(list(module.blocks)[: module.active_blocks], start=1):
                 inner: list[Layer] = []
                 _collect(block, "", inner, depths)

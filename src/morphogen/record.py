@@ -21,9 +21,10 @@ PART = ".part"
 class Receipt:
     """What one resize did.
 
-    `sizes` maps each changed width to (before, after); `parameters` counts the model's parameters before and after;
-    `change` is the largest absolute difference of the output on the probe batch (None where none was given). `keeps`: whether
-    the function is kept by construction, which was then verified on the probe batch.
+    `sizes` maps each changed width to (before, after); `parameters` counts the model's parameters
+    before and after; `change` is the largest absolute difference of the output on the probe batch
+    (None where none was given). `keeps`: whether the function is kept by construction, which was
+    then verified on the probe batch.
     """
 
     edits: tuple[str, ...]
@@ -37,10 +38,11 @@ class Receipt:
 class Certificate:
     """What a transform promises about the function it returned.
 
-    kind: "exact" (an identity in real arithmetic), "bounds" (a function below the network and one above, equal to it in places)
-    or "measured" (seen on probes only). max_error: the largest absolute output difference on the probes. box: the inputs (low,
-    high) that it holds on, numbers or one for each input, None for every input. proved: True only where the identity follows
-    from algebra or bounds, never from probes. steps: what was done, a line each, with what proves it.
+    kind: "exact" (an identity in real arithmetic), "bounds" (a function below the network and one
+    above, equal to it in places) or "measured" (seen on probes only). max_error: the largest
+    absolute output difference on the probes. box: the inputs (low, high) that it holds on, numbers
+    or one for each input, None for every input. proved: True only where the identity follows from
+    algebra or bounds, never from probes. steps: what was done, a line each, with what proves it.
     """
 
     kind: str
@@ -53,10 +55,11 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published or promised figure beside what was measured: mean `measured` and standard deviation `spread` over seeds.
+    """A published or promised figure beside what was measured: mean `measured` and standard
+    deviation `spread` over seeds.
 
-    It is met where `low` <= measured <= `high`; None is no bound, and a claim without bounds is shown, not judged. source:
-    where the figure, and the tolerance, come from.
+    It is met where `low` <= measured <= `high`; None is no bound, and a claim without bounds is
+    shown, not judged. source: where the figure, and the tolerance, come from.
     """
 
     name: str
@@ -79,7 +82,9 @@ class Claim:
     @property
     def verdict(self) -> str:
         """ "met", "missed", or a dash where nothing was promised."""
-        return "\u2013" if self.low is None and self.high is None else "met" if self.met else "missed"
+        return (
+            "\u2013" if self.low is None and self.high is None else "met" if self.met else "missed"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Grid:
-    """A plot of one number for each row and column: `panel` names it; rows of values, the first on top."""
+    """A plot of one number for each row and column: `panel` names it; rows of values, the first on
+    top.
+    """
 
     panel: str
     values: tuple[tuple[float, ...], ...]
@@ -102,7 +109,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A plot of polygons: `panel` names it; corners in order around each, and a number each, equal ones of one colour."""
+    """A plot of polygons: `panel` names it; corners in order around each, and a number each, equal
+    ones of one colour.
+    """
 
     panel: str
     polygons: tuple[tuple[tuple[float, float], ...], ...]
@@ -111,7 +120,9 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Trace:
-    """A scalar of one run, by step. times: of the clock, in seconds, where they were noted. run: may have slashes."""
+    """A scalar of one run, by step. times: of the clock, in seconds, where they were noted. run:
+    may have slashes.
+    """
 
     run: str
     tag: str
@@ -122,10 +133,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A paper's experiment, run again: the claims, the curves and what a reader must know of the run.
+    """A paper's experiment, run again: the claims, the curves and what a reader must know of the
+    run.
 
-    traces: of every run, what the claims were made from. files: what belongs beside the tables, by path, and is no text, as
-    checkpoints; they are not part of the JSON.
+    traces: of every run, what the claims were made from. files: what belongs beside the tables, by
+    path, and is no text, as checkpoints; they are not part of the JSON.
     """
 
     name: str
@@ -147,8 +159,9 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class Layer:
-    """One bar of the drawn shape: `kind` is "conv", "linear", "dag" or "output"; `units` its channels, features
-    or nodes."""
+    """One bar of the drawn shape: `kind` is "conv", "linear", "dag" or "output"; `units` its
+    channels, features or nodes.
+    """
 
     name: str
     kind: str
@@ -157,7 +170,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Depth:
-    """A learned depth: the layer that its blocks follow, the depth w, and the gates of the blocks that take part."""
+    """A learned depth: the layer that its blocks follow, the depth w, and the gates of the blocks
+    that take part.
+    """
 
     name: str
     w: float
@@ -166,13 +181,15 @@ class Depth:
 
 @dataclass(frozen=True)
 class Round:
-    """The state after one round of training (a fixed number of steps between two looks at the validation part)."""
+    """The state after one round of training (a fixed number of steps between two looks at the
+    validation part).
+    """
 
     round: int
     epoch: float
     step: int
     seconds: float
-    phase: str  # "grow" while the structure changes, "settle" while the learning rate falls to zero
+    phase: str  # "grow" while the structure changes, "anneal" while the learning rate falls to zero
     train_loss: float
     valid_loss: float
     valid_score: float
@@ -183,7 +200,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Change:
-    """One change of the structure (or a refused one) and why: "hidden.1 12 -> 16: validation loss -0.013"."""
+    """One change of the structure (or a refused one) and why: "hidden.1 12 -> 16: validation loss
+    -0.013".
+    """
 
     round: int
     epoch: float
@@ -210,12 +229,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a report shows of one `fit`. It holds numbers and text only; rendering it never runs a model."""
+    """Everything a report shows of one `fit`. It holds numbers and text only; rendering it never
+    runs a model.
+    """
 
     name: str
     data: str
     task: str  # "classification" or "regression"
-    metric: str  # "accuracy" (higher is better, a fraction) or "RMSE" (lower is better, in the target's unit)
+    # "accuracy" (higher is better, a fraction) or "RMSE" (lower is better, in the target's unit)
+    metric: str
     seed: int
     rounds: tuple[Round, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -227,7 +249,9 @@ class Report:
 def to_json(value: Any) -> str:
     """One of the dataclasses above as JSON text."""
     outside = {f.name for f in fields(value) if not f.metadata.get("json", True)}
-    return json.dumps({k: v for k, v in asdict(value).items() if k not in outside}, indent=1, allow_nan=True)
+    return json.dumps(
+        {k: v for k, v in asdict(value).items() if k not in outside}, indent=1, allow_nan=True
+    )
 
 
 def from_json(kind: type[T], text: str) -> T:
@@ -236,8 +260,9 @@ def from_json(kind: type[T], text: str) -> T:
 
 
 def revive(kind: Any, value: Any, where: str = "") -> Any:
-    """`value` as JSON gave it, turned back into the annotated type `kind`: dataclasses, tuples, lists, dictionaries, numbers,
-    texts, and alternatives of these. Keys that a dataclass does not have are left out.
+    """`value` as JSON gave it, turned back into the annotated type `kind`: dataclasses, tuples,
+    lists, dictionaries, numbers, texts, and alternatives of these. Keys that a dataclass does not
+    have are left out.
 
     where: names the value in errors. Raises `ValueError` that says what is wrong where.
     """
@@ -251,18 +276,30 @@ def revive(kind: Any, value: Any, where: str = "") -> Any:
     if origin in (tuple, list) and isinstance(value, (list, tuple)):
         inner = (args[0],) * len(value) if origin is list or args[-1] is Ellipsis else args
         if len(inner) == len(value):
-            return origin(revive(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+            return origin(
+                revive(k, v, f"{where}[{i}]")
+                for i, (k, v) in enumerate(zip(inner, value, strict=True))
+            )
     elif origin is dict and isinstance(value, dict):
         return {k: revive(args[1], v, f"{where}[{k!r}]") for k, v in value.items()}
     elif kind is type(None) and value is None:
         return None
     # True is an int to Python, and no number to us
-    elif kind in _ACCEPTED and isinstance(value, _ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool):
+    elif (
+        kind in _ACCEPTED
+        and isinstance(value, _ACCEPTED[kind])
+        and isinstance(value, bool) == (kind is bool)
+    ):
         return value
     raise ValueError(f"{where or 'it'} is {_short(value)}, not {_named(kind)}")
 
 
-_ACCEPTED: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
+_ACCEPTED: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (float, int),
+    str: (str,),
+    bool: (bool,),
+}
 
 
 def _revive_fields(kind: Any, value: Any, where: str) -> Any:
@@ -273,11 +310,19 @@ def _revive_fields(kind: Any, value: Any, where: str) -> Any:
     for name, f in known.items():
         if name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{where or 'it'} has no {name!r}")
-    return kind(**{k: revive(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in value.items() if k in known})
+    return kind(
+        **{
+            k: revive(hints[k], v, f"{where}.{k}".lstrip("."))
+            for k, v in value.items()
+            if k in known
+        }
+    )
 
 
 def _revive_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    """As the first of the types that it fits; where none does, the last one's complaint, which is the most telling."""
+    """As the first of the types that it fits; where none does, the last one's complaint, which is
+    the most telling.
+    """
     complaint = None
     for kind in sorted(kinds, key=lambda kind: kind is not type(None)):
         try:

@@ -55,7 +55,10 @@ def test_categories(cells: object) -> None:
         (pd.date_range("2020-01-01", periods=ROWS), "column 'x' holds dates: dropped"),
         ([f"2020-01-{1 + i % 28:02}" for i in range(ROWS)], "column 'x' holds dates: dropped"),
         ([f"{1 + i % 28}.03.21" for i in range(ROWS)], "column 'x' holds dates: dropped"),
-        ([datetime.date(2020, 1, 1 + i % 28) for i in range(ROWS)], "column 'x' holds dates: dropped"),
+        (
+            [datetime.date(2020, 1, 1 + i % 28) for i in range(ROWS)],
+            "column 'x' holds dates: dropped",
+        ),
         (
             [*(str(i / 7) for i in range(ROWS - 1)), "12,5"],
             "dropped as an identifier (most cells are numbers, but '12,5' is not)",
@@ -77,7 +80,12 @@ def test_ten_thousand_texts_are_hashed_and_noted() -> None:
 
 
 def test_texts_that_are_mostly_rare_are_hashed() -> None:
-    assert kinds([f"text {i}" if i < 1000 else "text 0" if i < 1400 else f"text {i - 500}" for i in range(ROWS)]).hashed
+    assert kinds(
+        [
+            f"text {i}" if i < 1000 else "text 0" if i < 1400 else f"text {i - 500}"
+            for i in range(ROWS)
+        ]
+    ).hashed
 
 
 def test_a_column_without_values_is_refused() -> None:
@@ -86,5 +94,7 @@ def test_a_column_without_values_is_refused() -> None:
 
 
 def test_a_table_without_a_usable_column_is_refused() -> None:
-    with pytest.raises(DataError, match="no feature column can be used: column 'x' has one value only"):
+    with pytest.raises(
+        DataError, match="no feature column can be used: column 'x' has one value only"
+    ):
         sort_columns(pd.DataFrame({"x": [1, 1, 1]}))

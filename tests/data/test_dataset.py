@@ -56,7 +56,10 @@ def test_the_fingerprint_follows_the_content() -> None:
         ((X, [None, "yes"] * 10), "y_train has missing, NaN or infinite values"),
         ((X, [np.inf, 1.0] * 10), "y_train has missing, NaN or infinite values"),
         ((X, ["yes"] * 20), "target 'y_train' is constant"),
-        ((X, ["odd"] + ["no", "yes"] * 9 + ["no"]), "class 'odd' of target 'y_train' has one row only"),
+        (
+            (X, ["odd"] + ["no", "yes"] * 9 + ["no"]),
+            "class 'odd' of target 'y_train' has one row only",
+        ),
         ((X, Y, X), "x_test and y_test belong together"),
         ((X, Y, X[:, :2], Y), r"x_test has rows of shape \(2,\)"),
         ((X, Y, X, ["maybe"] * 20), "class 'maybe' .* in the test part only"),

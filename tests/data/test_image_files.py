@@ -29,7 +29,10 @@ def test_idx(tmp_path: Path) -> None:
     [
         (b"no gzip", "the file may be damaged; fetch it again"),
         (gzip.compress(b"no idx", mtime=0), "is no IDX file of unsigned bytes"),
-        (gzip.compress(idx(np.zeros((2, 3), np.uint8))[:-1], mtime=0), r"has 5 values where its header says \(2, 3\)"),
+        (
+            gzip.compress(idx(np.zeros((2, 3), np.uint8))[:-1], mtime=0),
+            r"has 5 values where its header says \(2, 3\)",
+        ),
         (gzip.compress(b"\0\0\x08\x03\0\0\0\x01", mtime=0), "has 0 values where its header says"),
     ],
     ids=["no gzip", "no idx", "one value short", "cut header"],

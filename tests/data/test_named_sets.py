@@ -42,7 +42,9 @@ def test_digits() -> None:
     assert data.fingerprint != load_data("digits", seed=1).fingerprint
 
 
-@pytest.mark.parametrize(("name", "mean", "flip"), [("mnist", 0.1307, False), ("fashion-mnist", 0.2860, True)])
+@pytest.mark.parametrize(
+    ("name", "mean", "flip"), [("mnist", 0.1307, False), ("fashion-mnist", 0.2860, True)]
+)
 def test_grey_images(shared: Path, name: str, mean: float, flip: bool) -> None:
     data = load_data(name)
     assert (data.x_train.shape, data.x_test.shape) == ((60_000, 1, 28, 28), (10_000, 1, 28, 28))
@@ -94,19 +96,25 @@ def test_the_cache_has_the_same_layout(nowhere: Path) -> None:
     folder.mkdir(parents=True)
     places = ["longitude", "latitude", "housing_median_age", "total_rooms", "total_bedrooms"]
     values = np.random.default_rng(0).integers(1, 100, (50, 9))
-    frame = pd.DataFrame(values, columns=[*places, "population", "households", "median_income", "median_house_value"])
+    frame = pd.DataFrame(
+        values, columns=[*places, "population", "households", "median_income", "median_house_value"]
+    )
     frame.to_csv(folder / "housing.csv.gz", index=False)
     assert len(load_data("california-housing").x_train) == 40
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "digits"])
-def test_a_failed_download_says_what_was_tried(nowhere: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_failed_download_says_what_was_tried(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(named, "fetch_openml", fail)
     monkeypatch.setattr(named, "fetch_california_housing", fail)
-    with pytest.raises(DataError, match=f"'{name}' is not in '{nowhere}/morphogen', .*no network.*MORPHOGEN_DATA"):
+    with pytest.raises(
+        DataError, match=f"'{name}' is not in '{nowhere}/morphogen', .*no network.*MORPHOGEN_DATA"
+    ):
         load_data(name)
 
 
@@ -122,7 +130,11 @@ def test_openml_images(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("fashion_mnist", {}, "no data set 'fashion_mnist': did you mean 'fashion-mnist'.*digits, mnist, .*adult"),
+        (
+            "fashion_mnist",
+            {},
+            "no data set 'fashion_mnist': did you mean 'fashion-mnist'.*digits, mnist, .*adult",
+        ),
         ("nonsense", {}, "no data set 'nonsense': the names are digits, mnist"),
         ("no/such/file.csv", {"target": "y"}, "there is no file 'no/such/file.csv'"),
         ("digits", {"target": "y"}, "'digits' has its own target and test part"),

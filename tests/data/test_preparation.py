@@ -1,4 +1,6 @@
-"""The extracted constants, the fitted scikit-learn pipeline and the exported source are one function."""
+"""The extracted constants, the fitted scikit-learn pipeline and the exported source are one
+function.
+"""
 
 import ast
 
@@ -15,7 +17,9 @@ BINS = (0, 1, 3, 8)
 
 
 def table(rows: int, seed: int) -> pd.DataFrame:
-    """Every kind of column: smooth, zero-inflated, few values, gaps, booleans, categories with a tail, many texts."""
+    """Every kind of column: smooth, zero-inflated, few values, gaps, booleans, categories with a
+    tail, many texts.
+    """
     random = np.random.default_rng(seed)
     gain = np.where(random.random(rows) < 0.92, 0.0, random.exponential(5000, rows).round())
     gaps = pd.Series(random.normal(50, 10, rows)).mask(random.random(rows) < 0.1)
@@ -53,7 +57,9 @@ def unseen() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("bins", BINS)
-def test_equals_the_scikit_learn_pipeline(train: pd.DataFrame, unseen: pd.DataFrame, bins: int) -> None:
+def test_equals_the_scikit_learn_pipeline(
+    train: pd.DataFrame, unseen: pd.DataFrame, bins: int
+) -> None:
     prepare = fit_preparation(train, bins)
     fitted = pipeline(train, sort_columns(train), bins).fit(train)
     for frame in (train, unseen):
@@ -64,7 +70,9 @@ def test_equals_the_scikit_learn_pipeline(train: pd.DataFrame, unseen: pd.DataFr
 
 
 @pytest.mark.parametrize("bins", BINS)
-def test_survives_json_and_equals_its_source(train: pd.DataFrame, unseen: pd.DataFrame, bins: int, tmp_path) -> None:
+def test_survives_json_and_equals_its_source(
+    train: pd.DataFrame, unseen: pd.DataFrame, bins: int, tmp_path
+) -> None:
     prepare = fit_preparation(train, bins)
     text = prepare.to_json()
     assert Preparation.from_json(text) == prepare
@@ -90,7 +98,9 @@ def test_bins_are_the_piecewise_linear_encoding() -> None:
 
 
 def test_a_zero_inflated_column_has_bins_in_its_tail(train: pd.DataFrame) -> None:
-    edges = next(number.edges for number in fit_preparation(train, bins=8).numbers if number.name == "gain")
+    edges = next(
+        number.edges for number in fit_preparation(train, bins=8).numbers if number.name == "gain"
+    )
     assert edges[0] == 0
     assert len(edges) == 9
     assert (np.diff(edges) > 0).all()
@@ -99,7 +109,9 @@ def test_a_zero_inflated_column_has_bins_in_its_tail(train: pd.DataFrame) -> Non
 def test_two_values_need_no_bins_and_z_is_clipped() -> None:
     prepare = fit_preparation(pd.DataFrame({"flag": [True, False] * 10}))
     assert prepare.names == ("flag",)
-    np.testing.assert_allclose(prepare(pd.DataFrame({"flag": [False, True, 1000]}))[:, 0], [-1, 1, 4])
+    np.testing.assert_allclose(
+        prepare(pd.DataFrame({"flag": [False, True, 1000]}))[:, 0], [-1, 1, 4]
+    )
 
 
 def test_rare_levels_share_a_column_and_a_gap_is_a_level() -> None:
@@ -132,7 +144,12 @@ def test_no_rows_give_no_rows(train: pd.DataFrame) -> None:
 
 
 def test_nullable_and_decimal_columns_are_numbers() -> None:
-    frame = pd.DataFrame({"a": pd.array([1, None, 3, 5], "Int64"), "b": pd.array([True, None, False, True], "boolean")})
+    frame = pd.DataFrame(
+        {
+            "a": pd.array([1, None, 3, 5], "Int64"),
+            "b": pd.array([True, None, False, True], "boolean"),
+        }
+    )
     prepare = fit_preparation(frame)
     assert [number.missing for number in prepare.numbers] == [True, True]
     assert np.isfinite(prepare(frame)).all()

@@ -15,7 +15,11 @@ ROWS = 100
 
 def table(**columns: object) -> pd.DataFrame:
     random = np.random.default_rng(0)
-    usual = {"a": random.normal(size=ROWS), "b": random.choice(["u", "v"], ROWS), "y": ["no", "yes"] * (ROWS // 2)}
+    usual = {
+        "a": random.normal(size=ROWS),
+        "b": random.choice(["u", "v"], ROWS),
+        "y": ["no", "yes"] * (ROWS // 2),
+    }
     return pd.DataFrame(usual | columns)
 
 
@@ -47,7 +51,10 @@ def test_the_task_can_be_overridden() -> None:
 
 
 def test_few_whole_numbers_are_noted_as_classes() -> None:
-    assert "3 different whole numbers: read as classes" in from_frame(table(y=[1, 2, 3, 1] * 25), "y").notes[0]
+    assert (
+        "3 different whole numbers: read as classes"
+        in from_frame(table(y=[1, 2, 3, 1] * 25), "y").notes[0]
+    )
 
 
 def test_the_split_keeps_the_classes_shares_and_follows_the_seed() -> None:
@@ -82,7 +89,9 @@ def test_a_tiny_table_has_no_test_part_and_says_so() -> None:
 
 def test_ten_thousand_texts() -> None:
     n = 10_000
-    frame = pd.DataFrame({"id": [f"i{i}" for i in range(n)], "a": np.arange(n) % 7, "y": np.arange(n) % 2})
+    frame = pd.DataFrame(
+        {"id": [f"i{i}" for i in range(n)], "a": np.arange(n) % 7, "y": np.arange(n) % 2}
+    )
     assert "dropped as an identifier" in from_frame(frame, "y").notes[0]
     doubled = pd.concat([frame, frame], ignore_index=True)
     data = from_frame(doubled, "y", test=doubled)
@@ -90,27 +99,59 @@ def test_ten_thousand_texts() -> None:
 
 
 FAULTS: dict[str, tuple[pd.DataFrame, dict[str, object], str]] = {
-    "no target": (table(), {"target": None}, "no target given: name .* --target, one of 'a', 'b', 'y'"),
-    "missing target": (table(income=1), {"target": "incme"}, "no column 'incme': did you mean 'income'.* 'a', 'b'"),
+    "no target": (
+        table(),
+        {"target": None},
+        "no target given: name .* --target, one of 'a', 'b', 'y'",
+    ),
+    "missing target": (
+        table(income=1),
+        {"target": "incme"},
+        "no column 'incme': did you mean 'income'.* 'a', 'b'",
+    ),
     "constant target": (table(y=1), {}, r"target 'y' is constant \('1' in every row\)"),
     "empty target": (table(y=np.nan), {}, "target 'y' has no value in any row"),
-    "one-row class": (table(y=["odd"] + ["no", "yes", "no"] * 33), {}, "class 'odd' of target 'y' has one row only"),
-    "one-row classes": (table(y=[f"c{i}" for i in range(ROWS)]), {}, r"class 'c0' \(and 99 more classes\)"),
+    "one-row class": (
+        table(y=["odd"] + ["no", "yes", "no"] * 33),
+        {},
+        "class 'odd' of target 'y' has one row only",
+    ),
+    "one-row classes": (
+        table(y=[f"c{i}" for i in range(ROWS)]),
+        {},
+        r"class 'c0' \(and 99 more classes\)",
+    ),
     "all-NaN column": (table(b=np.nan), {}, "column 'b' has no value in any training row: drop it"),
     "infinite": (table(a=[np.inf, 1.0] * 50), {}, r"column 'a' has 50 infinite value\(s\)"),
     "infinite target": (table(y=[np.inf, 1.0] * 50), {}, "column 'y' has 50 infinite"),
     "no rows": (table()[:0], {}, r"is an empty table \(0 rows, 3 columns\)"),
     "no features": (table()[["y"]], {}, "has the target 'y' and no other column"),
-    "text to regress": (table(), {"task": "regression"}, "holds text such as 'no': regression needs numbers"),
-    "unknown task": (table(), {"task": "ranking"}, "task='ranking' is unknown: choose one of classification"),
+    "text to regress": (
+        table(),
+        {"task": "regression"},
+        "holds text such as 'no': regression needs numbers",
+    ),
+    "unknown task": (
+        table(),
+        {"task": "ranking"},
+        "task='ranking' is unknown: choose one of classification",
+    ),
     "fraction": (table(), {"test_fraction": 1.0}, "test_fraction=1.0 is out of range"),
     "unknown class": (
         table(),
         {"test": table(y=["no", "maybe"] * 50)},
         "class 'maybe' .* in the test part only",
     ),
-    "text in test": (table(), {"test": table(a="x")}, "column 'a' holds 'x', which is not a number"),
-    "column not in test": (table(), {"test": table().drop(columns="a")}, r"lacks the columns \['a'\]"),
+    "text in test": (
+        table(),
+        {"test": table(a="x")},
+        "column 'a' holds 'x', which is not a number",
+    ),
+    "column not in test": (
+        table(),
+        {"test": table().drop(columns="a")},
+        r"lacks the columns \['a'\]",
+    ),
     "twice the same name": (table().rename(columns={"a": "b"}), {}, "has two columns 'b'"),
     "text in a regression test": (
         table(y=np.linspace(0, 1, ROWS)),
@@ -131,7 +172,9 @@ def test_each_fault_is_one_clear_line(fault: str) -> None:
 def test_load_names_the_set_and_takes_a_second_file(tmp_path: Path) -> None:
     table().to_csv(tmp_path / "train.csv.gz", index=False)
     table()[:30].to_parquet(tmp_path / "test.parquet")
-    data = load_data(str(tmp_path / "train.csv.gz"), target="y", test=str(tmp_path / "test.parquet"))
+    data = load_data(
+        str(tmp_path / "train.csv.gz"), target="y", test=str(tmp_path / "test.parquet")
+    )
     assert (data.name, len(data.x_train), len(data.x_test)) == ("train", 100, 30)
 
 

@@ -1,4 +1,6 @@
-"""A made-up run that looks like a real one: 40 rounds, layers that come, grow and shrink, 25 changes with their reasons."""
+"""A made-up run that looks like a real one: 40 rounds, layers that come, grow and shrink, 25
+changes with their reasons.
+"""
 
 import math
 from dataclasses import replace
@@ -39,12 +41,19 @@ _STEPS = """
 
 def _shape(sizes: dict[str, int]) -> tuple[Layer, ...]:
     blocks = tuple(Layer(f"conv1.{i}", "conv", sizes["conv1"]) for i in range(1, sizes["depth1"]))
-    ends = (Layer("conv2", "conv", sizes["conv2"]), Layer("hidden", "linear", sizes["hidden"]), Layer("output", "output", 10))
+    ends = (
+        Layer("conv2", "conv", sizes["conv2"]),
+        Layer("hidden", "linear", sizes["hidden"]),
+        Layer("output", "output", 10),
+    )
     return (Layer("conv1", "conv", sizes["conv1"]), *blocks, *ends)
 
 
 def _parameters(shape: tuple[Layer, ...]) -> int:
-    return sum(9 * a.units * b.units + b.units for a, b in zip((Layer("x", "conv", 1), *shape), shape, strict=False))
+    return sum(
+        9 * a.units * b.units + b.units
+        for a, b in zip((Layer("x", "conv", 1), *shape), shape, strict=False)
+    )
 
 
 def _depths(number: int) -> tuple[Depth, ...]:
@@ -62,27 +71,71 @@ def make_report() -> Report:
         for _, where, old, new, reason in (step for step in steps if int(step[0]) == number):
             sizes[where] = int(new)
             after = _parameters(_shape(sizes))
-            changes.append(Change(number, epoch, where, int(old), int(new), reason, (before, after)))
+            changes.append(
+                Change(number, epoch, where, int(old), int(new), reason, (before, after))
+            )
             before = after
-        wave, phase = 0.03 * math.sin(3 * number) / (1 + number / 8), "grow" if number < 26 else "settle"
+        wave, phase = (
+            0.03 * math.sin(3 * number) / (1 + number / 8),
+            "grow" if number < 26 else "anneal",
+        )
         train = 0.07 + 2.2 * math.exp(-number / 4.5) + wave if number else math.nan
-        valid, score = 0.09 + 2.1 * math.exp(-number / 4.8) - wave * 0.7, 0.1 + 0.881 * (1 - math.exp(-number / 4))
+        valid, score = (
+            0.09 + 2.1 * math.exp(-number / 4.8) - wave * 0.7,
+            0.1 + 0.881 * (1 - math.exp(-number / 4)),
+        )
         rounds.append(
-            Round(number, epoch, 60 * number, seconds, phase, train, valid, score, before, _shape(sizes), _depths(number))
+            Round(
+                number,
+                epoch,
+                60 * number,
+                seconds,
+                phase,
+                train,
+                valid,
+                score,
+                before,
+                _shape(sizes),
+                _depths(number),
+            )
         )
     table = (
         Row("found by morphogen", 0.9792, rounds[-1].parameters, 13.8),
         Row("same shape from scratch", 0.9778, rounds[-1].parameters, 12.9),
         Row("MLP(100)", 0.9694, 7510, 1.2, "scikit-learn"),
         Row("gradient boosting", 0.9667, None, 4.31, "scikit-learn"),
-        Row("best of 12 MLPs", 0.9722, 85002, 41.9, "{'alpha': 0.01, 'hidden_layer_sizes': (256, 256)}"),
+        Row(
+            "best of 12 MLPs",
+            0.9722,
+            85002,
+            41.9,
+            "{'alpha': 0.01, 'hidden_layer_sizes': (256, 256)}",
+        ),
     )
-    notes = ("1,437 rows to train with, 360 to test with; 287 of the first are held out for every decision.",)
+    notes = (
+        "1,437 rows to train with, 360 to test with; 287 of the first are held out for every "
+        "decision.",
+    )
     environment = {
-        "morphogen": "0.1.0", "python": "3.11.2", "torch": "2.9.1+cpu", "device": "cpu", "commit": "f3c1be1",
+        "morphogen": "0.1.0",
+        "python": "3.11.2",
+        "torch": "2.9.1+cpu",
+        "device": "cpu",
+        "commit": "f3c1be1",
         "hardware": "Intel(R) Xeon(R) Processor, 2 cores",
-    }  # fmt: skip
-    return Report("digits", "digits", "classification", "accuracy", 0, tuple(rounds), tuple(changes), table, notes, environment)
+    }
+    return Report(
+        "digits",
+        "digits",
+        "classification",
+        "accuracy",
+        0,
+        tuple(rounds),
+        tuple(changes),
+        table,
+        notes,
+        environment,
+    )
 
 
 @pytest.fixture
@@ -95,9 +148,18 @@ def hostile(report: Report) -> Report:
     """The same run with text in it that tries to leave its place, and numbers that are none."""
     evil = "</script><img src=x onerror=alert(1)>{{css}} $x & \"q\" 'a' | [red]% _ \\"
     first, *rest = report.rounds
-    rounds = (replace(first, valid_loss=math.inf, valid_score=math.nan, shape=(Layer(evil, "conv", 3),)), *rest)
+    rounds = (
+        replace(first, valid_loss=math.inf, valid_score=math.nan, shape=(Layer(evil, "conv", 3),)),
+        *rest,
+    )
     changes = (replace(report.changes[0], where=evil, reason=evil), *report.changes[1:])
     return replace(
-        report, name=evil, data=evil, rounds=rounds, changes=changes, table=(Row(evil, None, None, None, evil),), notes=(evil,),
+        report,
+        name=evil,
+        data=evil,
+        rounds=rounds,
+        changes=changes,
+        table=(Row(evil, None, None, None, evil),),
+        notes=(evil,),
         environment={evil: evil},
-    )  # fmt: skip
+    )

@@ -18,9 +18,16 @@ from morphogen.report.html import html
 webdriver = pytest.importorskip("selenium.webdriver")
 
 FLAGS = (
-    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-    "disable-component-update", "disable-sync", "window-size=1100,900",
-)  # fmt: skip
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "window-size=1100,900",
+)
 
 
 class Tags(HTMLParser):
@@ -42,7 +49,10 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def test_says_the_result_in_one_sentence(report: Report) -> None:
-    sentence = "Found conv 16 – conv 16 – conv 32 – linear 16 – linear 10: 97.92 % accuracy with 13,194 parameters in 14 s"
+    sentence = (
+        "Found conv 16 – conv 16 – conv 32 – linear 16 – linear 10: 97.92 % accuracy with "
+        "13,194 parameters in 14 s"
+    )
     assert f"<h1>{sentence}</h1>" in html(report).replace("\u00a0", " ")
 
 
@@ -56,7 +66,10 @@ def test_asks_the_network_for_nothing(report: Report) -> None:
 def test_names_the_found_network_and_every_change_with_its_reason(report: Report) -> None:
     page = html(report)
     assert page.count('<tr class="found">') == 1
-    assert '<tr class="found"><td>found by morphogen</td><td>97.92 %</td><td>13,194</td><td>13.8</td><td></td></tr>' in page
+    assert (
+        '<tr class="found"><td>found by morphogen</td><td>97.92 '
+        "%</td><td>13,194</td><td>13.8</td><td></td></tr>" in page
+    )
     for change in report.changes:
         assert f"<td>{change.before} → {change.after}</td><td>{change.reason}</td>" in page
     assert "<dt>commit</dt><dd>f3c1be1</dd>" in page
@@ -77,7 +90,10 @@ def test_text_in_the_data_stays_text(report: Report, hostile: Report) -> None:
 
 
 def test_numbers_that_are_none_are_null(report: Report) -> None:
-    rounds = (replace(report.rounds[0], train_loss=math.nan, valid_loss=math.inf, valid_score=math.nan), *report.rounds[1:])
+    rounds = (
+        replace(report.rounds[0], train_loss=math.nan, valid_loss=math.inf, valid_score=math.nan),
+        *report.rounds[1:],
+    )
     first = data_of(html(replace(report, rounds=rounds)))["rounds"][0]
     assert (first["train"], first["valid"], first["score"]) == (None, None, "–")
 
@@ -89,7 +105,8 @@ def test_a_long_run_keeps_its_ends(report: Report) -> None:
     assert (shown[0], shown[-1]) == (0, 1233)
 
 
-# In a browser ---------------------------------------------------------------------------------------------------------
+# In a browser
+# ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +130,9 @@ Open = Callable[[Report], Any]
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens the page of a report; afterwards nothing may have failed, nor been asked of a network."""
+    """Opens the page of a report; afterwards nothing may have failed, nor been asked of a
+    network.
+    """
 
     def open_(report: Report) -> Any:
         path = tmp_path / "report.html"
@@ -133,7 +152,10 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
 
 def units(browser: Any) -> list[int]:
-    return [int(bar.get_attribute("data-units")) for bar in browser.find_elements("css selector", "#shape .bar")]
+    return [
+        int(bar.get_attribute("data-units"))
+        for bar in browser.find_elements("css selector", "#shape .bar")
+    ]
 
 
 def readout(browser: Any) -> str:
@@ -142,7 +164,9 @@ def readout(browser: Any) -> str:
 
 def move(browser: Any, position: int) -> None:
     browser.execute_script(
-        "const s = document.getElementById('round'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))", position
+        "const s = document.getElementById('round'); s.value = arguments[0]; s.dispatchEvent(new "
+        "Event('input'))",
+        position,
     )
 
 
@@ -162,7 +186,9 @@ def test_the_slider_shows_the_shape_of_each_round(opened: Open, report: Report) 
 def test_the_bars_are_as_long_as_their_units(opened: Open, report: Report) -> None:
     page = opened(report)
     move(page, 9)
-    widths = [fill.size["width"] for fill in page.find_elements("css selector", "#shape .bar .fill")]
+    widths = [
+        fill.size["width"] for fill in page.find_elements("css selector", "#shape .bar .fill")
+    ]
     scale = widths[0] / units(page)[0]
     assert widths == pytest.approx([scale * n for n in units(page)], abs=1.0)
 
@@ -178,7 +204,9 @@ def test_keys_buttons_and_a_click_on_a_curve_move_the_slider(opened: Open, repor
     assert "learned depth w = 1.62" in page.find_element("id", "why").text
     assert len(page.find_elements("css selector", "#changes tr.current")) == 2
     before = page.find_element("css selector", "#loss line.now").get_attribute("x1")
-    page.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", page.find_element("id", "loss"))
+    page.execute_script(
+        "arguments[0].scrollIntoView({behavior: 'instant'})", page.find_element("id", "loss")
+    )
     webdriver.ActionChains(page).move_to_element(page.find_element("id", "loss")).click().perform()
     assert 15 < int(slider.get_attribute("value")) < 25
     assert page.find_element("css selector", "#loss line.now").get_attribute("x1") != before
@@ -190,7 +218,9 @@ def test_learned_depths_and_their_gates_are_drawn(opened: Open, report: Report) 
     assert len(page.find_elements("css selector", "#gates path.curve")) == 4
     move(page, 0)
     assert "conv1 w 1.00" in page.find_element("id", "hover").text
-    assert "learned depth of conv1 over epochs, from 1 to 1.3" in page.find_element("id", "depth").get_attribute("aria-label")
+    assert "learned depth of conv1 over epochs, from 1 to 1.3" in page.find_element(
+        "id", "depth"
+    ).get_attribute("aria-label")
     page = opened(replace(report, rounds=tuple(replace(r, depths=()) for r in report.rounds)))
     assert not page.find_element("id", "depths").is_displayed()
 
@@ -220,7 +250,9 @@ def test_the_smallest_and_the_largest_report(opened: Open, report: Report) -> No
     page = opened(replace(report, rounds=report.rounds[:1], changes=(), table=()))
     assert units(page) == [8, 8, 8, 10]
     shape = tuple(Layer("same name", "conv", 8 + i) for i in range(60))
-    rounds = tuple(replace(report.rounds[5], round=i, epoch=float(i), shape=shape) for i in range(500))
+    rounds = tuple(
+        replace(report.rounds[5], round=i, epoch=float(i), shape=shape) for i in range(500)
+    )
     page = opened(replace(report, rounds=rounds, changes=report.changes * 12))
     assert units(page) == [layer.units for layer in shape]
     page.set_window_size(500, 900)

@@ -27,7 +27,9 @@ def play(console: Console, report: Report, quiet: bool = False, metric: str | No
 def terminal(width: int, encoding: str = "utf-8", height: int = 30) -> tuple[io.BytesIO, Console]:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict", write_through=True)
-    return raw, Console(file=stream, width=width, height=height, force_terminal=True, _environ={"TERM": "xterm"})
+    return raw, Console(
+        file=stream, width=width, height=height, force_terminal=True, _environ={"TERM": "xterm"}
+    )
 
 
 def test_the_display_fits_the_output() -> None:
@@ -45,7 +47,7 @@ def test_lines_are_plain_and_tell_the_whole_story(report: Report) -> None:
     for change in report.changes:
         assert f"  epoch {change.epoch:.1f}  {change}" in lines
     assert sum(line.startswith("epoch") for line in lines) <= 7
-    assert any("settling" in line and line.endswith("about 3.0 s left") for line in lines)
+    assert any("annealing" in line and line.endswith("about 3.0 s left") for line in lines)
     assert "held out – for decisions [bold]" in lines
     assert any(line.startswith("Found conv 16") for line in lines)
     for row in report.table:
@@ -69,7 +71,9 @@ def test_quiet_is_silent(report: Report) -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_the_panel_fits_any_width_and_encoding(report: Report, hostile: Report, width: int, encoding: str) -> None:
+def test_the_panel_fits_any_width_and_encoding(
+    report: Report, hostile: Report, width: int, encoding: str
+) -> None:
     for value in (report, hostile):
         raw, console = terminal(width, encoding)
         play(console, value, metric=value.metric)
@@ -81,7 +85,12 @@ def test_the_panel_fits_any_width_and_encoding(report: Report, hostile: Report, 
 def test_no_color_is_respected(report: Report) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
-    play(Console(file=stream, width=80, force_terminal=True, _environ={"NO_COLOR": "1", "TERM": "xterm"}), report)
+    play(
+        Console(
+            file=stream, width=80, force_terminal=True, _environ={"NO_COLOR": "1", "TERM": "xterm"}
+        ),
+        report,
+    )
     assert not any(f"\x1b[{code}m".encode() in raw.getvalue() for code in (32, 33, 36))
 
 

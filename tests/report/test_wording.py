@@ -12,10 +12,15 @@ from morphogen.report.text import format_score, format_seconds, headline, latex,
 @pytest.mark.parametrize(
     ("metric", "value", "text"),
     [
-        ("accuracy", 1.0, "100.00 %"), ("accuracy", 0.9792, "97.92 %"), ("RMSE", 12.34567, "12.35"),
-        ("RMSE", 0.00012, "0.00012"), ("RMSE", None, "–"), ("accuracy", math.nan, "–"), ("RMSE", math.inf, "–"),
+        ("accuracy", 1.0, "100.00 %"),
+        ("accuracy", 0.9792, "97.92 %"),
+        ("RMSE", 12.34567, "12.35"),
+        ("RMSE", 0.00012, "0.00012"),
+        ("RMSE", None, "–"),
+        ("accuracy", math.nan, "–"),
+        ("RMSE", math.inf, "–"),
     ],
-)  # fmt: skip
+)
 def test_scores(metric: str, value: float | None, text: str) -> None:
     assert format_score(metric, value) == text
 
@@ -37,15 +42,21 @@ def test_times(seconds: float | None, text: str) -> None:
 
 
 def test_headline_without_a_test_part_calls_the_score_validation(report: Report) -> None:
-    assert "98.09 % validation accuracy with 13,194 parameters" in headline(replace(report, table=()))
+    assert "98.09 % validation accuracy with 13,194 parameters" in headline(
+        replace(report, table=())
+    )
     none = replace(report, metric="RMSE", table=(Row("found", None, None, None),))
     assert "validation RMSE 0.9809 with" in headline(none)
     assert headline(replace(report, rounds=())) == "No network was found for digits yet."
 
 
 def test_headline_of_a_deep_network_is_short(report: Report) -> None:
-    deep = replace(report.rounds[-1], shape=(Layer("c", "conv", 8),) * 59 + (Layer("output", "output", 10),))
-    assert "conv 8 – conv 8 – conv 8 – … – conv 8 – linear 10 (60 layers)" in headline(replace(report, rounds=(deep,)))
+    deep = replace(
+        report.rounds[-1], shape=(Layer("c", "conv", 8),) * 59 + (Layer("output", "output", 10),)
+    )
+    assert "conv 8 – conv 8 – conv 8 – … – conv 8 – linear 10 (60 layers)" in headline(
+        replace(report, rounds=(deep,))
+    )
 
 
 def test_markdown_keeps_its_columns(report: Report, hostile: Report) -> None:
@@ -62,9 +73,13 @@ def test_markdown_keeps_its_columns(report: Report, hostile: Report) -> None:
 def test_latex_escapes_what_it_must(report: Report) -> None:
     row = Row("50% & _a_ #1 $x {y} ~ ^ \\ <b> 8 → 9 …", 0.5, 1234, 1.0, "two\nlines")
     text = latex(replace(report, table=(row,)))
-    assert text.startswith("\\begin{tabular}{lrrrl}\n\\toprule\nnetwork & test accuracy & parameters & seconds & note \\\\\n")
+    assert text.startswith(
+        "\\begin{tabular}{lrrrl}\n\\toprule\nnetwork & test accuracy & parameters & seconds & "
+        "note \\\\\n"
+    )
     assert (
-        r"50\% \& \_a\_ \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} \textless{}b\textgreater{}" in text
+        r"50\% \& \_a\_ \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} "
+        r"\textless{}b\textgreater{}" in text
     )
     assert r"8 $\to$ 9 \ldots{} & 50.00 \% & 1,234 & 1.0 & two lines \\" in text
     assert text.endswith("\\bottomrule\n\\end{tabular}\n")

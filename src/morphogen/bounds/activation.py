@@ -1,8 +1,9 @@
-"""What bounds need to know of an activation h: its value, its slope, and where h(z) - s z is stationary.
+"""What bounds need to know of an activation h: its value, its slope, and where h(z) - s z is
+stationary.
 
-From the stationary points follows everything else: the least and largest value of h(z) - s z on an interval, which is the
-tightest line of slope s on either side of h there (`linear`), the range of h (s = 0), and the inner maximum of the Lagrangian
-dual (`dual`).
+From the stationary points follows everything else: the least and largest value of h(z) - s z on an
+interval, which is the tightest line of slope s on either side of h there (`linear`), the range of h
+(s = 0), and the inner maximum of the Lagrangian dual (`dual`).
 """
 
 import math
@@ -19,8 +20,9 @@ Stationary = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Activation:
-    """h, as torch computes it, h', and z where h'(z) = s (any z where there is none), kinks and both sides of jumps included.
-    monotone: h does not fall, not even in a jump."""
+    """h, as torch computes it, h', and z where h'(z) = s (any z where there is none), kinks and
+    both sides of jumps included. monotone: h does not fall, not even in a jump.
+    """
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
@@ -52,7 +54,9 @@ def _tanh(s: Tensor) -> Sequence[Tensor]:
 
 
 def _between(slope: Callable[[Tensor], Tensor], ends: Sequence[float]) -> Stationary:
-    """Roots of slope(z) = s on intervals where the slope is monotone, by bisection; off by e, an extreme is off by e^2."""
+    """Roots of slope(z) = s on intervals where the slope is monotone, by bisection; off by e, an
+    extreme is off by e^2.
+    """
 
     def roots(s: Tensor) -> Sequence[Tensor]:
         found = []
@@ -88,22 +92,39 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": RELU,
     "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), _sigmoid),
     "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z).square(), _tanh),
-    "elu": Activation(F.elu, lambda z: torch.exp(z.clamp_max(0)), lambda s: (torch.log(s.clamp_min(1e-300)), *_kink(s))),
+    "elu": Activation(
+        F.elu,
+        lambda z: torch.exp(z.clamp_max(0)),
+        lambda s: (torch.log(s.clamp_min(1e-300)), *_kink(s)),
+    ),
     "selu": Activation(
-        F.selu, lambda z: _SELU * torch.where(z > 0, 1.0, _SELU_ALPHA * torch.exp(z.clamp_max(0))),
+        F.selu,
+        lambda z: _SELU * torch.where(z > 0, 1.0, _SELU_ALPHA * torch.exp(z.clamp_max(0))),
         lambda s: (torch.log((s / (_SELU * _SELU_ALPHA)).clamp_min(1e-300)), *_kink(s)),
     ),
     "exp": Activation(torch.exp, torch.exp, lambda s: (torch.log(s.clamp_min(1e-300)),)),
-    "gelu": Activation(F.gelu, _gelu_slope, _between(_gelu_slope, (-_FAR, -math.sqrt(2), math.sqrt(2), _FAR)), False),
-    "silu": Activation(F.silu, _silu_slope, _between(_silu_slope, (-_FAR, -_SILU_BEND, _SILU_BEND, _FAR)), False),
+    "gelu": Activation(
+        F.gelu,
+        _gelu_slope,
+        _between(_gelu_slope, (-_FAR, -math.sqrt(2), math.sqrt(2), _FAR)),
+        False,
+    ),
+    "silu": Activation(
+        F.silu, _silu_slope, _between(_silu_slope, (-_FAR, -_SILU_BEND, _SILU_BEND, _FAR)), False
+    ),
     "abs": Activation(torch.abs, torch.sign, _kink, False),
     "square": Activation(torch.square, lambda z: 2 * z, lambda s: (s / 2,), False),
-}  # fmt: skip
+}
 
 
 def leaky(slope: float) -> Activation:
     """Of a leaky ReLU."""
-    return Activation(lambda z: F.leaky_relu(z, slope), lambda z: torch.where(z > 0, 1.0, slope).to(z.dtype), _kink, slope >= 0)
+    return Activation(
+        lambda z: F.leaky_relu(z, slope),
+        lambda z: torch.where(z > 0, 1.0, slope).to(z.dtype),
+        _kink,
+        slope >= 0,
+    )
 
 
 def softplus(threshold: float = 20.0) -> Activation:

@@ -1,12 +1,15 @@
-"""Linear bounds with the best lines, `alpha(net, box)`, and under splits, `optimised(net, boxes, spec, signs=...)`.
+"""Linear bounds with the best lines, `alpha(net, box)`, and under splits, `optimised(net, boxes,
+spec, signs=...)`.
 
-Which line lies below an activation is free where it bends (a ReLU's may have any slope from 0 to 1), and where a unit's sign is
-known, any multiple of that fact may be added. Both are found for every bound by gradient ascent; each step is sound, the best
-one counts, and the first is the plain linear bound.
+Which line lies below an activation is free where it bends (a ReLU's may have any slope from 0 to
+1), and where a unit's sign is known, any multiple of that fact may be added. Both are found for
+every bound by gradient ascent; each step is sound, the best one counts, and the first is the plain
+linear bound.
 
-Source: alpha-CROWN, Xu et al. 2021 (arXiv 2011.13824); beta-CROWN, Wang et al. 2021 (arXiv 2103.06624). Differs: bounds inside
-the network are made as tight as they can be one after the other, each for its own sake, where the original moves all of them
-for the last one's: tighter bounds never loosen what follows.
+Source: alpha-CROWN, Xu et al. 2021 (arXiv 2011.13824); beta-CROWN, Wang et al. 2021 (arXiv
+2103.06624). Differs: bounds inside the network are made as tight as they can be one after the
+other, each for its own sake, where the original moves all of them for the last one's: tighter
+bounds never loosen what follows.
 """
 
 import math
@@ -32,8 +35,10 @@ _RATE, _SPLIT_RATE, _DECAY = 0.5, 0.05, 0.98
 
 @dataclass(frozen=True)
 class Found:
-    """bound: (batch, count). free: of the best step, slopes as shares of what is allowed. coefficients (batch, count, *input):
-    of the last step's function of the input. seen: that step's coefficients on each activation, by name."""
+    """bound: (batch, count). free: of the best step, slopes as shares of what is allowed.
+    coefficients (batch, count, *input): of the last step's function of the input. seen: that step's
+    coefficients on each activation, by name.
+    """
 
     bound: Tensor
     free: Free
@@ -42,12 +47,17 @@ class Found:
 
 
 def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) -> dict[str, Box]:
-    """Bounds on every value by name, at least as tight as those of `linear`; arguments as there. steps: of ascent, of which
-    there are none once `seconds` have gone."""
+    """Bounds on every value by name, at least as tight as those of `linear`; arguments as there.
+    steps: of ascent, of which there are none once `seconds` have gone.
+    """
     until = Deadline.after(seconds, net.until.now)
 
-    def bound(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str, sizes: Mapping[str, Tensor]) -> Tensor:
-        return optimised(net, boxes, spec, name, steps=steps if until.left() > 0 else 0, sizes=sizes).bound
+    def bound(
+        net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str, sizes: Mapping[str, Tensor]
+    ) -> Tensor:
+        return optimised(
+            net, boxes, spec, name, steps=steps if until.left() > 0 else 0, sizes=sizes
+        ).bound
 
     plain, best = linear(net, box), linear(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
@@ -59,50 +69,87 @@ def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) ->
 
 
 def optimised(
-    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None,
-    signs: Mapping[str, Tensor] | None = None, start: Free | None = None, steps: int = 20, enough: float = torch.inf,
-    limits: Tensor | None = None, sizes: Mapping[str, Tensor] | None = None,
-) -> Found:  # fmt: skip
-    """The best lower bounds on linear functions of a value that the steps come by; arguments as for `lower_bound`.
+    net: Program,
+    boxes: Mapping[str, Box],
+    spec: Tensor,
+    name: str | None = None,
+    signs: Mapping[str, Tensor] | None = None,
+    start: Free | None = None,
+    steps: int = 20,
+    enough: float = torch.inf,
+    limits: Tensor | None = None,
+    sizes: Mapping[str, Tensor] | None = None,
+) -> Found:
+    """The best lower bounds on linear functions of a value that the steps come by; arguments as for
+    `lower_bound`.
 
-    boxes: cut to what the signs say. signs: by value, (batch, *shape), 1 where it is at least 0, -1 where it is at most 0, and
-    0 where nothing is known. start: of an earlier call, shares and multipliers. enough: bounds above it need not rise. limits:
-    (batch, count); with them there is one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean.
-    sizes: `rounding.magnitudes` of these boxes, or of larger ones.
+    boxes: cut to what the signs say. signs: by value, (batch, *shape), 1 where it is at least 0, -1
+    where it is at most 0, and 0 where nothing is known. start: of an earlier call, shares and
+    multipliers. enough: bounds above it need not rise. limits: (batch, count); with them there is
+    one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean. sizes:
+    `rounding.magnitudes` of these boxes, or of larger ones.
     """
     batch, rows = len(boxes[net.input].lower), spec.shape[1]
     count = rows if limits is None else 1
-    known = {v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())}
+    known = {
+        v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())
+    }
     ends = _ends(net, boxes)
     begun = start or Free()
     shares = {
         n: begun.slopes[n] if n in begun.slopes else _plain(h, low, high, boxes[read], batch, count)
         for n, (h, read, low, high) in ends.items()
-    }  # fmt: skip
-    multipliers = {
-        v: begun.shifts[v] if v in begun.shifts else sign.new_zeros(batch, count, *sign.shape[2:]) for v, sign in known.items()
     }
-    shares, multipliers = ({k: t.detach().clone().requires_grad_() for k, t in of.items()} for of in (shares, multipliers))
-    mix = spec.new_full((batch, rows), 1 / rows, dtype=net.dtype) if begun.mix is None else begun.mix
+    multipliers = {
+        v: begun.shifts[v] if v in begun.shifts else sign.new_zeros(batch, count, *sign.shape[2:])
+        for v, sign in known.items()
+    }
+    shares, multipliers = (
+        {k: t.detach().clone().requires_grad_() for k, t in of.items()}
+        for of in (shares, multipliers)
+    )
+    mix = (
+        spec.new_full((batch, rows), 1 / rows, dtype=net.dtype) if begun.mix is None else begun.mix
+    )
     mix = mix.detach().clone().requires_grad_(limits is not None and rows > 1)
     free = [*shares.values(), mix] if mix.requires_grad else [*shares.values()]
-    groups: list[dict[str, Any]] = [{"params": free}, {"params": [*multipliers.values()], "lr": _SPLIT_RATE}]
+    groups: list[dict[str, Any]] = [
+        {"params": free},
+        {"params": [*multipliers.values()], "lr": _SPLIT_RATE},
+    ]
     optimizer = Adam(groups, lr=_RATE) if free or multipliers else None
-    best = Found(spec.new_full((batch, count), -torch.inf, dtype=net.dtype), Free(shares, multipliers, mix), spec, {})
+    best = Found(
+        spec.new_full((batch, count), -torch.inf, dtype=net.dtype),
+        Free(shares, multipliers, mix),
+        spec,
+        {},
+    )
     sizes = magnitudes(net, boxes) if sizes is None else sizes
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
-            slopes = {n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()}
+            slopes = {
+                n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()
+            }
             shifts = {v: known[v] * m for v, m in multipliers.items()}
             wanted = (
-                spec if limits is None else torch.einsum("bk,bk...->b...", mix, spec.expand(batch, *spec.shape[1:]))[:, None]
+                spec
+                if limits is None
+                else torch.einsum("bk,bk...->b...", mix, spec.expand(batch, *spec.shape[1:]))[
+                    :, None
+                ]
             )
             seen: dict[str, Tensor] = {}
             found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes, seen)
             bound = found.least
-            bound = bound if limits is None else bound - _mixed(net, spec, limits, mix, sizes[name or net.output])
+            bound = (
+                bound
+                if limits is None
+                else bound - _mixed(net, spec, limits, mix, sizes[name or net.output])
+            )
         net.until.check()
-        best = _better(best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), seen)
+        best = _better(
+            best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), seen
+        )
         if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
             break
         optimizer.zero_grad()
@@ -122,16 +169,23 @@ def optimised(
 
 
 def _mixed(net: Program, spec: Tensor, limits: Tensor, mix: Tensor, sizes: Tensor) -> Tensor:
-    """The mean of the limits, (batch, 1), and what the sums in it and in the mean of the rows may be off."""
+    """The mean of the limits, (batch, 1), and what the sums in it and in the mean of the rows may
+    be off.
+    """
     weights = mix.detach()
-    rows = torch.einsum("bk,bk...->b...", weights, spec.abs().expand(len(mix), *spec.shape[1:]))[:, None]
+    rows = torch.einsum("bk,bk...->b...", weights, spec.abs().expand(len(mix), *spec.shape[1:]))[
+        :, None
+    ]
     off = dot(rows, sizes[:, None]) + (weights * limits.abs()).sum(1, keepdim=True)
     return (mix * limits).sum(1, keepdim=True) + unit(net.dtype, mix.shape[1]) * off
 
 
-def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
-    """For each activation that bends on its interval: (it, what it reads, the least and the largest slope of a line that may
-    touch it there), shaped as `Free.slopes`."""
+def _ends(
+    net: Program, boxes: Mapping[str, Box]
+) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
+    """For each activation that bends on its interval: (it, what it reads, the least and the largest
+    slope of a line that may touch it there), shaped as `Free.slopes`.
+    """
     found = {}
     for step in net.forth():
         h = activation(step)
@@ -144,7 +198,10 @@ def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, tuple[Activation,
                 found[step.name] = (h, step.reads[0], zero, zero + 1)
         else:
             slopes = h.slope(places(box.lower, box.upper))
-            low, high = (t[None, :, None].expand(2, *(-1,) * 2, *t.shape[1:]) for t in (slopes.amin(0), slopes.amax(0)))
+            low, high = (
+                t[None, :, None].expand(2, *(-1,) * 2, *t.shape[1:])
+                for t in (slopes.amin(0), slopes.amax(0))
+            )
             found[step.name] = (h, step.reads[0], low, high)
     return found
 
@@ -154,11 +211,15 @@ def _plain(h: Activation, low: Tensor, high: Tensor, box: Box, batch: int, count
     if h is RELU:
         share = (box.upper > -box.lower).to(low.dtype)[None, :, None]
     else:
-        share = (torch.stack(tightest(h, box.lower, box.upper))[:, :, None] - low) / (high - low).clamp_min(1e-12)
+        share = (torch.stack(tightest(h, box.lower, box.upper))[:, :, None] - low) / (
+            high - low
+        ).clamp_min(1e-12)
     return share.clamp(0, 1).expand(len(low), batch, count, *box.lower.shape[1:])
 
 
-def _better(best: Found, bound: Tensor, free: Free, coefficients: Tensor, seen: Mapping[str, Tensor]) -> Found:
+def _better(
+    best: Found, bound: Tensor, free: Free, coefficients: Tensor, seen: Mapping[str, Tensor]
+) -> Found:
     """The best of each bound, with what it was found by."""
     better = bound > best.bound
 

@@ -20,11 +20,15 @@ class Box:
 
     def __post_init__(self) -> None:
         if self.lower.shape != self.upper.shape:
-            raise ShapeError(f"Box: lower is {tuple(self.lower.shape)}, upper {tuple(self.upper.shape)}; give one shape")
+            raise ShapeError(
+                f"Box: lower is {tuple(self.lower.shape)}, upper {tuple(self.upper.shape)}; give "
+                f"one shape"
+            )
         if not self.lower.is_meta and bool((self.lower > self.upper).any()):
             place = tuple((self.lower > self.upper).nonzero()[0].tolist())
             raise ShapeError(
-                f"Box: lower {float(self.lower[place])} is above upper {float(self.upper[place])} at {place}; the box is empty"
+                f"Box: lower {float(self.lower[place])} is above upper "
+                f"{float(self.upper[place])} at {place}; the box is empty"
             )
         if bool(self.lower.isnan().any() | self.upper.isnan().any()):
             raise ShapeError("Box: a bound is NaN; give numbers")
@@ -42,30 +46,44 @@ class Box:
         return self.upper - self.lower
 
     def meet(self, other: "Box") -> "Box":
-        """What lies in both; both hold what is bounded, so rounding that makes them miss each other is mended. A set that is
-        more than a box stays as it is."""
+        """What lies in both; both hold what is bounded, so rounding that makes them miss each other
+        is mended. A set that is more than a box stays as it is.
+        """
         if type(self) is not Box:
             return self
-        lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
+        lower, upper = (
+            torch.maximum(self.lower, other.lower),
+            torch.minimum(self.upper, other.upper),
+        )
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
     def as_input(self, dtype: torch.dtype) -> Self:
-        """In a network's dtype, a little larger where that rounds. Raises `ShapeError` where an end is infinite, and for a set
-        that is more than a box and would not be the same."""
+        """In a network's dtype, a little larger where that rounds. Raises `ShapeError` where an end
+        is infinite, and for a set that is more than a box and would not be the same.
+        """
         if not bool((self.lower.isfinite() & self.upper.isfinite()).all()):
             place = tuple((~(self.lower.isfinite() & self.upper.isfinite())).nonzero()[0].tolist())
             raise ShapeError(
-                f"Box: from {float(self.lower[place])} to {float(self.upper[place])} at {place}; give inputs finite ends"
+                f"Box: from {float(self.lower[place])} to {float(self.upper[place])} at {place}; "
+                f"give inputs finite ends"
             )
         found = self._each(lambda t: t.to(dtype))
         tensors = [(getattr(self, f.name), getattr(found, f.name)) for f in fields(self)]
-        if all(torch.equal(new.to(old.dtype), old) for old, new in tensors if isinstance(old, Tensor)):
+        if all(
+            torch.equal(new.to(old.dtype), old) for old, new in tensors if isinstance(old, Tensor)
+        ):
             return found
         if type(self) is not Box:
             kind = str(dtype).removeprefix("torch.")
-            raise ShapeError(f"{type(self).__name__}: {kind} does not hold its numbers; give it in {kind}")
+            raise ShapeError(
+                f"{type(self).__name__}: {kind} does not hold its numbers; give it in {kind}"
+            )
         lower, upper = (
-            torch.where(side * new.to(old.dtype) < side * old, new.nextafter(torch.full_like(new, side * torch.inf)), new)
+            torch.where(
+                side * new.to(old.dtype) < side * old,
+                new.nextafter(torch.full_like(new, side * torch.inf)),
+                new,
+            )
             for side, (old, new) in zip((-1.0, 1.0), tensors, strict=True)
         )
         return replace(found, lower=lower, upper=upper)
@@ -78,7 +96,11 @@ class Box:
         return self._each(lambda t: t.expand(count, *t.shape[1:]))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        tensors = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
     def lowest(self, a: Tensor) -> Tensor:
@@ -94,8 +116,15 @@ class Box:
         return x.clamp(self.lower, self.upper)
 
     def points(self, count: int, corners: int) -> Tensor:
-        """Of the box of one example, so many points, (count, *shape), the first ones corners; the same ones every time."""
-        share = torch.rand(count, *self.lower.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        """Of the box of one example, so many points, (count, *shape), the first ones corners; the
+        same ones every time.
+        """
+        share = torch.rand(
+            count,
+            *self.lower.shape[1:],
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(0),
+        )
         share[:corners].round_()
         return self.lower + self.width * share
 
@@ -116,7 +145,10 @@ class Ball(Box):
     def lowest_at(self, a: Tensor) -> Tensor:
         flat = a.flatten(1)
         if self.norm == 1:  # all of it in the one place that counts the most
-            step = torch.zeros_like(flat).scatter(1, flat.abs().argmax(1, keepdim=True), 1.0) * flat.sign()
+            step = (
+                torch.zeros_like(flat).scatter(1, flat.abs().argmax(1, keepdim=True), 1.0)
+                * flat.sign()
+            )
         else:
             step = flat / flat.norm(2, 1, keepdim=True).clamp_min(1e-300)
         return super().inside(self.middle - self.radius_ * step.view_as(a))
@@ -125,7 +157,9 @@ class Ball(Box):
         # a coordinate that is cut to the box comes nearer to the middle, which is in it
         away = super().inside(x) - self.middle
         far: Tensor = away.flatten(1).norm(self.norm, 1).view(-1, *[1] * (x.dim() - 1))
-        return self.middle + away * (far.clamp_min(1e-300).reciprocal() * self.radius_).clamp_max(1.0)
+        return self.middle + away * (far.clamp_min(1e-300).reciprocal() * self.radius_).clamp_max(
+            1.0
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +170,9 @@ class Few(Box):
     count: int
 
     def lowest(self, a: Tensor) -> Tensor:
-        gains = torch.minimum(a * (self.lower - self.middle)[:, None], a * (self.upper - self.middle)[:, None]).flatten(2)
+        gains = torch.minimum(
+            a * (self.lower - self.middle)[:, None], a * (self.upper - self.middle)[:, None]
+        ).flatten(2)
         best, _ = gains.topk(self.count, 2, largest=False)
         return total(a * self.middle[:, None]) + best.sum(2)
 
@@ -150,8 +186,16 @@ class Few(Box):
         return self.middle + away * moved
 
 
-def within(x: Tensor, radius: float, norm: float = torch.inf, low: float = -torch.inf, high: float = torch.inf) -> Box:
-    """All points within `radius` of x, (batch, ...), in the norm 1, 2 or infinity, cut to [low, high]."""
+def within(
+    x: Tensor,
+    radius: float,
+    norm: float = torch.inf,
+    low: float = -torch.inf,
+    high: float = torch.inf,
+) -> Box:
+    """All points within `radius` of x, (batch, ...), in the norm 1, 2 or infinity, cut to [low,
+    high].
+    """
     box = ball(x, radius, low, high)
     if norm == torch.inf:
         return box
@@ -163,9 +207,14 @@ def within(x: Tensor, radius: float, norm: float = torch.inf, low: float = -torc
 
 
 def few(x: Tensor, count: int, low: float, high: float) -> Few:
-    """All points that differ from x, (batch, ...), in at most `count` coordinates, which go anywhere in [low, high]."""
+    """All points that differ from x, (batch, ...), in at most `count` coordinates, which go
+    anywhere in [low, high].
+    """
     if not 1 <= count <= x[0].numel():
-        raise ShapeError(f"few: count={count}; give a number from 1 to {x[0].numel()}, the coordinates of an input")
+        raise ShapeError(
+            f"few: count={count}; give a number from 1 to {x[0].numel()}, the coordinates of an "
+            f"input"
+        )
     if bool(((x < low) | (x > high)).any()):
         raise ShapeError(f"few: x leaves [{low}, {high}]; give an x that is there")
     return Few(torch.full_like(x, low), torch.full_like(x, high), x, count)
@@ -181,5 +230,7 @@ def around(rows: Tensor) -> Box:
 def ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf) -> Box:
     """All points within `radius` of x in every coordinate, cut to [low, high]. x: (batch, ...)."""
     if bool(((x + radius < low) | (x - radius > high)).any()):
-        raise ShapeError(f"ball: nothing within {radius} of x lies in [{low}, {high}]; give an x that is there")
+        raise ShapeError(
+            f"ball: nothing within {radius} of x lies in [{low}, {high}]; give an x that is there"
+        )
     return Box((x - radius).clamp(low, high), (x + radius).clamp(low, high))

@@ -1,11 +1,13 @@
-"""Bounds by the Lagrangian: any multipliers give one, and it can be stopped at any time, `dual(net, boxes, spec)`.
+"""Bounds by the Lagrangian: any multipliers give one, and it can be stopped at any time, `dual(net,
+boxes, spec)`.
 
-Every equation z = W x + b may be broken at a price, its multiplier; what is left falls apart into one small problem a unit and
-one over the inputs, each solved in closed form. The least value over everything is a bound, whatever the multipliers are. Those
-of linear bounds give linear bounds; the best ones give the optimum of the relaxation by the convex hull of each activation.
+Every equation z = W x + b may be broken at a price, its multiplier; what is left falls apart into
+one small problem a unit and one over the inputs, each solved in closed form. The least value over
+everything is a bound, whatever the multipliers are. Those of linear bounds give linear bounds; the
+best ones give the optimum of the relaxation by the convex hull of each activation.
 
-Source: Dvijotham et al. 2018 (arXiv 1803.06567), in the form without the second set of multipliers, which has the same optimum.
-Differs: it begins from linear bounds, not from zero.
+Source: Dvijotham et al. 2018 (arXiv 1803.06567), in the form without the second set of multipliers,
+which has the same optimum. Differs: it begins from linear bounds, not from zero.
 """
 
 from collections.abc import Mapping
@@ -24,8 +26,9 @@ from morphogen.tracing.program import Program
 
 @dataclass(frozen=True)
 class Dual:
-    """bound: (batch, count), the best. multipliers: by activation, of the last step. path: the mean best bound after each step,
-    the first being that of linear bounds."""
+    """bound: (batch, count), the best. multipliers: by activation, of the last step. path: the mean
+    best bound after each step, the first being that of linear bounds.
+    """
 
     bound: Tensor
     multipliers: Mapping[str, Tensor]
@@ -33,12 +36,18 @@ class Dual:
 
 
 def dual(
-    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None, steps: int = 1000, rate: float = 0.1
+    net: Program,
+    boxes: Mapping[str, Box],
+    spec: Tensor,
+    name: str | None = None,
+    steps: int = 1000,
+    rate: float = 0.1,
 ) -> Dual:
-    """The best lower bounds on linear functions of a value that the steps come by; arguments as for `linear.lower_bound`.
+    """The best lower bounds on linear functions of a value that the steps come by; arguments as for
+    `linear.lower_bound`.
 
-    boxes: `boxes[net.input]` may be any set of `bounds.box`. rate: of Adam, relative to the mean size of each activation's
-    multipliers; it falls to zero.
+    boxes: `boxes[net.input]` may be any set of `bounds.box`. rate: of Adam, relative to the mean
+    size of each activation's multipliers; it falls to zero.
     """
     multipliers = {n: c.requires_grad_() for n, c in of_lines(net, boxes, spec, name).items()}
     sizes = {n: float(c.detach().abs().mean().clamp_min(1e-12)) for n, c in multipliers.items()}
@@ -60,7 +69,9 @@ def dual(
     return Dual(best, {n: c.detach() for n, c in multipliers.items()}, tuple(path))
 
 
-def of_lines(net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None) -> dict[str, Tensor]:
+def of_lines(
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None
+) -> dict[str, Tensor]:
     """The multipliers by which `dual` gives the bounds of `linear.lower_bound`."""
     seen: dict[str, Tensor] = {}
     with torch.no_grad():

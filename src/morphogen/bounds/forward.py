@@ -1,9 +1,11 @@
 """Linear bounds found from the input on, `forward(net, box)`: one pass, cheap where inputs are few.
 
-Every value lies between two linear functions of the input, kept as their middle and half their difference: an affine step takes
-the middle through itself and the other through its absolute derivative, as intervals do with numbers.
+Every value lies between two linear functions of the input, kept as their middle and half their
+difference: an affine step takes the middle through itself and the other through its absolute
+derivative, as intervals do with numbers.
 
-Source: forward mode of Xu et al. 2020 (arXiv 2002.12920); DeepPoly, Singh et al. 2019, keeps the same two functions.
+Source: forward mode of Xu et al. 2020 (arXiv 2002.12920); DeepPoly, Singh et al. 2019, keeps the
+same two functions.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from morphogen.tracing.program import Program, Step
 
 @dataclass(frozen=True)
 class Between:
-    """middle(x) - half(x) <= value <= middle(x) + half(x). Both (batch, 1 + inputs, *shape): constants, then coefficients."""
+    """middle(x) - half(x) <= value <= middle(x) + half(x). Both (batch, 1 + inputs, *shape):
+    constants, then coefficients.
+    """
 
     middle: Tensor
     half: Tensor
@@ -34,15 +38,21 @@ class Between:
 def _least(function: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     constant, slopes = function[:, 0], function[:, 1:]
     wide = (*lower.shape, *[1] * (function.dim() - 2))
-    return constant + (slopes.clamp_min(0) * lower.view(wide) + slopes.clamp_max(0) * upper.view(wide)).sum(1)
+    return constant + (
+        slopes.clamp_min(0) * lower.view(wide) + slopes.clamp_max(0) * upper.view(wide)
+    ).sum(1)
 
 
 def forward(net: Program, box: Box) -> dict[str, Box]:
-    """Bounds on every value by name, at least as tight as those that follow from bounds on what it reads."""
+    """Bounds on every value by name, at least as tight as those that follow from bounds on what it
+    reads.
+    """
     box = box.as_input(net.dtype)
     flat = Box(box.lower.flatten(1), box.upper.flatten(1))
     batch, inputs = flat.lower.shape
-    middle = torch.cat([flat.lower.new_zeros(1, inputs), torch.eye(inputs, dtype=net.dtype)]).expand(batch, -1, -1)
+    middle = torch.cat(
+        [flat.lower.new_zeros(1, inputs), torch.eye(inputs, dtype=net.dtype)]
+    ).expand(batch, -1, -1)
     start = middle.unflatten(2, net.shapes[net.input])
     known = {net.input: Between(start, torch.zeros_like(start))}
     boxes = {net.input: box}
@@ -64,7 +74,9 @@ def _next(step: Step, known: dict[str, Between], boxes: dict[str, Box]) -> Betwe
     if h is None:  # a maximum: between two numbers
         box = boxes[step.name]
         zeros = box.lower[:, None].expand(-1, first.shape[1] - 1, *box.lower.shape[1:]) * 0
-        return Between(torch.cat([box.centre[:, None], zeros], 1), torch.cat([box.radius[:, None], zeros], 1))
+        return Between(
+            torch.cat([box.centre[:, None], zeros], 1), torch.cat([box.radius[:, None], zeros], 1)
+        )
     found, (value,) = lines(h, boxes[step.reads[0]]), read.values()
     below = found.below * value.middle - found.below.abs() * value.half
     above = found.above * value.middle + found.above.abs() * value.half

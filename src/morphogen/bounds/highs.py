@@ -1,4 +1,6 @@
-"""A linear program in HiGHS: the least c . x for low <= x <= high, row_low <= matrix x <= row_high."""
+"""A linear program in HiGHS: the least c . x for low <= x <= high, row_low <= matrix x <=
+row_high.
+"""
 
 from importlib import import_module
 from typing import Any
@@ -9,10 +11,18 @@ from morphogen.deadline import NEVER, Deadline
 
 
 def solver(
-    c: np.ndarray, low: np.ndarray, high: np.ndarray, matrix: np.ndarray, row_low: np.ndarray, row_high: np.ndarray,
-    until: Deadline = NEVER, **options: object,
-) -> tuple[Any, Any]:  # fmt: skip
-    """(HiGHS with the program, silent and on one thread; its module). options: of HiGHS. Raises `OutOfTime`."""
+    c: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    matrix: np.ndarray,
+    row_low: np.ndarray,
+    row_high: np.ndarray,
+    until: Deadline = NEVER,
+    **options: object,
+) -> tuple[Any, Any]:
+    """(HiGHS with the program, silent and on one thread; its module). options: of HiGHS. Raises
+    `OutOfTime`.
+    """
     highs: Any = import_module("highspy")  # slow to load, and needed for programs alone
     program = highs.HighsLp()
     program.num_col_, program.num_row_ = len(c), len(matrix)
@@ -24,7 +34,10 @@ def solver(
     starts = np.cumsum(np.bincount(filled, minlength=len(matrix)))
     program.a_matrix_.format_ = highs.MatrixFormat.kRowwise
     program.a_matrix_.start_ = np.concatenate([[0], starts]).astype(np.int32)
-    program.a_matrix_.index_, program.a_matrix_.value_ = where.astype(np.int32), matrix[filled, where]
+    program.a_matrix_.index_, program.a_matrix_.value_ = (
+        where.astype(np.int32),
+        matrix[filled, where],
+    )
     until.check()
     found = highs.Highs()
     for option, value in {"output_flag": False, "threads": 1, **options}.items():

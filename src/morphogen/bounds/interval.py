@@ -1,7 +1,7 @@
 """Interval bounds: every value in a box of its own, `interval(program, box)`.
 
-Source: Moore 1966; for networks Gowal et al. 2018 (arXiv 1810.12715). The loosest bounds and the cheapest: three passes, of
-which one is for what rounding may do.
+Source: Moore 1966; for networks Gowal et al. 2018 (arXiv 1810.12715). The loosest bounds and the
+cheapest: three passes, of which one is for what rounding may do.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,20 @@ def interval(net: Program, box: Box) -> dict[str, Box]:
 
 
 def passed(step: Step, boxes: Mapping[str, Box]) -> Box:
-    """Bounds on a step's value from those on what it reads. Raises `Unsupported` where no rule does."""
+    """Bounds on a step's value from those on what it reads. Raises `Unsupported` where no rule
+    does.
+    """
     lower, upper = {n: boxes[n].lower for n in step.reads}, {n: boxes[n].upper for n in step.reads}
     h = activation(step)
     if step.kind in MAXIMA or step.kind in RESHAPES or h is RELU:  # nothing is rounded
         return Box(run(step, lower), run(step, upper))
     if h is not None:
         (box,) = (boxes[n] for n in step.reads)
-        ends = (run(step, lower), run(step, upper)) if h.monotone else extremes(h, 0 * box.lower, box.lower, box.upper)
+        ends = (
+            (run(step, lower), run(step, upper))
+            if h.monotone
+            else extremes(h, 0 * box.lower, box.lower, box.upper)
+        )
         return outward(Box(*ends), box)
     if not affine(step):
         raise refuse(step, "interval")

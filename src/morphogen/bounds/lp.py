@@ -1,11 +1,14 @@
-"""Linear programs around a network, solved by HiGHS: its relaxation, and with ReLUs decided one after the other the network.
+"""Linear programs around a network, solved by HiGHS: its relaxation, and with ReLUs decided one
+after the other the network.
 
-A variable stands for each input and each unit whose sign is open; everything else is an affine function of these. What comes
-back is a bound that was worked out anew from the solver's multipliers, so that its tolerances cannot make it wrong; and every
-constraint is wider by what rounding may have done to the affine functions in it.
+A variable stands for each input and each unit whose sign is open; everything else is an affine
+function of these. What comes back is a bound that was worked out anew from the solver's
+multipliers, so that its tolerances cannot make it wrong; and every constraint is wider by what
+rounding may have done to the affine functions in it.
 
-Source: the triangle relaxation, Ehlers 2017 (arXiv 1705.01320). Differs from programs in whole numbers (Tjeng et al. 2019,
-arXiv 1711.07356): the unit whose relaxation costs the most at the optimum is decided next, which no general solver knows.
+Source: the triangle relaxation, Ehlers 2017 (arXiv 1705.01320). Differs from programs in whole
+numbers (Tjeng et al. 2019, arXiv 1711.07356): the unit whose relaxation costs the most at the
+optimum is decided next, which no general solver knows.
 """
 
 import heapq
@@ -28,15 +31,18 @@ from morphogen.tracing.program import Program, Step, run
 
 _LARGE = 5_000  # numbers in a program
 _LARGEST = 2**25  # numbers in one, with those that are 0; nobody waits for the end of a larger one
-# a unit this near to its ReLU is on it, relative to its range, and a bound this near to a value is reached, relative to the
-# size of what is bounded
+# a unit this near to its ReLU is on it, relative to its range, and a bound this near to a value is
+# reached, relative to the size of what is bounded
 _TIGHT = 1e-9
-LEAST = math.ulp(0.0)  # the least number above 0: a bound that is enough where any above 0 proves what is asked
+# the least number above 0: a bound that is enough where any above 0 proves what is asked
+LEAST = math.ulp(0.0)
 
 
 @dataclass
 class _Rows:
-    """low <= matrix x <= high, row after row, in numpy. room: how far above its least a row may be that is at it."""
+    """low <= matrix x <= high, row after row, in numpy. room: how far above its least a row may be
+    that is at it.
+    """
 
     matrix: list[np.ndarray] = field(default_factory=list)
     low: list[np.ndarray] = field(default_factory=list)
@@ -46,9 +52,12 @@ class _Rows:
     def __len__(self) -> int:
         return sum(map(len, self.matrix))
 
-    def add(self, coefficients: Tensor, low: Tensor | float, high: Tensor | float, off: Tensor) -> None:
-        """coefficients: (1 + variables, rows), a constant first, which goes over to the other side. off: (rows,), by how much
-        the function, or an end, may be off."""
+    def add(
+        self, coefficients: Tensor, low: Tensor | float, high: Tensor | float, off: Tensor
+    ) -> None:
+        """coefficients: (1 + variables, rows), a constant first, which goes over to the other side.
+        off: (rows,), by how much the function, or an end, may be off.
+        """
         constant = coefficients[0]
         self.matrix.append(coefficients[1:].T.numpy())
         self.low.append((low - constant - off).numpy())
@@ -58,8 +67,9 @@ class _Rows:
 
 @dataclass
 class _Bends:
-    """By open unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which is 0 where it is off; the row of
-    the chord, y; slope; and reach, how large y can be."""
+    """By open unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which is 0
+    where it is off; the row of the chord, y; slope; and reach, how large y can be.
+    """
 
     on: list[int] = field(default_factory=list)
     off: list[int] = field(default_factory=list)
@@ -73,26 +83,40 @@ class _Bends:
         there = np.isin(self.column, columns).nonzero()[0]
         on, off, chord, column = (
             np.searchsorted(kept, np.array(own, int)[there]).tolist()
-            for own, kept in ((self.on, rows), (self.off, rows), (self.chord, rows), (self.column, columns))
+            for own, kept in (
+                (self.on, rows),
+                (self.off, rows),
+                (self.chord, rows),
+                (self.column, columns),
+            )
         )
         slope, reach = (np.array(values)[there].tolist() for values in (self.slope, self.reach))
         return _Bends(on, off, chord, column, slope, reach)
 
 
 def least_of(
-    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, whole: bool = False, seconds: float = torch.inf,
+    net: Program,
+    boxes: Mapping[str, Box],
+    rows: Tensor,
+    limits: Tensor,
+    whole: bool = False,
+    seconds: float = torch.inf,
     enough: float = torch.inf,
-) -> tuple[float, Tensor | None]:  # fmt: skip
-    """(a lower bound on the largest of rows . output - limits, the input (1, *shape) at the solver's optimum).
+) -> tuple[float, Tensor | None]:
+    """(a lower bound on the largest of rows . output - limits, the input (1, *shape) at the
+    solver's optimum).
 
-    boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a constraint of its own.
-    rows: (k, *shape of the output); limits: (k,). whole: with ReLUs decided one after the other, which makes the bound exact,
-    to 1e-9 of the size of rows . output and limits, for networks of (leaky) ReLUs, if there is time. enough: it may end with a
-    bound so large, or with a point below 0. Infinite where no input fits the boxes, minus infinity where the program is too
-    large to be built. Raises `OutOfTime` where `net.until` passes before there is a program; afterwards what was found by then
-    is returned.
+    boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a
+    constraint of its own. rows: (k, *shape of the output); limits: (k,). whole: with ReLUs decided
+    one after the other, which makes the bound exact, to 1e-9 of the size of rows . output and
+    limits, for networks of (leaky) ReLUs, if there is time. enough: it may end with a bound so
+    large, or with a point below 0. Infinite where no input fits the boxes, minus infinity where the
+    program is too large to be built. Raises `OutOfTime` where `net.until` passes before there is a
+    program; afterwards what was found by then is returned.
     """
-    variables = boxes[net.input].lower[0].numel() + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
+    variables = boxes[net.input].lower[0].numel() + sum(
+        _opens(step, boxes) for step in net.forth() if not affine(step)
+    )
     if variables * max(3 * variables, net.numbers) > _LARGEST:
         return -torch.inf, None
     wanted, units, far, held, lower, upper, bends = _encoded(net, boxes)
@@ -104,7 +128,10 @@ def least_of(
     surplus[0] -= limits
     # one more variable, the largest surplus, between what intervals say of it
     out = boxes[net.output]
-    centre, reach = ((t.flatten() * part.flatten(1)).sum(1) for t, part in ((out.centre, rows), (out.radius, rows.abs())))
+    centre, reach = (
+        (t.flatten() * part.flatten(1)).sum(1)
+        for t, part in ((out.centre, rows), (out.radius, rows.abs()))
+    )
     sizes = size(out).flatten() @ by_size + limits.abs()
     lower.append((centre - reach - limits - rounding * sizes).amax()[None])
     upper.append((centre + reach - limits + rounding * sizes).amax()[None])
@@ -131,14 +158,24 @@ def least_of(
     def true(x: Tensor) -> float:
         return float((net(x).flatten(1) @ rows.flatten(1).T - limits).amax())
 
-    return _searched(relaxed, bends, first, point, true, until, enough, _TIGHT * float(sizes.amax()))
+    return _searched(
+        relaxed, bends, first, point, true, until, enough, _TIGHT * float(sizes.amax())
+    )
 
 
 def _searched(
-    relaxed: "_Relaxation", bends: _Bends, first: "_Found", point: Callable[["_Found"], Tensor | None],
-    true: Callable[[Tensor], float], until: Deadline, enough: float, tight: float,
-) -> tuple[float, Tensor | None]:  # fmt: skip
-    """Best bound first: the unit whose relaxation costs the most at the optimum is decided, on and off."""
+    relaxed: "_Relaxation",
+    bends: _Bends,
+    first: "_Found",
+    point: Callable[["_Found"], Tensor | None],
+    true: Callable[[Tensor], float],
+    until: Deadline,
+    enough: float,
+    tight: float,
+) -> tuple[float, Tensor | None]:
+    """Best bound first: the unit whose relaxation costs the most at the optimum is decided, on and
+    off.
+    """
     best, where, count = torch.inf, None, 0
     waiting: list[tuple[float, int, dict[int, bool], int | None]] = []
 
@@ -161,15 +198,17 @@ def _searched(
             child = {**decided, unit: on}
             found = relaxed.solve(child, bends)
             if found.bound < torch.inf:
-                # what is infeasible for the solver and for no certificate keeps its mother's bound, and is decided no further
+                # what is infeasible for the solver and for no certificate keeps its mother's bound,
+                # and is decided no further
                 look(replace(found, bound=max(bound, found.bound)), child)
     return torch.inf, None
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A value as an affine function of the variables, (1 + variables, *shape), a constant first, and by how much that may be
-    off, (*shape)."""
+    """A value as an affine function of the variables, (1 + variables, *shape), a constant first,
+    and by how much that may be off, (*shape).
+    """
 
     function: Tensor
     off: Tensor
@@ -177,12 +216,13 @@ class _Known:
 
 def _encoded(
     net: Program, boxes: Mapping[str, Box]
-) -> tuple[_Known, Tensor, Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:  # fmt: skip
-    """(the output, with one more variable; the unit of each variable, a 1 first; its largest size in that; constraints; bounds
-    of the variables but the last; which of these are of ReLUs).
+) -> tuple[_Known, Tensor, Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:
+    """(the output, with one more variable; the unit of each variable, a 1 first; its largest size
+    in that; constraints; bounds of the variables but the last; which of these are of ReLUs).
 
-    Variables are counted in units of about their largest size, powers of two: beside what is added in a layer, coefficients
-    of large variables would be lost."""
+    Variables are counted in units of about their largest size, powers of two: beside what is added
+    in a layer, coefficients of large variables would be lost.
+    """
     inputs = boxes[net.input].lower[0].numel()
     total = 1 + inputs + sum(_opens(step, boxes) for step in net.forth() if not affine(step))
     first = _power(size(boxes[net.input])).flatten()
@@ -194,7 +234,10 @@ def _encoded(
     units[1 : 1 + inputs] = first
     far[0], far[1 : 1 + inputs] = 1.0, size(boxes[net.input]).flatten() / first
     rows, at, few = _Rows(), 1 + inputs, unit(net.dtype, 0)
-    lower, upper = [boxes[net.input].lower.flatten() / first], [boxes[net.input].upper.flatten() / first]
+    lower, upper = (
+        [boxes[net.input].lower.flatten() / first],
+        [boxes[net.input].upper.flatten() / first],
+    )
     bends = _Bends()
     for step in net.forth():
         if affine(step):
@@ -202,13 +245,18 @@ def _encoded(
             continue
         read = known[step.reads[0]]
         z, z_off = read.function.flatten(1), read.off.flatten()
-        y, y_off = (torch.zeros(*part.shape[:-1], math.prod(step.shape), dtype=net.dtype) for part in (z, z_off))
+        y, y_off = (
+            torch.zeros(*part.shape[:-1], math.prod(step.shape), dtype=net.dtype)
+            for part in (z, z_off)
+        )
         box = _first(boxes[step.reads[0]])
         z_off = z_off + few * (far @ z.abs())  # of a row with z in it
         h = activation(step)
         ends = (box.lower == 0) | (box.upper == 0)
         if h is RELU and bool(ends.any()):
-            rows.add(z[:, ends], box.lower[ends], box.upper[ends], z_off[ends] + few * size(box)[ends])
+            rows.add(
+                z[:, ends], box.lower[ends], box.upper[ends], z_off[ends] + few * size(box)[ends]
+            )
         new = _open(step, boxes).nonzero()[:, 0]
         own = _first(boxes[step.name])
         unit_ = _power(size(own))[new]
@@ -235,10 +283,17 @@ def _encoded(
             upper.append(high / unit_)
         elif h is not None:
             lined = lines(h, Box(box.lower[None], box.upper[None]))
-            below, above = ((slope[0, 0], offset[0, 0]) for slope, offset in
-                            ((lined.below, lined.below_at), (lined.above, lined.above_at)))  # fmt: skip
-            for (steep, offset), (least, most) in ((below, (below[1], torch.inf)), (above, (-torch.inf, above[1]))):
-                room = steep.abs() * z_off + few * (steep.abs() * size(box) + size(own) + offset.abs())
+            below, above = (
+                (slope[0, 0], offset[0, 0])
+                for slope, offset in ((lined.below, lined.below_at), (lined.above, lined.above_at))
+            )
+            for (steep, offset), (least, most) in (
+                (below, (below[1], torch.inf)),
+                (above, (-torch.inf, above[1])),
+            ):
+                room = steep.abs() * z_off + few * (
+                    steep.abs() * size(box) + size(own) + offset.abs()
+                )
                 rows.add(y - steep * z, least, most, room)
         elif step.kind not in MAXIMA:
             raise refuse(step, "lp")
@@ -253,14 +308,20 @@ def _encoded(
 
 
 def _carried(step: Step, known: Mapping[str, _Known], far: Tensor) -> _Known:
-    """Through an affine step, with what its sums may be off, see `rounding`. far: of each variable, a 1 first."""
+    """Through an affine step, with what its sums may be off, see `rounding`. far: of each variable,
+    a 1 first.
+    """
     function = carried(step, {name: known[name].function[None] for name in step.reads})[0]
-    added: Tensor = run(step, {name: torch.zeros_like(known[name].off)[None] for name in step.reads})
+    added: Tensor = run(
+        step, {name: torch.zeros_like(known[name].off)[None] for name in step.reads}
+    )
     sizes = {name: torch.tensordot(far, known[name].function.abs(), 1)[None] for name in step.reads}
     off = absolute(step, {name: known[name].off[None] for name in step.reads})
     terms = sum(known[name].off.numel() for name in step.reads)
     # what is added is added to every coefficient, and taken away again
-    off = off + unit(function.dtype, terms) * (absolute(step, sizes) + (1 + far.sum()) * added.abs())
+    off = off + unit(function.dtype, terms) * (
+        absolute(step, sizes) + (1 + far.sum()) * added.abs()
+    )
     return _Known(function, off[0])
 
 
@@ -289,7 +350,9 @@ def _opens(step: Step, boxes: Mapping[str, Box]) -> int:
 
 @dataclass(frozen=True)
 class _Found:
-    """bound: proved. values, above (how far each row is above its least), duals: of the solver, None where it has none."""
+    """bound: proved. values, above (how far each row is above its least), duals: of the solver,
+    None where it has none.
+    """
 
     bound: float
     values: np.ndarray | None = None
@@ -312,7 +375,9 @@ class _Found:
 
 
 def _needed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) on which the last column, the cost, depends. A row tells of its last variable by those before."""
+    """(rows, columns) on which the last column, the cost, depends. A row tells of its last variable
+    by those before.
+    """
     there = matrix != 0
     last = np.where(there.any(1), there.shape[1] - 1 - there[:, ::-1].argmax(1), -1)
     wanted = np.zeros(there.shape[1], bool)
@@ -324,35 +389,58 @@ def _needed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Relaxation:
-    """The linear program, kept in HiGHS, so that what is decided changes it and each answer starts from the last.
+    """The linear program, kept in HiGHS, so that what is decided changes it and each answer starts
+    from the last.
 
-    HiGHS has tolerances that do not know how large the numbers of a network are: it is given variables and rows of size 1.
+    HiGHS has tolerances that do not know how large the numbers of a network are: it is given
+    variables and rows of size 1.
     """
 
     def __init__(
-        self, cost: Tensor, rows: _Rows, lower: list[Tensor], upper: list[Tensor], bends: _Bends, units: np.ndarray,
+        self,
+        cost: Tensor,
+        rows: _Rows,
+        lower: list[Tensor],
+        upper: list[Tensor],
+        bends: _Bends,
+        units: np.ndarray,
         until: Deadline,
-    ) -> None:  # fmt: skip
+    ) -> None:
         began = until.now()
         matrix = np.concatenate(rows.matrix)
         until.check()
         kept, self.columns = _needed(matrix)
         until.check()
-        self.matrix, self.bends = matrix[np.ix_(kept, self.columns)], bends.among(kept, self.columns)
+        self.matrix, self.bends = (
+            matrix[np.ix_(kept, self.columns)],
+            bends.among(kept, self.columns),
+        )
         self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
-        self.row_low, self.row_high, self.room = (np.concatenate(ends)[kept] for ends in (rows.low, rows.high, rows.room))
-        self.units = units[self.columns]  # of the variables, in which all that is here is counted but what is found
+        self.row_low, self.row_high, self.room = (
+            np.concatenate(ends)[kept] for ends in (rows.low, rows.high, rows.room)
+        )
+        # of the variables, in which all that is here is counted but what is found
+        self.units = units[self.columns]
         self.unit = _or_one(np.maximum(np.abs(self.low), np.abs(self.high)))
         scaled = self.matrix * self.unit
         self.row_unit = _or_one(np.abs(scaled).max(1, initial=0.0))
         self.price = float(_or_one(np.abs(self.c * self.unit).max(initial=0.0)))
         scaled /= self.row_unit[:, None]
         until.check()
-        # from nowhere the simplex method may take a hundred times as long as interior points; from nearby it is quick
+        # from nowhere the simplex method may take a hundred times as long as interior points; from
+        # nearby it is quick
         method = "ipm" if np.count_nonzero(self.matrix) > _LARGE else "simplex"
-        ends = self.low / self.unit, self.high / self.unit, scaled, self.row_low / self.row_unit, self.row_high / self.row_unit
-        self.solver, self.highs = solver(self.c * self.unit / self.price, *ends, until, solver=method)
+        ends = (
+            self.low / self.unit,
+            self.high / self.unit,
+            scaled,
+            self.row_low / self.row_unit,
+            self.row_high / self.row_unit,
+        )
+        self.solver, self.highs = solver(
+            self.c * self.unit / self.price, *ends, until, solver=method
+        )
         # what one step of HiGHS may take, in which it does not look at its clock
         self.step = until.now() - began
         self.decided: Mapping[int, bool] = {}
@@ -366,7 +454,11 @@ class _Relaxation:
         for place in {*decided, *self.decided}:
             if self.decided.get(place) is not decided.get(place):
                 for row in (bends.on[place], bends.off[place]):
-                    self.solver.changeRowBounds(row, self.row_low[row] / self.row_unit[row], row_high[row] / self.row_unit[row])
+                    self.solver.changeRowBounds(
+                        row,
+                        self.row_low[row] / self.row_unit[row],
+                        row_high[row] / self.row_unit[row],
+                    )
         self.decided = decided
         if (left := self.until.left() - self.step) <= 0:
             return _Found(-torch.inf)
@@ -377,15 +469,26 @@ class _Relaxation:
         self.solver.setOptionValue("solver", "simplex")
         if self.solver.getModelStatus() == self.highs.HighsModelStatus.kInfeasible:
             _, there, ray = self.solver.getDualRay()
-            proved = there and self._proves(np.zeros_like(self.c), np.asarray(ray) / self.row_unit, row_high) > 0
+            proved = (
+                there
+                and self._proves(np.zeros_like(self.c), np.asarray(ray) / self.row_unit, row_high)
+                > 0
+            )
             return _Found(torch.inf if proved else -torch.inf)
         solution = self.solver.getSolution()
-        values, activities, duals = (np.array(part) for part in (solution.col_value, solution.row_value, solution.row_dual))
+        values, activities, duals = (
+            np.array(part) for part in (solution.col_value, solution.row_value, solution.row_dual)
+        )
         if len(values) != len(self.c) or len(duals) != len(self.matrix):
             return _Found(-torch.inf)
         duals = duals * self.price / self.row_unit
         above = activities * self.row_unit - self.row_low
-        return _Found(self.constant + self._proves(self.c, duals, row_high), values * self.unit * self.units, above, duals)
+        return _Found(
+            self.constant + self._proves(self.c, duals, row_high),
+            values * self.unit * self.units,
+            above,
+            duals,
+        )
 
     def _proves(self, c: np.ndarray, duals: np.ndarray, row_high: np.ndarray) -> float:
         return _dual(c, duals, self.matrix, self.row_low, row_high, self.low, self.high)
@@ -396,11 +499,22 @@ def _or_one(sizes: np.ndarray) -> np.ndarray:
 
 
 def _dual(
-    c: np.ndarray, duals: np.ndarray, matrix: np.ndarray, row_low: np.ndarray, row_high: np.ndarray, low: np.ndarray,
+    c: np.ndarray,
+    duals: np.ndarray,
+    matrix: np.ndarray,
+    row_low: np.ndarray,
+    row_high: np.ndarray,
+    low: np.ndarray,
     high: np.ndarray,
-) -> float:  # fmt: skip
-    """What any multipliers prove about the least c . x: weak duality, with a multiplier of the wrong sign left out."""
-    duals = np.where((duals > 0) & np.isfinite(row_low), duals, np.where((duals < 0) & np.isfinite(row_high), duals, 0.0))
+) -> float:
+    """What any multipliers prove about the least c . x: weak duality, with a multiplier of the
+    wrong sign left out.
+    """
+    duals = np.where(
+        (duals > 0) & np.isfinite(row_low),
+        duals,
+        np.where((duals < 0) & np.isfinite(row_high), duals, 0.0),
+    )
     ends = np.where(duals > 0, row_low, np.where(duals < 0, row_high, 0.0))
     left = c - duals @ matrix
     value = float(duals @ ends + np.where(left > 0, left * low, left * high).sum())

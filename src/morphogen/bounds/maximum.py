@@ -1,4 +1,6 @@
-"""The largest entry of each window of a max-pooling: which entries those are, and bounds on it by functions of them."""
+"""The largest entry of each window of a max-pooling: which entries those are, and bounds on it by
+functions of them.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +17,9 @@ _OPTIONS: Mapping[str, Any] = {"kernel_size": (), "stride": (), "padding": 0, "d
 
 
 def windows(step: Step, shape: Sequence[int]) -> Tensor:
-    """Of one example (*shape), flattened, the entries of which each value is the largest, (values, k). Beyond the edge they are
-    the number of entries."""
+    """Of one example (*shape), flattened, the entries of which each value is the largest, (values,
+    k). Beyond the edge they are the number of entries.
+    """
     dims = int(step.kind.removeprefix("max_pool").removesuffix("d"))
     given = {**_OPTIONS, **dict(zip(_OPTIONS, step.args[1:], strict=False)), **step.kwargs}
     given["stride"] = given["stride"] or given["kernel_size"]
@@ -43,17 +46,25 @@ def looked_at(at: Tensor, values: Tensor, beyond: float) -> Tensor:
 
 
 def added_up(at: Tensor, c: Tensor, shape: Sequence[int]) -> Tensor:
-    """Coefficients of windows (batch, count, values, k) where their entries stand, (batch, count, *shape)."""
+    """Coefficients of windows (batch, count, values, k) where their entries stand, (batch, count,
+    *shape).
+    """
     found = c.new_zeros(*c.shape[:2], math.prod(shape) + 1).index_add(2, at.flatten(), c.flatten(2))
     return found[..., :-1].reshape(*c.shape[:2], *shape)
 
 
 def lined(at: Tensor, a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """(c (batch, count, values, k), d (batch, count)): a . maxima is at least c . entries + d. a: (batch, count, *values).
+    """(c (batch, count, values, k), d (batch, count)): a . maxima is at least c . entries + d. a:
+    (batch, count, *values).
 
-    Below each maximum lies the entry whose least value is the largest; above it too where it is at least all others for sure,
-    and else the largest value of the window, a constant."""
-    lower, upper, a = looked_at(at, box.lower, -math.inf), looked_at(at, box.upper, -math.inf), a.flatten(2)
+    Below each maximum lies the entry whose least value is the largest; above it too where it is at
+    least all others for sure, and else the largest value of the window, a constant.
+    """
+    lower, upper, a = (
+        looked_at(at, box.lower, -math.inf),
+        looked_at(at, box.upper, -math.inf),
+        a.flatten(2),
+    )
     floor, winner = lower.max(2, keepdim=True)
     sure = (floor >= upper.scatter(2, winner, -math.inf).amax(2, keepdim=True))[..., 0][:, None]
     down = a.clamp_max(0)
@@ -63,19 +74,28 @@ def lined(at: Tensor, a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
 
 
 def relaxed(at: Tensor, a: Tensor, c: Tensor, box: Box) -> Tensor:
-    """The least of a . maxima - c . entries where all entries vary on their own in each window, (batch, count).
+    """The least of a . maxima - c . entries where all entries vary on their own in each window,
+    (batch, count).
 
-    Where a is positive, the largest entry t decides: those with a positive c are t or as large as they can be, convex and
-    piecewise linear in t. Where it is negative, any entry may be taken for the largest: the true one is the least.
+    Where a is positive, the largest entry t decides: those with a positive c are t or as large as
+    they can be, convex and piecewise linear in t. Where it is negative, any entry may be taken for
+    the largest: the true one is the least.
     """
     there = at < box.lower[0].numel()
     floor = looked_at(at, box.lower, -math.inf).amax(2)[:, None, :, None]
     # an entry beyond the edge is one that is never above all others
-    lower, upper = (torch.where(there, looked_at(at, end, 0.0)[:, None], floor) for end in (box.lower, box.upper))
+    lower, upper = (
+        torch.where(there, looked_at(at, end, 0.0)[:, None], floor)
+        for end in (box.lower, box.upper)
+    )
     a, c = a.flatten(2)[..., None], c * there
     t = torch.cat([floor, torch.maximum(upper, floor)], 3)
     reached = torch.minimum(upper[:, 0, :, None], t[:, 0, ..., None])
-    rising = a * t - torch.einsum("bnvk,bvtk->bnvt", c.clamp_min(0), reached) - (c.clamp_max(0) * lower).sum(3, keepdim=True)
+    rising = (
+        a * t
+        - torch.einsum("bnvk,bvtk->bnvt", c.clamp_min(0), reached)
+        - (c.clamp_max(0) * lower).sum(3, keepdim=True)
+    )
     own, largest = (torch.minimum(factor * lower, factor * upper) for factor in (-c, a - c))
     falling = own.sum(3, keepdim=True) - own + largest
     return torch.where(a[..., 0] >= 0, rising.amin(3), falling.amin(3)).sum(2)

@@ -1,8 +1,10 @@
-"""By how much bounds may be off because numbers are rounded, so that they can be moved outward by it.
+"""By how much bounds may be off because numbers are rounded, so that they can be moved outward by
+it.
 
-A sum of n products is off by at most n u / (1 - n u) times the sum of their sizes, u half the distance from 1 to the next
-number, in whatever order it is taken. A linear bound is a sum of what its steps contribute: each step's coefficients, whatever
-they came out as, times sizes that follow from the boxes.
+A sum of n products is off by at most n u / (1 - n u) times the sum of their sizes, u half the
+distance from 1 to the next number, in whatever order it is taken. A linear bound is a sum of what
+its steps contribute: each step's coefficients, whatever they came out as, times sizes that follow
+from the boxes.
 
 Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1.
 """
@@ -18,7 +20,8 @@ from morphogen.bounds.box import Box
 from morphogen.bounds.rules import absolute, activation, affine
 from morphogen.tracing.program import Program, Step, run
 
-# an activation's value is off by a few units in the last place; its lines' slopes, offsets and products add some more
+# an activation's value is off by a few units in the last place; its lines' slopes, offsets and
+# products add some more
 _FEW = 32
 
 
@@ -28,20 +31,28 @@ def size(box: Box) -> Tensor:
 
 
 def unit(dtype: torch.dtype, terms: int) -> float:
-    """n u / (1 - n u), twice: for the sum, and for what second-order terms and this very estimate lose."""
+    """n u / (1 - n u), twice: for the sum, and for what second-order terms and this very estimate
+    lose.
+    """
     nu = (terms + _FEW) * torch.finfo(dtype).eps / 2
     return 2 * nu / (1 - nu) if nu < 0.5 else math.inf
 
 
 def outward(box: Box, read: Box) -> Box:
-    """An activation's range a little larger: its values are off by a few units in the last place of it or of its argument."""
+    """An activation's range a little larger: its values are off by a few units in the last place of
+    it or of its argument.
+    """
     far = unit(box.lower.dtype, 0)
-    return Box(box.lower - far * (box.lower.abs() + size(read)), box.upper + far * (box.upper.abs() + size(read)))
+    return Box(
+        box.lower - far * (box.lower.abs() + size(read)),
+        box.upper + far * (box.upper.abs() + size(read)),
+    )
 
 
 def magnitude(step: Step, boxes: Mapping[str, Box]) -> Tensor:
-    """The sum of the sizes of all products that make a value of the step, (batch, *shape); of an activation what is added
-    besides its line's product with what it reads, which counts there."""
+    """The sum of the sizes of all products that make a value of the step, (batch, *shape); of an
+    activation what is added besides its line's product with what it reads, which counts there.
+    """
     if not affine(step):
         curved = activation(step) not in (None, RELU)
         own = 2 * size(boxes[step.name])
@@ -59,16 +70,22 @@ def rounded(step: Step, boxes: Mapping[str, Box]) -> Tensor:
 
 def magnitudes(net: Program, boxes: Mapping[str, Box]) -> dict[str, Tensor]:
     """`magnitude` of every step whose boxes are there, and the size of the input."""
-    there = (step for step in net.forth() if all(name in boxes for name in (*step.reads, step.name)))
+    there = (
+        step for step in net.forth() if all(name in boxes for name in (*step.reads, step.name))
+    )
     found = {step.name: magnitude(step, boxes) for step in there}
     return {net.input: of_input(boxes[net.input]), **found}
 
 
 def of_input(box: Box) -> Tensor:
-    """The magnitude of the input: a linear function of it is worked out from the box's centre and radius."""
+    """The magnitude of the input: a linear function of it is worked out from the box's centre and
+    radius.
+    """
     return size(box) + box.width
 
 
 def slack(net: Program) -> float:
-    """By how much a linear bound may be off, as a share of its terms' sizes: coefficients times `magnitudes`, added up."""
+    """By how much a linear bound may be off, as a share of its terms' sizes: coefficients times
+    `magnitudes`, added up.
+    """
     return unit(net.dtype, net.longest + len(net.steps))

@@ -14,22 +14,29 @@ from morphogen.tracing.trace import Node, refs
 
 # Linear with coefficients that are not negative: bounds go through as values do.
 MONOTONE = RESHAPES | frozenset(
-    "cat stack permute transpose swapaxes t numpy_T expand slice select index_select split split_with_sizes chunk getitem "
+    "cat stack permute transpose swapaxes t numpy_T expand slice select index_select split "
+    "split_with_sizes chunk getitem "
     "unbind narrow to _to_copy dropout feature_dropout alpha_dropout add mean sum "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d pad constant_pad_nd "
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d pad constant_pad_nd "
     "roll flip upsample_nearest2d pixel_shuffle repeat".split()
 )
-# Each entry of the result is an affine function of one entry: its ends are those of the bounds, in one order or the other.
+# Each entry of the result is an affine function of one entry: its ends are those of the bounds, in
+# one order or the other.
 SCALED = frozenset("mul div neg rsub batch_norm instance_norm".split())
 # (weight, bias) among the arguments.
-WEIGHTED = dict.fromkeys("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (1, 2))
+WEIGHTED = dict.fromkeys(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (1, 2)
+)
 PRODUCTS = frozenset("matmul mm".split())
 MAXIMA = frozenset("max_pool1d max_pool2d max_pool3d".split())
 DIFFERENCES = frozenset("sub".split())
 
 
 def affine(step: Step) -> bool:
-    """Whether the step is an affine function of what it reads. Products and quotients of two such values are not."""
+    """Whether the step is an affine function of what it reads. Products and quotients of two such
+    values are not.
+    """
     variables = [i for i, arg in enumerate(step.args) if _varies(arg)]
     if _odd(step):
         return False
@@ -37,12 +44,17 @@ def affine(step: Step) -> bool:
         return len(variables) == 1 and (step.kind != "div" or variables == [0])
     if step.kind in PRODUCTS:
         return len(variables) == 1
-    return step.kind in MONOTONE or step.kind in DIFFERENCES or (step.kind in WEIGHTED and variables == [0])
+    return (
+        step.kind in MONOTONE
+        or step.kind in DIFFERENCES
+        or (step.kind in WEIGHTED and variables == [0])
+    )
 
 
 def _odd(step: Step) -> bool:
-    """Whether options make another operation of it: a factor in a sum, division to whole numbers, a norm by what it is given,
-    a type that is not floating."""
+    """Whether options make another operation of it: a factor in a sum, division to whole numbers, a
+    norm by what it is given, a type that is not floating.
+    """
     if step.kwargs.get("alpha", 1) != 1 or step.kwargs.get("rounding_mode"):
         return True
     if step.kind in ("batch_norm", "instance_norm"):
@@ -61,7 +73,16 @@ def activation(step: Step) -> Activation | None:
     if step.kind == "softplus":
         beta, threshold = map(float, given + (1.0, 20.0)[len(given) :])
         return softplus(threshold) if beta == 1 else None
-    plain = not given or step.kind in ("relu", "sigmoid", "tanh", "selu", "exp", "abs", "silu", "square")
+    plain = not given or step.kind in (
+        "relu",
+        "sigmoid",
+        "tanh",
+        "selu",
+        "exp",
+        "abs",
+        "silu",
+        "square",
+    )
     return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
 
 
@@ -69,7 +90,9 @@ def rectifier(step: Step | Node) -> float | None:
     """The slope below 0 of a ReLU or a leaky ReLU with one in [0, 1); None for anything else."""
     if step.kind.removesuffix("_") == "relu":
         return 0.0
-    slope = float((*step.args[1:], 0.01)[0]) if step.kind.removesuffix("_") == "leaky_relu" else -1.0
+    slope = (
+        float((*step.args[1:], 0.01)[0]) if step.kind.removesuffix("_") == "leaky_relu" else -1.0
+    )
     return slope if 0 <= slope < 1 else None
 
 
@@ -82,7 +105,8 @@ def _usual(step: Step) -> bool:
 def refuse(step: Step, technique: str) -> Unsupported:
     """The error for a step that a technique has no rule for."""
     return Unsupported(
-        f"{technique}: no rule bounds '{step.kind}' at node '{step.name}'; add one to morphogen.bounds.rules, or verify the "
+        f"{technique}: no rule bounds '{step.kind}' at node '{step.name}'; add one to "
+        f"morphogen.bounds.rules, or verify the "
         "part of the network that does without it"
     )
 
@@ -92,11 +116,17 @@ def _varies(arg: Any) -> bool:
 
 
 def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
-    """|J| radius, J the derivative of an affine step: how far its value can move when what it reads moves by `radius`."""
+    """|J| radius, J the derivative of an affine step: how far its value can move when what it reads
+    moves by `radius`.
+    """
     if step.kind in WEIGHTED or step.kind in PRODUCTS:
         _, bias = WEIGHTED.get(step.kind, (None, None))
         arguments = tuple(
-            arg if not isinstance(arg, Tensor) else torch.zeros_like(arg) if i == bias else arg.abs()
+            arg
+            if not isinstance(arg, Tensor)
+            else torch.zeros_like(arg)
+            if i == bias
+            else arg.abs()
             for i, arg in enumerate(step.args)
         )
         return _run(replace(step, args=arguments), radius)
@@ -112,15 +142,22 @@ def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
         nothing = None if mean is None else torch.zeros_like(mean)
         return _run(replace(step, args=(x, scale, None, nothing, variance, *options)), radius)
     # what is constant among the arguments of the others adds something
-    return _run(step, radius) - _run(step, {name: torch.zeros_like(value) for name, value in radius.items()})
+    return _run(step, radius) - _run(
+        step, {name: torch.zeros_like(value) for name, value in radius.items()}
+    )
 
 
 def carried(step: Step, functions: Mapping[str, Tensor]) -> Tensor:
-    """Affine functions, (batch, 1 + n, *shape) each: a constant, then coefficients, through an affine step: coefficients go
-    without what is added."""
+    """Affine functions, (batch, 1 + n, *shape) each: a constant, then coefficients, through an
+    affine step: coefficients go without what is added.
+    """
     first = functions[step.reads[0]]
-    out = _run(step, {name: function.flatten(0, 1) for name, function in functions.items()}).unflatten(0, first.shape[:2])
-    added = _run(step, {name: torch.zeros_like(function[:1, 0]) for name, function in functions.items()})
+    out = _run(
+        step, {name: function.flatten(0, 1) for name, function in functions.items()}
+    ).unflatten(0, first.shape[:2])
+    added = _run(
+        step, {name: torch.zeros_like(function[:1, 0]) for name, function in functions.items()}
+    )
     return torch.cat([out[:, :1], out[:, 1:] - added], 1)
 
 
@@ -130,4 +167,6 @@ def _run(step: Step, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def _positive(arg: Any) -> Any:
-    return arg.abs() if isinstance(arg, Tensor) else abs(arg) if isinstance(arg, (int, float)) else arg
+    return (
+        arg.abs() if isinstance(arg, Tensor) else abs(arg) if isinstance(arg, (int, float)) else arg
+    )

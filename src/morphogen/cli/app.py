@@ -3,7 +3,8 @@
 import os
 import sys
 
-# Before torch is imported: its CPU threads then wait without spinning, which other processes on the machine would pay for.
+# Before torch is imported: its CPU threads then wait without spinning, which other processes on the
+# machine would pay for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
@@ -19,12 +20,22 @@ def root() -> None:
     """Networks that find their own shape."""
 
 
-for verb in (fit.fit, reproduce.reproduce, verify.verify, compress.compress, shallow.shallow, regions.regions, diff.diff):
+for verb in (
+    fit.fit,
+    reproduce.reproduce,
+    verify.verify,
+    compress.compress,
+    shallow.shallow,
+    regions.regions,
+    diff.diff,
+):
     app.command()(verb)
 
 
 def main() -> None:
-    """Run the command. An error that was raised on purpose is one line on standard error and exit code 2."""
+    """Run the command. An error that was raised on purpose is one line on standard error and exit
+    code 2.
+    """
     try:
         app()
     except MorphogenError as error:

@@ -11,14 +11,25 @@ from morphogen.cli.networks import Domain, Network, Trust, certified, read_domai
 def compress(
     model: Network,
     domain: Domain = "0,1",
-    out: Annotated[Path | None, typer.Option(help="the smaller network, .onnx or .pt2; default MODEL-small.onnx")] = None,
-    skips: Annotated[bool, typer.Option("--skips", help="also put linear skips past units that bend nowhere")] = False,
-    tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")] = 1e-9,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the smaller network, .onnx or .pt2; default MODEL-small.onnx"),
+    ] = None,
+    skips: Annotated[
+        bool, typer.Option("--skips", help="also put linear skips past units that bend nowhere")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")
+    ] = 1e-9,
     seconds: Annotated[float, typer.Option(help="for linear programs in each pass")] = 60.0,
-    steps: Annotated[bool, typer.Option("--steps", help="print every unit that went, with its proof")] = False,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="print every unit that went, with its proof")
+    ] = False,
     trust: Trust = False,
 ) -> None:
-    """Make MODEL smaller without changing what it does on a domain; writes the network and its certificate."""
+    """Make MODEL smaller without changing what it does on a domain; writes the network and its
+    certificate.
+    """
     from rich.console import Console
 
     from morphogen.formats.network_files import read_network
@@ -27,7 +38,9 @@ def compress(
     read = read_network(model, trust)
     box, samples = read_domain(domain, read.shape)
     rules = [name for name in rewrite.RULES if name != "skip" or skips]
-    small, certificate = certified(lambda: rewrite.compress(read.model, box, samples, seconds, rules))
+    small, certificate = certified(
+        lambda: rewrite.compress(read.model, box, samples, seconds, rules)
+    )
     console = Console(soft_wrap=True, highlight=False)
     if steps:
         console.print("\n".join(certificate.steps) or "nothing to take out", markup=False)

@@ -7,7 +7,9 @@ import typer
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(help="a structure.json, or a checkpoint that morphogen.save wrote")],
+    before: Annotated[
+        Path, typer.Argument(help="a structure.json, or a checkpoint that morphogen.save wrote")
+    ],
     after: Annotated[Path, typer.Argument(help="another")],
 ) -> None:
     """Print what changed between two structures, a line a module."""

@@ -1,4 +1,6 @@
-"""What the verbs that rewrite a network have in common: their options, the set of inputs, what they write."""
+"""What the verbs that rewrite a network have in common: their options, the set of inputs, what they
+write.
+"""
 
 import math
 import sys
@@ -16,10 +18,18 @@ if TYPE_CHECKING:
 
     from morphogen.bounds.box import Box
 
-Network = Annotated[Path, typer.Argument(metavar="MODEL", help="a .onnx file, or a .pt2 file of torch.export.save")]
-Trust = Annotated[bool, typer.Option("--trust", help="read a .pt2 file even where that may run code which is in it")]
+Network = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="a .onnx file, or a .pt2 file of torch.export.save")
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="read a .pt2 file even where that may run code which is in it"),
+]
 Domain = Annotated[
-    str, typer.Option(help="the set of inputs: LOW,HIGH for each of them, or a CSV file whose rows it just holds")
+    str,
+    typer.Option(
+        help="the set of inputs: LOW,HIGH for each of them, or a CSV file whose rows it just holds"
+    ),
 ]
 
 
@@ -33,23 +43,35 @@ def certified(rewrite: Callable[[], tuple[Any, Certificate]]) -> tuple[Any, Cert
 
 
 def write(
-    network: "nn.Module", original: "nn.Module", out: Path | None, certificate: Certificate, box: "Box", tolerance: float
+    network: "nn.Module",
+    original: "nn.Module",
+    out: Path | None,
+    certificate: Certificate,
+    box: "Box",
+    tolerance: float,
 ) -> None:
-    """Print a certificate, and write it with the network unless it fails the tolerance: then exit code 1, and no file."""
+    """Print a certificate, and write it with the network unless it fails the tolerance: then exit
+    code 1, and no file.
+    """
     from rich.console import Console
 
     from morphogen.formats.network_files import largest_output, write_network
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"[bold]{certificate.kind}[/] on the domain: {certificate.reason}")
-    console.print(f"largest difference {certificate.max_error:.1e} at 10,000 points and corners, in float64")
+    console.print(
+        f"largest difference {certificate.max_error:.1e} at 10,000 points and corners, in float64"
+    )
     allowed = tolerance * largest_output(original, box.points(1000, 500))
     if certificate.kind == "exact" and not certificate.max_error <= allowed:
         sys.stderr.write(f"the difference exceeds --tolerance {tolerance:g}; no file was written\n")
         raise typer.Exit(1)
     if out is not None:
         seen = write_network(network, original, box.points(64, 32), out, certificate)
-        console.print(f"written to {out} and {out.name}.certificate.json; {seen.reason}: {seen.max_error:.1e} off")
+        console.print(
+            f"written to {out} and {out.name}.certificate.json; {seen.reason}: "
+            f"{seen.max_error:.1e} off"
+        )
 
 
 def stem(path: Path) -> str:
@@ -58,8 +80,9 @@ def stem(path: Path) -> str:
 
 
 def read_domain(text: str, shape: tuple[int, ...]) -> "tuple[Box, Tensor | None]":
-    """(a box of inputs of this shape, the data it is around): "LOW,HIGH" for all inputs, or a CSV or Parquet file of as many
-    columns as there are inputs, whose rows it just holds."""
+    """(a box of inputs of this shape, the data it is around): "LOW,HIGH" for all inputs, or a CSV
+    or Parquet file of as many columns as there are inputs, whose rows it just holds.
+    """
     import torch
 
     from morphogen.bounds.box import Box, around
@@ -81,11 +104,16 @@ def read_points(path: Path, shape: tuple[int, ...]) -> "Tensor":
     from morphogen.data.tables import read_table
 
     if not path.exists():
-        raise DataError(f"--domain {path}: neither LOW,HIGH nor a file; give such as 0,1 or data.csv")
+        raise DataError(
+            f"--domain {path}: neither LOW,HIGH nor a file; give such as 0,1 or data.csv"
+        )
     table = read_table(path, numbers=True)
     wanted = math.prod(shape)
     if table.shape[1] != wanted or len(table) == 0:
-        raise DataError(f"{path}: {len(table)} rows of {table.shape[1]} columns; the network has {wanted} inputs")
+        raise DataError(
+            f"{path}: {len(table)} rows of {table.shape[1]} columns; the network has {wanted} "
+            f"inputs"
+        )
     try:
         values = torch.tensor(table.to_numpy(dtype=float))
     except ValueError as error:

@@ -14,14 +14,22 @@ def regions(
     domain: Domain = "0,1",
     through: Annotated[
         Path | None,
-        typer.Option(help="a CSV file of d + 1 inputs: only on the plane through them; DOMAIN is of its coefficients"),
+        typer.Option(
+            help="a CSV file of d + 1 inputs: only on the plane through them; DOMAIN is of its "
+            "coefficients"
+        ),
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="stop after so many")] = 1_000_000,
     seconds: Annotated[float, typer.Option(help="stop after so long")] = 60.0,
-    picture: Annotated[Path | None, typer.Option(help="where to draw them, with two free inputs: .png, .svg or .pdf")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="where to draw them, with two free inputs: .png, .svg or .pdf"),
+    ] = None,
     trust: Trust = False,
 ) -> None:
-    """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane; exit code 3 where it was stopped."""
+    """Count the linear regions of MODEL on a domain, exactly, and draw those of a plane; exit code
+    3 where it was stopped.
+    """
     from rich.console import Console
 
     from morphogen.formats.network_files import read_network

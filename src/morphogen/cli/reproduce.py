@@ -12,12 +12,22 @@ from morphogen.folder import claimed, claimed_free
 
 def reproduce(
     name: Annotated[str, typer.Argument(help=f"the experiment: {', '.join(EXPERIMENTS)}")],
-    faithful: Annotated[bool, typer.Option("--faithful", help="the original's settings, quirks included")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="a few seconds, to see that it runs")] = False,
+    faithful: Annotated[
+        bool, typer.Option("--faithful", help="the original's settings, quirks included")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="a few seconds, to see that it runs")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds")] = 1,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="keep the trained networks, where it has any")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write the curves as TensorBoard summaries too")] = False,
-    out: Annotated[Path | None, typer.Option(help="output folder; default runs/reproduce/NAME")] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="keep the trained networks, where it has any")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write the curves as TensorBoard summaries too")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="output folder; default runs/reproduce/NAME")
+    ] = None,
 ) -> None:
     """Run a paper's experiment again and put its published figures beside what came out."""
     run = experiment(name)
@@ -25,7 +35,15 @@ def reproduce(
         _reproduce(run, folder, faithful, smoke, seeds, checkpoints, tensorboard)
 
 
-def _reproduce(run: Run, folder: Path, faithful: bool, smoke: bool, seeds: int, checkpoints: bool, tensorboard: bool) -> None:
+def _reproduce(
+    run: Run,
+    folder: Path,
+    faithful: bool,
+    smoke: bool,
+    seeds: int,
+    checkpoints: bool,
+    tensorboard: bool,
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -40,6 +58,8 @@ def _reproduce(run: Run, folder: Path, faithful: bool, smoke: bool, seeds: int, 
         summaries.write_summaries(result, folder)
     console, table = Console(), Table(*reproduction.HEADER[:-1])
     for claim in result.claims:
-        table.add_row(*reproduction.cells(claim)[:-1], style="yellow" if claim.verdict == "missed" else None)
+        table.add_row(
+            *reproduction.cells(claim)[:-1], style="yellow" if claim.verdict == "missed" else None
+        )
     console.print(table)
     console.print(f"{reproduction.summary(result)}; written to {folder}/")

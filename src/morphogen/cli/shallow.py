@@ -11,16 +11,28 @@ from morphogen.cli.networks import Domain, Network, Trust, certified, read_domai
 def shallow(
     model: Network,
     domain: Domain = "0,1",
-    form: Annotated[str, typer.Option(help="maximum, minimum, max-min, split or difference")] = "maximum",
-    out: Annotated[Path | None, typer.Option(help="the shallow network, .onnx or .pt2; none is written unless given")] = None,
+    form: Annotated[
+        str, typer.Option(help="maximum, minimum, max-min, split or difference")
+    ] = "maximum",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the shallow network, .onnx or .pt2; none is written unless given"),
+    ] = None,
     relus: Annotated[bool, typer.Option("--relus", help="maxima as layers of ReLUs")] = False,
     budget: Annotated[
-        int, typer.Option(min=1, help="linear regions, at most; with fewer it is a lower or upper bound")
+        int,
+        typer.Option(
+            min=1, help="linear regions, at most; with fewer it is a lower or upper bound"
+        ),
     ] = 100_000,
-    tolerance: Annotated[float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")] = 1e-9,
+    tolerance: Annotated[
+        float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")
+    ] = 1e-9,
     trust: Trust = False,
 ) -> None:
-    """Write MODEL as one maximum of networks with a single hidden layer, or another shallow form, exact on a domain."""
+    """Write MODEL as one maximum of networks with a single hidden layer, or another shallow form,
+    exact on a domain.
+    """
     from morphogen.formats.network_files import read_network
     from morphogen.transforms.shallow.form import relu_tree
     from morphogen.transforms.shallow.shallow import shallow as rewrite

@@ -22,20 +22,34 @@ if TYPE_CHECKING:
 
 def verify(
     network: Annotated[Path | None, typer.Argument(help="an ONNX file")] = None,
-    prop: Annotated[Path | None, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.1, help="seconds from reading the files on, then it is unknown; 60, or as listed")
+    prop: Annotated[
+        Path | None, typer.Argument(metavar="PROPERTY", help="a VNN-LIB 1.0 file: what is unsafe")
     ] = None,
-    instances: Annotated[Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="seconds from reading the files on, then it is unknown; 60, or as listed"
+        ),
+    ] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="a CSV of network, property, seconds: verify them all")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, with --instances")] = 1,
-    out: Annotated[Path, typer.Option(help="the table of results, with --instances; only errors in it are run again")] = Path(
-        "results.csv"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="the table of results, with --instances; only errors in it are run again"
+        ),
+    ] = Path("results.csv"),
 ) -> None:
-    """Prove that NETWORK has no unsafe input, or find one: sat (with the input), unsat or unknown; exit codes 0, 1 and 3."""
+    """Prove that NETWORK has no unsafe input, or find one: sat (with the input), unsat or unknown;
+    exit codes 0, 1 and 3.
+    """
     if instances is not None:
         if network is not None:
-            raise DataError("verify: --instances names the networks; leave NETWORK and PROPERTY away")
+            raise DataError(
+                "verify: --instances names the networks; leave NETWORK and PROPERTY away"
+            )
         _verify_all(instances, out, timeout, jobs)
         return
     if network is None or prop is None:
@@ -47,7 +61,10 @@ def verify(
     with console.status("bounding") as status:
 
         def told(bound: float, count: int) -> None:
-            line, spent = f"least bound {bound:.4g}, {count:,} parts open", time.perf_counter() - began
+            line, spent = (
+                f"least bound {bound:.4g}, {count:,} parts open",
+                time.perf_counter() - began,
+            )
             status.update(line)
             if spent > 2 * last[0] + 1:  # 1 s, 3 s, 7 s, 15 s, ...
                 last[0] = spent
@@ -62,7 +79,9 @@ def verify(
         pairs = [f"(X_{i} {text})" for i, text in enumerate(found.written)]
         pairs += [f"(Y_{i} {value:.9g})" for i, value in enumerate(found.output)]
         typer.echo("(" + "\n ".join(pairs) + ")")
-    console.print(f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False)
+    console.print(
+        f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False
+    )
     raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
 
 
@@ -71,8 +90,10 @@ _GRACE = 0.7  # seconds after its end in which a search says what it knows
 
 @contextmanager
 def _ended(until: Deadline) -> Iterator[None]:
-    """End the process as unknown where a search does not stop by itself: what reads, traces and bounds asks the deadline
-    between its steps, but nothing can ask it in the middle of one, such as of loading a module or a file."""
+    """End the process as unknown where a search does not stop by itself: what reads, traces and
+    bounds asks the deadline between its steps, but nothing can ask it in the middle of one, such as
+    of loading a module or a file.
+    """
     told = threading.Lock()  # by whoever gets it
 
     def give_up() -> None:
@@ -102,7 +123,10 @@ def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> N
 
     def told(result: "Result", left: int) -> None:
         said = f"  {result.said}" if result.said else ""
-        console.print(f"{result.status:8}{result.seconds:7.1f} s  {result.network}  {result.prop}  ({left} left){said}")
+        console.print(
+            f"{result.status:8}{result.seconds:7.1f} s  {result.network}  {result.prop}  ({left} "
+            f"left){said}"
+        )
 
     results = run_instances(listing, out, timeout, jobs, told)
     counts = Counter(result.status for result in results)

@@ -1,4 +1,6 @@
-"""A table's columns as the matrix that the network reads; the fitted constants come from `preparation.json`."""
+"""A table's columns as the matrix that the network reads; the fitted constants come from
+`preparation.json`.
+"""
 
 import json
 import zlib
@@ -11,18 +13,26 @@ import pandas as pd
 
 
 def prepare(frame: pd.DataFrame, constants: dict[str, Any] | None = None) -> np.ndarray:
-    """(rows, features) float32; the columns are found by name. A missing column or text for a number: ValueError."""
+    """(rows, features) float32; the columns are found by name. A missing column or text for a
+    number: ValueError.
+    """
     if constants is None:
-        constants = json.loads(Path(__file__).with_name("preparation.json").read_text(encoding="utf-8"))
+        constants = json.loads(
+            Path(__file__).with_name("preparation.json").read_text(encoding="utf-8")
+        )
     kinds = {"numbers": number, "categories": category, "hashed": hashed}
     columns = [(read, column) for kind, read in kinds.items() for column in constants[kind]]
     if absent := [column["name"] for _, column in columns if column["name"] not in frame]:
         raise ValueError(f"the table lacks the columns {absent}: add them")
-    return np.hstack([read(frame[column["name"]], column) for read, column in columns]).astype(np.float32)
+    return np.hstack([read(frame[column["name"]], column) for read, column in columns]).astype(
+        np.float32
+    )
 
 
 def number(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
-    """The standardised value, how far it has come through each bin (0 to 1), and whether it was missing."""
+    """The standardised value, how far it has come through each bin (0 to 1), and whether it was
+    missing.
+    """
     x = floats(cells)
     missing = np.isnan(x)
     x = np.where(missing, column["median"], x)
@@ -33,13 +43,19 @@ def number(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
 
 
 def category(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
-    """One-hot over the levels; rare and unknown ones share a last column, or are all zeros where there is none."""
+    """One-hot over the levels; rare and unknown ones share a last column, or are all zeros where
+    there is none.
+    """
     level = np.asarray(pd.Index(column["levels"], dtype=object).get_indexer(text(cells)))[:, None]
-    return np.hstack([level == np.arange(len(column["levels"])), *([level < 0] if column["other"] else [])])
+    return np.hstack(
+        [level == np.arange(len(column["levels"])), *([level < 0] if column["other"] else [])]
+    )
 
 
 def hashed(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
-    """Four hexadecimal digits of the text's CRC-32, each one-hot: 64 columns tell 65,536 codes apart."""
+    """Four hexadecimal digits of the text's CRC-32, each one-hot: 64 columns tell 65,536 codes
+    apart.
+    """
     code = np.array([zlib.crc32(cell.encode()) for cell in text(cells)], dtype=np.int64)
     digits = (code[:, None] >> np.array([0, 4, 8, 12])) & 15
     return np.asarray(digits[:, :, None] == np.arange(16)).reshape(-1, 64)
@@ -49,15 +65,22 @@ def floats(cells: pd.Series) -> np.ndarray:
     """Cells as float64 with NaN for missing ones."""
     numbers = pd.to_numeric(cells.astype(object), errors="coerce").astype(float)
     if (wrong := numbers.isna() & cells.notna()).any():
-        raise ValueError(f"column {cells.name!r} holds {cells[wrong].iloc[0]!r}, which is not a number")
+        raise ValueError(
+            f"column {cells.name!r} holds {cells[wrong].iloc[0]!r}, which is not a number"
+        )
     return np.asarray(numbers)
 
 
 def text(cells: pd.Series) -> np.ndarray:
-    """Cells as stripped text; whole floats read like integers, since one gap turns a file's integers into floats."""
+    """Cells as stripped text; whole floats read like integers, since one gap turns a file's
+    integers into floats.
+    """
 
     def read(cell: Any) -> str:
         return f"{cell:.0f}" if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
     cells = cells.astype(object)
-    return np.array(["(missing)" if gone else read(c) for c, gone in zip(cells, cells.isna(), strict=True)], object)
+    return np.array(
+        ["(missing)" if gone else read(c) for c, gone in zip(cells, cells.isna(), strict=True)],
+        object,
+    )

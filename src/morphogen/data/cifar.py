@@ -1,4 +1,6 @@
-"""CIFAR-10 kept as JPEG: an npz with `jpeg` (all pictures' bytes in a row), `offset` (n + 1) and `label`."""
+"""CIFAR-10 kept as JPEG: an npz with `jpeg` (all pictures' bytes in a row), `offset` (n + 1) and
+`label`.
+"""
 
 import io
 import zipfile
@@ -20,5 +22,7 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
         for i, (start, end) in enumerate(pairwise(offset)):
             images[i] = np.asarray(Image.open(io.BytesIO(content[start:end]))).transpose(2, 0, 1)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, UnidentifiedImageError) as error:
-        raise DataError(f"cannot read {str(path)!r} ({error}): the file may be damaged; fetch it again") from error
+        raise DataError(
+            f"cannot read {str(path)!r} ({error}): the file may be damaged; fetch it again"
+        ) from error
     return np.divide(images, 255, out=images), label.astype(np.int64)

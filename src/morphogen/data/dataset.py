@@ -17,10 +17,10 @@ from morphogen.errors import DataError
 class Dataset:
     """Arrays ready for training.
 
-    x: float32, (n, features) for tables, (n, channels, height, width) in [0, 1] for images. y: (n,), int64 indices into
-    `classes`, or float64 in the target's own unit (then `classes` is ()). The test part may be empty. `flip`: a
-    mirrored image keeps its label. `prepare`: what turned a table's columns into x, None for images and arrays.
-    `notes`: what the user should be told.
+    x: float32, (n, features) for tables, (n, channels, height, width) in [0, 1] for images. y:
+    (n,), int64 indices into `classes`, or float64 in the target's own unit (then `classes` is ()).
+    The test part may be empty. `flip`: a mirrored image keeps its label. `prepare`: what turned a
+    table's columns into x, None for images and arrays. `notes`: what the user should be told.
     """
 
     name: str
@@ -41,7 +41,9 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any value, shape or class name, so that a resumed run can tell."""
+        """16 hexadecimal digits that change with any value, shape or class name, so that a resumed
+        run can tell.
+        """
         digest = hashlib.sha256(repr((self.task, self.classes)).encode())
         for array in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -59,10 +61,10 @@ def from_arrays(
 ) -> Dataset:
     """A `Dataset` from arrays or what numpy can read as such.
 
-    x: (n, features) or images (n, channels, height, width); uint8 images are divided by 255. y: (n,) labels of any kind
-    or numbers; without `task` its values decide (see `decide_task`). Without x_test the test part is empty.
-    DataError: shapes that do not fit, NaN or infinite values, values that float32 cannot tell apart, a class with one row, a
-    constant target.
+    x: (n, features) or images (n, channels, height, width); uint8 images are divided by 255. y:
+    (n,) labels of any kind or numbers; without `task` its values decide (see `decide_task`).
+    Without x_test the test part is empty. DataError: shapes that do not fit, NaN or infinite
+    values, values that float32 cannot tell apart, a class with one row, a constant target.
     """
     if (x_test is None) != (y_test is None):
         raise DataError("x_test and y_test belong together: give both or neither")
@@ -73,7 +75,9 @@ def from_arrays(
     x_other = x[:0] if x_test is None else _features("x_test", x_test)
     y_other = y[:0] if x_test is None else _target("y_test", y_test, len(x_other))
     if x_other.shape[1:] != x.shape[1:]:
-        raise DataError(f"x_test has rows of shape {x_other.shape[1:]}, x_train {x.shape[1:]}: make them equal")
+        raise DataError(
+            f"x_test has rows of shape {x_other.shape[1:]}, x_train {x.shape[1:]}: make them equal"
+        )
     task, notes = decide_task(y, task)
     labels, labels_other, classes = encode_target(y, y_other, task)
     return Dataset(name, task, x, labels, x_other, labels_other, classes, notes=notes)
@@ -82,31 +86,45 @@ def from_arrays(
 def _features(name: str, values: Any) -> np.ndarray:
     given = np.asarray(values)
     if given.ndim not in (2, 4):
-        raise DataError(f"{name} has shape {given.shape}: give (n, features) or (n, channels, height, width)")
+        raise DataError(
+            f"{name} has shape {given.shape}: give (n, features) or (n, channels, height, width)"
+        )
     if given.ndim == 4 and given.shape[3] in (1, 3, 4) and given.shape[1] > 4:
-        raise DataError(f"{name} has shape {given.shape}, channels last: give {name}.transpose(0, 3, 1, 2)")
+        raise DataError(
+            f"{name} has shape {given.shape}, channels last: give {name}.transpose(0, 3, 1, 2)"
+        )
     if 0 in given.shape[1:]:
         raise DataError(f"{name} has shape {given.shape}: there is no feature to learn from")
     try:
         x = given.astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name} is not numeric ({error}): give numbers, or a table to from_frame") from error
+        raise DataError(
+            f"{name} is not numeric ({error}): give numbers, or a table to from_frame"
+        ) from error
     if not np.isfinite(x).all():
-        raise DataError(f"{name} has {(~np.isfinite(x)).sum():,} values that are NaN or infinite: fill or remove them")
+        raise DataError(
+            f"{name} has {(~np.isfinite(x)).sum():,} values that are NaN or infinite: fill or "
+            f"remove them"
+        )
     if given.ndim == 2 and len(given):
         _refuse_lost(name, given.astype(np.float64), x)
     return x / np.float32(255) if given.ndim == 4 and given.dtype == np.uint8 else x
 
 
 def _refuse_lost(name: str, given: np.ndarray, x: np.ndarray) -> None:
-    """DataError that names the first column whose differences float32 loses, as those of seconds since 1970."""
-    told = np.ptp(given, 0) > 1e-12 * np.abs(given).max(0)  # a constant, but for rounding, says nothing that could be lost
+    """DataError that names the first column whose differences float32 loses, as those of seconds
+    since 1970.
+    """
+    # a constant, but for rounding, says nothing that could be lost
+    told = np.ptp(given, 0) > 1e-12 * np.abs(given).max(0)
     lost = told & (np.abs(given - x).max(0) > 1e-3 * given.std(0))
     if lost.any():
         column = int(lost.argmax())
         raise DataError(
-            f"{name}[:, {column}] has values about {given[:, column].mean():.6g} that differ by about "
-            f"{given[:, column].std():.3g}, which float32 cannot tell apart: subtract their mean, or give a table to from_frame"
+            f"{name}[:, {column}] has values about {given[:, column].mean():.6g} that differ by "
+            f"about "
+            f"{given[:, column].std():.3g}, which float32 cannot tell apart: subtract their "
+            f"mean, or give a table to from_frame"
         )
 
 

@@ -12,7 +12,9 @@ def cache() -> Path:
 
 
 def find(*files: str) -> tuple[Path, ...] | None:
-    """The paths of `files` in the first folder that holds all of them, None where no folder does."""
+    """The paths of `files` in the first folder that holds all of them, None where no folder
+    does.
+    """
     for folder in searched():
         paths = tuple(folder / file for file in files)
         if all(path.is_file() for path in paths):
@@ -21,7 +23,9 @@ def find(*files: str) -> tuple[Path, ...] | None:
 
 
 def searched() -> tuple[Path, ...]:
-    """The folders in the order in which they are searched. DataError: MORPHOGEN_DATA names no folder."""
+    """The folders in the order in which they are searched. DataError: MORPHOGEN_DATA names no
+    folder.
+    """
     given = os.environ.get("MORPHOGEN_DATA")
     if not given:
         return (cache(),)

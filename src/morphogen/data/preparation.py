@@ -1,13 +1,17 @@
 """Fit a table's preparation with scikit-learn, then keep only its constants.
 
-    number    x -> clip((x - mean) / scale, -4, 4)                                  the standardised value
-              x -> clip((x - b[t-1]) / (b[t] - b[t-1]), 0, 1),  t = 1..bins         the piecewise-linear encoding
-              x -> 1 where x was missing                                            if training saw a missing value
+    number    x -> clip((x - mean) / scale, -4, 4)                                  the standardised
+    value
+              x -> clip((x - b[t-1]) / (b[t] - b[t-1]), 0, 1),  t = 1..bins         the
+              piecewise-linear encoding
+              x -> 1 where x was missing                                            if training saw
+              a missing value
     category  one-hot, a missing cell being a level; rare and unknown levels share one column
     hashed    four hexadecimal digits of CRC-32, each one-hot
 
-Source: Gorishniy, Rubachev, Babenko, "On Embeddings for Numerical Features in Tabular Deep Learning", 2022, eq. 1.
-Differs: the first and the last bin are constant outside the training range, and z stands beside the bins.
+Source: Gorishniy, Rubachev, Babenko, "On Embeddings for Numerical Features in Tabular Deep
+Learning", 2022, eq. 1. Differs: the first and the last bin are constant outside the training range,
+and z stands beside the bins.
 """
 
 import inspect
@@ -19,7 +23,12 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, SplineTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    SplineTransformer,
+    StandardScaler,
+)
 
 from morphogen import record
 from morphogen.data import apply_preparation
@@ -32,7 +41,9 @@ MAX_COLUMNS = 256  # one-hot columns of one category, "other" included
 
 @dataclass(frozen=True)
 class Number:
-    """`median` replaces a missing value; `edges` are the bins' borders (none: no bins); `missing`: has an indicator."""
+    """`median` replaces a missing value; `edges` are the bins' borders (none: no bins); `missing`:
+    has an indicator.
+    """
 
     name: str
     median: float
@@ -89,10 +100,15 @@ class Preparation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One name for each column of the result, such as "age", "age[25..31]", "age?", "sex=Male", "sex=(other)"."""
+        """One name for each column of the result, such as "age", "age[25..31]", "age?", "sex=Male",
+        "sex=(other)".
+        """
         names: list[str] = []
         for number in self.numbers:
-            names += [number.name, *(f"{number.name}[{low:g}..{high:g}]" for low, high in pairwise(number.edges))]
+            names += [
+                number.name,
+                *(f"{number.name}[{low:g}..{high:g}]" for low, high in pairwise(number.edges)),
+            ]
             names += [f"{number.name}?"] if number.missing else []
         for category in self.categories:
             names += [f"{category.name}={level}" for level in category.levels]
@@ -113,13 +129,18 @@ class Preparation:
 
 
 def source(preparation: Preparation) -> str:
-    """Python source of `prepare(frame) -> x`, which needs numpy, pandas and `preparation.json` beside its file."""
-    sizes = f"{len(preparation.columns)} columns of the table become {len(preparation.names)} numbers"
+    """Python source of `prepare(frame) -> x`, which needs numpy, pandas and `preparation.json`
+    beside its file.
+    """
+    sizes = (
+        f"{len(preparation.columns)} columns of the table become {len(preparation.names)} numbers"
+    )
     return f"# {sizes}.\n{inspect.getsource(apply_preparation)}"
 
 
 def fit_preparation(frame: pd.DataFrame, bins: int = 8) -> Preparation:
-    """Fit on the training rows of the feature columns; `bins` is the number of pieces of a number, 0 for none.
+    """Fit on the training rows of the feature columns; `bins` is the number of pieces of a number,
+    0 for none.
 
     DataError: a column without values, or no column that can be used.
     """
@@ -134,9 +155,12 @@ def pipeline(frame: pd.DataFrame, columns: Columns, bins: int) -> ColumnTransfor
     parts = [(name, _number(frame[name], bins)) for name in columns.numbers]
     parts += [(name, _category(len(frame))) for name in columns.categories]
     parts += [(name, FunctionTransformer(_hash)) for name in columns.hashed]
-    # Numbered, since scikit-learn refuses names such as "a__b" and numpy cuts a zero character off the end of one.
+    # Numbered, since scikit-learn refuses names such as "a__b" and numpy cuts a zero character off
+    # the end of one.
     at = {name: place for place, name in enumerate(frame.columns)}
-    return ColumnTransformer([(str(i), part, [at[name]]) for i, (name, part) in enumerate(parts)], sparse_threshold=0)
+    return ColumnTransformer(
+        [(str(i), part, [at[name]]) for i, (name, part) in enumerate(parts)], sparse_threshold=0
+    )
 
 
 def _number(cells: pd.Series, bins: int) -> Pipeline:
@@ -146,7 +170,14 @@ def _number(cells: pd.Series, bins: int) -> Pipeline:
     if edges.size:
         hats = SplineTransformer(degree=1, knots=edges[:, None], extrapolation="constant")
         value += [("bins", Pipeline([("hats", hats), ("ramps", FunctionTransformer(_ramps))]))]
-    parts = [("value", Pipeline([("impute", SimpleImputer(strategy="median")), ("encode", FeatureUnion(value))]))]
+    parts = [
+        (
+            "value",
+            Pipeline(
+                [("impute", SimpleImputer(strategy="median")), ("encode", FeatureUnion(value))]
+            ),
+        )
+    ]
     if np.isnan(x).any():
         parts += [("missing", MissingIndicator(error_on_new=False))]
     return Pipeline([("floats", FunctionTransformer(_floats)), ("parts", FeatureUnion(parts))])
@@ -163,10 +194,11 @@ def _category(rows: int) -> Pipeline:
 
 
 def _edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """At most about bins + 1 borders, all of them values that occur, strictly increasing; empty for no bins.
+    """At most about bins + 1 borders, all of them values that occur, strictly increasing; empty for
+    no bins.
 
-    Where one value fills several quantiles (capital-gain: 92 % zeros) the places that this frees go to quantiles of
-    the distinct values, so that the tail has bins too.
+    Where one value fills several quantiles (capital-gain: 92 % zeros) the places that this frees go
+    to quantiles of the distinct values, so that the tail has bins too.
     """
     distinct = np.unique(values)
     if bins == 0 or distinct.size <= 2:
@@ -195,13 +227,17 @@ def _clip(z: np.ndarray) -> np.ndarray:
 
 
 def _ramps(hats: np.ndarray) -> np.ndarray:
-    """The hats from the t-th on add up to the t-th bin's clip((x - b[t-1]) / (b[t] - b[t-1]), 0, 1)."""
+    """The hats from the t-th on add up to the t-th bin's clip((x - b[t-1]) / (b[t] - b[t-1]), 0,
+    1).
+    """
     return np.asarray(hats[:, ::-1].cumsum(axis=1)[:, -2::-1])
 
 
 def _constants(fitted: ColumnTransformer, columns: Columns) -> Preparation:
     names = (*columns.numbers, *columns.categories, *columns.hashed)
-    part = dict(zip(names, (transformer for _, transformer, _ in fitted.transformers_), strict=False))
+    part = dict(
+        zip(names, (transformer for _, transformer, _ in fitted.transformers_), strict=False)
+    )
     return Preparation(
         tuple(_number_constants(name, part[name]) for name in columns.numbers),
         tuple(_category_constants(name, part[name]) for name in columns.categories),
@@ -230,4 +266,6 @@ def _category_constants(name: str, fitted: Pipeline) -> Category:
     encoder = fitted["encode"]
     rare = encoder.infrequent_categories_[0]
     pooled = set() if rare is None else set(rare)
-    return Category(name, tuple(str(c) for c in encoder.categories_[0] if c not in pooled), other=bool(pooled))
+    return Category(
+        name, tuple(str(c) for c in encoder.categories_[0] if c not in pooled), other=bool(pooled)
+    )

@@ -15,8 +15,8 @@ SEPARATORS = ",;\t|"
 
 
 def read_table(path: Path, numbers: bool = False) -> pd.DataFrame:
-    """The table with its column names as text; empty cells and "?" are missing. numbers: where a text's first line has numbers
-    alone, it is a row and no header.
+    """The table with its column names as text; empty cells and "?" are missing. numbers: where a
+    text's first line has numbers alone, it is a row and no header.
 
     DataError: no such file, another ending, or content that is not what the ending says.
     """
@@ -26,12 +26,20 @@ def read_table(path: Path, numbers: bool = False) -> pd.DataFrame:
     if ending is None:
         raise DataError(f"cannot read {path.name!r}: give a file that ends in {', '.join(ENDINGS)}")
     try:
-        return _read_text(path, numbers) if ending in TEXT_ENDINGS else pd.read_parquet(path).reset_index(drop=True)
+        return (
+            _read_text(path, numbers)
+            if ending in TEXT_ENDINGS
+            else pd.read_parquet(path).reset_index(drop=True)
+        )
     except pd.errors.EmptyDataError as error:
-        raise DataError(f"{str(path)!r} is an empty table: give a file with a header and rows") from error
+        raise DataError(
+            f"{str(path)!r} is an empty table: give a file with a header and rows"
+        ) from error
     except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"cannot read {str(path)!r} as {ending} ({reason}): the file may be damaged") from error
+        raise DataError(
+            f"cannot read {str(path)!r} as {ending} ({reason}): the file may be damaged"
+        ) from error
 
 
 def table_ending(path: Path) -> str | None:
@@ -48,7 +56,14 @@ def _read_text(path: Path, numbers: bool) -> pd.DataFrame:
         file.seek(0)
         separator = max(SEPARATORS, key=header.count)
         first = None if numbers and all(map(_numeric, header.strip("\r\n").split(separator))) else 0
-        frame = pd.read_csv(file, sep=separator, header=first, skipinitialspace=True, na_values=["?"], low_memory=False)
+        frame = pd.read_csv(
+            file,
+            sep=separator,
+            header=first,
+            skipinitialspace=True,
+            na_values=["?"],
+            low_memory=False,
+        )
     if not frame.index.equals(pd.RangeIndex(len(frame))):  # pandas has shifted the columns by one
         raise ValueError("its rows have more cells than its header")
     return frame.rename(columns=lambda name: str(name).strip())

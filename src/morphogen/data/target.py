@@ -14,15 +14,18 @@ FEW = 20  # distinct whole numbers up to which a target counts as classes
 def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[str, ...]]:
     """(task, notes) for a target without missing cells; a given `task` is only checked.
 
-    Text, booleans and categories are classes; whole numbers are where at most 20 differ, with 5 rows each on average.
-    DataError: an unknown task, a constant target, or text to regress.
+    Text, booleans and categories are classes; whole numbers are where at most 20 differ, with 5
+    rows each on average. DataError: an unknown task, a constant target, or text to regress.
     """
     if task not in (None, *TASKS):
         raise DataError(f"task={task!r} is unknown: choose one of {', '.join(TASKS)}")
     cells = target if is_number(target) else pd.Series(text(target))
     distinct = cells.nunique()
     if distinct < 2:
-        raise DataError(f"target {target.name!r} is constant ('{cells.iloc[0]}' in every row): choose another column")
+        raise DataError(
+            f"target {target.name!r} is constant ('{cells.iloc[0]}' in every row): choose "
+            f"another column"
+        )
     if not is_number(target):
         if task == "regression":
             raise DataError(
@@ -35,14 +38,20 @@ def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[
     numbers = target.astype(float)
     if not (numbers % 1 == 0).all() or distinct > FEW or distinct > max(2, len(target) // 5):
         return "regression", ()
-    note = f"target {target.name!r} has {distinct} different whole numbers: read as classes (task='regression' if not)"
+    note = (
+        f"target {target.name!r} has {distinct} different whole numbers: read as classes "
+        f"(task='regression' if not)"
+    )
     return "classification", (note,) if distinct > 2 else ()
 
 
-def encode_target(train: pd.Series, test: pd.Series, task: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def encode_target(
+    train: pd.Series, test: pd.Series, task: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(y_train, y_test, classes): int64 indices into the sorted classes, or float64 numbers and ().
 
-    DataError: a class with one training row, a class that only the test part has, a number that is not finite.
+    DataError: a class with one training row, a class that only the test part has, a number that is
+    not finite.
     """
     if task == "regression":
         return _numbers(train), _numbers(test), ()
@@ -59,8 +68,15 @@ def encode_target(train: pd.Series, test: pd.Series, task: str) -> tuple[np.ndar
     y_test = levels.get_indexer(other)
     if (y_test < 0).any():
         unknown = other[y_test < 0].iloc[0]
-        raise DataError(f"class {str(unknown)!r} of target {train.name!r} is in the test part only: remove those rows")
-    return levels.get_indexer(cells).astype(np.int64), y_test.astype(np.int64), tuple(str(label) for label in levels)
+        raise DataError(
+            f"class {str(unknown)!r} of target {train.name!r} is in the test part only: remove "
+            f"those rows"
+        )
+    return (
+        levels.get_indexer(cells).astype(np.int64),
+        y_test.astype(np.int64),
+        tuple(str(label) for label in levels),
+    )
 
 
 def _ordered(target: pd.Series) -> bool:

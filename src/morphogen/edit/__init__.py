@@ -1,1 +1,3 @@
-"""EDIT: change widths and depths of a live model, its optimizers included. `plan.py` resolves, `apply.py` carries out."""
+"""EDIT: change widths and depths of a live model, its optimizers included. `plan.py` resolves,
+`apply.py` carries out.
+"""

@@ -1,5 +1,6 @@
-"""Learned depths and widths get the blocks and units they ask for: `adapt(model, optimizers)`, every now and then in a
-training loop."""
+"""Learned depths and widths get the blocks and units they ask for: `adapt(model, optimizers)`,
+every now and then in a training loop.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from morphogen.edit.apply import BY_VALUE, apply_
 from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink
 from morphogen.edit.plan import plan
 from morphogen.edit.replicas import refuse_spread
-from morphogen.edit.watch import Back, all_or_nothing, run_back
+from morphogen.edit.watch import UndoStack, all_or_nothing, rollback
 from morphogen.errors import PlanError
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.width import LearnedWidth
@@ -21,21 +22,35 @@ from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import Width, widths
 
 
-def asked(model: nn.Module, known: Callable[[], Mapping[str, Width]] | None = None) -> list[tuple[Edit, str]]:
-    """The edits that the model's learned depths and widths ask for now, with the reason; at most one a layer, outer ones first.
+def asked(
+    model: nn.Module, known: Callable[[], Mapping[str, Width]] | None = None
+) -> list[tuple[Edit, str]]:
+    """The edits that the model's learned depths and widths ask for now, with the reason; at most
+    one a layer, outer ones first.
 
     known: gives the model's widths, asked for only where a learned width wants another size.
     """
     edits: list[tuple[Edit, str]] = []
     for name, module in model.named_modules():
-        if isinstance(module, BlockStack) and (wanted := module.wanted()) != (built := len(module.blocks)):
+        if isinstance(module, BlockStack) and (wanted := module.wanted()) != (
+            built := len(module.blocks)
+        ):
             edit = AddBlock(name) if wanted > built else DropBlock(name)
             edits.append((edit, f"learned depth w = {module.depth:.2f}"))
-        elif isinstance(module, LearnedWidth) and (wanted := module.wanted()) != (built := len(module.ones)):
+        elif isinstance(module, LearnedWidth) and (wanted := module.wanted()) != (
+            built := len(module.ones)
+        ):
             if known is None:
-                raise PlanError(f"'{name}' is a LearnedWidth: give example=..., which shows what its units are tied to")
+                raise PlanError(
+                    f"'{name}' is a LearnedWidth: give example=..., which shows what its units "
+                    f"are tied to"
+                )
             width = learned(known(), name)
-            grown = Grow(width, wanted - built) if wanted > built else Shrink(width, range(wanted, built))
+            grown = (
+                Grow(width, wanted - built)
+                if wanted > built
+                else Shrink(width, range(wanted, built))
+            )
             edits.append((grown, f"learned width w = {module.width:.1f}"))
     return edits
 
@@ -43,7 +58,9 @@ def asked(model: nn.Module, known: Callable[[], Mapping[str, Width]] | None = No
 def learned(known: Mapping[str, Width], layer: str) -> str:
     """The name of the width that the `LearnedWidth` called `layer` learns."""
     tensor = f"{layer}.ones".removeprefix(".")
-    return next(name for name, width in known.items() if any(slot.tensor == tensor for slot in width.slots))
+    return next(
+        name for name, width in known.items() if any(slot.tensor == tensor for slot in width.slots)
+    )
 
 
 def adapt(
@@ -53,17 +70,17 @@ def adapt(
     example: Tensor | tuple[Any, ...] | None = None,
     states: Mapping[str, str] = BY_VALUE,
 ) -> list[Edit]:
-    """Add and drop blocks and units until every learned depth and width has as many as it wants; returns the edits, for a
-    ledger.
+    """Add and drop blocks and units until every learned depth and width has as many as it wants;
+    returns the edits, for a ledger.
 
-    The state of all other parameters stays, and the optimizers hold exactly the live ones. All edits are made, or none.
-    example: a batch to trace the model with, for learned widths. states: of the optimizers, see `apply_`. Raises `PlanError`
-    under DistributedDataParallel, whose replicas would drift apart: there, `resize_distributed` takes the edits that `asked`
-    gives.
+    The state of all other parameters stays, and the optimizers hold exactly the live ones. All
+    edits are made, or none. example: a batch to trace the model with, for learned widths. states:
+    of the optimizers, see `apply_`. Raises `PlanError` under DistributedDataParallel, whose
+    replicas would drift apart: there, `resize_distributed` takes the edits that `asked` gives.
     """
     refuse_spread(model)
     made: list[Edit] = []
-    back: Back = []
+    undo_stack: UndoStack = []
     known: dict[str, Width] = {}
 
     def traced() -> dict[str, Width]:
@@ -71,12 +88,18 @@ def adapt(
         known.update({} if known or example is None else widths(trace(model, example)))
         return known
 
-    with all_or_nothing(back):
+    with all_or_nothing(undo_stack):
         while edits := asked(model, None if example is None else traced):
             # one at a time: an outer block that leaves takes inner ones with it
             edit = edits[0][0]
-            done = apply_(model, plan(model, known, [edit]), optimizers=optimizers, generator=generator, states=states)
-            back.append(partial(run_back, done._back))
+            done = apply_(
+                model,
+                plan(model, known, [edit]),
+                optimizers=optimizers,
+                generator=generator,
+                states=states,
+            )
+            undo_stack.append(partial(rollback, done._undo_stack))
             if isinstance(edit, (AddBlock, DropBlock)):
                 known.clear()
             made.append(edit)

@@ -1,8 +1,9 @@
 """Carry out a plan, all or nothing: `apply_(model, plan, optimizers) -> Applied`.
 
-A parameter keeps its identity (`p.data` is replaced, see `_setter`), so every optimizer, scheduler, hook and user reference
-that held it holds the live one, and every optimizer's state is cut by the same rows. Its version counter is raised, so that
-a backward through a graph from before the resize fails loudly.
+A parameter keeps its identity (`p.data` is replaced, see `_setter`), so every optimizer, scheduler,
+hook and user reference that held it holds the live one, and every optimizer's state is cut by the
+same rows. Its version counter is raised, so that a backward through a graph from before the resize
+fails loudly.
 """
 
 import math
@@ -22,10 +23,10 @@ from morphogen.edit.base import note_blocks, note_sizes
 from morphogen.edit.blocks import change_blocks, is_plain
 from morphogen.edit.edit import Edit
 from morphogen.edit.follow import followed, undeclared
-from morphogen.edit.inits.constant import STARTS, Starts, keeps_function, share_out
+from morphogen.edit.inits.constant import INITS, Inits, keeps_function, share_out
 from morphogen.edit.optim import (
     Handled,
-    checked_fresh,
+    checked_fraction,
     cut_gradients,
     cut_states,
     drop_states,
@@ -35,14 +36,14 @@ from morphogen.edit.optim import (
     whole,
 )
 from morphogen.edit.plan import NEW, Plan, Row, changes, plan, tensors_of
+from morphogen.edit.preserve_state import preserve_state
 from morphogen.edit.replicas import refuse_spread
 from morphogen.edit.shapes import shapes_of, stops
-from morphogen.edit.untouched import untouched
-from morphogen.edit.watch import Back, Put, PutState, all_or_nothing, run_back, seen
+from morphogen.edit.watch import Put, PutState, UndoStack, all_or_nothing, rollback, seen
 from morphogen.errors import NotExact, PlanError
 from morphogen.layers.dag.module import Dag, Moved
 from morphogen.record import Receipt
-from morphogen.tracing.modes import ALONE, evaluating, in_training, writes
+from morphogen.tracing.modes import ALONE, eval_mode, train_mode, writes
 from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import widths
 
@@ -52,11 +53,16 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.modules.conv._ConvNd: lambda m: _convolution(m),
     # batch and instance norms
     nn.modules.batchnorm._NormBase: lambda m: (
-        {} if m.running_mean is None and m.weight is None else {"num_features": len(_first(m.weight, m.running_mean))}
+        {}
+        if m.running_mean is None and m.weight is None
+        else {"num_features": len(_first(m.weight, m.running_mean))}
     ),
     nn.GroupNorm: lambda m: {} if m.weight is None else {"num_channels": len(m.weight)},
     nn.RMSNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
-    nn.RNNBase: lambda m: {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_hh_l0.shape[1]},
+    nn.RNNBase: lambda m: {
+        "input_size": m.weight_ih_l0.shape[1],
+        "hidden_size": m.weight_hh_l0.shape[1],
+    },
     nn.MultiheadAttention: lambda m: _attention(m),
     nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
     nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
@@ -71,26 +77,31 @@ BY_VALUE: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class Applied:
-    """A carried-out resize: the `receipt` says what happened, `undo()` takes it back, bit for bit, weights and state."""
+    """A carried-out resize: the `receipt` says what happened, `undo()` takes it back, bit for bit,
+    weights and state.
+    """
 
     receipt: Receipt
-    _back: Back
+    _undo_stack: UndoStack
     _changed: Callable[[], str]
 
     def undo(self) -> None:
-        """Restore weights, buffers, gradients and optimizer state of just before. Newest resize first; once only.
+        """Restore weights, buffers, gradients and optimizer state of just before. Newest resize
+        first; once only.
 
-        Raises `PlanError`, before anything changes, where a later resize still stands, or the model was trained or written to
-        since, `p.data = ...` included: old and new weights would be mixed, or what was written lost.
+        Raises `PlanError`, before anything changes, where a later resize still stands, or the model
+        was trained or written to since, `p.data = ...` included: old and new weights would be
+        mixed, or what was written lost.
         """
         with ALONE:
-            if not self._back:
+            if not self._undo_stack:
                 raise PlanError("undo: this resize was already undone")
             if what := self._changed():
                 raise PlanError(
-                    f"undo: the model was changed since this resize ({what}); undo at once, later resizes first, or Shrink"
+                    f"undo: the model was changed since this resize ({what}); undo at once, "
+                    f"later resizes first, or Shrink"
                 )
-            run_back(self._back)
+            rollback(self._undo_stack)
 
 
 def resize(
@@ -102,12 +113,14 @@ def resize(
     schedulers: Sequence[LRScheduler] = (),
     ema: Sequence[nn.Module] = (),
     generator: torch.Generator | None = None,
-    starts: Starts = STARTS,
-    fresh: float = 1.0,
+    inits: Inits = INITS,
+    new_state_fraction: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
     states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:
-    """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the errors."""
+    """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the
+    errors.
+    """
     refuse_spread(model)
     return apply_(
         model,
@@ -117,8 +130,8 @@ def resize(
         ema=ema,
         example=example,
         generator=generator,
-        starts=starts,
-        fresh=fresh,
+        inits=inits,
+        new_state_fraction=new_state_fraction,
         values=values,
         states=states,
     )
@@ -133,44 +146,61 @@ def apply_(
     ema: Sequence[nn.Module] = (),
     example: Tensor | tuple[Any, ...] | None = None,
     generator: torch.Generator | None = None,
-    starts: Starts = STARTS,
-    fresh: float = 1.0,
+    inits: Inits = INITS,
+    new_state_fraction: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
     states: Mapping[str, str] = BY_VALUE,
 ) -> Applied:
-    """Change `model`, its gradients and the state of all `optimizers` as `plan` says, or leave all as they were and raise.
+    """Change `model`, its gradients and the state of all `optimizers` as `plan` says, or leave all
+    as they were and raise.
 
-    example: where given, the model runs on it before and after (evaluation mode, no gradient): the receipt then states the
-    largest output change, and a model that no longer runs, or (`NotExact`) does not keep the function although the plan is one
-    that keeps it, is rolled back. generator: draws the values of new units.
-    schedulers: nothing of them changes, since parameters and groups stay; they are checked to drive one of `optimizers`.
-    ema: copies of the model (`AveragedModel` too) that are changed alike, their new units equal to the model's.
-    starts: how the values of new units start, by role, see `resize.start`. fresh: how their optimizer state starts, see
-    `optim.checked_fresh`. values: whole tensors of the plan, by name, as they should be afterwards instead, see
-    `resize.firefly`. states: what becomes of entries of an optimizer's state, by name: "parameter" (a copy of the weights: new
-    entries start as they do), "zero", "mean" or "drop", see `optim.handled`; without it known names and the values decide.
+    example: where given, the model runs on it before and after (evaluation mode, no gradient): the
+    receipt then states the largest output change, and a model that no longer runs, or (`NotExact`)
+    does not keep the function although the plan is one that keeps it, is rolled back. generator:
+    draws the values of new units. schedulers: nothing of them changes, since parameters and groups
+    stay; they are checked to drive one of `optimizers`. ema: copies of the model (`AveragedModel`
+    too) that are changed alike, their new units equal to the model's. inits: how the values of new
+    units start, by role, see `resize.start`. new_state_fraction: how their optimizer state inits,
+    see `optim.checked_fraction`. values: whole tensors of the plan, by name, as they should be
+    afterwards instead, see `resize.firefly`. states: what becomes of entries of an optimizer's
+    state, by name: "parameter" (a copy of the weights: new entries start as they do), "zero",
+    "mean" or "drop", see `optim.handled`; without it known names and the values decide.
     """
     refuse_spread(model)
     optimizers = whole(optimizers)
     for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
-            raise PlanError(f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in optimizers=[...]")
+            raise PlanError(
+                f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in "
+                f"optimizers=[...]"
+            )
     if values and ema:
         raise PlanError(
-            "values=: an average has old entries of its own, which whole tensors would replace; give no ema, and copy"
+            "values=: an average has old entries of its own, which whole tensors would replace; "
+            "give no ema, and copy"
         )
     handling = _handled(model, plan, optimizers, states)
     with ALONE:
         if example is not None:
             prove(model, plan, example)
-        back: Back = []
-        back.append(_redraw(generator))
-        with all_or_nothing(back):
+        undo_stack: UndoStack = []
+        undo_stack.append(_redraw(generator))
+        with all_or_nothing(undo_stack):
             receipt = _change(
-                model, plan, optimizers, handling, example, generator, starts, checked_fresh(fresh), values, ema, back
+                model,
+                plan,
+                optimizers,
+                handling,
+                example,
+                generator,
+                inits,
+                checked_fraction(new_state_fraction),
+                values,
+                ema,
+                undo_stack,
             )
-            done = applied(model, receipt, back)
-            del back[0]  # what was drawn stays drawn
+            done = applied(model, receipt, undo_stack)
+            del undo_stack[0]  # what was drawn stays drawn
         return done
 
 
@@ -182,29 +212,41 @@ def _redraw(generator: torch.Generator | None) -> Callable[[], Any]:
 
 
 def _change(
-    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], handling: Sequence[Handled],
-    example: Tensor | tuple[Any, ...] | None, generator: torch.Generator | None, starts: Starts, fresh: float,
-    values: Mapping[str, Tensor], ema: Sequence[nn.Module], back: Back,
-) -> Receipt:  # fmt: skip
-    """Carry out the plan; before anything changes, what takes it back is appended to `back`. See `apply_`."""
+    model: nn.Module,
+    plan: Plan,
+    optimizers: Sequence[Optimizer],
+    handling: Sequence[Handled],
+    example: Tensor | tuple[Any, ...] | None,
+    generator: torch.Generator | None,
+    inits: Inits,
+    new_state_fraction: float,
+    values: Mapping[str, Tensor],
+    ema: Sequence[nn.Module],
+    undo_stack: UndoStack,
+) -> Receipt:
+    """Carry out the plan; before anything changes, what takes it back is appended to `undo_stack`.
+    See `apply_`.
+    """
     redraw = _redraw(generator)
     before, parameters = probe(model, example), count_parameters(model)
     late: list[Callable[[], None]] = []
-    made, gradients, cut = _computed(model, plan, handling, generator, starts, fresh, values, late)
+    made, gradients, cut = _computed(
+        model, plan, handling, generator, inits, new_state_fraction, values, late
+    )
     # first in, last out: wirings go back once the tensors have
     dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
-    back += [partial(dag.rearrange, dag.layout, dag.sources, dag.starts) for dag, _ in dags]
+    undo_stack += [partial(dag.rearrange, dag.layout, dag.indices, dag.indptr) for dag, _ in dags]
     note_sizes(model, [tensor for tensor, _ in made], edited=bool(plan.edits))
     note_blocks(model, plan.blocks)
     try:
-        commit(made, cut, back)
+        commit(made, cut, undo_stack)
         for tensor, gradient in gradients:
             tensor.grad = gradient
         for dag, wiring in dags:
-            dag.rearrange(wiring.layout, wiring.sources, wiring.starts)
-        _regroup(model, plan, back)
-        _set_attributes(model, plan, back)
-        refresh_sizes(model, back)
+            dag.rearrange(wiring.layout, wiring.indices, wiring.indptr)
+        _regroup(model, plan, undo_stack)
+        _set_attributes(model, plan, undo_stack)
+        refresh_sizes(model, undo_stack)
         for (name, wiring), (dag, _) in zip(plan.wirings, dags, strict=True):
             if f"{name}.weight".removeprefix(".") not in values:
                 dag.start(wiring.first, generator)
@@ -212,50 +254,66 @@ def _change(
             settle()
         # after the sizes: to find what a new block adds to its input, the model is run
         for name, delta in plan.blocks:
-            change_blocks(model, name, delta, optimizers, generator, example, back)
+            change_blocks(model, name, delta, optimizers, generator, example, undo_stack)
         after = probe(model, example)
-        keeps = plan.keeps and keeps_function(starts) and not values
+        keeps = plan.keeps and keeps_function(inits) and not values
         change = change_of(before, after, plan if keeps else None)
         for copied in ema:
             redraw()  # the same draws give its new units the same values
             inner = copied.module if isinstance(copied, AveragedModel) else copied
             needed = example if any(is_plain(model, name) for name, _ in plan.blocks) else None
-            _change(inner, plan, (), (), needed, generator, starts, fresh, values, (), back)
+            _change(
+                inner,
+                plan,
+                (),
+                (),
+                needed,
+                generator,
+                inits,
+                new_state_fraction,
+                values,
+                (),
+                undo_stack,
+            )
     except NotExact:
         raise
     except Exception as error:
-        raise PlanError(f"the resized model does not run ({error}); nothing was changed. Plan: {plan}") from error
+        raise PlanError(
+            f"the resized model does not run ({error}); nothing was changed. Plan: {plan}"
+        ) from error
     edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
     return Receipt(edits, dict(plan.sizes), counts, change, keeps)
 
 
-def applied(model: nn.Module, receipt: Receipt, back: Back) -> Applied:
+def applied(model: nn.Module, receipt: Receipt, undo_stack: UndoStack) -> Applied:
     """What was done to the model as it is now, and what takes it back."""
-    changed = seen(tensors_of(model), back)
-    return Applied(receipt, back, lambda: changed(tensors_of(model)))
+    changed = seen(tensors_of(model), undo_stack)
+    return Applied(receipt, undo_stack, lambda: changed(tensors_of(model)))
 
 
 def prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
-    """Carry out the plan on shapes alone; nothing real changes. Raises `PlanError` where the resized model would not run, in
-    evaluation or in training mode.
+    """Carry out the plan on shapes alone; nothing real changes. Raises `PlanError` where the
+    resized model would not run, in evaluation or in training mode.
 
-    A model that shapes alone cannot run (a value is read in its forward pass) is left to a run on the example.
+    A model that shapes alone cannot run (a value is read in its forward pass) is left to a run on
+    the example.
     """
     try:
         bare = shapes_of(model)
     except Exception:
         return  # what cannot be copied is left to the run on the example as well
-    modes = [(evaluating, "")]
+    modes = [(eval_mode, "")]
     if stops(bare, example) is not None:
         return
-    if stops(bare, example, in_training) is None:
-        modes.append((in_training, " in training mode"))
-    _change(bare, plan, (), (), None, torch.Generator(), STARTS, 1.0, NOTHING, (), [])
+    if stops(bare, example, train_mode) is None:
+        modes.append((train_mode, " in training mode"))
+    _change(bare, plan, (), (), None, torch.Generator(), INITS, 1.0, NOTHING, (), [])
     for mode, text in modes:
         if error := stops(bare, example, mode):
             hint = undeclared(model, changes(plan.rows, plan.sizes, plan.covers, tensors_of(model)))
             raise PlanError(
-                f"the resized model would not run{text} ({error}); nothing was changed.{hint} Plan: {plan}"
+                f"the resized model would not run{text} ({error}); nothing was changed.{hint} "
+                f"Plan: {plan}"
             ) from error
 
 
@@ -269,12 +327,17 @@ def _computed(
     plan: Plan,
     handling: Sequence[Handled],
     generator: torch.Generator | None,
-    starts: Starts,
-    fresh: float,
+    inits: Inits,
+    new_state_fraction: float,
     given: Mapping[str, Tensor],
     late: list[Callable[[], None]],
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]], list[tuple[Optimizer, Tensor, dict[str, Any]]]]:
-    """New values of every touched tensor, new gradients, and new optimizer states; nothing is written yet.
+) -> tuple[
+    list[tuple[Tensor, Tensor]],
+    list[tuple[Tensor, Tensor]],
+    list[tuple[Optimizer, Tensor, dict[str, Any]]],
+]:
+    """New values of every touched tensor, new gradients, and new optimizer states; nothing is
+    written yet.
 
     What waits for the final values is appended to `late`.
     """
@@ -288,19 +351,25 @@ def _computed(
                 share_out(value, row.dim, row.index, generator)
             if len(new := (index == NEW).nonzero()[:, 0]):
                 new = new.to(value.device)
-                value.index_copy_(row.dim, new, starts[row.role](row, value, new, generator))
+                value.index_copy_(row.dim, new, inits[row.role](row, value, new, generator))
             if row is rows[-1] and row.tensor in given:
                 value = _checked(given[row.tensor].to(value), value.shape, row.tensor)
         values.append((tensor, laid_out_as(tensor, value)))
         cuts = [(row.dim, torch.tensor(row.index), row.tensor) for row in rows]
-        states += cut_states(handling, tensor, cuts, fresh, late)
+        states += cut_states(handling, tensor, cuts, new_state_fraction, late)
         gradients += cut_gradients(
-            tensor, [(dim, index, row.role.startswith("in")) for (dim, index, _), row in zip(cuts, rows, strict=True)]
+            tensor,
+            [
+                (dim, index, row.role.startswith("in"))
+                for (dim, index, _), row in zip(cuts, rows, strict=True)
+            ],
         )
     return values, gradients, states
 
 
-def _handled(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, str]) -> list[Handled]:
+def _handled(
+    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, str]
+) -> list[Handled]:
     tensors = tensors_of(model)
     touched = [(row.tensor, tensors[row.tensor]) for row in plan.rows]
     return handled(optimizers, touched, bool(plan.blocks), states)
@@ -308,12 +377,17 @@ def _handled(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], stat
 
 def _checked(given: Tensor, shape: torch.Size, name: str) -> Tensor:
     if given.shape != shape:
-        raise PlanError(f"values: '{name}' is {tuple(given.shape)} and would be {tuple(shape)} after this plan")
-    return given.clone(memory_format=torch.contiguous_format)  # strides of a search's own would decide which kernels run
+        raise PlanError(
+            f"values: '{name}' is {tuple(given.shape)} and would be {tuple(shape)} after this plan"
+        )
+    # strides of a search's own would decide which kernels run
+    return given.clone(memory_format=torch.contiguous_format)
 
 
 def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list[Row]]]:
-    """Rows grouped by the tensor they change; a tensor tied under two names must be changed alike by both."""
+    """Rows grouped by the tensor they change; a tensor tied under two names must be changed alike
+    by both.
+    """
     tensors = tensors_of(model)
     grouped: dict[int, tuple[Tensor, dict[int, Row]]] = {}
     for row in rows:
@@ -321,19 +395,23 @@ def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list
         _, by_dim = grouped.setdefault(id(tensor), (tensor, {}))
         other = by_dim.setdefault(row.dim, row)
         if other.index != row.index:
-            raise PlanError(f"{row} and {other} are one tensor, but the edits change them differently")
+            raise PlanError(
+                f"{row} and {other} are one tensor, but the edits change them differently"
+            )
     return [(tensor, list(by_dim.values())) for tensor, by_dim in grouped.values()]
 
 
 def commit(
-    values: Iterable[tuple[Tensor, Tensor]], states: Iterable[tuple[Optimizer, Tensor, dict[str, Any]]], back: Back
+    values: Iterable[tuple[Tensor, Tensor]],
+    states: Iterable[tuple[Optimizer, Tensor, dict[str, Any]]],
+    undo_stack: UndoStack,
 ) -> None:
-    """Write new values and states; what takes them back is appended to `back`."""
+    """Write new values and states; what takes them back is appended to `undo_stack`."""
     for tensor, value in values:
-        back.append(_setter(tensor, tensor.data, tensor.grad))
+        undo_stack.append(_setter(tensor, tensor.data, tensor.grad))
         _setter(tensor, value, None)()
     for optimizer, tensor, state in states:
-        back.append(PutState(optimizer, tensor, optimizer.state[tensor]))
+        undo_stack.append(PutState(optimizer, tensor, optimizer.state[tensor]))
         optimizer.state[tensor] = state
 
 
@@ -343,7 +421,12 @@ def _setter(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], N
 
 def kept_sizes(module: nn.Module) -> dict[str, Any]:
     """The sizes that a module keeps as attributes, as its tensors say they should be."""
-    return {k: v for kind, sizes in _SIZES.items() if isinstance(module, kind) for k, v in sizes(module).items()}
+    return {
+        k: v
+        for kind, sizes in _SIZES.items()
+        if isinstance(module, kind)
+        for k, v in sizes(module).items()
+    }
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -357,17 +440,19 @@ def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: sizes for name, sizes in found.items() if sizes}
 
 
-def refresh_sizes(model: nn.Module, back: Back) -> None:
-    """Set them; what takes it back is appended to `back`."""
+def refresh_sizes(model: nn.Module, undo_stack: UndoStack) -> None:
+    """Set them; what takes it back is appended to `undo_stack`."""
     for module in model.modules():
         for attribute, value in kept_sizes(module).items():
             if (old := getattr(module, attribute)) != value:
-                back.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
+                undo_stack.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
                 setattr(module, attribute, value)
 
 
 def put(tensor: Tensor, value: Tensor) -> None:
-    """Give a parameter or buffer other data, of any shape, in its own memory format; every holder holds the live one."""
+    """Give a parameter or buffer other data, of any shape, in its own memory format; every holder
+    holds the live one.
+    """
     _setter(tensor, laid_out_as(tensor, value), None)()
 
 
@@ -378,12 +463,12 @@ def _convolution(m: Any) -> dict[str, Any]:
     return {"out_channels": makes, "in_channels": reads * m.groups}
 
 
-def _regroup(model: nn.Module, plan: Plan, back: Back) -> None:
+def _regroup(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
     """A depthwise convolution has a group for every channel."""
     for row in plan.rows:
         module = model.get_submodule(row.tensor.rpartition(".")[0])
         if row.role == "own" and isinstance(module, nn.modules.conv._ConvNd):
-            back.append(partial(setattr, module, "groups", module.groups))
+            undo_stack.append(partial(setattr, module, "groups", module.groups))
             module.groups = len(row.index) * module.groups // module.out_channels
 
 
@@ -392,10 +477,17 @@ def _wired_as(model: nn.Module, name: str, wiring: Moved) -> Dag:
     found = model.get_submodule(name)
     assert isinstance(found, Dag)
     layout, *wires = wiring.before
-    for live, planned in zip((found.sources, found.starts), wires, strict=True):
+    for live, planned in zip((found.indices, found.indptr), wires, strict=True):
         alike = (live is None) == (planned is None)
-        if found.layout != layout or not alike or (live is not None and planned is not None and not _same(live, planned)):
-            raise PlanError(f"'{name}' was wired otherwise when this was planned; plan again, and wire averages alike")
+        if (
+            found.layout != layout
+            or not alike
+            or (live is not None and planned is not None and not _same(live, planned))
+        ):
+            raise PlanError(
+                f"'{name}' was wired otherwise when this was planned; plan again, and wire "
+                f"averages alike"
+            )
     return found
 
 
@@ -403,17 +495,24 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
 
 
-def _set_attributes(model: nn.Module, plan: Plan, back: Back) -> None:
+def _set_attributes(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
     for name, attribute, value in plan.attributes:
         module = model.get_submodule(name)
-        back.append(partial(setattr, module, attribute, getattr(module, attribute)))
+        undo_stack.append(partial(setattr, module, attribute, getattr(module, attribute)))
         setattr(module, attribute, value)
 
 
 def _attention(m: nn.MultiheadAttention) -> dict[str, Any]:
     size = m.out_proj.weight.shape[0]
-    key, value = (m.k_proj_weight, m.v_proj_weight) if m.in_proj_weight is None else (m.in_proj_weight,) * 2
-    return {"embed_dim": size, "head_dim": size // m.num_heads, "kdim": key.shape[1], "vdim": value.shape[1]}
+    key, value = (
+        (m.k_proj_weight, m.v_proj_weight) if m.in_proj_weight is None else (m.in_proj_weight,) * 2
+    )
+    return {
+        "embed_dim": size,
+        "head_dim": size // m.num_heads,
+        "kdim": key.shape[1],
+        "vdim": value.shape[1],
+    }
 
 
 def _first(*tensors: Tensor | None) -> Tensor:
@@ -425,20 +524,28 @@ def probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
     if example is None:
         return None
     # a model that draws random numbers draws the same ones before and after
-    with evaluating(model), untouched(model), torch.no_grad():
+    with eval_mode(model), preserve_state(model), torch.no_grad():
         return model(*(example if isinstance(example, tuple) else (example,)))
 
 
-_ROUNDING = 1e4  # units of rounding at the largest output: sums in another order, through many layers
+# units of rounding at the largest output: sums in another order, through many layers
+_ROUNDING = 1e4
 
 
 def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
-    """Largest difference of the outputs. Raises `NotExact` where `keeping`, a plan, promised none but rounding."""
+    """Largest difference of the outputs. Raises `NotExact` where `keeping`, a plan, promised none
+    but rounding.
+    """
     if before is None:
         return None
     largest = 0.0
     for a, b in zip(tree_leaves(before), tree_leaves(after), strict=True):
-        if not isinstance(a, Tensor) or not a.is_floating_point() or not a.numel() or a.shape != b.shape:
+        if (
+            not isinstance(a, Tensor)
+            or not a.is_floating_point()
+            or not a.numel()
+            or a.shape != b.shape
+        ):
             continue
         # equal infinities differ by 0; what became NaN differs by NaN, which no bound allows
         change = float(torch.where(a == b, 0.0, (a - b).abs()).max())
@@ -446,7 +553,9 @@ def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
         scale = max(1.0, float(torch.nan_to_num(a, posinf=0.0, neginf=0.0).abs().max()))
         if keeping and not change <= (allowed := _ROUNDING * torch.finfo(a.dtype).eps * scale):
             raise NotExact(
-                f"this plan should keep the function, but the output moved by {change:.2g} (allowed {allowed:.2g}); nothing "
-                f"was changed. Some operation feels units in a way that the trace does not show. Plan: {keeping}"
+                f"this plan should keep the function, but the output moved by {change:.2g} "
+                f"(allowed {allowed:.2g}); nothing "
+                f"was changed. Some operation feels units in a way that the trace does not show. "
+                f"Plan: {keeping}"
             )
     return largest

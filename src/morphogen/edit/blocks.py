@@ -1,8 +1,9 @@
-"""Blocks join and leave at the end of a stack: of a `LearnedDepth`, or of the `nn.Sequential` or `nn.ModuleList` of a model.
+"""Blocks join and leave at the end of a stack: of a `LearnedDepth`, or of the `nn.Sequential` or
+`nn.ModuleList` of a model.
 
-A new block leaves the function as it is. In a `LearnedDepth` it is what `block(i)` builds, and its gate is closed. In a plain
-stack it is a copy of the last block, fresh wherever a part knows how to reset itself, and the last layer of each of its
-residual branches starts at zero: x + f(x) = x.
+A new block leaves the function as it is. In a `LearnedDepth` it is what `block(i)` builds, and its
+gate is closed. In a plain stack it is a copy of the last block, fresh wherever a part knows how to
+reset itself, and the last layer of each of its residual branches starts at zero: x + f(x) = x.
 """
 
 import copy
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.edit.numbers import number, recount
-from morphogen.edit.untouched import untouched
-from morphogen.edit.watch import Back
+from morphogen.edit.preserve_state import preserve_state
+from morphogen.edit.watch import UndoStack
 from morphogen.errors import PlanError
 from morphogen.layers.stack import BlockStack, reinitialised
-from morphogen.tracing.modes import evaluating, in_training, random_kept
+from morphogen.tracing.modes import eval_mode, random_kept, train_mode
 from morphogen.tracing.residual import closing
 from morphogen.tracing.trace import trace
 
@@ -46,10 +47,16 @@ def is_plain(model: nn.Module, name: str) -> bool:
 
 
 def new_block(model: nn.Module, name: str) -> nn.Module:
-    """A fresh block for the end of the stack, at the width that its blocks have now, numbered as they are."""
+    """A fresh block for the end of the stack, at the width that its blocks have now, numbered as
+    they are.
+    """
     module = model.get_submodule(name)
     blocks = stacks(model)[name]
-    block = module.new_block() if isinstance(module, BlockStack) else reinitialised(copy.deepcopy(blocks[-1]))
+    block = (
+        module.new_block()
+        if isinstance(module, BlockStack)
+        else reinitialised(copy.deepcopy(blocks[-1]))
+    )
     return number(block, list(blocks), model, name)
 
 
@@ -60,17 +67,20 @@ def change_blocks(
     optimizers: Sequence[Optimizer],
     generator: torch.Generator | None,
     example: Tensor | tuple[Any, ...] | None,
-    back: Back,
+    undo_stack: UndoStack,
 ) -> None:
-    """One more block at the end of a stack, or one fewer; what takes it back is appended to `back`."""
+    """One more block at the end of a stack, or one fewer; what takes it back is appended to
+    `undo_stack`.
+    """
     blocks = stacks(model)[name]
     for optimizer in optimizers:
-        keep_groups(optimizer, back)
+        keep_groups(optimizer, undo_stack)
     if delta < 0:
-        recount(model, name, len(blocks), delta, back)
-        back.append(_putter(blocks._modules))
+        recount(model, name, len(blocks), delta, undo_stack)
+        undo_stack.append(_putter(blocks._modules))
         _, last = detach(blocks)
-        live = {id(p) for p in model.parameters()}  # what the block shared with others stays trained
+        # what the block shared with others stays trained
+        live = {id(p) for p in model.parameters()}
         for parameter in last.parameters():
             for optimizer in optimizers:
                 if id(parameter) not in live:
@@ -79,9 +89,10 @@ def change_blocks(
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with random_kept(seed):
         block = new_block(model, name)
-    held = {id(p) for p in model.parameters()}  # what the block shares with others is trained already
-    recount(model, name, len(blocks), delta, back)
-    back.append(_putter(blocks._modules))
+    # what the block shares with others is trained already
+    held = {id(p) for p in model.parameters()}
+    recount(model, name, len(blocks), delta, undo_stack)
+    undo_stack.append(_putter(blocks._modules))
     key = attach(blocks, block)
     if is_plain(model, name):
         _close(model, name, key, example)
@@ -91,8 +102,12 @@ def change_blocks(
 
 
 def attach(blocks: Stack, block: nn.Module) -> str:
-    """Put a block at the end, under the first free number from the stack's length on; other names stay. Returns its name."""
-    key = next(str(number) for number in itertools.count(len(blocks)) if str(number) not in blocks._modules)
+    """Put a block at the end, under the first free number from the stack's length on; other names
+    stay. Returns its name.
+    """
+    key = next(
+        str(number) for number in itertools.count(len(blocks)) if str(number) not in blocks._modules
+    )
     blocks._modules[key] = block
     return key
 
@@ -116,8 +131,9 @@ def _putter(live: dict[Any, Any]) -> Callable[[], None]:
 
 
 def _pairs(blocks: Stack, block: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """(an older parameter, one of the new block that is to be trained like it): of the last block of the same make, or else
-    any of as many dimensions."""
+    """(an older parameter, one of the new block that is to be trained like it): of the last block
+    of the same make, or else any of as many dimensions.
+    """
     names = [name for name, _ in block.named_parameters()]
     older = list(blocks)[:-1]
     for other in reversed(older):
@@ -136,16 +152,25 @@ def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, .
     if any(p.is_meta for p in block.parameters()):
         return  # a proof on shapes alone
     if example is None:
-        raise PlanError(f"AddBlock('{name}'): give example=..., to find what the new block adds to its input")
+        raise PlanError(
+            f"AddBlock('{name}'): give example=..., to find what the new block adds to its input"
+        )
     tensors = dict(model.named_parameters())
     graph = trace(model, example, training=False)
-    found = [tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors]
+    found = [
+        tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors
+    ]
     for tensor in found:
         tensors[tensor].detach().zero_()
-    if not (_is_identity(model, block, example, evaluating) and _is_identity(model, block, example, in_training)):
+    if not (
+        _is_identity(model, block, example, eval_mode)
+        and _is_identity(model, block, example, train_mode)
+    ):
         raise PlanError(
-            f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a norm after the sum is one "
-            "reason), or the forward pass does not run the new one, so it could not keep the function; put a LearnedDepth there"
+            f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a "
+            f"norm after the sum is one "
+            "reason), or the forward pass does not run the new one, so it could not keep the "
+            "function; put a LearnedDepth there"
         )
 
 
@@ -155,8 +180,9 @@ def _is_identity(
     example: Tensor | tuple[Any, ...],
     mode: Callable[[nn.Module], AbstractContextManager[None]],
 ) -> bool:
-    """Whether `block`, where `model` runs it on `example`, gives exactly what it gets. Training mode may leave it out, or not
-    run on the example at all."""
+    """Whether `block`, where `model` runs it on `example`, gives exactly what it gets. Training
+    mode may leave it out, or not run on the example at all.
+    """
     seen: list[bool] = []
 
     def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -164,23 +190,27 @@ def _is_identity(
         seen.append(bool(inputs) and isinstance(first, Tensor) and torch.equal(inputs[0], first))
 
     # the input may be changed in place (out += x), so it is looked at as a copy
-    before = block.register_forward_pre_hook(lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs))
+    before = block.register_forward_pre_hook(
+        lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs)
+    )
     after = block.register_forward_hook(look)
     try:
-        with mode(model), untouched(model), torch.no_grad():
+        with mode(model), preserve_state(model), torch.no_grad():
             model(*(example if isinstance(example, tuple) else (example,)))
     except Exception:
-        if mode is evaluating:
+        if mode is eval_mode:
             raise
         return all(seen)
     finally:
         before.remove()
         after.remove()
-    return all(seen) and (bool(seen) or mode is not evaluating)
+    return all(seen) and (bool(seen) or mode is not eval_mode)
 
 
-def keep_groups(optimizer: Optimizer, back: Back) -> None:
-    """What gives the optimizer the parameters, in their groups, and the state that it has now is appended to `back`."""
+def keep_groups(optimizer: Optimizer, undo_stack: UndoStack) -> None:
+    """What gives the optimizer the parameters, in their groups, and the state that it has now is
+    appended to `undo_stack`.
+    """
     groups = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
     state = dict(optimizer.state)
 
@@ -190,18 +220,18 @@ def keep_groups(optimizer: Optimizer, back: Back) -> None:
         optimizer.state.clear()
         optimizer.state.update(state)
 
-    back.append(put)
+    undo_stack.append(put)
 
 
-def release(optimizer: Optimizer, parameter: Tensor, back: Back) -> None:
+def release(optimizer: Optimizer, parameter: Tensor, undo_stack: UndoStack) -> None:
     """The optimizer forgets a parameter."""
-    keep_groups(optimizer, back)
+    keep_groups(optimizer, undo_stack)
     _forget(optimizer, parameter)
 
 
-def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, back: Back) -> None:
+def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, undo_stack: UndoStack) -> None:
     """The optimizer trains `parameter` in the group that holds `like`."""
-    keep_groups(optimizer, back)
+    keep_groups(optimizer, undo_stack)
     _join(optimizer, like, parameter)
 
 

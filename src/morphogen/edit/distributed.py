@@ -1,4 +1,6 @@
-"""Resize under DistributedDataParallel: the same plan on every rank, or on none: `resize_distributed(ddp, edits, ...)`."""
+"""Resize under DistributedDataParallel: the same plan on every rank, or on none:
+`resize_distributed(ddp, edits, ...)`.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,22 +17,27 @@ from torch.optim import Optimizer
 from morphogen.edit.apply import Applied, resize
 from morphogen.edit.edit import Edit, edit_to_dict
 from morphogen.edit.replicas import RESIZING
-from morphogen.edit.watch import all_or_nothing, bits_of, run_back
+from morphogen.edit.watch import all_or_nothing, bits_of, rollback
 from morphogen.errors import PlanError, Unsupported
 
-# How a wrapper's arguments are read back from it. What this table does not know, and the wrapper does not show, is refused.
+# How a wrapper's arguments are read back from it. What this table does not know, and the wrapper
+# does not show, is refused.
 ARGUMENTS: Mapping[str, Callable[[Any], Any]] = {
     "module": lambda ddp: ddp.module,
     "device_ids": lambda ddp: ddp.device_ids,
     "output_device": lambda ddp: ddp.output_device,
     "dim": lambda ddp: ddp.dim,
     # by name where there is no newer one: that alone would write to the buffers
-    "broadcast_buffers": lambda ddp: None if hasattr(ddp, "forward_sync_buffers") else ddp.broadcast_buffers,
+    "broadcast_buffers": lambda ddp: (
+        None if hasattr(ddp, "forward_sync_buffers") else ddp.broadcast_buffers
+    ),
     "forward_sync_buffers": lambda ddp: ddp.forward_sync_buffers,
     "init_sync": lambda ddp: False,  # the replicas are compared instead, and nothing is written
     "process_group": lambda ddp: None if hasattr(ddp, "device_mesh") else ddp.process_group,
     "device_mesh": lambda ddp: getattr(ddp, "device_mesh", None),
-    "bucket_cap_mb": lambda ddp: None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / 2**20,
+    "bucket_cap_mb": lambda ddp: (
+        None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / 2**20
+    ),
     "bucket_cap_mb_list": lambda ddp: [cap / 2**20 for cap in ddp.bucket_bytes_cap_list] or None,
     "find_unused_parameters": lambda ddp: ddp.find_unused_parameters,
     "check_reduction": lambda ddp: False,  # PyTorch does nothing with it
@@ -38,7 +45,9 @@ ARGUMENTS: Mapping[str, Callable[[Any], Any]] = {
     "static_graph": lambda ddp: ddp.static_graph,
     "skip_all_reduce_unused_params": lambda ddp: ddp.skip_all_reduce_unused_params,
     "batched_grad_copy": lambda ddp: ddp.batched_grad_copy,
-    "delay_all_reduce_named_params": lambda ddp: _unset(ddp._delay_all_reduce_params or None, "delay_all_reduce_named_params"),
+    "delay_all_reduce_named_params": lambda ddp: _unset(
+        ddp._delay_all_reduce_params or None, "delay_all_reduce_named_params"
+    ),
     "param_to_hook_all_reduce": lambda ddp: None,  # goes with the one above
     "mixed_precision": lambda ddp: _unset(ddp.mixed_precision, "mixed_precision"),
 }
@@ -48,13 +57,15 @@ _BUILT_IN = "BuiltinCommHookType."
 def resize_distributed(
     ddp: DistributedDataParallel, edits: Iterable[Edit], *, seed: int = 0, **arguments: Any
 ) -> tuple[DistributedDataParallel, Applied]:
-    """Resize on all ranks alike, and let the wrapper reduce the gradients of the new sizes. The wrapper, returned again, stays
-    the one that it was, with its arguments, hooks and communication hooks (PowerSGD begins anew, its memory has old shapes).
+    """Resize on all ranks alike, and let the wrapper reduce the gradients of the new sizes. The
+    wrapper, returned again, stays the one that it was, with its arguments, hooks and communication
+    hooks (PowerSGD begins anew, its memory has old shapes).
 
-    Every rank calls it with equal edits, and so `undo()` of what is returned. seed: of the new units' values, rank 0's
-    counts, so all ranks draw the same. arguments: those of `resize`, such as `example` and `optimizers`. Raises `PlanError` on
-    every rank, with nothing changed on any, where edits or arguments differ between ranks, one of them cannot carry them
-    out, or the replicas differ afterwards; `Unsupported` for a wrapper that cannot be set up again.
+    Every rank calls it with equal edits, and so `undo()` of what is returned. seed: of the new
+    units' values, rank 0's counts, so all ranks draw the same. arguments: those of `resize`, such
+    as `example` and `optimizers`. Raises `PlanError` on every rank, with nothing changed on any,
+    where edits or arguments differ between ranks, one of them cannot carry them out, or the
+    replicas differ afterwards; `Unsupported` for a wrapper that cannot be set up again.
     """
     edits, group = tuple(edits), ddp.process_group
     options = _arguments(ddp)
@@ -62,7 +73,8 @@ def resize_distributed(
     for rank, other in enumerate(said):
         if odd := [what for what in said[0] if other[what] != said[0][what]]:
             raise PlanError(
-                f"resize_distributed: ranks ask for different {odd[0]}: rank 0 {said[0][odd[0]]}, rank {rank} {other[odd[0]]}; "
+                f"resize_distributed: ranks ask for different {odd[0]}: rank 0 "
+                f"{said[0][odd[0]]}, rank {rank} {other[odd[0]]}; "
                 "draw them from one seed, or let rank 0 decide and send them to all"
             )
     generator = torch.Generator().manual_seed(_gathered(seed, group)[0])
@@ -80,30 +92,42 @@ def resize_distributed(
     odd_name = "" if faults else _apart(ddp, arguments.get("optimizers", ()), group)
     if faults or odd_name:
         if applied is not None:
-            run_back(applied._back)
-        _wrap(ddp, options)  # tensors that went and came back have left the old reducer, which would not reduce them any more
+            rollback(applied._undo_stack)
+        # tensors that went and came back have left the old reducer, which would not reduce them any
+        # more
+        _wrap(ddp, options)
         if interruption is not None:
             raise interruption
         rank = min(faults, default=0)
-        why = f"rank {rank} says: {faults[rank]}" if faults else f"'{odd_name}' is not the same on all ranks"
+        why = (
+            f"rank {rank} says: {faults[rank]}"
+            if faults
+            else f"'{odd_name}' is not the same on all ranks"
+        )
         raise PlanError(f"resize_distributed: nothing was changed on any rank; {why}")
     assert applied is not None
-    applied._back.insert(0, partial(_wrap, ddp, options))  # the last that is taken back
-    with all_or_nothing(applied._back):
+    applied._undo_stack.insert(0, partial(_wrap, ddp, options))  # the last that is taken back
+    with all_or_nothing(applied._undo_stack):
         _wrap(ddp, options)
     return ddp, replace(applied, _changed=partial(_changed_anywhere, applied._changed, group))
 
 
 def _said(edits: Sequence[Edit], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """All that must be the same on every rank, as plain values."""
-    starts = arguments.get("starts") or {}
+    inits = arguments.get("starts") or {}
     return {
         "edits": [edit_to_dict(edit) for edit in edits],
         "arguments": sorted(arguments),
         "fresh": repr(arguments.get("fresh")),
-        "starts": {role: getattr(start, "__qualname__", type(start).__name__) for role, start in starts.items()},
-        "values": {name: int(bits_of(value)) for name, value in (arguments.get("values") or {}).items()},
-        "numbers of optimizers and averages": [len(arguments.get(name, ())) for name in ("optimizers", "ema")],
+        "starts": {
+            role: getattr(init, "__qualname__", type(init).__name__) for role, init in inits.items()
+        },
+        "values": {
+            name: int(bits_of(value)) for name, value in (arguments.get("values") or {}).items()
+        },
+        "numbers of optimizers and averages": [
+            len(arguments.get(name, ())) for name in ("optimizers", "ema")
+        ],
     }
 
 
@@ -116,14 +140,23 @@ def _apart(ddp: DistributedDataParallel, optimizers: Sequence[Optimizer], group:
         held[name] = parameter
         for number, optimizer in enumerate(optimizers):
             state = optimizer.state.get(parameter, {})
-            held |= {f"{name} ({key} of optimizer {number})": v for key, v in state.items() if isinstance(v, Tensor)}
-    numbers = torch.stack([bits_of(tensor).cpu() for tensor in held.values()]).tolist() if held else []
+            held |= {
+                f"{name} ({key} of optimizer {number})": v
+                for key, v in state.items()
+                if isinstance(v, Tensor)
+            }
+    numbers = (
+        torch.stack([bits_of(tensor).cpu() for tensor in held.values()]).tolist() if held else []
+    )
     shapes = [tuple(tensor.shape) for tensor in held.values()]
     mine = dict(zip(held, zip(numbers, shapes, strict=True), strict=True))
     everyone = _gathered(mine, group)
     names = dict.fromkeys(name for other in everyone for name in other)
     # an optimizer may keep only its rank's part of the state
-    return next((name for name in names if len({other[name] for other in everyone if name in other}) > 1), "")
+    return next(
+        (name for name in names if len({other[name] for other in everyone if name in other}) > 1),
+        "",
+    )
 
 
 def _changed_anywhere(changed: Callable[[], str], group: Any) -> str:
@@ -138,7 +171,8 @@ def _arguments(ddp: DistributedDataParallel) -> dict[str, Any]:
     for name in list(inspect.signature(DistributedDataParallel.__init__).parameters)[1:]:
         if name not in ARGUMENTS and not hasattr(ddp, name):
             raise Unsupported(
-                f"resize_distributed: this PyTorch's DistributedDataParallel takes '{name}', which cannot be read back from it"
+                f"resize_distributed: this PyTorch's DistributedDataParallel takes '{name}', "
+                f"which cannot be read back from it"
             )
         found[name] = ARGUMENTS[name](ddp) if name in ARGUMENTS else getattr(ddp, name)
     return found
@@ -147,7 +181,8 @@ def _arguments(ddp: DistributedDataParallel) -> dict[str, Any]:
 def _unset(value: Any, name: str) -> None:
     if value is not None:
         raise Unsupported(
-            f"resize_distributed: a wrapper with {name} keeps tensors and hooks of the old sizes; build it without "
+            f"resize_distributed: a wrapper with {name} keeps tensors and hooks of the old "
+            f"sizes; build it without "
             "(torch.autocast gives mixed precision)"
         )
 

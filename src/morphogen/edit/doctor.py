@@ -1,7 +1,8 @@
-"""What is wrong between a model and its optimizers: `doctor(model, optimizer) -> list of sentences`, [] where nothing is.
+"""What is wrong between a model and its optimizers: `doctor(model, optimizer) -> list of
+sentences`, [] where nothing is.
 
-Every fault it knows trains without an error: an optimizer that holds parameters from before a resize steps them, and the
-network stands still.
+Every fault it knows trains without an error: an optimizer that holds parameters from before a
+resize steps them, and the network stands still.
 """
 
 from collections import Counter
@@ -18,28 +19,48 @@ from morphogen.edit.optim import at_home, whole
 def doctor(model: nn.Module, *optimizers: Optimizer) -> list[str]:
     """Every fault in words, with what to do; [] for a model that is ready to train.
 
-    Looks for parameters that the optimizers hold and the model does not, or the other way round, or that are held twice;
-    state and gradients of another shape; state of parameters that are no longer trained; sizes that a module keeps beside
-    its tensors and that disagree with them; values that are not finite.
+    Looks for parameters that the optimizers hold and the model does not, or the other way round, or
+    that are held twice; state and gradients of another shape; state of parameters that are no
+    longer trained; sizes that a module keeps beside its tensors and that disagree with them; values
+    that are not finite.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    return [*_parameters(model, names, optimizers), *_states(names, whole(optimizers)), *_modules(model), *_values(model)]
+    return [
+        *_parameters(model, names, optimizers),
+        *_states(names, whole(optimizers)),
+        *_modules(model),
+        *_values(model),
+    ]
 
 
-def _parameters(model: nn.Module, names: dict[int, str], optimizers: tuple[Optimizer, ...]) -> Iterator[str]:
+def _parameters(
+    model: nn.Module, names: dict[int, str], optimizers: tuple[Optimizer, ...]
+) -> Iterator[str]:
     groups = {id(group): group for optimizer in optimizers for group in optimizer.param_groups}
     every = [p for group in groups.values() for p in group["params"]]
     held, dead = Counter(map(id, every)), [p for p in every if id(p) not in names]
     if dead:
         shapes = ", ".join(str(tuple(p.shape)) for p in dead)
-        yield f"the optimizer holds {len(dead)} parameters that are not the model's (shapes {shapes}): it trains nothing there"
+        yield (
+            f"the optimizer holds {len(dead)} parameters that are not the model's "
+            f"(shapes {shapes}): it trains nothing there"
+        )
     for name, p in model.named_parameters():
         if optimizers and p.requires_grad and not held[id(p)]:
-            yield f"'{name}' is held by no optimizer: it will not be trained; add it to a parameter group or freeze it"
+            yield (
+                f"'{name}' is held by no optimizer: it will not be trained; "
+                "add it to a parameter group or freeze it"
+            )
         if held[id(p)] > 1:
-            yield f"'{name}' is held {held[id(p)]} times: every step counts so often; leave it in one parameter group"
+            yield (
+                f"'{name}' is held {held[id(p)]} times: every step counts so often; "
+                "leave it in one parameter group"
+            )
         if p.grad is not None and p.grad.shape != p.shape:
-            yield f"the gradient of '{name}' has shape {tuple(p.grad.shape)} beside {tuple(p.shape)}; set it to None"
+            yield (
+                f"the gradient of '{name}' has shape {tuple(p.grad.shape)} beside "
+                f"{tuple(p.shape)}; set it to None"
+            )
 
 
 def _states(names: dict[int, str], optimizers: tuple[Optimizer, ...]) -> Iterator[str]:
@@ -52,14 +73,20 @@ def _states(names: dict[int, str], optimizers: tuple[Optimizer, ...]) -> Iterato
                 continue
             for key, value in state.items():
                 if isinstance(value, Tensor) and not at_home(key, value, p, optimizer):
-                    yield f"state '{key}' of '{name}' has shape {tuple(value.shape)} beside {tuple(p.shape)}; resize both"
+                    yield (
+                        f"state '{key}' of '{name}' has shape {tuple(value.shape)} beside "
+                        f"{tuple(p.shape)}; resize both"
+                    )
 
 
 def _modules(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         for attribute, value in kept_sizes(module).items():
             if (old := getattr(module, attribute)) != value:
-                yield f"'{name}'.{attribute} is {old}, its tensors say {value}: they were replaced by hand; set it as well"
+                yield (
+                    f"'{name}'.{attribute} is {old}, its tensors say {value}: "
+                    "they were replaced by hand; set it as well"
+                )
 
 
 def _values(model: nn.Module) -> Iterator[str]:

@@ -36,9 +36,11 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Split:
-    """Units `of` (indices, one twice for two twins) of a width get a twin each, at its end; the function stays as it is.
+    """Units `of` (indices, one twice for two twins) of a width get a twin each, at its end; the
+    function stays as it is.
 
-    A twin computes what its unit does, and their outgoing weights are shared out between them (Net2Net, duplicate and halve).
+    A twin computes what its unit does, and their outgoing weights are shared out between them
+    (Net2Net, duplicate and halve).
     """
 
     width: str
@@ -54,12 +56,14 @@ class Split:
 
 @dataclass(frozen=True)
 class AddBlock:
-    """One more block at the end of `module`: a `LearnedDepth`, or an `nn.Sequential` or `nn.ModuleList` of residual blocks.
+    """One more block at the end of `module`: a `LearnedDepth`, or an `nn.Sequential` or
+    `nn.ModuleList` of residual blocks.
 
-    The function stays as it is: the gate is closed, or the last layer of each of its branches is zero, so that it is the
-    identity. A block of a plain stack is a copy of the last one, as freshly initialised as its parts know how to. Attributes
-    that number the blocks (`layer_idx`) give it the next number, and those that count them (`num_hidden_layers` of the module
-    that holds the stack, or of its `config`) go along.
+    The function stays as it is: the gate is closed, or the last layer of each of its branches is
+    zero, so that it is the identity. A block of a plain stack is a copy of the last one, as freshly
+    initialised as its parts know how to. Attributes that number the blocks (`layer_idx`) give it
+    the next number, and those that count them (`num_hidden_layers` of the module that holds the
+    stack, or of its `config`) go along.
     """
 
     module: str
@@ -79,7 +83,9 @@ class DropBlock:
 
 
 Edit = Grow | Shrink | Split | AddBlock | DropBlock
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Grow, Shrink, Split, AddBlock, DropBlock)}
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Grow, Shrink, Split, AddBlock, DropBlock)
+}
 
 
 def edit_to_dict(edit: Edit) -> dict[str, Any]:
@@ -88,7 +94,9 @@ def edit_to_dict(edit: Edit) -> dict[str, Any]:
 
 
 def edit_from_dict(value: dict[str, Any]) -> Edit:
-    """The edit that `edit_to_dict` wrote. Raises `PlanError` on an unknown kind and on values that it cannot have."""
+    """The edit that `edit_to_dict` wrote. Raises `PlanError` on an unknown kind and on values that
+    it cannot have.
+    """
     if not isinstance(value, dict):
         raise PlanError(f"ledger: an edit is a dictionary, not {value!r}")
     wanted = value.get("edit")

@@ -1,4 +1,6 @@
-"""The list of all edits a model went through; replayed on a fresh base model it gives the same structure."""
+"""The list of all edits a model went through; replayed on a fresh base model it gives the same
+structure.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,11 +24,12 @@ def replay(
     example: Tensor | tuple[Any, ...],
     optimizers: Sequence[Optimizer] = (),
 ) -> nn.Module:
-    """Change `model` in place as the ledger says and return it. Structure only: fill the tensors afterwards.
+    """Change `model` in place as the ledger says and return it. Structure only: fill the tensors
+    afterwards.
 
-    All or nothing: where an edit cannot be carried out, those before it are taken back. optimizers: hold the parameters in the
-    same order as they did when the ledger was written. Raises `PlanError` for what is no edit; JSON goes through
-    `ledger_from_json` first.
+    All or nothing: where an edit cannot be carried out, those before it are taken back. optimizers:
+    hold the parameters in the same order as they did when the ledger was written. Raises
+    `PlanError` for what is no edit; JSON goes through `ledger_from_json` first.
     """
     ledger = tuple(ledger)
     for edit in ledger:
@@ -38,7 +41,9 @@ def replay(
         for edit in ledger:
             blocks = isinstance(edit, (AddBlock, DropBlock))
             planned = plan(model, found, [edit])
-            done.append(apply_(model, planned, optimizers=optimizers, example=example if blocks else None))
+            done.append(
+                apply_(model, planned, optimizers=optimizers, example=example if blocks else None)
+            )
             if blocks:
                 found = widths(trace(model, example))
     except BaseException:

@@ -16,24 +16,30 @@ from morphogen.errors import PlanError, Unsupported
 
 WAYS = {
     "zero": "new entries are zero, as in a momentum that has seen nothing",
-    "mean": "new entries are the mean of the kept ones, times `fresh`: a scale, which divides or is the step itself",
+    "mean": "new entries are the mean of the kept ones, times `new_state_fraction`: a scale, "
+    "which divides or is the step itself",
     "parameter": "new entries are the parameter's own: a copy or an average of the weights",
-    "drop": "the whole state of the parameter is dropped, and starts anew as in a newly built optimizer",
+    "drop": "the whole state of the parameter is dropped, and starts anew as in a newly built "
+    "optimizer",
 }
 """What can become of an entry of an optimizer's state at new units."""
 
 # State that is a scale. The number says with which power of the gradient's second moment it goes.
 SCALES = {
-    **dict.fromkeys("exp_avg_sq max_exp_avg_sq square_avg sum row_var col_var variance".split(), 1.0),
+    **dict.fromkeys("exp_avg_sq max_exp_avg_sq square_avg sum row_var col_var "
+                    "variance".split(), 1.0),
     "exp_inf": 0.5, "acc_delta": 0.0, "step_size": 0.0,
 }  # fmt: skip
 
-# The names that are known, all of torch.optim's among them. Those of copies are of published optimizers: ASGD, D-Adaptation,
-# Prodigy, Ranger, Lookahead. A name that is not here is judged by its values.
+# The names that are known, all of torch.optim's among them. Those of copies are of published
+# optimizers: ASGD, D-Adaptation, Prodigy, Ranger, Lookahead. A name that is not here is judged by
+# its values.
 KNOWN = {
     **dict.fromkeys("exp_avg momentum_buffer grad_avg prev".split(), "zero"),
     **dict.fromkeys(SCALES, "mean"),
-    **dict.fromkeys("ax x0 p0 slow_buffer slow_param cached_params lookahead_slow_buff".split(), "parameter"),
+    **dict.fromkeys(
+        "ax x0 p0 slow_buffer slow_param cached_params lookahead_slow_buff".split(), "parameter"
+    ),
 }
 
 # Adafactor's factors keep one dimension at size 1 whatever the parameter's size there is.
@@ -44,31 +50,40 @@ NEAR = 0.85  # of the weights' norm, see `_near`
 
 @dataclass(frozen=True)
 class Handled:
-    """What becomes of one optimizer's state: the way of each entry, by its name, and the parameters whose state is dropped."""
+    """What becomes of one optimizer's state: the way of each entry, by its name, and the parameters
+    whose state is dropped.
+    """
 
     optimizer: Optimizer
     ways: Mapping[str, str]
     dropped: tuple[Tensor, ...]
 
 
-def checked_fresh(fresh: float) -> float:
-    """The share of the kept entries' mean second moment that new entries of an optimizer's state start with.
+def checked_fraction(new_state_fraction: float) -> float:
+    """The share of the kept entries' mean second moment that new entries of an optimizer's state
+    start with.
 
-    1: the first steps have the size of the others' (measured: at most 1.2 times the learning rate under Adam), so where new
-    units start with small gradients, as behind outgoing weights of zero, they learn slowly for a thousand steps. 0: as in a
-    newly built optimizer, but with the old step count: first steps of up to 6.6 times the learning rate under Adam. Between:
-    on perceptrons that grow from 8 to 64 units a share of 0.1 was 0.6 to 1.3 points better than 1 at a rate of 3e-3 and as much
-    worse at 1e-2; with the better rate for each they are alike (`experiments/growing_controls.py`).
+    1: the first steps have the size of the others' (measured: at most 1.2 times the learning rate
+    under Adam), so where new units start with small gradients, as behind outgoing weights of zero,
+    they learn slowly for a thousand steps. 0: as in a newly built optimizer, but with the old step
+    count: first steps of up to 6.6 times the learning rate under Adam. Between: on perceptrons that
+    grow from 8 to 64 units a share of 0.1 was 0.6 to 1.3 points better than 1 at a rate of 3e-3 and
+    as much worse at 1e-2; with the better rate for each they are alike
+    (`experiments/growing_controls.py`).
 
     Errors: `PlanError` below 0.
     """
-    if not isinstance(fresh, (int, float)) or not 0 <= fresh < math.inf:
-        raise PlanError(f"fresh={fresh!r}; give a share of at least 0, such as 1.0")
-    return fresh
+    if not isinstance(new_state_fraction, (int, float)) or not 0 <= new_state_fraction < math.inf:
+        raise PlanError(
+            f"new_state_fraction={new_state_fraction!r}; give a share of at least 0, such as 1.0"
+        )
+    return new_state_fraction
 
 
 def whole(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
-    """The optimizers and those inside them, as a Lookahead holds the one that it wraps; one that shares its state once."""
+    """The optimizers and those inside them, as a Lookahead holds the one that it wraps; one that
+    shares its state once.
+    """
     found: list[Optimizer] = []
     waiting = list(optimizers)
     while waiting:
@@ -81,15 +96,19 @@ def whole(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
 
 
 def handled(
-    optimizers: Iterable[Optimizer], touched: Sequence[tuple[str, Tensor]], blocks: bool, ways: Mapping[str, str]
+    optimizers: Iterable[Optimizer],
+    touched: Sequence[tuple[str, Tensor]],
+    blocks: bool,
+    ways: Mapping[str, str],
 ) -> list[Handled]:
     """How the state of each optimizer is cut; nothing is changed.
 
-    touched: the parameters that change, with their names. blocks: whether parameters come or leave. ways: what should become
-    of an entry, by its name, one of `WAYS`; "*" is for all that have no rule. Without it the known names are in `KNOWN`; any
-    other starts as the parameter does where it is near the weights, see `_near`, and at zero elsewhere. Raises `Unsupported`,
-    naming the parameter and the entry, for state that has no rule: neither a number nor of the parameter's shape (size 1 in
-    place of any other), or of several parameters at once.
+    touched: the parameters that change, with their names. blocks: whether parameters come or leave.
+    ways: what should become of an entry, by its name, one of `WAYS`; "*" is for all that have no
+    rule. Without it the known names are in `KNOWN`; any other starts as the parameter does where it
+    is near the weights, see `_near`, and at zero elsewhere. Raises `Unsupported`, naming the
+    parameter and the entry, for state that has no rule: neither a number nor of the parameter's
+    shape (size 1 in place of any other), or of several parameters at once.
     """
     for key, way in ways.items():
         if way not in WAYS:
@@ -106,9 +125,12 @@ def handled(
 
 
 def cut_states(
-    handling: Iterable[Handled], tensor: Tensor, cuts: Sequence[tuple[int, Tensor, str]], fresh: float,
+    handling: Iterable[Handled],
+    tensor: Tensor,
+    cuts: Sequence[tuple[int, Tensor, str]],
+    new_state_fraction: float,
     late: list[Callable[[], None]],
-) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:  # fmt: skip
+) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:
     """The states of a parameter after it was cut: (dimension, index, name) each.
 
     What waits for the parameter's final values is appended to `late`.
@@ -118,11 +140,15 @@ def cut_states(
         if tensor in how.optimizer.state and not any(tensor is other for other in how.dropped):
             state, shape = how.optimizer.state[tensor], tensor.shape
             for dim, index, name in cuts:
-                state = cut(state, shape, dim, index, name, fresh, how.ways)
+                state = cut(state, shape, dim, index, name, new_state_fraction, how.ways)
                 shape = torch.Size([*shape[:dim], len(index), *shape[dim + 1 :]])
             kept = how.optimizer.state[tensor]
-            state = {k: laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()}
-            if copies := [k for k, v in state.items() if how.ways.get(k) == "parameter" and _like(v, shape)]:
+            state = {
+                k: laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()
+            }
+            if copies := [
+                k for k, v in state.items() if how.ways.get(k) == "parameter" and _like(v, shape)
+            ]:
                 taken = tensor.detach()
                 for dim, index, _ in cuts:
                     taken = take(taken, dim, index)
@@ -131,21 +157,28 @@ def cut_states(
     return states
 
 
-def drop_states(handling: Iterable[Handled], late: list[Callable[[], None]]) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:
+def drop_states(
+    handling: Iterable[Handled], late: list[Callable[[], None]]
+) -> list[tuple[Optimizer, Tensor, dict[str, Any]]]:
     """The empty states of the parameters whose state is dropped."""
     states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
     for how in handling:
         states += [(how.optimizer, tensor, {}) for tensor in how.dropped]
         if how.dropped and isinstance(how.optimizer, LBFGS):
-            late.append(partial(setattr, how.optimizer, "_numel_cache", None))  # it counts the entries once
+            # it counts the entries once
+            late.append(partial(setattr, how.optimizer, "_numel_cache", None))
     return states
 
 
-def cut_gradients(tensor: Tensor, cuts: Iterable[tuple[int, Tensor, bool]]) -> list[tuple[Tensor, Tensor]]:
-    """What the gradient of a parameter, which is being accumulated, becomes: (parameter, gradient); [] where it has none.
+def cut_gradients(
+    tensor: Tensor, cuts: Iterable[tuple[int, Tensor, bool]]
+) -> list[tuple[Tensor, Tensor]]:
+    """What the gradient of a parameter, which is being accumulated, becomes: (parameter, gradient);
+    [] where it has none.
 
-    cuts: (dimension, index, whether its entries read units) each. New entries are zero. What a unit has got so far is shared
-    between its twins, as its outgoing weights are; those weights get the unit's gradient each.
+    cuts: (dimension, index, whether its entries read units) each. New entries are zero. What a unit
+    has got so far is shared between its twins, as its outgoing weights are; those weights get the
+    unit's gradient each.
     """
     gradient = tensor.grad
     if gradient is None or gradient.shape != tensor.shape:
@@ -163,9 +196,11 @@ def cut_gradients(tensor: Tensor, cuts: Iterable[tuple[int, Tensor, bool]]) -> l
 
 
 def take(tensor: Tensor, dim: int, index: Tensor, fill: float | Tensor = 0.0) -> Tensor:
-    """A new tensor whose entry j along `dim` is entry index[j] of `tensor`, or `fill` where index[j] is `NEW`.
+    """A new tensor whose entry j along `dim` is entry index[j] of `tensor`, or `fill` where
+    index[j] is `NEW`.
 
-    index: whole numbers, on the CPU. fill: a number, or a tensor that broadcasts over the new slices.
+    index: whole numbers, on the CPU. fill: a number, or a tensor that broadcasts over the new
+    slices.
     """
     out = tensor.index_select(dim, index.clamp_min(0).to(tensor.device))
     if len(new := (index == NEW).nonzero()[:, 0]):
@@ -176,33 +211,51 @@ def take(tensor: Tensor, dim: int, index: Tensor, fill: float | Tensor = 0.0) ->
 
 
 def cut(
-    state: dict[str, Any], shape: torch.Size, dim: int, index: Tensor, name: str, fresh: float = 1.0,
+    state: dict[str, Any],
+    shape: torch.Size,
+    dim: int,
+    index: Tensor,
+    name: str,
+    new_state_fraction: float = 1.0,
     ways: Mapping[str, str] = KNOWN,
-) -> dict[str, Any]:  # fmt: skip
-    """`state[p]` of an optimizer after dimension `dim` of p, which had `shape`, was changed by `index`.
+) -> dict[str, Any]:
+    """`state[p]` of an optimizer after dimension `dim` of p, which had `shape`, was changed by
+    `index`.
 
-    A tensor of p's shape is cut along `dim`, one that has size 1 in place of some of p's sizes as well; there size 1 stays.
-    Numbers stay. Anything else raises `Unsupported` naming the parameter and the entry. Holds for every optimizer of
-    `torch.optim` but LBFGS, which keeps vectors of all parameters. fresh: see `checked_fresh`. ways: see `handled`; new entries
-    of a copy of the weights are zero here, and settled later.
+    A tensor of p's shape is cut along `dim`, one that has size 1 in place of some of p's sizes as
+    well; there size 1 stays. Numbers stay. Anything else raises `Unsupported` naming the parameter
+    and the entry. Holds for every optimizer of `torch.optim` but LBFGS, which keeps vectors of all
+    parameters. new_state_fraction: see `checked_fraction`. ways: see `handled`; new entries of a
+    copy of the weights are zero here, and settled later.
     """
-    return {key: _cut_one(key, value, shape, dim, index, name, fresh, ways) for key, value in state.items()}
+    return {
+        key: _cut_one(key, value, shape, dim, index, name, new_state_fraction, ways)
+        for key, value in state.items()
+    }
 
 
 def fits(value: Any, shape: torch.Size) -> bool:
-    """Whether an entry of the state of a parameter of `shape` can be cut as the parameter is, or stays."""
+    """Whether an entry of the state of a parameter of `shape` can be cut as the parameter is, or
+    stays.
+    """
     if isinstance(value, Tensor):
         return value.dim() == 0 or _like(value, shape)
     if isinstance(value, (list, tuple, dict)):
         return not value
-    return value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype, torch.device))
+    return value is None or isinstance(
+        value, (bool, int, float, complex, str, torch.dtype, torch.device)
+    )
 
 
 def at_home(key: str, value: Tensor, p: Tensor, optimizer: Optimizer) -> bool:
-    """Whether a tensor may be state of the parameter p: of its shape; of an unknown name, between its sizes or of all."""
+    """Whether a tensor may be state of the parameter p: of its shape; of an unknown name, between
+    its sizes or of all.
+    """
     sizes = {1, *p.shape, p.numel()}
     between = value.dim() <= 2 and sizes.issuperset(value.shape)
-    return fits(value, p.shape) or (key not in KNOWN and (between or value.numel() in _totals(optimizer)))
+    return fits(value, p.shape) or (
+        key not in KNOWN and (between or value.numel() in _totals(optimizer))
+    )
 
 
 def laid_out_as(old: Tensor, new: Tensor) -> Tensor:
@@ -222,7 +275,14 @@ def _like(value: Any, shape: torch.Size) -> bool:
 
 
 def _cut_one(
-    key: str, value: Any, shape: torch.Size, dim: int, index: Tensor, name: str, fresh: float, ways: Mapping[str, str]
+    key: str,
+    value: Any,
+    shape: torch.Size,
+    dim: int,
+    index: Tensor,
+    name: str,
+    new_state_fraction: float,
+    ways: Mapping[str, str],
 ) -> Any:
     if not fits(value, shape):
         raise Unsupported(_no_rule(key, value, torch.empty(shape, device="meta"), name))
@@ -235,26 +295,30 @@ def _cut_one(
     if ways.get(key) != "mean" or len(old) in (0, len(index)):
         return take(value, dim, index)
     mean = value.index_select(dim, old.to(value.device)).mean(dim, keepdim=True)
-    return take(value, dim, index, mean * fresh ** SCALES.get(key, 1.0))
+    return take(value, dim, index, mean * new_state_fraction ** SCALES.get(key, 1.0))
 
 
 def _settle(copied: Tensor, parameter: Tensor, taken: Tensor) -> None:
-    """Move a copy of the weights as the weights moved from their kept entries, new ones zero, to what they are.
+    """Move a copy of the weights as the weights moved from their kept entries, new ones zero, to
+    what they are.
 
-    A twin's outgoing weights keep the whole distance from the copy, as they keep the unit's whole momentum.
+    A twin's outgoing weights keep the whole distance from the copy, as they keep the unit's whole
+    momentum.
     """
     with torch.no_grad():
         copied += parameter.detach().to(copied) - taken.to(copied)
 
 
 def _near(optimizer: Optimizer) -> dict[str, str]:
-    """The entries that are a copy or an average of the weights, by their values: {name: "parameter"}.
+    """The entries that are a copy or an average of the weights, by their values: {name:
+    "parameter"}.
 
-    Such an entry v is near the weights p: |v - p| <= NEAR |p|, the norms taken over all parameters of the optimizer that have
-    the entry, since a bias alone may be near its momentum by chance. Measured over 3,000 steps on digits, perceptrons of 8 and
-    64 units: at most 0.77 for the copies of schedule-free SGD, Lookahead, D-Adaptation and ASGD; at least 0.96 for momenta and
-    second moments, 1 for fresh zeros. Names that are known are taken by their names, but a copy of nothing but zeros does not
-    hold the weights yet.
+    Such an entry v is near the weights p: |v - p| <= NEAR |p|, the norms taken over all parameters
+    of the optimizer that have the entry, since a bias alone may be near its momentum by chance.
+    Measured over 3,000 steps on digits, perceptrons of 8 and 64 units: at most 0.77 for the copies
+    of schedule-free SGD, Lookahead, D-Adaptation and ASGD; at least 0.96 for momenta and second
+    moments, 1 for fresh zeros. Names that are known are taken by their names, but a copy of nothing
+    but zeros does not hold the weights yet.
     """
     sums: dict[str, list[float]] = {}
     for p, state in _by_parameter(optimizer):
@@ -268,7 +332,11 @@ def _near(optimizer: Optimizer) -> dict[str, str]:
                 weights, copied = p.detach().to(exact), value.detach().to(p.device, exact)
                 for number, tensor in enumerate((copied - weights, weights, copied)):
                     found[number] += float(tensor.square().sum())
-    near = {key: "parameter" for key, (distance, size, _) in sums.items() if size > 0 and distance <= NEAR**2 * size}
+    near = {
+        key: "parameter"
+        for key, (distance, size, _) in sums.items()
+        if size > 0 and distance <= NEAR**2 * size
+    }
     empty = {key: "zero" for key, (_, size, own) in sums.items() if own == 0 and size > 0}
     return {**near, **empty}
 
@@ -279,23 +347,47 @@ def _by_parameter(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]
             yield p, state
 
 
-def _strange(optimizer: Optimizer, changed: Mapping[int, str], ways: Mapping[str, str]) -> Iterator[Tensor]:
-    """The parameters whose state is to be dropped. Raises `Unsupported` where one has no rule and is to be kept."""
-    other = next((key for key, value in optimizer.state.items() if not isinstance(key, Tensor) and _tensors(value)), None)
+def _strange(
+    optimizer: Optimizer, changed: Mapping[int, str], ways: Mapping[str, str]
+) -> Iterator[Tensor]:
+    """The parameters whose state is to be dropped. Raises `Unsupported` where one has no rule and
+    is to be kept.
+    """
+    other = next(
+        (
+            key
+            for key, value in optimizer.state.items()
+            if not isinstance(key, Tensor) and _tensors(value)
+        ),
+        None,
+    )
     if other is not None:
         raise Unsupported(
-            f"{type(optimizer).__name__} keeps tensors under {other!r}, which is no parameter: no rule to resize them; rebuild "
+            f"{type(optimizer).__name__} keeps tensors under {other!r}, which is no parameter: "
+            f"no rule to resize them; rebuild "
             "the optimizer after the resize"
         )
     totals = _totals(optimizer)
-    # a square weight has a preconditioner of its own shape; beside one that is not square its name tells
-    odd = {k for p, state in _by_parameter(optimizer) for k, v in state.items() if k not in KNOWN and not fits(v, p.shape)}
+    # a square weight has a preconditioner of its own shape; beside one that is not square its name
+    # tells
+    odd = {
+        k
+        for p, state in _by_parameter(optimizer)
+        for k, v in state.items()
+        if k not in KNOWN and not fits(v, p.shape)
+    }
     for p, state in _by_parameter(optimizer):
         touched = id(p) in changed
-        strange = [k for k, v in state.items() if (isinstance(optimizer, LBFGS) and _tensors(v)) or _of_all(v, p, totals)]
+        strange = [
+            k
+            for k, v in state.items()
+            if (isinstance(optimizer, LBFGS) and _tensors(v)) or _of_all(v, p, totals)
+        ]
         at_once = bool(strange)
         if touched:
-            strange += [k for k, v in state.items() if k in odd or not fits(v, p.shape) or _symmetric(k, v)]
+            strange += [
+                k for k, v in state.items() if k in odd or not fits(v, p.shape) or _symmetric(k, v)
+            ]
         asked = (touched or at_once) and any(ways.get(key) == "drop" for key in state)
         if asked or (strange and ways.get("*") == "drop"):
             yield p
@@ -318,18 +410,36 @@ def _of_all(value: Any, p: Tensor, totals: set[int]) -> bool:
 
 
 def _no_rule(key: str, value: Any, p: Tensor, name: str | None, at_once: bool = False) -> str:
-    what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    what = (
+        f"of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
     whose = f"'{name}'" if name else "a parameter"
-    why = "it is of all parameters at once" if at_once else f"the parameter is of shape {tuple(p.shape)}"
+    why = (
+        "it is of all parameters at once"
+        if at_once
+        else f"the parameter is of shape {tuple(p.shape)}"
+    )
     return (
-        f"optimizer state '{key}' of {whose} is {what} and {why}: no rule to resize it; nothing was changed. Give "
-        f"states={{'{key}': 'drop'}} to begin that parameter's state anew, or rebuild the optimizer after the resize"
+        f"optimizer state '{key}' of {whose} is {what} and {why}: no rule to resize it; nothing "
+        f"was changed. Give "
+        f"states={{'{key}': 'drop'}} to begin that parameter's state anew, or rebuild the "
+        f"optimizer after the resize"
     )
 
 
 def _symmetric(key: str, value: Any) -> bool:
-    """Whether an entry of an unknown name is a preconditioner of a square weight: a symmetric matrix, not of one number."""
-    if key in KNOWN or not isinstance(value, Tensor) or value.dim() != 2 or value.shape[0] != value.shape[1] or len(value) < 2:
+    """Whether an entry of an unknown name is a preconditioner of a square weight: a symmetric
+    matrix, not of one number.
+    """
+    if (
+        key in KNOWN
+        or not isinstance(value, Tensor)
+        or value.dim() != 2
+        or value.shape[0] != value.shape[1]
+        or len(value) < 2
+    ):
         return False
     return torch.equal(value, value.T) and bool((value != value[0, 0]).any())
 
@@ -341,18 +451,32 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _own(optimizer: Optimizer) -> list[Any]:
     """What an optimizer keeps beside its groups and its state."""
-    return [value for key, value in vars(optimizer).items() if key not in ("state", "param_groups", "defaults")]
+    return [
+        value
+        for key, value in vars(optimizer).items()
+        if key not in ("state", "param_groups", "defaults")
+    ]
 
 
 def _refuse_outside(optimizer: Optimizer, touched: Sequence[tuple[str, Tensor]]) -> None:
-    """Copies of the weights, or vectors of them all, that stand outside of the state cannot be found by parameter."""
+    """Copies of the weights, or vectors of them all, that stand outside of the state cannot be
+    found by parameter.
+    """
     held = [p for group in optimizer.param_groups for p in group["params"]]
     sizes = {tensor.shape: name for name, tensor in touched}
     total = torch.Size([sum(p.numel() for p in held)])
-    beside = [value for group in optimizer.param_groups for key, value in group.items() if key != "params"]
+    beside = [
+        value for group in optimizer.param_groups for key, value in group.items() if key != "params"
+    ]
     for leaf in _tensors([_own(optimizer), beside]):
-        if leaf.numel() > 1 and (leaf.shape in sizes or leaf.shape == total) and not any(leaf is p for p in held):
+        if (
+            leaf.numel() > 1
+            and (leaf.shape in sizes or leaf.shape == total)
+            and not any(leaf is p for p in held)
+        ):
             raise Unsupported(
-                f"{type(optimizer).__name__} keeps a tensor of shape {tuple(leaf.shape)} outside of its state, as large as "
-                f"{sizes.get(leaf.shape, 'all parameters')}: no rule to resize it; rebuild the optimizer after the resize"
+                f"{type(optimizer).__name__} keeps a tensor of shape {tuple(leaf.shape)} outside "
+                f"of its state, as large as "
+                f"{sizes.get(leaf.shape, 'all parameters')}: no rule to resize it; rebuild the "
+                f"optimizer after the resize"
             )

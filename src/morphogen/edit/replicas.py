@@ -9,25 +9,32 @@ from morphogen.errors import PlanError, Unsupported
 
 
 def refuse_spread(model: nn.Module) -> None:
-    """Raises `Unsupported` for a sharded model, and `PlanError` for one inside DistributedDataParallel."""
+    """Raises `Unsupported` for a sharded model, and `PlanError` for one inside
+    DistributedDataParallel.
+    """
     for name, parameter in model.named_parameters():
         if type(parameter.data).__name__ == "DTensor":
             raise Unsupported(
-                f"'{name}' is sharded over processes (a DTensor, as under FSDP2): its shape cannot change there; gather the "
+                f"'{name}' is sharded over processes (a DTensor, as under FSDP2): its shape "
+                f"cannot change there; gather the "
                 "full state, resize the plain model, and call fully_shard again"
             )
     if wrapper := _wrapper(model):
         raise PlanError(
-            f"{type(model).__name__} is inside a {type(wrapper).__name__}: changed on one rank alone, or with other draws, its "
-            "replicas drift apart, and the wrapper goes on reducing gradients of the old sizes; call "
-            "resize_distributed(ddp, edits, ...) on every rank, with asked(ddp.module) for what learned layers want"
+            f"{type(model).__name__} is inside a {type(wrapper).__name__}: changed on one rank "
+            f"alone, or with other draws, its "
+            "replicas drift apart, and the wrapper goes on reducing gradients of the old sizes; "
+            "call "
+            "resize_distributed(ddp, edits, ...) on every rank, with asked(ddp.module) for what "
+            "learned layers want"
         )
 
 
 def _wrapper(model: nn.Module) -> nn.Module | None:
     """The DistributedDataParallel that the model is, holds or stands in; None without one.
 
-    A wrapped module knows nothing of its wrapper, so all objects are looked through, where processes talk at all.
+    A wrapped module knows nothing of its wrapper, so all objects are looked through, where
+    processes talk at all.
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
@@ -36,8 +43,14 @@ def _wrapper(model: nn.Module) -> nn.Module | None:
         return own
 
     def holder() -> nn.Module | None:
-        live = [found for found in gc.get_objects() if issubclass(type(found), kind) and not getattr(found, RESIZING, False)]
-        return next((found for found in live if any(module is model for module in found.modules())), None)
+        live = [
+            found
+            for found in gc.get_objects()
+            if issubclass(type(found), kind) and not getattr(found, RESIZING, False)
+        ]
+        return next(
+            (found for found in live if any(module is model for module in found.modules())), None
+        )
 
     if holder() is None:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphogen.tracing.modes import attributes_kept, evaluating, on_meta, random_kept, shapes_of
+from morphogen.tracing.modes import attributes_kept, eval_mode, on_meta, random_kept, shapes_of
 
 __all__ = ["shapes_of", "stops"]
 
@@ -15,9 +15,11 @@ __all__ = ["shapes_of", "stops"]
 def stops(
     model: nn.Module,
     example: Tensor | tuple[Any, ...],
-    mode: Callable[[nn.Module], AbstractContextManager[None]] = evaluating,
+    mode: Callable[[nn.Module], AbstractContextManager[None]] = eval_mode,
 ) -> Exception | None:
-    """What stops a model of shapes from running on the shapes of `example`; None where nothing does."""
+    """What stops a model of shapes from running on the shapes of `example`; None where nothing
+    does.
+    """
     try:
         with attributes_kept(model), mode(model), random_kept(), torch.no_grad():
             model(*on_meta(example if isinstance(example, tuple) else (example,)))

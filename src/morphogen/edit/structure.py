@@ -1,11 +1,14 @@
-"""A network's structure as a value: what modules there are and how large, and how it came to be. No weights.
+"""A network's structure as a value: what modules there are and how large, and how it came to be. No
+weights.
 
     structure(model, ledger)    # a dictionary, ready for JSON
-    print(diff(before, after))  # what changed between two models, structures, structure.json files or checkpoints
+    print(diff(before, after))  # what changed between two models, structures, structure.json files
+    or checkpoints
 
 Schema 2:
     schema   2
-    modules  {name: {"kind": class name, "tensors": {tensor name: [sizes]}}}, modules that hold tensors, in order
+    modules  {name: {"kind": class name, "tensors": {tensor name: [sizes]}}}, modules that hold
+    tensors, in order
     ledger   the edits that led here from the first network, as `ledger_to_json` writes them
 Other keys may stand beside these; readers ignore them.
 """
@@ -32,9 +35,15 @@ def structure(model: nn.Module, ledger: Iterable[Edit] = ()) -> Structure:
     """The structure of a live model; see the schema above."""
     modules = {}
     for name, module in model.named_modules():
-        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        own = {
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(recurse=False)),
+        }
         if own:
-            modules[name] = {"kind": type(module).__name__, "tensors": {key: list(t.shape) for key, t in own.items()}}
+            modules[name] = {
+                "kind": type(module).__name__,
+                "tensors": {key: list(t.shape) for key, t in own.items()},
+            }
     return {"schema": SCHEMA, "modules": modules, "ledger": [edit_to_dict(edit) for edit in ledger]}
 
 
@@ -51,7 +60,9 @@ def read_structure(path: str | Path) -> Structure:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"no structure at {path}; give a structure.json, or a checkpoint (.safetensors)") from error
+            raise RunError(
+                f"no structure at {path}; give a structure.json, or a checkpoint (.safetensors)"
+            ) from error
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is no structure.json ({error})") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
@@ -86,8 +97,12 @@ def checked_structure(found: Structure) -> Structure:
     return found
 
 
-def diff(before: nn.Module | Structure | str | Path, after: nn.Module | Structure | str | Path) -> str:
-    """What changed, a line a module: "~ fc1 Linear weight [8, 4] -> [12, 4]"; "+" and "-" for what came or left."""
+def diff(
+    before: nn.Module | Structure | str | Path, after: nn.Module | Structure | str | Path
+) -> str:
+    """What changed, a line a module: "~ fc1 Linear weight [8, 4] -> [12, 4]"; "+" and "-" for what
+    came or left.
+    """
     return "\n".join(_lines(_modules(before), _modules(after)))
 
 

@@ -1,5 +1,5 @@
-"""Papers, run again: a folder a paper, a file an experiment, with its settings, its published figures and a run that returns
-claims and curves.
+"""Papers, run again: a folder a paper, a file an experiment, with its settings, its published
+figures and a run that returns claims and curves.
 
 Each file has `reproduce(faithful, smoke, seeds) -> Reproduction`; it is loaded when it is run.
 """

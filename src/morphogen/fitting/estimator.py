@@ -40,15 +40,27 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, x: np.ndarray, y: np.ndarray, task: str, classes: tuple[str, ...]) -> Self:
         scaler = StandardScaler().fit(x)
-        data = Dataset("arrays", task, scaler.transform(x).astype(np.float32), y, x[:0].astype(np.float32), y[:0], classes)
+        data = Dataset(
+            "arrays",
+            task,
+            scaler.transform(x).astype(np.float32),
+            y,
+            x[:0].astype(np.float32),
+            y[:0],
+            classes,
+        )
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
-        settings = Settings(self.budget, int(seed), self.time_limit, self.device, self.policy, self.wiring)
+        settings = Settings(
+            self.budget, int(seed), self.time_limit, self.device, self.policy, self.wiring
+        )
         fitted = fit(data, settings)
         # far from 0, in spreads, float32 would lose what the columns or the target say
         far = np.abs(scaler.mean_) > FAR * scaler.scale_
-        self._kind = torch.float64 if far.any() or dtype_of(fitted.plain) is torch.float64 else torch.float32
+        self._kind = (
+            torch.float64 if far.any() or dtype_of(fitted.plain) is torch.float64 else torch.float32
+        )
         self.network_ = _with_scaler(fitted.plain.cpu().double(), scaler)
         self.history_: tuple[Round, ...] = fitted.report.rounds
         self.changes_ = fitted.report.changes
@@ -57,10 +69,12 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         return self
 
     def to_torch(self) -> nn.Sequential:
-        """The found network as plain modules, in evaluation mode, that take the columns as given to `fit`.
+        """The found network as plain modules, in evaluation mode, that take the columns as given to
+        `fit`.
 
-        In float32; in float64 where a column or the target is so far from 0 for its spread, as seconds since 1970 are, that
-        float32 would lose it. Output: logits (batch, classes), or the target (batch, 1).
+        In float32; in float64 where a column or the target is so far from 0 for its spread, as
+        seconds since 1970 are, that float32 would lose it. Output: logits (batch, classes), or the
+        target (batch, 1).
         """
         check_is_fitted(self)
         return copy.deepcopy(self.network_).to(self._kind)
@@ -75,10 +89,10 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
 class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
-    budget: most parameters. time_limit: seconds. policy: a name of `POLICIES`. device: a torch device. wiring: "layers" or
-    "dag".
-    random_state: an int for reproducible results. After `fit`: `history_` (one `Round` a round), `changes_`, `structure_`
-    (the layers), `classes_`. Columns are standardised inside, also in the network of `to_torch()`.
+    budget: most parameters. time_limit: seconds. policy: a name of `POLICIES`. device: a torch
+    device. wiring: "layers" or "dag". random_state: an int for reproducible results. After `fit`:
+    `history_` (one `Round` a round), `changes_`, `structure_` (the layers), `classes_`. Columns are
+    standardised inside, also in the network of `to_torch()`.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -87,8 +101,12 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class only ({self.classes_[0]!r}); a classifier needs at least two")
-        return self._fit(X, labels.astype(np.int64), "classification", tuple(map(str, self.classes_)))
+            raise ValueError(
+                f"y has one class only ({self.classes_[0]!r}); a classifier needs at least two"
+            )
+        return self._fit(
+            X, labels.astype(np.int64), "classification", tuple(map(str, self.classes_))
+        )
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probability of each class in the order of `classes_`, shape (n, classes)."""
@@ -103,7 +121,9 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
 
 
 class MorphogenRegressor(RegressorMixin, _Morphogen):  # type: ignore[misc]
-    """A regressor whose network finds its own width and depth. Parameters and attributes as in `MorphogenClassifier`."""
+    """A regressor whose network finds its own width and depth. Parameters and attributes as in
+    `MorphogenClassifier`.
+    """
 
     def fit(self, X: Any, y: Any) -> Self:
         """X: (n, features) numbers. y: (n,) numbers."""
@@ -118,7 +138,8 @@ class MorphogenRegressor(RegressorMixin, _Morphogen):  # type: ignore[misc]
 def _with_scaler(network: nn.Sequential, scaler: StandardScaler) -> nn.Sequential:
     """The network behind the standardisation of the columns, as a batch norm that never learns.
 
-    Folded into the first layer it would subtract two large numbers wherever a column's mean is far above its spread.
+    Folded into the first layer it would subtract two large numbers wherever a column's mean is far
+    above its spread.
     """
     first = nn.BatchNorm1d(len(scaler.mean_), eps=0.0, affine=False, dtype=torch.float64)
     first.running_mean = torch.as_tensor(scaler.mean_)

@@ -22,14 +22,18 @@ from morphogen.tracing.program import dtype_of
 
 
 def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Certificate:
-    """Write model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html, for a table preparation.json,
-    for a compressed network certificate.json. Each file appears whole or not at all. Returns the certificate of the ONNX file.
+    """Write model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html, for
+    a table preparation.json, for a compressed network certificate.json. Each file appears whole or
+    not at all. Returns the certificate of the ONNX file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = fitted.plain.cpu()
     example = torch.as_tensor(dataset.x_train[:64])
     asked = plain if dtype_of(plain) is torch.float32 else LastInDouble(plain)
-    write_atomic(folder / "model.safetensors", save({k: v.contiguous() for k, v in plain.state_dict().items()}))
+    write_atomic(
+        folder / "model.safetensors",
+        save({k: v.contiguous() for k, v in plain.state_dict().items()}),
+    )
     write_atomic(folder / "model.py", page(plain, dataset, report))
     if dataset.prepare:
         write_atomic(folder / "preparation.json", dataset.prepare.to_json())
@@ -37,14 +41,17 @@ def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Ce
     if fitted.compression:
         write_atomic(folder / "certificate.json", json.dumps(asdict(fitted.compression), indent=1))
     write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
-    write_atomic(folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1))
+    write_atomic(
+        folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1)
+    )
     write_atomic(folder / "report.html", html(report))
     return certificate
 
 
 class LastInDouble(nn.Module):
-    """A network in float64 as one that takes float32 and computes in it, but for its last layer, which moves the result far
-    from 0: onnxruntime has no convolution in float64."""
+    """A network in float64 as one that takes float32 and computes in it, but for its last layer,
+    which moves the result far from 0: onnxruntime has no convolution in float64.
+    """
 
     def __init__(self, plain: nn.Sequential) -> None:
         super().__init__()
@@ -63,18 +70,28 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
         note = f"Classes, in order of the outputs:\n{', '.join(dataset.classes)}"
     else:
         result, note = "the target in its own unit", ""
-    reads = "what `prepare(table)` returns" if dataset.prepare else f"pixels in 0..1, {shape}" if "x" in shape else ""
+    reads = (
+        "what `prepare(table)` returns"
+        if dataset.prepare
+        else f"pixels in 0..1, {shape}"
+        if "x" in shape
+        else ""
+    )
     return source(
         plain,
-        title=f"{format_shape(report.rounds[-1].shape)}: a network for '{dataset.name}', found by training",
+        title=f"{format_shape(report.rounds[-1].shape)}: a network for '{dataset.name}', found "
+        f"by training",
         note=note,
         prepare=prepare_source(dataset.prepare) if dataset.prepare else "",
-        input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; output {result}.",
+        input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; "
+        f"output {result}.",
     )
 
 
 def structure(fitted: Fitted, report: Report) -> dict[str, object]:
-    """The exported network and the ledger that led to it (see `morphogen.edit.structure`), its bars, and every reason."""
+    """The exported network and the ledger that led to it (see `morphogen.edit.structure`), its
+    bars, and every reason.
+    """
     return {
         **network(fitted.plain, fitted.ledger),
         "shape": [asdict(layer) for layer in report.rounds[-1].shape],

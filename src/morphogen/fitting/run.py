@@ -29,13 +29,17 @@ def run(
 ) -> tuple[Fitted, Report]:
     """Fit, compare, write the folder and print the result. settings: those of `Settings`.
 
-    Raises `RunError` before anything is written where the folder holds another run or one is writing to it, where several
-    processes train together, or the device does not exist.
+    Raises `RunError` before anything is written where the folder holds another run or one is
+    writing to it, where several processes train together, or the device does not exist.
     """
     base = Path("runs") / dataset.name
     _require_device(settings.get("device", "cpu"))
-    with claimed_free(base) if out is None and not resume else claimed(out or base, resume) as folder:
-        return _run(dataset, folder, resume, baselines, control, compress, quiet, Settings(**settings))
+    with (
+        claimed_free(base) if out is None and not resume else claimed(out or base, resume) as folder
+    ):
+        return _run(
+            dataset, folder, resume, baselines, control, compress, quiet, Settings(**settings)
+        )
 
 
 def _run(
@@ -72,7 +76,9 @@ def _run(
         export(fitted, dataset, report, folder)
         display.finish(report)
         files = "model.py, model.safetensors, model.onnx, structure.json, metrics.json, report.html"
-        display.say(f"written to {folder}/: {files}{', certificate.json' if fitted.compression else ''}")
+        display.say(
+            f"written to {folder}/: {files}{', certificate.json' if fitted.compression else ''}"
+        )
     return fitted, report
 
 
@@ -80,4 +86,6 @@ def _require_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
+        raise RunError(
+            f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu"
+        ) from error

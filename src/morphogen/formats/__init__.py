@@ -1,1 +1,3 @@
-"""Files that a network leaves as, PyTorch source, safetensors, ONNX, and that questions about it come in, VNN-LIB."""
+"""Files that a network leaves as, PyTorch source, safetensors, ONNX, and that questions about it
+come in, VNN-LIB.
+"""

@@ -18,8 +18,9 @@ from morphogen.record import write_atomic
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
     """Write tensors and anything JSON can hold; a crash leaves the old file or the new one.
 
-    A tensor under several names, as of tied weights, is written once. Raises `RunError` for a tensor that the file cannot hold:
-    sparse, quantized, without data, or of a type that safetensors does not have.
+    A tensor under several names, as of tied weights, is written once. Raises `RunError` for a
+    tensor that the file cannot hold: sparse, quantized, without data, or of a type that safetensors
+    does not have.
     """
     for name, tensor in tensors.items():
         _check(name, tensor)
@@ -35,7 +36,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -
         content = save(whole, metadata)
     except KeyError as error:  # safetensors looks types up in a table
         types = sorted({str(tensor.dtype) for tensor in whole.values()})
-        raise RunError(f"checkpoint {path}: safetensors has no type {error}, among {types}; convert that tensor") from error
+        raise RunError(
+            f"checkpoint {path}: safetensors has no type {error}, among {types}; convert that "
+            f"tensor"
+        ) from error
     write_atomic(path, content)
 
 
@@ -44,26 +48,39 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # copied: on memory that is not aligned as torch aligns its own, kernels take other paths, with other last bits
+            # copied: on memory that is not aligned as torch aligns its own, kernels take other
+            # paths, with other last bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if "sha256" in metadata:
-            raise RunError(f"checkpoint {path} is of an older morphogen, whose checksum leaves out what it says; start again")
+            raise RunError(
+                f"checkpoint {path} is of an older morphogen, whose checksum leaves out what it "
+                f"says; start again"
+            )
         texts = {name: metadata[name] for name in ("about", "aliases")}
         about = json.loads(texts["about"])
         tied = {name: tensors[stored] for name, stored in json.loads(texts["aliases"]).items()}
     except FileNotFoundError as error:
         raise RunError(f"no checkpoint at {path}; start the run without --resume") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise RunError(f"checkpoint {path} is corrupt ({error}); delete it and start again without --resume") from error
+        raise RunError(
+            f"checkpoint {path} is corrupt ({error}); delete it and start again without --resume"
+        ) from error
     if metadata.get("sha256 of all") != _digest(tensors, texts):
-        raise RunError(f"checkpoint {path} is corrupt (checksum); delete it and start again without --resume")
+        raise RunError(
+            f"checkpoint {path} is corrupt (checksum); delete it and start again without --resume"
+        )
     return {**tensors, **tied}, about
 
 
 def _check(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "without data" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
-        raise RunError(f"a checkpoint cannot hold '{name}', which is {kind}; convert it to a plain tensor first")
+        kind = (
+            "without data" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
+        )
+        raise RunError(
+            f"a checkpoint cannot hold '{name}', which is {kind}; convert it to a plain tensor "
+            f"first"
+        )
 
 
 def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -71,7 +88,15 @@ def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[Any, str] = {}
     aliases = {}
     for name, tensor in tensors.items():
-        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+        key = (
+            tensor.device,
+            tensor.data_ptr(),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
         if tensor.numel() and first.setdefault(key, name) != name:
             aliases[name] = first[key]
     return aliases
@@ -88,7 +113,9 @@ def _alone(tensor: Tensor, used: set[int]) -> Tensor:
 
 
 def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
-    """Of all that the file says: the metadata, and of each tensor the name, the type, the shape and the numbers."""
+    """Of all that the file says: the metadata, and of each tensor the name, the type, the shape and
+    the numbers.
+    """
     digest = hashlib.sha256(json.dumps(texts).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,10 +1,12 @@
-"""What a property says: a tree of ands and ors over bounds on inputs and rows over outputs, and its cases, one at a time.
+"""What a property says: a tree of ands and ors over bounds on inputs and rows over outputs, and its
+cases, one at a time.
 
     All      bounds, rows and choices that hold together          (an `and`)
     Choice   parts of which one holds                             (an `or`)
     Case     what has been decided, and the choices that are left
 
-Nothing is multiplied out: `cases(case)` walks the tree when asked. Nothing recurses, since files nest as deep as they like.
+Nothing is multiplied out: `cases(case)` walks the tree when asked. Nothing recurses, since files
+nest as deep as they like.
 """
 
 import math
@@ -21,8 +23,9 @@ MANY = 2**62  # clauses beyond it are not counted
 
 
 class Bound(NamedTuple):
-    """X_number <= exact (upper) or >= exact; strict: < or >. near: the float64 nearest to it. exact: a decimal as written, or a
-    fraction."""
+    """X_number <= exact (upper) or >= exact; strict: < or >. near: the float64 nearest to it.
+    exact: a decimal as written, or a fraction.
+    """
 
     number: int
     upper: bool
@@ -32,7 +35,9 @@ class Bound(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The sum of weight * Y_number over the terms is <= exact; strict: <. near, exact: as those of a bound."""
+    """The sum of weight * Y_number over the terms is <= exact; strict: <. near, exact: as those of
+    a bound.
+    """
 
     terms: tuple[tuple[int, float], ...]
     near: float
@@ -41,7 +46,9 @@ class Row(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """The nearest float64; of a strict row the least that is not below it: every float64 is below both or neither."""
+        """The nearest float64; of a strict row the least that is not below it: every float64 is
+        below both or neither.
+        """
         return math.nextafter(self.near, math.inf) if self.strict and _off(self) > 0 else self.near
 
 
@@ -79,7 +86,9 @@ def choice(parts: Iterable[All]) -> Choice:
     """One of the parts."""
     if not (found := tuple(parts)):
         return FALSE
-    return Choice(found, min(MANY, sum(part.count for part in found)), any(part.boxed for part in found))
+    return Choice(
+        found, min(MANY, sum(part.count for part in found)), any(part.boxed for part in found)
+    )
 
 
 def _product(choices: Iterable[Choice]) -> int:
@@ -89,7 +98,8 @@ def _product(choices: Iterable[Choice]) -> int:
     return count
 
 
-# ---------------------------------------------------------------------------------------------------------------- bounds
+# ----------------------------------------------------------------------------------
+# bounds
 
 
 def _off(end: Bound | Row) -> int:
@@ -154,7 +164,12 @@ class Ends:
     def open(self) -> list[tuple[int, bool]]:
         """The (input, whether above) without a bound."""
         sides = ((self.lower, False), (self.upper, True))
-        return [(number, upper) for side, upper in sides for number, bound in enumerate(side) if bound is None]
+        return [
+            (number, upper)
+            for side, upper in sides
+            for number, bound in enumerate(side)
+            if bound is None
+        ]
 
     @cached_property
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
@@ -171,17 +186,27 @@ class Ends:
     @cached_property
     def inner(self) -> tuple[np.ndarray, np.ndarray]:
         """The largest float64 box in what is meant; lower above upper where no float64 is."""
-        return self._moved(lambda bound: (off := _off(bound)) == (-1 if bound.upper else 1) or (bound.strict and off == 0),
-                           outward=False)  # fmt: skip
+        return self._moved(
+            lambda bound: (
+                (off := _off(bound)) == (-1 if bound.upper else 1) or (bound.strict and off == 0)
+            ),
+            outward=False,
+        )
 
     def written(self, x: Sequence[float]) -> tuple[str, ...]:
-        """Decimals of numbers that lie within the bounds as they are written; where a number does not, since none of its type
-        does, a bound next to it is there in its place."""
+        """Decimals of numbers that lie within the bounds as they are written; where a number does
+        not, since none of its type does, a bound next to it is there in its place.
+        """
         return tuple(map(_written, x, self.lower, self.upper))
 
-    def _moved(self, moves: Callable[[Bound], bool], outward: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _moved(
+        self, moves: Callable[[Bound], bool], outward: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         found = []
-        for side, ends, far in ((self.lower, self.nearest[0], -math.inf), (self.upper, self.nearest[1], math.inf)):
+        for side, ends, far in (
+            (self.lower, self.nearest[0], -math.inf),
+            (self.upper, self.nearest[1], math.inf),
+        ):
             moved = np.array([bound is not None and moves(bound) for bound in side])
             found.append(np.where(moved, np.nextafter(ends, far if outward else -far), ends))
         return found[0], found[1]
@@ -189,7 +214,9 @@ class Ends:
 
 def _written(x: float, low: Bound | None, high: Bound | None) -> str:
     sides = [bound for bound in (low, high) if bound is not None]
-    bounds = [str(bound.exact) if isinstance(bound.exact, str) else repr(bound.near) for bound in sides]
+    bounds = [
+        str(bound.exact) if isinstance(bound.exact, str) else repr(bound.near) for bound in sides
+    ]
     for text in (repr(x), str(Decimal(x)), *bounds):
         if all(_allowed(bound, Fraction(Decimal(text))) for bound in sides):
             return text
@@ -201,12 +228,15 @@ def _allowed(bound: Bound, value: Fraction) -> bool:
     return not bound.strict if value == exact else (value < exact) == bound.upper
 
 
-# ----------------------------------------------------------------------------------------------------------------- cases
+# ----------------------------------------------------------------------------------
+# cases
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Inputs within ends, rows that hold, and choices of which each must hold: two parts or more each."""
+    """Inputs within ends, rows that hold, and choices of which each must hold: two parts or more
+    each.
+    """
 
     ends: Ends
     rows: tuple[Row, ...] = ()
@@ -245,11 +275,15 @@ class Case:
     def split(self, place: int) -> Iterator["Case"]:
         """What is left of it for each part of one of its choices."""
         rest = self.without(place)
-        return (found for part in self.choices[place].parts if (found := rest.joined(part)) is not None)
+        return (
+            found for part in self.choices[place].parts if (found := rest.joined(part)) is not None
+        )
 
 
 def opposed(rows: Iterable[Row]) -> bool:
-    """Whether some row says the opposite of another, such as y <= 1 and y > 1; rounding cannot tell such limits apart."""
+    """Whether some row says the opposite of another, such as y <= 1 and y > 1; rounding cannot tell
+    such limits apart.
+    """
     least: dict[tuple[tuple[int, float], ...], Row] = {}
     for row in rows:
         key = tuple(sorted(row.terms))
@@ -271,7 +305,9 @@ def everything(inputs: int) -> Case:
 
 
 def boxes_first(choices: Sequence[Choice]) -> int:
-    """The place of the choice to decide next: those that cut inputs come first, so that the rest shares its box."""
+    """The place of the choice to decide next: those that cut inputs come first, so that the rest
+    shares its box.
+    """
     return next((place for place, each in enumerate(choices) if each.boxed), 0)
 
 
@@ -291,8 +327,12 @@ def cases(case: Case) -> Iterator[Case]:
 T = TypeVar("T")
 
 
-def folded(formula: All, both: Callable[[All, list[T]], T], either: Callable[[Choice, list[T]], T]) -> T:
-    """A value of a tree from the leaves up. both: of an `All` and its choices' values. either: of a choice and its parts'."""
+def folded(
+    formula: All, both: Callable[[All, list[T]], T], either: Callable[[Choice, list[T]], T]
+) -> T:
+    """A value of a tree from the leaves up. both: of an `All` and its choices' values. either: of a
+    choice and its parts'.
+    """
     stack: list[tuple[All | Choice, list[T]]] = [(formula, [])]
     while True:
         here, values = stack[-1]
@@ -344,4 +384,8 @@ def arrays(rows: Sequence[Row], outputs: int) -> tuple[np.ndarray, np.ndarray, n
     for place, row in enumerate(rows):
         for number, weight in row.terms:
             found[place, number] = weight
-    return found, np.array([row.limit for row in rows]), np.array([row.strict for row in rows], dtype=bool)
+    return (
+        found,
+        np.array([row.limit for row in rows]),
+        np.array([row.strict for row in rows], dtype=bool),
+    )

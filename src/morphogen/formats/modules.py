@@ -1,7 +1,8 @@
 """A network from anywhere as ordinary modules: `modules(program) -> nn.Module`.
 
-What a file says in operations and numbers becomes `nn.Linear`, convolutions, norms and activations, which can be resized and
-rewritten; a chain becomes a `nn.Sequential`, anything else a module of `torch.fx` around the same layers.
+What a file says in operations and numbers becomes `nn.Linear`, convolutions, norms and activations,
+which can be resized and rewritten; a chain becomes a `nn.Sequential`, anything else a module of
+`torch.fx` around the same layers.
 """
 
 from collections import Counter
@@ -52,13 +53,27 @@ def modules(net: Program) -> nn.Module:
 def _module(step: Step, shapes: dict[str, tuple[int, ...]]) -> nn.Module | None:
     """The layer that a step is, if it is one."""
     make = _MAKERS.get(step.kind)
-    if len(step.reads) == 1 and step.kind in RESHAPES and len(step.shape) == 1 and len(shapes[step.reads[0]]) > 1:
+    if (
+        len(step.reads) == 1
+        and step.kind in RESHAPES
+        and len(step.shape) == 1
+        and len(shapes[step.reads[0]]) > 1
+    ):
         return nn.Flatten()
-    if make is None or len(step.reads) != 1 or not isinstance(step.args[0], Ref) or any(refs(step.args[1:])):
+    if (
+        make is None
+        or len(step.reads) != 1
+        or not isinstance(step.args[0], Ref)
+        or any(refs(step.args[1:]))
+    ):
         return None
     if step.kind in ("linear", "matmul", "mm") and step.args[1].dim() != 2:
         return None
-    return make(*step.args[1:], **step.kwargs) if step.kind not in _SIZED else make(step.shape, *step.args[1:])
+    return (
+        make(*step.args[1:], **step.kwargs)
+        if step.kind not in _SIZED
+        else make(step.shape, *step.args[1:])
+    )
 
 
 def _nothing(step: Step, shapes: dict[str, tuple[int, ...]]) -> bool:
@@ -69,12 +84,20 @@ def _nothing(step: Step, shapes: dict[str, tuple[int, ...]]) -> bool:
     if step.kind in RESHAPES | {"dropout"}:
         return same
     kept = {"add": 0, "sub": 0, "mul": 1, "div": 1}.get(step.kind)
-    if kept is None or not same or step.kwargs or not isinstance(step.args[0], Ref) or any(refs(step.args[1:])):
+    if (
+        kept is None
+        or not same
+        or step.kwargs
+        or not isinstance(step.args[0], Ref)
+        or any(refs(step.args[1:]))
+    ):
         return False
     return bool((torch.as_tensor(step.args[1]) == kept).all())
 
 
-def _arguments(arg: Any, values: dict[str, FxNode], layers: dict[str, nn.Module | Tensor], graph: Graph) -> Any:
+def _arguments(
+    arg: Any, values: dict[str, FxNode], layers: dict[str, nn.Module | Tensor], graph: Graph
+) -> Any:
     """A step's arguments as nodes; constant tensors become buffers."""
     if isinstance(arg, Ref):
         return values[arg.name]
@@ -82,23 +105,37 @@ def _arguments(arg: Any, values: dict[str, FxNode], layers: dict[str, nn.Module 
         name = f"constant{sum(key.startswith('constant') for key in layers) + 1}"
         layers[name] = arg.clone()
         return graph.get_attr(name)
-    return type(arg)(_arguments(part, values, layers, graph) for part in arg) if isinstance(arg, (list, tuple)) else arg
+    return (
+        type(arg)(_arguments(part, values, layers, graph) for part in arg)
+        if isinstance(arg, (list, tuple))
+        else arg
+    )
 
 
 @torch.no_grad()
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A layer of these, in their precision."""
-    layer = undrawn(nn.Linear, weight.shape[1], weight.shape[0], bias is not None, dtype=weight.dtype)
+    layer = undrawn(
+        nn.Linear, weight.shape[1], weight.shape[0], bias is not None, dtype=weight.dtype
+    )
     _filled(layer, weight, bias)
     return layer
 
 
 def _conv(kind: type[Any]) -> Callable[..., nn.Module]:
     def make(
-        weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
     ) -> nn.Module:
         planes, inputs = weight.shape[:2]
-        sizes = [tuple(part) if isinstance(part, (list, tuple)) else part for part in (stride, padding, dilation)]
+        sizes = [
+            tuple(part) if isinstance(part, (list, tuple)) else part
+            for part in (stride, padding, dilation)
+        ]
         given = (inputs * groups, planes, tuple(weight.shape[2:]), *sizes, groups, bias is not None)
         layer = undrawn(kind, *given, dtype=weight.dtype)
         return _filled(layer, weight, bias)
@@ -114,10 +151,19 @@ def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def _norm(
-    shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, training: bool,
-    momentum: float, eps: float, *_: Any,
-) -> nn.Module:  # fmt: skip
-    kind: type[Any] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(shape) - 1]
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> nn.Module:
+    kind: type[Any] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[
+        len(shape) - 1
+    ]
     layer = kind(shape[0], eps, affine=weight is not None, dtype=mean.dtype)
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(variance)
@@ -143,10 +189,24 @@ def _pool(kind: type[Any]) -> Callable[..., nn.Module]:
 
 
 _MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "linear": linear, "matmul": lambda weight: linear(weight.T), "mm": lambda weight: linear(weight.T),
-    "conv1d": _conv(nn.Conv1d), "conv2d": _conv(nn.Conv2d), "conv3d": _conv(nn.Conv3d),
-    "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU,
-    "gelu": nn.GELU, "silu": nn.SiLU, "batch_norm": _norm, 
-    **{f"{kind.lower()}_pool{d}d": _pool(getattr(nn, f"{kind}Pool{d}d")) for kind in ("Max", "Avg") for d in (1, 2, 3)},
-}  # fmt: skip
+    "linear": linear,
+    "matmul": lambda weight: linear(weight.T),
+    "mm": lambda weight: linear(weight.T),
+    "conv1d": _conv(nn.Conv1d),
+    "conv2d": _conv(nn.Conv2d),
+    "conv3d": _conv(nn.Conv3d),
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "batch_norm": _norm,
+    **{
+        f"{kind.lower()}_pool{d}d": _pool(getattr(nn, f"{kind}Pool{d}d"))
+        for kind in ("Max", "Avg")
+        for d in (1, 2, 3)
+    },
+}
 _SIZED = {"batch_norm"}

@@ -19,7 +19,9 @@ from morphogen.tracing.program import dtype_of, program
 
 @dataclass(frozen=True)
 class Network:
-    """A file's network as ordinary modules in float64. shape: of one example. dtype: the precision that the file has."""
+    """A file's network as ordinary modules in float64. shape: of one example. dtype: the precision
+    that the file has.
+    """
 
     model: nn.Module
     shape: tuple[int, ...]
@@ -36,7 +38,10 @@ def read_network(path: Path, trust: bool = False) -> Network:
         net = read_onnx(path)
         return Network(modules(program(net, torch.zeros(2, *net.shape))), net.shape, net.dtype)
     if kind != "pt2":
-        raise DataError(f"{path}: not a .onnx or .pt2 file; export the network with torch.onnx.export or torch.export.save")
+        raise DataError(
+            f"{path}: not a .onnx or .pt2 file; export the network with torch.onnx.export or "
+            f"torch.export.save"
+        )
     exported = read_pt2(path, trust)
     inputs = exported.graph_signature.user_inputs
     if len(inputs) != 1:
@@ -45,16 +50,21 @@ def read_network(path: Path, trust: bool = False) -> Network:
     sizes = tuple(node.meta["val"].shape)
     if isinstance(sizes[0], int):
         raise Unsupported(
-            f"{path}: was exported for batches of {sizes[0]}; export it with dynamic_shapes=({{0: torch.export.Dim('batch')}},)"
+            f"{path}: was exported for batches of {sizes[0]}; export it with "
+            f"dynamic_shapes=({{0: torch.export.Dim('batch')}},)"
         )
     shape = tuple(int(size) for size in sizes[1:])
     model = exported.module()
     return Network(modules(program(model, torch.zeros(2, *shape))), shape, dtype_of(model))
 
 
-def write_network(model: nn.Module, original: nn.Module, inputs: Tensor, path: Path, certificate: Certificate) -> Certificate:
-    """Write a network (.onnx or .pt2) and, beside it, PATH.certificate.json. inputs: (n, *shape), in float64. Returns how the
-    file's network, in its own precision, differs from the original one in float64 on them."""
+def write_network(
+    model: nn.Module, original: nn.Module, inputs: Tensor, path: Path, certificate: Certificate
+) -> Certificate:
+    """Write a network (.onnx or .pt2) and, beside it, PATH.certificate.json. inputs: (n, *shape),
+    in float64. Returns how the file's network, in its own precision, differs from the original one
+    in float64 on them.
+    """
     example = inputs.to(dtype_of(model))
     if path.suffix == ".onnx":
         error = export_onnx(model, example, path).max_error
@@ -68,7 +78,11 @@ def write_network(model: nn.Module, original: nn.Module, inputs: Tensor, path: P
         error += float((model(example) - original(inputs)).abs().max())
     kind = str(dtype_of(model)).removeprefix("torch.")
     seen = Certificate(
-        "measured", error, None, False, f"the file in {kind} against the original in float64 on {len(inputs)} inputs"
+        "measured",
+        error,
+        None,
+        False,
+        f"the file in {kind} against the original in float64 on {len(inputs)} inputs",
     )
     told: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
     write_atomic(path.with_name(f"{path.name}.certificate.json"), json.dumps(told, indent=1) + "\n")

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from morphogen.errors import NotExact
 from morphogen.record import Certificate, write_atomic
 
-WITHIN = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-9}  # of the spread
+# of the spread
+WITHIN = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
-    """Write `model` to `path` with a free batch size, run the file in onnxruntime on `example`, and compare.
+    """Write `model` to `path` with a free batch size, run the file in onnxruntime on `example`, and
+    compare.
 
-    Input "input", output "output". Raises `NotExact`, leaving no file, where the outputs differ by more than rounding and
-    `WITHIN` of their spread.
+    Input "input", output "output". Raises `NotExact`, leaving no file, where the outputs differ by
+    more than rounding and `WITHIN` of their spread.
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -40,7 +42,8 @@ def _exported(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        # the exporter reports its progress on standard output, and other people's deprecations on standard error
+        # the exporter reports its progress on standard output, and other people's deprecations on
+        # standard error
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -63,14 +66,20 @@ def _exported(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     (seen,) = session.run(None, {"input": example.cpu().numpy()})
     error = float(np.abs(expected - seen).max())
     if not error <= _allowed(model, example, expected):
-        raise NotExact(f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was written to {path}")
+        raise NotExact(
+            f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was "
+            f"written to {path}"
+        )
     write_atomic(path, data)
-    return Certificate("measured", error, None, False, f"onnxruntime against torch on {len(example)} examples")
+    return Certificate(
+        "measured", error, None, False, f"onnxruntime against torch on {len(example)} examples"
+    )
 
 
 def _allowed(model: nn.Module, example: Tensor, expected: np.ndarray) -> float:
-    """The largest difference that is no fault: what the model itself is off, in its precision, and a little of the outputs'
-    spread. Not of their size: far from 0 it would allow anything."""
+    """The largest difference that is no fault: what the model itself is off, in its precision, and
+    a little of the outputs' spread. Not of their size: far from 0 it would allow anything.
+    """
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(example.double()).cpu().numpy()
     unit = WITHIN[torch.from_numpy(expected).dtype] / 100
@@ -79,7 +88,9 @@ def _allowed(model: nn.Module, example: Tensor, expected: np.ndarray) -> float:
 
 
 def _bare(message: Any) -> Any:
-    """An ONNX message without the notes in any part of it: the exporter's have the writer's source lines and paths."""
+    """An ONNX message without the notes in any part of it: the exporter's have the writer's source
+    lines and paths.
+    """
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)

@@ -1,7 +1,9 @@
-"""Whether a network that was read from a file is the file's: `agree(net, run, name)`, asked of every file, every time.
+"""Whether a network that was read from a file is the file's: `agree(net, run, name)`, asked of
+every file, every time.
 
-Both are run on points of several kinds, in the file's own precision. What rounding may explain is measured on the same points:
-ours once more, with all that each operation reads off by the file's rounding.
+Both are run on points of several kinds, in the file's own precision. What rounding may explain is
+measured on the same points: ours once more, with all that each operation reads off by the file's
+rounding.
 """
 
 import math
@@ -24,13 +26,16 @@ Run = Callable[[np.ndarray], np.ndarray]
 POINTS = 64  # of each kind, of which there are four
 _ROOM = 16.0  # times what rounding showed
 _AT_ONCE = 2**24  # numbers of one value
-_CURVED = {"Sigmoid", "Tanh", "Elu", "Softplus"}  # approximated: off by rounding of 1, however small they are
+# approximated: off by rounding of 1, however small they are
+_CURVED = {"Sigmoid", "Tanh", "Elu", "Softplus"}
 
 
 def points(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     """Inputs (POINTS, *shape) by kind, the same ones every time."""
     draw = torch.Generator().manual_seed(0)
-    normal, far, unit = (torch.randn(POINTS, *shape, dtype=torch.float64, generator=draw) for _ in range(3))
+    normal, far, unit = (
+        torch.randn(POINTS, *shape, dtype=torch.float64, generator=draw) for _ in range(3)
+    )
     corners = torch.randint(0, 2, (POINTS, *shape), generator=draw).double()
     corners[::2] = 2 * corners[::2] - 1  # of the cube from -1 to 1; the others of the one from 0
     kinds = {"normal": normal, "unit": unit.frac().abs(), "corner": corners, "large": 100 * far}
@@ -39,14 +44,23 @@ def points(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def agree(net: "OnnxNet", run: Run, until: Deadline = NEVER) -> None:
-    """Raise `Unsupported` where what onnxruntime makes of the file, `run`, differs by more than rounding on some point."""
+    """Raise `Unsupported` where what onnxruntime makes of the file, `run`, differs by more than
+    rounding on some point.
+    """
     kinds = points(net.shape, net.dtype)
     x, unit = torch.cat(list(kinds.values())), torch.finfo(net.dtype).eps
-    held = {name: tensor.to(_precision(net)) for name, tensor in net.named_buffers() if tensor.is_floating_point()}
+    held = {
+        name: tensor.to(_precision(net))
+        for name, tensor in net.named_buffers()
+        if tensor.is_floating_point()
+    }
     held = {**dict(net.named_buffers()), **held}
     ours, nudged = _values(net, held, x, 0.0, until), _values(net, held, x, unit, until)
     places = {kind: slice(place * POINTS, (place + 1) * POINTS) for place, kind in enumerate(kinds)}
-    allowed = {kind: _ROOM * (_largest((nudged - ours)[at]) + unit * _largest(ours[at])) for kind, at in places.items()}
+    allowed = {
+        kind: _ROOM * (_largest((nudged - ours)[at]) + unit * _largest(ours[at]))
+        for kind, at in places.items()
+    }
     # a file may be made for one example at a time, whatever it says
     for batch in (net.batch,) if net.batch else (len(x), 1):
         theirs = replay(net, run, x, batch, until)
@@ -55,7 +69,8 @@ def agree(net: "OnnxNet", run: Run, until: Deadline = NEVER) -> None:
         if not worse:
             return
     raise Unsupported(
-        f"the file is read differently from how onnxruntime runs it: largest difference {off[worse[0]]:.3g} on inputs of the "
+        f"the file is read differently from how onnxruntime runs it: largest difference "
+        f"{off[worse[0]]:.3g} on inputs of the "
         f"kind '{worse[0]}', of which rounding explains {allowed[worse[0]]:.3g}"
     )
 
@@ -69,9 +84,12 @@ def _largest(t: Tensor) -> float:
     return float(t.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
-def _values(net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float, until: Deadline) -> Tensor:
-    """The output on a batch, (batch, numbers); with all that is read off by up to `unit` of its size, times the root of how
-    many products are added up."""
+def _values(
+    net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float, until: Deadline
+) -> Tensor:
+    """The output on a batch, (batch, numbers); with all that is read off by up to `unit` of its
+    size, times the root of how many products are added up.
+    """
     draw = torch.Generator().manual_seed(0)
     found = []
     widest = max(math.prod(shape) for shape in (net.given, *(call.shape for call in net.calls)))
@@ -81,7 +99,10 @@ def _values(net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float, unt
             until.check()
             given = [values[name] for name in reads]
             far = unit * math.sqrt(_terms(given))
-            given = [t if name in held else _nudged(t, far, 0.0, draw) for name, t in zip(reads, given, strict=True)]
+            given = [
+                t if name in held else _nudged(t, far, 0.0, draw)
+                for name, t in zip(reads, given, strict=True)
+            ]
             made = call.run(*given)
             values[call.makes] = _nudged(made, 0.0, unit * (call.kind in _CURVED), draw)
         found.append(values[net.made].reshape(len(part), -1))
@@ -89,7 +110,9 @@ def _values(net: "OnnxNet", held: dict[str, Tensor], x: Tensor, unit: float, unt
 
 
 def _terms(given: list[Tensor]) -> int:
-    """How many products an operation may add up for one number: as many as a row of its weight has, or its input."""
+    """How many products an operation may add up for one number: as many as a row of its weight has,
+    or its input.
+    """
     rows = [t.numel() // len(t) for t in given[1:] if t.dim() > 1]
     return max([1, *rows, *([given[0].numel() // len(given[0])] if len(given) == 1 else [])])
 
@@ -102,8 +125,9 @@ def _nudged(t: Tensor, relative: float, absolute: float, draw: torch.Generator) 
 
 
 def replay(net: "OnnxNet", run: Run, x: Tensor, batch: int, until: Deadline = NEVER) -> Tensor:
-    """What the file's network makes of x (n, *shape), `batch` examples at once: (n, numbers), in float64. Empty where it does
-    not take so many, or what it makes has another shape than ours."""
+    """What the file's network makes of x (n, *shape), `batch` examples at once: (n, numbers), in
+    float64. Empty where it does not take so many, or what it makes has another shape than ours.
+    """
     found = []
     for part in x.split(batch):
         until.check()
@@ -121,8 +145,9 @@ def replay(net: "OnnxNet", run: Run, x: Tensor, batch: int, until: Deadline = NE
 
 
 def _difference(ours: Tensor, theirs: Tensor, at: slice, kind: str) -> float:
-    """The largest on some rows; infinite where the shapes differ, or one is no finite number and the other is. Large inputs may
-    leave the range of the file's numbers, which ours have not."""
+    """The largest on some rows; infinite where the shapes differ, or one is no finite number and
+    the other is. Large inputs may leave the range of the file's numbers, which ours have not.
+    """
     if ours.shape != theirs.shape:
         return math.inf
     ours, theirs = ours[at], theirs[at]

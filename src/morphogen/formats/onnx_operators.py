@@ -1,7 +1,8 @@
 """What can be read of ONNX: a row an operator in `OPERATORS`, with all that its file may say of it.
 
-A row names the versions whose meaning the function has (the opset in which an operator got its present form) and every
-attribute with the values that are understood. Anything else is refused by name, never left out.
+A row names the versions whose meaning the function has (the opset in which an operator got its
+present form) and every attribute with the values that are understood. Anything else is refused by
+name, never left out.
 
 Source: the operator schemas of the ONNX standard. Values and batches: see `onnx_build`.
 """
@@ -25,8 +26,9 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Operator:
-    """read(builder, attributes, *inputs) -> the first result. versions: the first and the last that mean this. attributes: by
-    name, whether a value is understood."""
+    """read(builder, attributes, *inputs) -> the first result. versions: the first and the last that
+    mean this. attributes: by name, whether a value is understood.
+    """
 
     read: Callable[..., Value]
     versions: tuple[int, int]
@@ -50,7 +52,8 @@ def _image(value: Value, least: int = 3) -> int:
     """The number of spatial dimensions of (1, channels, ...)."""
     if not value.leads or len(value.shape) < least:
         raise Unsupported(
-            f"it reads a value of shape {value.shape}; (1, channels, ...) can be read: export the network with a batch of one, "
+            f"it reads a value of shape {value.shape}; (1, channels, ...) can be read: export "
+            f"the network with a batch of one, "
             "or a free one"
         )
     return len(value.shape) - 2
@@ -83,7 +86,10 @@ def binary(function: Callable[..., Tensor]) -> Callable[..., Value]:
     def read(b: Builder, a: Attributes, x: Value, y: Value) -> Value:
         rank = max(len(x.shape), len(y.shape))
         # a constant with several rows where the batch would be makes several of each example
-        front = not all(v.leads if v.constant is None else len(v.shape) < rank or v.shape[0] == 1 for v in (x, y))
+        front = not all(
+            v.leads if v.constant is None else len(v.shape) < rank or v.shape[0] == 1
+            for v in (x, y)
+        )
         run, reads = _aligned(function, (x, y), rank, front)
         return b.call(run, *reads, front=front)
 
@@ -93,8 +99,13 @@ def binary(function: Callable[..., Tensor]) -> Callable[..., Value]:
 def _aligned(
     function: Callable[..., Tensor], values: Sequence[Value], rank: int, front: bool
 ) -> tuple[Callable[..., Tensor], Sequence[Value]]:
-    """The function with dimensions of size 1 put in after the batch, where a value has fewer than `rank`."""
-    missing = [0 if v.constant is not None else rank - len(v.shape) + int(front and v.leads) for v in values]
+    """The function with dimensions of size 1 put in after the batch, where a value has fewer than
+    `rank`.
+    """
+    missing = [
+        0 if v.constant is not None else rank - len(v.shape) + int(front and v.leads)
+        for v in values
+    ]
     if not any(missing):
         return function, values
 
@@ -114,7 +125,9 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) to the last bit: torch's own takes x above 20, where float64 still sees the difference."""
+    """log(1 + e^x) to the last bit: torch's own takes x above 20, where float64 still sees the
+    difference.
+    """
     return F.softplus(x, 1.0, 40.0)
 
 
@@ -146,9 +159,17 @@ def _product(b: Builder, x: Value, y: Value) -> Value:
     row, column = len(x.shape) == 1, len(y.shape) == 1
 
     def full(t: Tensor, value: Value, as_row: bool) -> Tensor:
-        shape = value.shape if len(value.shape) > 1 else (1, *value.shape) if as_row else (*value.shape, 1)
+        shape = (
+            value.shape
+            if len(value.shape) > 1
+            else (1, *value.shape)
+            if as_row
+            else (*value.shape, 1)
+        )
         missing = [1] * (rank - len(shape))
-        return t.reshape(shape) if value.constant is not None else t.reshape(len(t), *missing, *shape)
+        return (
+            t.reshape(shape) if value.constant is not None else t.reshape(len(t), *missing, *shape)
+        )
 
     def run(s: Tensor, t: Tensor) -> Tensor:
         found = full(s, x, True) @ full(t, y, False)
@@ -222,7 +243,9 @@ def reshape(b: Builder, a: Attributes, x: Value, shape: Value) -> Value:
 
 
 def concat(b: Builder, a: Attributes, *parts: Value) -> Value:
-    """One after the other along `axis`. Constants are added where they stand, so that they need no batch."""
+    """One after the other along `axis`. Constants are added where they stand, so that they need no
+    batch.
+    """
     axis = _axis(a["axis"], len(parts[0].shape))
     if len({part.shape[:axis] + part.shape[axis + 1 :] for part in parts}) > 1:
         raise Unsupported(f"of values of shapes {[part.shape for part in parts]}")
@@ -232,7 +255,11 @@ def concat(b: Builder, a: Attributes, *parts: Value) -> Value:
     rooms = _rooms([(part.constant is None, part.shape[axis]) for part in parts])
 
     def run(*tensors: Tensor) -> Tensor:
-        whole = [b.in_front(part)(t) for part, t in zip(inner, tensors, strict=True)] if front else tensors
+        whole = (
+            [b.in_front(part)(t) for part, t in zip(inner, tensors, strict=True)]
+            if front
+            else tensors
+        )
         found = [_padded(t, place, room) for t, room in zip(whole, rooms, strict=True)]
         return torch.cat(found, place) if len(found) > 1 else found[0]
 
@@ -240,7 +267,9 @@ def concat(b: Builder, a: Attributes, *parts: Value) -> Value:
     if len(inner) == len(parts):
         return found
     ends = list(accumulate(part.shape[axis] for part in parts))
-    held = torch.zeros(*parts[0].shape[:axis], ends[-1], *parts[0].shape[axis + 1 :], dtype=found.dtype)
+    held = torch.zeros(
+        *parts[0].shape[:axis], ends[-1], *parts[0].shape[axis + 1 :], dtype=found.dtype
+    )
     for part, end in zip(parts, ends, strict=True):
         if part.constant is not None:
             held.narrow(axis, end - part.shape[axis], part.shape[axis]).copy_(part.constant)
@@ -252,7 +281,9 @@ def _padded(t: Tensor, place: int, room: tuple[int, int]) -> Tensor:
 
 
 def _rooms(parts: Sequence[tuple[bool, int]]) -> list[tuple[int, int]]:
-    """Of each part that is there, how much is left free for the others (before it, after it if it is the last)."""
+    """Of each part that is there, how much is left free for the others (before it, after it if it
+    is the last).
+    """
     found: list[tuple[int, int]] = []
     waiting = 0
     for there, size in parts:
@@ -277,24 +308,36 @@ def mean(b: Builder, a: Attributes, x: Value, axes: Value | None = None) -> Valu
         return b.call(lambda t: t.mean(dims, keepdim=keep), x, front=False)
     front = b.in_front(x)
     after = [d + 1 for d in dims]
-    return b.call(lambda t: front(t).mean(after, keepdim=keep) if after else front(t), x, front=True)
+    return b.call(
+        lambda t: front(t).mean(after, keepdim=keep) if after else front(t), x, front=True
+    )
 
 
 def norm(b: Builder, a: Attributes, x: Value, *given: Value) -> Value:
-    """By the statistics in the file. One that takes the statistics of its batch is refused in the table."""
+    """By the statistics in the file. One that takes the statistics of its batch is refused in the
+    table.
+    """
     _image(x, 2)
     names = ("its scale", "its bias", "its mean", "its variance")
     tensors = [_constant(value, name) for value, name in zip(given, names, strict=True)]
     scale, bias, centre, variance = (t.to(x.dtype) for t in tensors if t is not None)
     eps = a.get("epsilon", _float32(1e-5))
     return b.call(
-        lambda t, m, v, s, c: F.batch_norm(t, m, v, s, c, False, 0.0, eps), x, centre, variance, scale, bias, front=False
+        lambda t, m, v, s, c: F.batch_norm(t, m, v, s, c, False, 0.0, eps),
+        x,
+        centre,
+        variance,
+        scale,
+        bias,
+        front=False,
     )
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """Where a convolution or a pooling looks, a number a spatial dimension. before, after: what is added at the ends."""
+    """Where a convolution or a pooling looks, a number a spatial dimension. before, after: what is
+    added at the ends.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -317,7 +360,11 @@ class _Windows:
     @property
     def pads(self) -> tuple[int, ...]:
         """As `F.pad` takes them: the last dimension first."""
-        return tuple(end for d in reversed(range(len(self.kernel))) for end in (self.before[d], self.after[d]))
+        return tuple(
+            end
+            for d in reversed(range(len(self.kernel)))
+            for end in (self.before[d], self.after[d])
+        )
 
 
 def _windows(a: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> _Windows:
@@ -326,19 +373,32 @@ def _windows(a: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> _Win
     ones = (1,) * spatial
     stride, dilation = tuple(a.get("strides", ones)), tuple(a.get("dilations", ones))
     pads = tuple(a.get("pads", (0,) * (2 * spatial)))
-    if (len(kernel), len(stride), len(dilation), len(pads)) != (spatial, spatial, spatial, 2 * spatial):
-        raise Unsupported(f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads} on {spatial} dimensions")
+    if (len(kernel), len(stride), len(dilation), len(pads)) != (
+        spatial,
+        spatial,
+        spatial,
+        2 * spatial,
+    ):
+        raise Unsupported(
+            f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads} on {spatial} "
+            f"dimensions"
+        )
     before, after = pads[:spatial], pads[spatial:]
     auto = a.get("auto_pad", "NOTSET")
     if auto == "VALID":
         before = after = (0,) * spatial
     elif auto != "NOTSET":  # as many results as there are strides
         spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-        whole = [max((math.ceil(n / s) - 1) * s + span - n, 0) for n, s, span in zip(sizes, stride, spans, strict=True)]
+        whole = [
+            max((math.ceil(n / s) - 1) * s + span - n, 0)
+            for n, s, span in zip(sizes, stride, spans, strict=True)
+        ]
         less, more = tuple(t // 2 for t in whole), tuple(t - t // 2 for t in whole)
         before, after = (less, more) if auto == "SAME_UPPER" else (more, less)
     if min(*kernel, *stride, *dilation) < 1 or min(*before, *after) < 0:
-        raise Unsupported(f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {before + after}")
+        raise Unsupported(
+            f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {before + after}"
+        )
     return _Windows(kernel, stride, dilation, before, after)
 
 
@@ -350,7 +410,9 @@ def conv(b: Builder, a: Attributes, x: Value, weight: Value, bias: Value | None 
     w, c = _constant(weight, "its weight"), _constant(bias, "its bias")
     assert w is not None
     if tuple(a.get("kernel_shape", w.shape[2:])) != tuple(w.shape[2:]):
-        raise Unsupported(f"kernel_shape={a['kernel_shape']} and a weight of shape {tuple(w.shape)}")
+        raise Unsupported(
+            f"kernel_shape={a['kernel_shape']} and a weight of shape {tuple(w.shape)}"
+        )
     at = _windows(a, x.shape[2:], w.shape[2:])
     run: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
     group = a.get("group", 1)
@@ -358,8 +420,12 @@ def conv(b: Builder, a: Attributes, x: Value, weight: Value, bias: Value | None 
         x = b.call(lambda t: F.pad(t, at.pads), x, front=False)
     padding = at.before if at.even else 0
     if c is None:
-        return b.call(lambda t, u: run(t, u, None, at.stride, padding, at.dilation, group), x, w, front=False)
-    return b.call(lambda t, u, v: run(t, u, v, at.stride, padding, at.dilation, group), x, w, c, front=False)
+        return b.call(
+            lambda t, u: run(t, u, None, at.stride, padding, at.dilation, group), x, w, front=False
+        )
+    return b.call(
+        lambda t, u, v: run(t, u, v, at.stride, padding, at.dilation, group), x, w, c, front=False
+    )
 
 
 def max_pool(b: Builder, a: Attributes, x: Value) -> Value:
@@ -371,13 +437,24 @@ def max_pool(b: Builder, a: Attributes, x: Value) -> Value:
     pool: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
     ceil = at.ceil(a, x.shape[2:])
     # torch adds at most half a window, the same at both ends
-    if at.even and all(2 * pad <= (k - 1) * d + 1 for pad, k, d in zip(at.before, at.kernel, at.dilation, strict=True)):
-        return b.call(lambda t: pool(t, at.kernel, at.stride, at.before, at.dilation, ceil), x, front=False)
-    if set(at.dilation) != {1} or ceil or any(max(ends) >= k for *ends, k in zip(at.before, at.after, at.kernel, strict=True)):
-        raise Unsupported(
-            f"pads {at.before + at.after} with kernel {at.kernel}, dilations {at.dilation}, ceil_mode {int(ceil)}"
+    if at.even and all(
+        2 * pad <= (k - 1) * d + 1
+        for pad, k, d in zip(at.before, at.kernel, at.dilation, strict=True)
+    ):
+        return b.call(
+            lambda t: pool(t, at.kernel, at.stride, at.before, at.dilation, ceil), x, front=False
         )
-    # every window that reaches beyond an end holds the entry at that end, which may stand there once more
+    if (
+        set(at.dilation) != {1}
+        or ceil
+        or any(max(ends) >= k for *ends, k in zip(at.before, at.after, at.kernel, strict=True))
+    ):
+        raise Unsupported(
+            f"pads {at.before + at.after} with kernel {at.kernel}, dilations {at.dilation}, "
+            f"ceil_mode {int(ceil)}"
+        )
+    # every window that reaches beyond an end holds the entry at that end, which may stand there
+    # once more
     places = [
         torch.arange(-low, size + high).clamp(0, size - 1)
         for low, high, size in zip(at.before, at.after, x.shape[2:], strict=True)
@@ -397,19 +474,39 @@ def average_pool(b: Builder, a: Attributes, x: Value) -> Value:
     ceil, include = at.ceil(a, x.shape[2:]), bool(a.get("count_include_pad", 0))
     plain = set(at.dilation) == {1}
     if plain and at.even and all(2 * pad <= k for pad, k in zip(at.before, at.kernel, strict=True)):
-        return b.call(lambda t: pool(t, at.kernel, at.stride, at.before, ceil, include), x, front=False)
+        return b.call(
+            lambda t: pool(t, at.kernel, at.stride, at.before, ceil, include), x, front=False
+        )
     if ceil:
-        raise Unsupported(f"ceil_mode=1 with pads {at.before + at.after} and dilations {at.dilation}")
+        raise Unsupported(
+            f"ceil_mode=1 with pads {at.before + at.after} and dilations {at.dilation}"
+        )
     # a sum of each window's entries, over how many they are
     run: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
     channels, count = x.shape[1], math.prod(at.kernel)
     ones = torch.ones(channels, 1, *at.kernel, dtype=x.dtype) / count
-    inside = F.pad(torch.ones(1, 1, *x.shape[2:], dtype=torch.float64), at.pads, value=float(include))
-    share = run(inside, torch.ones(1, 1, *at.kernel, dtype=torch.float64), None, at.stride, 0, at.dilation) / count
+    inside = F.pad(
+        torch.ones(1, 1, *x.shape[2:], dtype=torch.float64), at.pads, value=float(include)
+    )
+    share = (
+        run(
+            inside,
+            torch.ones(1, 1, *at.kernel, dtype=torch.float64),
+            None,
+            at.stride,
+            0,
+            at.dilation,
+        )
+        / count
+    )
     if bool((share == 0).any()):
-        raise Unsupported(f"pads {at.before + at.after} with kernel {at.kernel}: a window holds nothing")
+        raise Unsupported(
+            f"pads {at.before + at.after} with kernel {at.kernel}: a window holds nothing"
+        )
     padded = b.call(lambda t: F.pad(t, at.pads), x, front=False)
-    found = b.call(lambda t, w: run(t, w, None, at.stride, 0, at.dilation, channels), padded, ones, front=False)
+    found = b.call(
+        lambda t, w: run(t, w, None, at.stride, 0, at.dilation, channels), padded, ones, front=False
+    )
     factor = share.reciprocal().to(x.dtype)
     return found if bool((share == 1).all()) else b.call(torch.mul, found, factor, front=False)
 
@@ -420,7 +517,9 @@ def global_mean(b: Builder, a: Attributes, x: Value) -> Value:
     return b.call(lambda t: t.mean(dims, keepdim=True), x, front=False)
 
 
-def dropout(b: Builder, a: Attributes, x: Value, ratio: Value | None = None, training: Value | None = None) -> Value:
+def dropout(
+    b: Builder, a: Attributes, x: Value, ratio: Value | None = None, training: Value | None = None
+) -> Value:
     """Nothing, unless it trains."""
     if training is not None and (training.constant is None or bool(training.constant.any())):
         raise Unsupported("training_mode is on, or computed; what it drops is left to chance")
@@ -435,11 +534,18 @@ def constant(b: Builder, a: Attributes) -> Value:
     return numbers(np.asarray(value, _WRITTEN[name]) if name in _WRITTEN else value, "its value")
 
 
-_WRITTEN = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+_WRITTEN = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
 
 
 def numbers(array: np.ndarray, what: str) -> Value:
-    """A constant from an array. Raises `Unsupported` for what are no numbers, or of a type without arithmetic in torch."""
+    """A constant from an array. Raises `Unsupported` for what are no numbers, or of a type without
+    arithmetic in torch.
+    """
     if array.dtype.name not in _TYPES:
         raise Unsupported(f"{what} is of type {array.dtype}; {', '.join(_TYPES)} can be read")
     return _held(torch.from_numpy(np.array(array)))  # a copy, since files are read-only memory
@@ -481,22 +587,40 @@ def _is(*wanted: Any) -> Callable[[Any], bool]:
 
 
 _AUTO = _is("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-_LOOKS: Mapping[str, Callable[[Any], bool]] = {"kernel_shape": _wholes, "strides": _wholes, "pads": _wholes, "auto_pad": _AUTO}
+_LOOKS: Mapping[str, Callable[[Any], bool]] = {
+    "kernel_shape": _wholes,
+    "strides": _wholes,
+    "pads": _wholes,
+    "auto_pad": _AUTO,
+}
 
-# versions of version 6 and earlier that stretched sizes only where `broadcast` said so have other meanings with that attribute
+# versions of version 6 and earlier that stretched sizes only where `broadcast` said so have other
+# meanings with that attribute
 OPERATORS: Mapping[str, Operator] = {
-    "Gemm": Operator(gemm, (7, 13), {"alpha": _number, "beta": _number, "transA": _flag, "transB": _flag}),
+    "Gemm": Operator(
+        gemm, (7, 13), {"alpha": _number, "beta": _number, "transA": _flag, "transB": _flag}
+    ),
     "MatMul": Operator(matmul, (1, 13)),
     "Conv": Operator(conv, (1, 22), {**_LOOKS, "dilations": _wholes, "group": _whole}),
     "BatchNormalization": Operator(
-        norm, (7, 15), {"epsilon": _number, "momentum": _anything, "spatial": _is(1), "training_mode": _is(0)}
+        norm,
+        (7, 15),
+        {"epsilon": _number, "momentum": _anything, "spatial": _is(1), "training_mode": _is(0)},
     ),
-    "MaxPool": Operator(max_pool, (1, 22), {**_LOOKS, "dilations": _wholes, "ceil_mode": _flag, "storage_order": _is(0)}),
+    "MaxPool": Operator(
+        max_pool,
+        (1, 22),
+        {**_LOOKS, "dilations": _wholes, "ceil_mode": _flag, "storage_order": _is(0)},
+    ),
     "AveragePool": Operator(
-        average_pool, (7, 22), {**_LOOKS, "dilations": _wholes, "ceil_mode": _flag, "count_include_pad": _flag}
+        average_pool,
+        (7, 22),
+        {**_LOOKS, "dilations": _wholes, "ceil_mode": _flag, "count_include_pad": _flag},
     ),
     "GlobalAveragePool": Operator(global_mean, (1, 22)),
-    "ReduceMean": Operator(mean, (1, 18), {"axes": _wholes, "keepdims": _flag, "noop_with_empty_axes": _flag}),
+    "ReduceMean": Operator(
+        mean, (1, 18), {"axes": _wholes, "keepdims": _flag, "noop_with_empty_axes": _flag}
+    ),
     "Flatten": Operator(flatten, (1, 25), {"axis": _whole}),
     "Reshape": Operator(reshape, (5, 25), {"allowzero": _flag}),
     "Transpose": Operator(transpose, (1, 25), {"perm": _wholes}),
@@ -514,5 +638,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Tanh": Operator(unary(torch.tanh), (6, 13)),
     "Elu": Operator(unary(F.elu, alpha=1.0), (6, 22), {"alpha": _number}),
     "Softplus": Operator(unary(softplus), (1, 22)),
-    "Constant": Operator(constant, (1, 25), {"value": _anything, **dict.fromkeys(_WRITTEN, _anything)}),
-}  # fmt: skip
+    "Constant": Operator(
+        constant, (1, 25), {"value": _anything, **dict.fromkeys(_WRITTEN, _anything)}
+    ),
+}

@@ -1,8 +1,10 @@
-"""Exported programs in files, written without the writer's paths and read without running anything that is in them.
+"""Exported programs in files, written without the writer's paths and read without running anything
+that is in them.
 
-`torch.export.load` unpickles parts of an archive without a check, evaluates the sizes that its JSON has as text, and calls any
-function that a node names. So what an archive holds is looked at first, against the tables below, and what is not in them is
-refused by name. What was looked at is then put into an archive of its own, in memory, and that one is loaded.
+`torch.export.load` unpickles parts of an archive without a check, evaluates the sizes that its JSON
+has as text, and calls any function that a node names. So what an archive holds is looked at first,
+against the tables below, and what is not in them is refused by name. What was looked at is then put
+into an archive of its own, in memory, and that one is loaded.
 """
 
 import ast
@@ -29,12 +31,20 @@ _SURE = "; if you know where it comes from and trust it, read it with --trust"
 
 
 def write_pt2(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write `model` as an exported program of a free batch size. Stack traces, which hold the writer's paths, are left out."""
+    """Write `model` as an exported program of a free batch size. Stack traces, which hold the
+    writer's paths, are left out.
+    """
     with torch.no_grad(), _quiet():
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
+        program = torch.export.export(
+            model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False
+        )
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-                node.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta", "nn_module_stack")}
+                node.meta = {
+                    key: value
+                    for key, value in node.meta.items()
+                    if key in ("val", "tensor_meta", "nn_module_stack")
+                }
         made = io.BytesIO()
         torch.export.save(program, made)
     write_atomic(path, made.getvalue())
@@ -43,8 +53,9 @@ def write_pt2(model: nn.Module, example: Tensor, path: Path) -> None:
 def read_pt2(path: Path, trust: bool = False) -> ExportedProgram:
     """The program in a .pt2 file.
 
-    trust: as `torch.export.load` reads it, which runs whatever code is in it. Otherwise raises `DataError` for a file that
-    holds pickled objects other than tensors, compiled code, functions other than operators, or anything unknown.
+    trust: as `torch.export.load` reads it, which runs whatever code is in it. Otherwise raises
+    `DataError` for a file that holds pickled objects other than tensors, compiled code, functions
+    other than operators, or anything unknown.
     """
     try:
         with _quiet():
@@ -63,14 +74,25 @@ def _looked_at(path: Path) -> io.BytesIO:
         names = old.namelist()
         if len({name.lower() for name in names}) < len(names):
             raise DataError(f"{path}: two of its parts have one name{_SURE}")
-        room = "" if "serialized_exported_program.json" in names else names[0].partition("/")[0] + "/" if names else ""
+        room = (
+            ""
+            if "serialized_exported_program.json" in names
+            else names[0].partition("/")[0] + "/"
+            if names
+            else ""
+        )
         parts = {name: old.read(name) for name in names}
         pickled = _pickled(parts, path)
         for name, content in parts.items():
             inside = name.removeprefix(room)
-            check = next((check for pattern, check in _PARTS.items() if re.fullmatch(pattern, inside)), None)
+            check = next(
+                (check for pattern, check in _PARTS.items() if re.fullmatch(pattern, inside)), None
+            )
             if check is None or not name.startswith(room):
-                raise DataError(f"{path}: holds {name!r}, which is no part of an exported program that is known{_SURE}")
+                raise DataError(
+                    f"{path}: holds {name!r}, which is no part of an exported program that is "
+                    f"known{_SURE}"
+                )
             if name in pickled:
                 check = _tensors
             try:
@@ -89,8 +111,15 @@ def _pickled(parts: Mapping[str, bytes], path: Path) -> set[str]:
             continue
         folder = name.rpartition("/")[0]
         for entry in json.loads(content)["config"].values():
-            if not isinstance(entry["path_name"], str) or "/" in entry["path_name"] or "\\" in entry["path_name"]:
-                raise DataError(f"{path}: {name!r} names a part outside its folder, {entry['path_name']!r}{_SURE}")
+            if (
+                not isinstance(entry["path_name"], str)
+                or "/" in entry["path_name"]
+                or "\\" in entry["path_name"]
+            ):
+                raise DataError(
+                    f"{path}: {name!r} names a part outside its folder, "
+                    f"{entry['path_name']!r}{_SURE}"
+                )
             if entry["use_pickle"]:
                 found.add(f"{folder}/{entry['path_name']}")
     return found
@@ -101,13 +130,16 @@ def _as_it_is(content: bytes) -> bytes:
 
 
 def _tensors(content: bytes) -> bytes:
-    """torch's own format: tensors in lists, tuples and dictionaries, which torch's restricted reader takes without running
-    anything."""
+    """torch's own format: tensors in lists, tuples and dictionaries, which torch's restricted
+    reader takes without running anything.
+    """
     if content:
         try:
             torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         except Exception as error:
-            raise DataError("holds a pickle of more than tensors, which would run code as it is read") from error
+            raise DataError(
+                "holds a pickle of more than tensors, which would run code as it is read"
+            ) from error
     return content
 
 
@@ -120,7 +152,9 @@ def _compiled(content: bytes) -> bytes:
 
 
 def _graph(content: bytes) -> bytes:
-    """A program in JSON, without the guards, which are Python source, and the notes on nodes, which nothing here reads."""
+    """A program in JSON, without the guards, which are Python source, and the notes on nodes, which
+    nothing here reads.
+    """
     program = json.loads(content)
     program["guards_code"] = []
     for key, value in _entries(program):
@@ -151,7 +185,9 @@ def _target(text: str) -> None:
     """What a node calls: an operator of torch's own, or arithmetic of sizes."""
     if re.fullmatch(r"torch\.ops\.(aten|prims)\.\w+\.\w+", text) and not text.startswith(_FILES):
         _, _, space, name, overload = text.split(".")
-        if isinstance(getattr(getattr(getattr(torch.ops, space), name, None), overload, None), OpOverload):
+        if isinstance(
+            getattr(getattr(getattr(torch.ops, space), name, None), overload, None), OpOverload
+        ):
             return
     module, _, name = text.rpartition(".")
     if module == "_operator" and name in _ARITHMETIC:
@@ -162,7 +198,10 @@ def _target(text: str) -> None:
 
 
 _FILES = ("torch.ops.aten.from_file.",)
-_ARITHMETIC = frozenset("getitem add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_ not_ pos abs".split())
+_ARITHMETIC = frozenset(
+    "getitem add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_ not_ "
+    "pos abs".split()
+)
 
 
 def _size(text: str) -> None:
@@ -174,9 +213,17 @@ def _size(text: str) -> None:
     # texts stand in Symbol('s0') alone, and powers of powers would take forever
     symbols, small = set[int](), set[int]()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Symbol":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "Symbol"
+        ):
             symbols |= {id(part) for part in node.args}
-        if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant) and node.right.value in range(9):
+        if (
+            isinstance(node, ast.BinOp)
+            and isinstance(node.right, ast.Constant)
+            and node.right.value in range(9)
+        ):
             small.add(id(node))
     for node in ast.walk(tree):
         fine = isinstance(node, _EXPRESSION)
@@ -185,7 +232,9 @@ def _size(text: str) -> None:
         elif isinstance(node, ast.Call):
             fine = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
         elif isinstance(node, ast.BinOp):
-            fine = isinstance(node.op, _ADDS) or (isinstance(node.op, ast.Pow) and id(node) in small)
+            fine = isinstance(node.op, _ADDS) or (
+                isinstance(node.op, ast.Pow) and id(node) in small
+            )
         elif isinstance(node, ast.Constant) and id(node) in symbols:
             fine = re.fullmatch(r"\w+", str(node.value)) is not None
         elif isinstance(node, ast.Constant):
@@ -195,12 +244,21 @@ def _size(text: str) -> None:
 
 
 _EXPRESSION = (
-    ast.Expression, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.keyword,
+    ast.Expression,
+    ast.UnaryOp,
+    ast.Compare,
+    ast.BoolOp,
+    ast.operator,
+    ast.unaryop,
+    ast.cmpop,
+    ast.boolop,
+    ast.keyword,
     ast.expr_context,
-)  # fmt: skip
+)
 _ADDS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 _FUNCTIONS = frozenset(
-    "Symbol Integer Float Rational Add Mul Abs Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing Where "
+    "Symbol Integer Float Rational Add Mul Abs Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv "
+    "ModularIndexing Where "
     "CeilToInt FloorToInt TruncToInt RoundToInt ToFloat TruncToFloat IntTrueDiv FloatTrueDiv "
     "Eq Ne Lt Le Gt Ge And Or Not Identity".split()
 )
@@ -215,12 +273,26 @@ def _name(text: str) -> None:
 def _tree(text: str) -> None:
     """How inputs nest: tuples, lists and dictionaries; other kinds may name modules to import."""
     for key, value in _entries(json.loads(text)):
-        if key == "type" and value not in (None, "builtins.tuple", "builtins.list", "builtins.dict"):
-            raise DataError(f"has inputs or outputs in a {value!r}; it can have them in tuples, lists and dictionaries")
+        if key == "type" and value not in (
+            None,
+            "builtins.tuple",
+            "builtins.list",
+            "builtins.dict",
+        ):
+            raise DataError(
+                f"has inputs or outputs in a {value!r}; it can have them in tuples, lists and "
+                f"dictionaries"
+            )
         if key == "context" and value is not None:
             keys = json.loads(value)
-            if not all(isinstance(k, str) and re.fullmatch(r"\w+", k, re.ASCII) for k in ([] if keys is None else keys)):
-                raise DataError(f"has inputs or outputs in a dictionary with the keys {value!r}; it can have identifiers")
+            if not all(
+                isinstance(k, str) and re.fullmatch(r"\w+", k, re.ASCII)
+                for k in ([] if keys is None else keys)
+            ):
+                raise DataError(
+                    f"has inputs or outputs in a dictionary with the keys {value!r}; it can have "
+                    f"identifiers"
+                )
 
 
 _TEXTS: dict[str, Callable[[str], None]] = {
@@ -247,8 +319,13 @@ _PARTS: dict[str, Callable[[bytes], bytes]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Other people's deprecations are none of a user's business, nor is a traceback where one line is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.export.pt2_archive._package", "torch._export")]
+    """Other people's deprecations are none of a user's business, nor is a traceback where one line
+    is raised.
+    """
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.export", "torch.export.pt2_archive._package", "torch._export")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -13,17 +13,28 @@ from torch.fx import GraphModule
 from morphogen.errors import Unsupported
 
 
-def source(model: nn.Module, *, title: str, note: str = "", prepare: str = "", input_hint: str = "") -> str:
-    """Python source of a class `Net` equal to `model`, a flat `nn.Sequential` of plain modules as `freeze` returns it.
+def source(
+    model: nn.Module, *, title: str, note: str = "", prepare: str = "", input_hint: str = ""
+) -> str:
+    """Python source of a class `Net` equal to `model`, a flat `nn.Sequential` of plain modules as
+    `freeze` returns it.
 
-    The page reads `model.safetensors` beside it and imports torch and safetensors only. title, note: its docstring, any text.
-    prepare: source of a function `prepare(table)` to be put before the network. input_hint: what the network expects.
-    Raises `Unsupported` for a module that is not in the table below, and for a value that has no plain way to be written.
+    The page reads `model.safetensors` beside it and imports torch and safetensors only. title,
+    note: its docstring, any text. prepare: source of a function `prepare(table)` to be put before
+    the network. input_hint: what the network expects. Raises `Unsupported` for a module that is not
+    in the table below, and for a value that has no plain way to be written.
     """
     if type(model) is not nn.Sequential:
-        raise Unsupported(f"source: {type(model).__name__} is not a flat nn.Sequential; pass the result of freeze(model, x)")
+        raise Unsupported(
+            f"source: {type(model).__name__} is not a flat nn.Sequential; pass the result of "
+            f"freeze(model, x)"
+        )
     # not `named_children`, which has a module that stands in two places once
-    layers = [f"            ({_literal(name)}, {_line(name, module)})," for name, module in model._modules.items() if module]
+    layers = [
+        f"            ({_literal(name)}, {_line(name, module)}),"
+        for name, module in model._modules.items()
+        if module
+    ]
     future, imports, body = _split_imports(prepare)
     kind = _dtype(model)
     return _PAGE.format(
@@ -32,7 +43,10 @@ def source(model: nn.Module, *, title: str, note: str = "", prepare: str = "", i
         note=f"\n\n{_text(note.strip())}" if note else "",
         future=future,
         imports="\n".join(
-            sorted({"from collections import OrderedDict", "from pathlib import Path", *imports}, key=_import_order)
+            sorted(
+                {"from collections import OrderedDict", "from pathlib import Path", *imports},
+                key=_import_order,
+            )
         ),
         prepare=f"{body.strip()}\n\n\n" if body.strip() else "",
         classes=_LEVELS if any(_is_levels(module) for module in model) else "",
@@ -99,46 +113,94 @@ _LEVELS = '''class Levels(nn.Module):
 
 def _dtype(model: nn.Module) -> torch.dtype:
     """Of all numbers; the page would be another network where they differed."""
-    kinds: set[torch.dtype] = {t.dtype for t in model.state_dict().values() if t.is_floating_point()} or {torch.float32}
+    kinds: set[torch.dtype] = {
+        t.dtype for t in model.state_dict().values() if t.is_floating_point()
+    } or {torch.float32}
     if len(kinds) > 1:
-        raise Unsupported(f"source: tensors of {', '.join(sorted(map(str, kinds)))}; make them one with .to(dtype)")
+        raise Unsupported(
+            f"source: tensors of {', '.join(sorted(map(str, kinds)))}; make them one with "
+            f".to(dtype)"
+        )
     return kinds.pop()
 
 
 def _is_levels(module: nn.Module) -> bool:
-    """Whether it is what `layers.dag_levels.by_levels` makes of a DAG that has a readout; copies have another class name."""
-    return isinstance(module, GraphModule) and hasattr(module, "level1") and not hasattr(module, "order")
+    """Whether it is what `layers.dag_levels.by_levels` makes of a DAG that has a readout; copies
+    have another class name.
+    """
+    return (
+        isinstance(module, GraphModule)
+        and hasattr(module, "level1")
+        and not hasattr(module, "order")
+    )
 
 
 def _levels(module: GraphModule) -> str:
-    sizes = [(layer.in_features, layer.out_features) for layer in module.children() if isinstance(layer, nn.Linear)]
+    sizes = [
+        (layer.in_features, layer.out_features)
+        for layer in module.children()
+        if isinstance(layer, nn.Linear)
+    ]
     linked = any(node.target is torch.neg for node in module.graph.nodes)
     activation: Any = module.activation
-    return f"Levels({_literal(sizes)}, {_line('activation', activation)}{', linked=True' if linked else ''})"
+    return (
+        f"Levels({_literal(sizes)}, "
+        f"{_line('activation', activation)}{', linked=True' if linked else ''})"
+    )
 
 
 def _line(name: str, module: nn.Module) -> str:
     if module._forward_hooks or module._forward_pre_hooks:
-        raise Unsupported(f"source: {type(module).__name__} '{name}' has hooks, which no source shows; remove them")
+        raise Unsupported(
+            f"source: {type(module).__name__} '{name}' has hooks, which no source shows; remove "
+            f"them"
+        )
     if isinstance(module, GraphModule) and _is_levels(module):
         return _levels(module)
     if type(module) not in _KINDS:
-        raise Unsupported(f"source: no line for {type(module).__name__} '{name}'; add it to morphogen.formats.source._KINDS")
+        raise Unsupported(
+            f"source: no line for {type(module).__name__} '{name}'; add it to "
+            f"morphogen.formats.source._KINDS"
+        )
     return f"nn.{type(module).__name__}({', '.join(_arguments(name, module))})"
 
 
-_KINDS = frozenset({
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d, nn.Flatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.SELU, nn.Identity, nn.ELU, nn.GELU,
-    nn.LeakyReLU,
-})  # fmt: skip
+_KINDS = frozenset(
+    {
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.MaxPool1d,
+        nn.MaxPool2d,
+        nn.AvgPool2d,
+        nn.AdaptiveAvgPool2d,
+        nn.Flatten,
+        nn.ReLU,
+        nn.Tanh,
+        nn.Sigmoid,
+        nn.SiLU,
+        nn.SELU,
+        nn.Identity,
+        nn.ELU,
+        nn.GELU,
+        nn.LeakyReLU,
+    }
+)
 """Modules that keep what they were built with under the names of their constructor's arguments."""
 
 
 def _arguments(name: str, module: nn.Module) -> Iterator[str]:
-    """All of what it was built with: what has no default by position, the rest by name where it is not the default."""
+    """All of what it was built with: what has no default by position, the rest by name where it is
+    not the default.
+    """
     for argument in inspect.signature(type(module)).parameters.values():
-        if argument.kind is not argument.POSITIONAL_OR_KEYWORD or argument.name in ("device", "dtype"):
+        if argument.kind is not argument.POSITIONAL_OR_KEYWORD or argument.name in (
+            "device",
+            "dtype",
+        ):
             continue
         value, default = _square(getattr(module, argument.name)), argument.default
         if argument.name == "bias":
@@ -158,7 +220,9 @@ def _square(value: Any) -> Any:
 
 
 def _literal(value: Any, of: str = "") -> str:
-    """A value as Python source that gives it back. Everything of a network that goes into the page goes through here."""
+    """A value as Python source that gives it back. Everything of a network that goes into the page
+    goes through here.
+    """
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, str):
@@ -169,12 +233,19 @@ def _literal(value: Any, of: str = "") -> str:
         return repr(float(value))
     if isinstance(value, (tuple, list)):
         inner = ", ".join(_literal(part, of) for part in value)
-        return f"[{inner}]" if isinstance(value, list) else f"({inner},)" if len(value) == 1 else f"({inner})"
+        return (
+            f"[{inner}]"
+            if isinstance(value, list)
+            else f"({inner},)"
+            if len(value) == 1
+            else f"({inner})"
+        )
     raise Unsupported(f"source: {value!r}{of} cannot be written as Python")
 
 
 def _text(text: str) -> str:
-    """Any text as what stands between three double quotes and reads as that text, whatever is in it.
+    """Any text as what stands between three double quotes and reads as that text, whatever is in
+    it.
 
     Line by line what `repr` makes of it, so that it stays legible.
     """
@@ -182,7 +253,9 @@ def _text(text: str) -> str:
 
 
 def _split_imports(text: str) -> tuple[str, list[str], str]:
-    """(future import, other import lines, the rest) of a piece of source, its module docstring left out."""
+    """(future import, other import lines, the rest) of a piece of source, its module docstring left
+    out.
+    """
     if not text:
         return "", [], ""
     lines = text.splitlines()

@@ -12,8 +12,9 @@ _AHEAD = 6  # empty words behind the last one, so that looking ahead stays insid
 
 
 class Tokens:
-    """words: one after the other, without comments; "" is the end. name: what errors call the text. Where a word stands in the
-    text is looked up when an error names it."""
+    """words: one after the other, without comments; "" is the end. name: what errors call the text.
+    Where a word stands in the text is looked up when an error names it.
+    """
 
     def __init__(self, text: str, name: str) -> None:
         self.text, self.name = text.removeprefix("\ufeff"), name
@@ -23,7 +24,10 @@ class Tokens:
         """Raise with the line and the column of a token."""
         starts = (match.start() for match in _TOKEN.finditer(self.text) if match.group()[0] != ";")
         offset = next((start for place, start in enumerate(starts) if place == at), len(self.text))
-        line, column = self.text.count("\n", 0, offset) + 1, offset - self.text.rfind("\n", 0, offset)
+        line, column = (
+            self.text.count("\n", 0, offset) + 1,
+            offset - self.text.rfind("\n", 0, offset),
+        )
         raise kind(f"{self.name}, line {line}, column {column}: {what}")
 
     def missing(self, at: int, opened: int) -> NoReturn:

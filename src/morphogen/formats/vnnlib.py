@@ -1,8 +1,8 @@
 """Properties in VNN-LIB 1.0, read as a tree of ands and ors: `read_vnnlib(path) -> Property`.
 
-A file asserts what is unsafe: it is satisfied by an input inside a box whose output lies in some half-spaces. Source: the
-VNN-LIB standard of VNN-COMP 2021 to 2023 (an SMT-LIB subset: declarations of X_i and Y_i, `and`, `or`, `<=`, `>=`, `<`, `>` and
-`=` over linear terms).
+A file asserts what is unsafe: it is satisfied by an input inside a box whose output lies in some
+half-spaces. Source: the VNN-LIB standard of VNN-COMP 2021 to 2023 (an SMT-LIB subset: declarations
+of X_i and Y_i, `and`, `or`, `<=`, `>=`, `<`, `>` and `=` over linear terms).
 """
 
 import itertools
@@ -21,14 +21,28 @@ import numpy as np
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import DataError, Unsupported
 from morphogen.formats.compressed import read_bytes
-from morphogen.formats.formula import FALSE, All, Bound, Case, Choice, Ends, Row, arrays, cases, choice, everything, folded
+from morphogen.formats.formula import (
+    FALSE,
+    All,
+    Bound,
+    Case,
+    Choice,
+    Ends,
+    Row,
+    arrays,
+    cases,
+    choice,
+    everything,
+    folded,
+)
 from morphogen.formats.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class Clause:
-    """lower <= x <= upper and rows @ y <= limits, < where strict. lower, upper: (inputs,), the float64 nearest to what is
-    written; rows: (k, outputs); limits, strict: (k,)."""
+    """lower <= x <= upper and rows @ y <= limits, < where strict. lower, upper: (inputs,), the
+    float64 nearest to what is written; rows: (k, outputs); limits, strict: (k,).
+    """
 
     lower: np.ndarray
     upper: np.ndarray
@@ -51,17 +65,20 @@ class Property:
         return everything(self.inputs).joined(self.formula)
 
     def clauses(self) -> Iterator[Clause]:
-        """Unsafe is what satisfies any of them. There may be very many: they are made as they are asked for; none has an empty
-        box."""
+        """Unsafe is what satisfies any of them. There may be very many: they are made as they are
+        asked for; none has an empty box.
+        """
         for case in cases(self.case) if self.case else ():
             yield Clause(*case.ends.nearest, *arrays(case.rows, self.outputs))
 
 
 def read_vnnlib(path: str | Path, until: Deadline = NEVER) -> Property:
-    """The property in a file, perhaps compressed (.gz). until: by when it must be read, else `OutOfTime` is raised.
+    """The property in a file, perhaps compressed (.gz). until: by when it must be read, else
+    `OutOfTime` is raised.
 
-    Raises `DataError` with line and column for what is malformed, uses an undeclared variable or is no box and half-spaces, for
-    an input without bounds, and where no input is left by any alternative. Raises `Unsupported` for VNN-LIB 2.0.
+    Raises `DataError` with line and column for what is malformed, uses an undeclared variable or is
+    no box and half-spaces, for an input without bounds, and where no input is left by any
+    alternative. Raises `Unsupported` for VNN-LIB 2.0.
     """
     path = Path(path)
     try:
@@ -83,7 +100,11 @@ def parse_vnnlib(text: str, name: str = "vnnlib", until: Deadline = NEVER) -> Pr
         opened, head = at, reader.tokens[at + 1]
         if head == "assert":
             if asked:
-                reader.source.fail(at + 1, "an assertion after check-sat asks a second question; give each a file of its own")
+                reader.source.fail(
+                    at + 1,
+                    "an assertion after check-sat asks a second question; give each a file of "
+                    "its own",
+                )
             at = reader.formula(at + 2, opened, root)
         elif head in _DECLARATIONS:
             at = reader.declared(at, declared)
@@ -95,12 +116,17 @@ def parse_vnnlib(text: str, name: str = "vnnlib", until: Deadline = NEVER) -> Pr
         if reader.tokens[at] != ")":
             reader.source.missing(at, opened)
         at += 1
-    return _checked(Property(*reader.counts(declared), root.together() or All(choices=(FALSE,))), name)
+    return _checked(
+        Property(*reader.counts(declared), root.together() or All(choices=(FALSE,))), name
+    )
 
 
 _SIGNS = {"<=", ">=", "<", ">", "="}
 _DECLARATIONS = {"declare-const", "declare-fun"}
-_COMMANDS = set("set-logic set-info set-option check-sat get-model get-value get-info get-assignment echo exit".split())
+_COMMANDS = set(
+    "set-logic set-info set-option check-sat get-model get-value get-info get-assignment echo "
+    "exit".split()
+)
 _SECOND = set("vnnlib-version declare-network declare-input declare-output declare-hidden".split())
 _VARIABLE = re.compile(r"([XY])_([0-9]{1,9})")
 _ELEMENT = re.compile(r"[^\s\[\]]+\[[0-9, ]*\]?")
@@ -113,7 +139,9 @@ _Sum = dict[_Variable | None, Fraction]
 
 
 class _Open:
-    """An `and` or `or` that is being read. One directly in another of its kind adds to it, and is counted in `depth`."""
+    """An `and` or `or` that is being read. One directly in another of its kind adds to it, and is
+    counted in `depth`.
+    """
 
     __slots__ = ("bounds", "choices", "depth", "false", "kind", "parts", "rows")
 
@@ -141,7 +169,9 @@ class _Open:
 
     def together(self) -> All | None:
         """What an `and` says; None where nothing does."""
-        return None if self.false else All(tuple(self.bounds), tuple(self.rows), tuple(self.choices))
+        return (
+            None if self.false else All(tuple(self.bounds), tuple(self.rows), tuple(self.choices))
+        )
 
     def close(self, into: "_Open") -> None:
         if self.kind == "or":
@@ -159,7 +189,9 @@ def _alone(found: Bound | Row | All | Choice) -> All:
 
 
 class _Reader:
-    """Declarations and formulas from words; what `at` names is the place of a word, or of a parenthesis."""
+    """Declarations and formulas from words; what `at` names is the place of a word, or of a
+    parenthesis.
+    """
 
     def __init__(self, text: str, name: str, until: Deadline) -> None:
         self.source, self.until = Tokens(text, name), until
@@ -174,13 +206,21 @@ class _Reader:
             self.second(at)
         if not word:
             self.source.fail(at - 1, "this '(' is never closed")
-        self.source.fail(at, f"'{word}' here; declare-const X_0 Real, or assert (...), was expected")
+        self.source.fail(
+            at, f"'{word}' here; declare-const X_0 Real, or assert (...), was expected"
+        )
 
     def second(self, at: int) -> NoReturn:
-        self.source.fail(at, f"'{self.tokens[at]}' is VNN-LIB 2.0, which is not read; give the property in VNN-LIB 1.0, with "
-                  "variables X_0, X_1, ... and Y_0, Y_1, ...", Unsupported)  # fmt: skip
+        self.source.fail(
+            at,
+            f"'{self.tokens[at]}' is VNN-LIB 2.0, which is not read; give the property in "
+            f"VNN-LIB 1.0, with "
+            "variables X_0, X_1, ... and Y_0, Y_1, ...",
+            Unsupported,
+        )
 
-    # ------------------------------------------------------------------------------------------------------ commands
+    # ----------------------------------------------------------------------------------
+    # commands
 
     def declared(self, at: int, found: dict[str, int]) -> int:
         """(declare-const X_0 Real) or (declare-fun X_0 () Real): the place of its end."""
@@ -188,13 +228,17 @@ class _Reader:
         sort = at + 3
         if head == "declare-fun":
             if self.tokens[at + 3 : at + 5] != ["(", ")"]:
-                self.source.fail(at + 3, f"{head} {word} () Real was expected: a variable takes nothing")
+                self.source.fail(
+                    at + 3, f"{head} {word} () Real was expected: a variable takes nothing"
+                )
             sort = at + 5
         match = _VARIABLE.fullmatch(word)
         if not match:
             self.source.fail(at + 2, f"'{word}' here; a variable X_i or Y_i was expected")
         if self.tokens[sort] != "Real":
-            self.source.fail(sort, f"{word} is declared as '{self.tokens[sort]}'; only Real is known")
+            self.source.fail(
+                sort, f"{word} is declared as '{self.tokens[sort]}'; only Real is known"
+            )
         variable = f"{match[1]}_{int(match[2])}"
         if variable in found:
             self.source.fail(at + 2, f"{variable} is declared twice; declare each once")
@@ -213,15 +257,21 @@ class _Reader:
             kind = variable[0]
             if int(variable[2:]) >= counts[kind]:
                 absent = next(i for i in range(counts[kind]) if f"{kind}_{i}" not in declared)
-                self.source.fail(at, f"{variable} is declared, and {kind}_{absent} is not; declare {kind}_0 to {variable}")
+                self.source.fail(
+                    at,
+                    f"{variable} is declared, and {kind}_{absent} is not; declare {kind}_0 to "
+                    f"{variable}",
+                )
         if not counts["X"] or not counts["Y"]:
             raise DataError(
-                f"{self.source.name}: declares {counts['X']} inputs and {counts['Y']} outputs; at least one X_i and one Y_i "
+                f"{self.source.name}: declares {counts['X']} inputs and {counts['Y']} outputs; "
+                f"at least one X_i and one Y_i "
                 "are needed"
             )
         return counts["X"], counts["Y"]
 
-    # ------------------------------------------------------------------------------------------------------ formulas
+    # ----------------------------------------------------------------------------------
+    # formulas
 
     def formula(self, at: int, opened: int, root: _Open) -> int:
         """Reads one formula into `root`: the place behind it."""
@@ -256,7 +306,9 @@ class _Reader:
             at += 1
             token = self.tokens[at]
             if token and token not in "()":
-                self.source.fail(at, f"'{token}' here; and, or, <= or >= with two sides was expected")
+                self.source.fail(
+                    at, f"'{token}' here; and, or, <= or >= with two sides was expected"
+                )
         if not token:
             self.source.missing(at, opened)
         if token in "()":
@@ -285,12 +337,16 @@ class _Reader:
         elif False in parts:
             into.add(All(choices=(FALSE,)))
         else:
-            bounds, rows = ([part for part in parts if isinstance(part, kind)] for kind in (Bound, Row))
+            bounds, rows = (
+                [part for part in parts if isinstance(part, kind)] for kind in (Bound, Row)
+            )
             into.add(All(tuple(bounds), tuple(rows)))  # type: ignore[arg-type]
         return place + 1
 
     def simple(self, at: int, sign: str, left: str, right: str) -> Bound | Row | None:
-        """Between a variable and a number, or two outputs, as nearly all are; None for anything else."""
+        """Between a variable and a number, or two outputs, as nearly all are; None for anything
+        else.
+        """
         if sign == "=":
             return None
         one, other = self.variable(left, at + 2), self.variable(right, at + 3)
@@ -309,10 +365,17 @@ class _Reader:
             return Bound(one[1], below, value, exact, strict)
         if below:
             return Row(((one[1], 1.0),), value, exact, strict)
-        return Row(((one[1], -1.0),), -value, exact[1:] if exact[0] == "-" else "-" + exact.removeprefix("+"), strict)
+        return Row(
+            ((one[1], -1.0),),
+            -value,
+            exact[1:] if exact[0] == "-" else "-" + exact.removeprefix("+"),
+            strict,
+        )
 
     def compared(self, at: int, sign: str, left: _Sum, right: _Sum) -> Bound | Row | bool:
-        """What left <= right says, or what is like it; whether it is so where no variable is in it."""
+        """What left <= right says, or what is like it; whether it is so where no variable is in
+        it.
+        """
         way = -1 if sign[0] == ">" else 1
         total = {key: way * weight for key, weight in left.items()}
         for key, weight in right.items():
@@ -323,12 +386,20 @@ class _Reader:
         if not terms:
             return limit > 0 if strict else limit >= 0
         if kinds == {"Y"}:
-            weights = tuple((number, self.rounded(at, weight)) for (_, number), weight in terms.items())
+            weights = tuple(
+                (number, self.rounded(at, weight)) for (_, number), weight in terms.items()
+            )
             return Row(weights, self.rounded(at, limit), limit, strict)
         if kinds == {"X"} and len(terms) == 1:
             (((_, number), weight),) = terms.items()
-            return Bound(number, weight > 0, self.rounded(at, limit / weight), limit / weight, strict)
-        self.source.fail(at, "several inputs, or inputs and outputs, in one constraint; only a bound on one X_i can be read")
+            return Bound(
+                number, weight > 0, self.rounded(at, limit / weight), limit / weight, strict
+            )
+        self.source.fail(
+            at,
+            "several inputs, or inputs and outputs, in one constraint; only a bound on one X_i "
+            "can be read",
+        )
 
     def rounded(self, at: int, value: Fraction) -> float:
         try:
@@ -336,10 +407,13 @@ class _Reader:
         except OverflowError:
             found = math.inf
         if math.isinf(found) or (value and not found):
-            self.source.fail(at, "a coefficient or a bound here is beyond the range of double precision")
+            self.source.fail(
+                at, "a coefficient or a bound here is beyond the range of double precision"
+            )
         return found
 
-    # --------------------------------------------------------------------------------------------------------- terms
+    # ----------------------------------------------------------------------------------
+    # terms
 
     def variable(self, word: str, at: int) -> _Variable | None:
         """What a word names, and that it is used."""
@@ -381,7 +455,9 @@ class _Reader:
                 if op not in ("+", "-", "*") or self.tokens[at + 2] == ")":
                     self.no_term(at + 1, opened)
                 factor, into = top.operand()
-                stack.append(_Term(op, at + 1, -factor if op == "-" and self.unary(at) else factor, into))
+                stack.append(
+                    _Term(op, at + 1, -factor if op == "-" and self.unary(at) else factor, into)
+                )
                 at += 2
             elif token == ")" and len(stack) > 1:
                 self.multiplied(stack.pop())
@@ -414,18 +490,23 @@ class _Reader:
             part = {key: weight for key, weight in part.items() if weight}
             if any(part):
                 if varies is not None:
-                    self.source.fail(term.at, "a product of two variables; only linear terms can be read")
+                    self.source.fail(
+                        term.at, "a product of two variables; only linear terms can be read"
+                    )
                 varies = part
             else:
                 factor *= part.get(None, Fraction(0))
         if max(factor.numerator.bit_length(), factor.denominator.bit_length()) > _LONGEST:
-            self.source.fail(term.at, "a product of so many digits that it cannot be read; write it out")
+            self.source.fail(
+                term.at, "a product of so many digits that it cannot be read; write it out"
+            )
         _added(term.into, {None: Fraction(1)} if varies is None else varies, factor)
 
 
 class _Term:
-    """A sum, difference or product that is being read. Sums go straight into what they are part of, times a factor; of a
-    product each part stands for itself."""
+    """A sum, difference or product that is being read. Sums go straight into what they are part of,
+    times a factor; of a product each part stands for itself.
+    """
 
     __slots__ = ("at", "factor", "first", "into", "op", "parts")
 
@@ -448,14 +529,17 @@ def _added(into: _Sum, found: _Sum, factor: Fraction) -> None:
         into[key] = into.get(key, Fraction(0)) + factor * weight
 
 
-# ------------------------------------------------------------------------------------------------------------- the whole
+# ----------------------------------------------------------------------------------
+# the whole
 
 
 _Sides = frozenset[tuple[int, bool]]
 
 
 def _checked(found: Property, name: str) -> Property:
-    """The property, in which every input has two bounds in every case, and some case has an input."""
+    """The property, in which every input has two bounds in every case, and some case has an
+    input.
+    """
     whole = everything(found.inputs)
     ends = whole.ends.narrowed(found.formula.bounds)
     if (number := ends.empty) is not None:
@@ -464,7 +548,9 @@ def _checked(found: Property, name: str) -> Property:
         return found
     for each in case.choices:
         ends = case.ends.narrowed(each.parts[0].bounds)
-        if (number := ends.empty) is not None and all(case.joined(part) is None for part in each.parts):
+        if (number := ends.empty) is not None and all(
+            case.joined(part) is None for part in each.parts
+        ):
             raise DataError(f"{name}: {_said(ends, number)}, and its alternatives are as empty")
     if missing := frozenset(case.ends.open):
 
@@ -479,7 +565,9 @@ def _checked(found: Property, name: str) -> Property:
         covered: _Sides = folded(found.formula, both, either)
         if left := missing - covered:
             number, upper = min(left)
-            raise DataError(f"{name}: X_{number} has no {'upper' if upper else 'lower'} bound; assert one")
+            raise DataError(
+                f"{name}: X_{number} has no {'upper' if upper else 'lower'} bound; assert one"
+            )
     return found
 
 
@@ -487,5 +575,8 @@ def _said(ends: Ends, number: int) -> str:
     low, high = ends.lower[number], ends.upper[number]
     assert low is not None
     assert high is not None
-    least, most = "more than" if low.strict else "at least", "less than" if high.strict else "at most"
+    least, most = (
+        "more than" if low.strict else "at least",
+        "less than" if high.strict else "at most",
+    )
     return f"X_{number} is asserted to be {least} {low.near:g} and {most} {high.near:g}"

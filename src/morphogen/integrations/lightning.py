@@ -11,21 +11,24 @@ from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import ledger_from_json, replay
 from morphogen.errors import Unsupported
 from morphogen.policies.controller import Controller
-from morphogen.policies.look import Policy
+from morphogen.policies.policy import Policy
 from morphogen.record import Change
 from morphogen.tracing.trace import modes_kept
 from morphogen.training.train import generator
 
 
 class Growth(pl.Callback):
-    """Every `every` optimizer steps the policy may change the network; the trainer's optimizers follow, and keep their state.
+    """Every `every` optimizer steps the policy may change the network; the trainer's optimizers
+    follow, and keep their state.
 
-    losses: network -> validation loss of each example, shape (n,). example: a batch to trace the network with. network: the
-    name of the submodule that changes, "" for the whole module. loss: network -> training loss, for policies that need one.
-    budget: most parameters. seed: of what the policy draws. `changes` lists what happened; "morphogen/parameters" is logged.
+    losses: network -> validation loss of each example, shape (n,). example: a batch to trace the
+    network with. network: the name of the submodule that changes, "" for the whole module. loss:
+    network -> training loss, for policies that need one. budget: most parameters. seed: of what the
+    policy draws. `changes` lists what happened; "morphogen/parameters" is logged.
 
-    A checkpoint of the trainer keeps the ledger. To resume, give the same callback and a module as it is first built: the
-    structure is replayed before the weights are loaded. Raises `Unsupported` with several processes.
+    A checkpoint of the trainer keeps the ledger. To resume, give the same callback and a module as
+    it is first built: the structure is replayed before the weights are loaded. Raises `Unsupported`
+    with several processes.
     """
 
     def __init__(
@@ -49,14 +52,24 @@ class Growth(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            raise Unsupported(f"Growth: {trainer.world_size} processes; use morphogen.edit.resize_distributed in your own loop")
-        # of all hooks, only the module's own is called between reading a checkpoint and loading its weights
-        pl_module.on_load_checkpoint = partial(self._replay, pl_module, pl_module.on_load_checkpoint)  # type: ignore[method-assign]
+            raise Unsupported(
+                f"Growth: {trainer.world_size} processes; use morphogen.edit.resize_distributed "
+                f"in your own loop"
+            )
+        # of all hooks, only the module's own is called between reading a checkpoint and loading its
+        # weights
+        replay = partial(self._replay, pl_module, pl_module.on_load_checkpoint)
+        pl_module.on_load_checkpoint = replay  # type: ignore[method-assign]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         vars(pl_module).pop("on_load_checkpoint", None)
 
-    def _replay(self, module: pl.LightningModule, then: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+    def _replay(
+        self,
+        module: pl.LightningModule,
+        then: Callable[[dict[str, Any]], None],
+        checkpoint: dict[str, Any],
+    ) -> None:
         if kept := checkpoint.get("callbacks", {}).get(self.state_key):
             self._kept = kept
             replay(ledger_from_json(kept["ledger"]), self._network(module), self.example)
@@ -64,23 +77,37 @@ class Growth(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.controller = Controller(
-            self._network(pl_module), trainer.optimizers, self.policy, self.losses, self.example, self.budget, loss=self.loss
+            self._network(pl_module),
+            trainer.optimizers,
+            self.policy,
+            self.losses,
+            self.example,
+            self.budget,
+            loss=self.loss,
         )
         self._seen = trainer.global_step
         if self._kept:
             self.controller.restore(self._kept)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert self.controller is not None
         step = trainer.global_step
-        # gradients that are still accumulated would be lost, so only right after a step of the optimizer
+        # gradients that are still accumulated would be lost, so only right after a step of the
+        # optimizer
         if step == self._seen or step % self.every or self.controller.done:
             return
         self._seen = step
         with modes_kept(pl_module):
-            self.changes += self.controller.step(step // self.every, trainer.current_epoch, generator(self.seed, step))
+            self.changes += self.controller.step(
+                step // self.every, trainer.current_epoch, generator(self.seed, step)
+            )
         pl_module.log("morphogen/parameters", float(count_parameters(self.controller.model)))
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A policy inside a Hugging Face trainer: `Trainer(..., callbacks=[Growth(policy, losses, example)])`."""
+"""A policy inside a Hugging Face trainer: `Trainer(..., callbacks=[Growth(policy, losses,
+example)])`.
+"""
 
 import json
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from morphogen.edit.ledger import ledger_from_json, replay
 from morphogen.errors import RunError, Unsupported
 from morphogen.policies.controller import Controller
-from morphogen.policies.look import Policy
+from morphogen.policies.policy import Policy
 from morphogen.record import Change, revive, write_atomic
 from morphogen.training.train import generator
 
@@ -21,15 +23,17 @@ FILE = "morphogen.json"
 
 
 class Growth(TrainerCallback):
-    """Every `every` optimizer steps the policy may change the model; the trainer's optimizer follows, and keeps its state.
+    """Every `every` optimizer steps the policy may change the model; the trainer's optimizer
+    follows, and keeps its state.
 
-    losses: model -> validation loss of each example, shape (n,). example: the positional arguments of a call, such as
-    (input_ids,), to trace the model with. loss: model -> training loss, for policies that need one. budget: most
-    parameters. seed: of what the policy draws. `changes` lists what happened.
+    losses: model -> validation loss of each example, shape (n,). example: the positional arguments
+    of a call, such as (input_ids,), to trace the model with. loss: model -> training loss, for
+    policies that need one. budget: most parameters. seed: of what the policy draws. `changes` lists
+    what happened.
 
-    A checkpoint of the trainer keeps the ledger beside the weights. To resume, give the callback and a model that
-    `regrown(model, checkpoint, example)` brought to the checkpoint's structure. Sizes in `model.config` stay as they are.
-    Raises `Unsupported` with several processes.
+    A checkpoint of the trainer keeps the ledger beside the weights. To resume, give the callback
+    and a model that `regrown(model, checkpoint, example)` brought to the checkpoint's structure.
+    Sizes in `model.config` stay as they are. Raises `Unsupported` with several processes.
     """
 
     def __init__(
@@ -48,30 +52,49 @@ class Growth(TrainerCallback):
         self.changes: list[Change] = []
         self.controller: Controller | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         if args.world_size > 1:
-            raise Unsupported(f"Growth: {args.world_size} processes; use morphogen.edit.resize_distributed in your own loop")
+            raise Unsupported(
+                f"Growth: {args.world_size} processes; use morphogen.edit.resize_distributed in "
+                f"your own loop"
+            )
         plain = getattr(given["optimizer"], "optimizer", given["optimizer"])  # accelerate wraps it
         self.controller = Controller(
-            given["model"], [plain], self.policy, self.losses, self.example, self.budget, loss=self.loss
+            given["model"],
+            [plain],
+            self.policy,
+            self.losses,
+            self.example,
+            self.budget,
+            loss=self.loss,
         )
         if state.global_step:
             self.controller.restore(_read(_folder(args, state)))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         assert self.controller is not None
         if state.global_step % self.every or self.controller.done:
             return
         draw = generator(self.seed, state.global_step)
-        self.changes += self.controller.step(state.global_step // self.every, state.epoch or 0.0, draw)
+        self.changes += self.controller.step(
+            state.global_step // self.every, state.epoch or 0.0, draw
+        )
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         assert self.controller is not None
         write_atomic(_folder(args, state) / FILE, json.dumps(self.controller.kept()))
 
 
 def regrown(model: nn.Module, checkpoint: str | Path, example: tuple[Any, ...]) -> nn.Module:
-    """`model` itself, as it is first built, at the structure of a checkpoint that a trainer with `Growth` wrote."""
+    """`model` itself, as it is first built, at the structure of a checkpoint that a trainer with
+    `Growth` wrote.
+    """
     replay(ledger_from_json(_read(Path(checkpoint))["ledger"]), model, example)
     return model
 
@@ -83,13 +106,16 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 def _read(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).exists():
         raise RunError(
-            f"{folder} holds no {FILE}: it was written without Growth; resume without it, or from another checkpoint"
+            f"{folder} holds no {FILE}: it was written without Growth; resume without it, or "
+            f"from another checkpoint"
         )
     try:
         found = json.loads((folder / FILE).read_text())
         revive(_Kept, found)
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder / FILE} cannot be used ({error}); was it changed by hand?") from error
+        raise RunError(
+            f"{folder / FILE} cannot be used ({error}); was it changed by hand?"
+        ) from error
     return dict(found)
 
 

@@ -15,7 +15,8 @@ from morphogen.layers.stack import BlockStack, last_norm, scaled
 
 
 def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
-    """Gates of blocks 0 .. count-1 at depth `w` (a scalar), shape (count,): relu(1 - exp(i - w)) unless another is given.
+    """Gates of blocks 0 .. count-1 at depth `w` (a scalar), shape (count,): relu(1 - exp(i - w))
+    unless another is given.
 
     At least float32, since exp overflows in half precision beyond i - w = 11.
     """
@@ -24,26 +25,32 @@ def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
 
 
 class LearnedDepth(BlockStack):
-    """g <- h(merge(g, block_i(g), gate_i(w))) for i = 0, 1, ..., w: as many blocks as the real number `w` asks for.
+    """g <- h(merge(g, block_i(g), gate_i(w))) for i = 0, 1, ..., w: as many blocks as the real
+    number `w` asks for.
 
-    Source: "Going Deeper: Infinite Deep Neural Networks", the general form g_{i+1} = h(g_i + delta_w(i) f_i(g_i)).
-    Differs: only active blocks (i < w) exist and run; h is applied once where there is none, so the function is continuous
-    as w crosses 0. `wanted()` says when blocks should join and leave, see `BlockStack`.
+    Source: "Going Deeper: Infinite Deep Neural Networks", the general form g_{i+1} = h(g_i +
+    delta_w(i) f_i(g_i)). Differs: only active blocks (i < w) exist and run; h is applied once where
+    there is none, so the function is continuous as w crosses 0. `wanted()` says when blocks should
+    join and leave, see `BlockStack`.
 
-    block: `block(i)` builds sub-layer i, a module of equal input and output shape; kinds may differ by i. h: the post-step,
-    h(h(g)) = h(g). w: initial depth. max_blocks: the most that `wanted()` asks for, or None.
-    merge: how a block joins, see `layers.merge`. gate: its gate by distance, see `layers.gate`; a module's parameters are
-    trained. penalty: layer -> scalar, summed over a model by `layers.penalty.penalty`.
-    floor: the least depth. At w <= 0 no task gradient reaches w in the original (it is absorbing); below a floor > 0 the depth
-    is the floor, and the gradient still reaches w. ahead: in training the first closed block runs too, with a gate of 0 that
-    has the slope of an open one: the value stays, the gradient of w says whether that block would help, and its batch norm
-    sees data. quiet: a new block starts with its last weight at 0, so that it changes nothing however far w has gone past it.
+    block: `block(i)` builds sub-layer i, a module of equal input and output shape; kinds may differ
+    by i. h: the post-step, h(h(g)) = h(g). w: initial depth. max_blocks: the most that `wanted()`
+    asks for, or None. merge: how a block joins, see `layers.merge`. gate: its gate by distance, see
+    `layers.gate`; a module's parameters are trained. penalty: layer -> scalar, summed over a model
+    by `layers.penalty.penalty`. floor: the least depth. At w <= 0 no task gradient reaches w in the
+    original (it is absorbing); below a floor > 0 the depth is the floor, and the gradient still
+    reaches w. lookahead: in training the first closed block runs too, with a gate of 0 that has the
+    slope of an open one: the value stays, the gradient of w says whether that block would help, and
+    its batch norm sees data. zero_init: a new block starts with its last weight at 0, so that it
+    changes nothing however far w has gone past it.
 
-    Input and output: any shape that the blocks keep. `torch.compile` compiles the blocks and leaves the graph to read w; with
-    `morphogen.compiled` a model stays one graph for each number of blocks.
+    Input and output: any shape that the blocks keep. `torch.compile` compiles the blocks and leaves
+    the graph to read w; with `morphogen.compiled` a model stays one graph for each number of
+    blocks.
     """
 
-    _read: int | None = None  # active blocks, where whoever called a compiled model has read w for it
+    # active blocks, where whoever called a compiled model has read w for it
+    _read: int | None = None
 
     def __init__(
         self,
@@ -56,34 +63,42 @@ class LearnedDepth(BlockStack):
         gate: Gate = exponential,
         penalty: "Callable[[LearnedDepth], Tensor] | None" = None,
         floor: float | None = None,
-        ahead: bool = False,
-        quiet: bool = False,
+        lookahead: bool = False,
+        zero_init: bool = False,
     ) -> None:
         if not math.isfinite(w):
             raise ShapeError(f"LearnedDepth: w={w}; give a finite number, such as 1.0")
         if floor is not None and not floor > 0:
-            raise ShapeError(f"LearnedDepth: floor={floor}; give a positive number such as 0.1, or None for none")
-        super().__init__(block, max(1, math.ceil(max(w, floor or w))) + ahead, quiet)
+            raise ShapeError(
+                f"LearnedDepth: floor={floor}; give a positive number such as 0.1, or None for none"
+            )
+        super().__init__(block, max(1, math.ceil(max(w, floor or w))) + lookahead, zero_init)
         self.h = nn.ReLU() if h is None else h
         self.w = nn.Parameter(torch.tensor(float(w)))
         self.max_blocks, self.merge, self.gate, self.penalty = max_blocks, merge, gate, penalty
-        self.floor, self.ahead = floor, ahead
+        self.floor, self.lookahead = floor, lookahead
 
     def _count(self) -> int:
         w = self.depth
         # a depth that is NaN reaches the loss like any other weight that is, where it can be caught
-        most = len(self.blocks) if self.max_blocks is None else min(len(self.blocks), self.max_blocks)
+        most = (
+            len(self.blocks) if self.max_blocks is None else min(len(self.blocks), self.max_blocks)
+        )
         return max(0, min(math.ceil(w), most)) if math.isfinite(w) else most
 
     @property
     def active_blocks(self) -> int:
-        """How many blocks run: max(0, ceil(w)), at most those that exist. Reading it syncs with the device."""
+        """How many blocks run: max(0, ceil(w)), at most those that exist. Reading it syncs with the
+        device.
+        """
         if torch.compiler.is_exporting():
-            # whoever reads the graph must see every block that exists, or a resize would miss those at rest
+            # whoever reads the graph must see every block that exists, or a resize would miss those
+            # at rest
             return len(self.blocks)
         if not torch.compiler.is_compiling():
             return self._count()
-        # a graph has a fixed number of blocks, so w is read between two graphs, or before the one that asked `reading`
+        # a graph has a fixed number of blocks, so w is read between two graphs, or before the one
+        # that asked `reading`
         return _counted(self) if self._read is None else self._read
 
     @property
@@ -98,27 +113,30 @@ class LearnedDepth(BlockStack):
         return gate(self.w + lift, len(self.blocks), self.gate)
 
     def wanted(self, margin: float = 0.25) -> int:
-        """How many blocks should exist: one more once w exceeds them, one fewer once w is `margin` below the last.
+        """How many blocks should exist: one more once w exceeds them, one fewer once w is `margin`
+        below the last.
 
-        The margin is a hysteresis: w hovering at an integer does not flip the structure. At least one block stays; with
-        `ahead` there is one more than that.
+        The margin is a hysteresis: w hovering at an integer does not flip the structure. At least
+        one block stays; with `lookahead` there is one more than that.
         """
-        w, built = self.depth, len(self.blocks) - self.ahead
+        w, built = self.depth, len(self.blocks) - self.lookahead
         if not math.isfinite(w):
             return len(self.blocks)
         if w > built and (self.max_blocks is None or built < self.max_blocks):
-            return built + 1 + self.ahead
-        return built + self.ahead - (built > 1 and w < built - 1 - margin)
+            return built + 1 + self.lookahead
+        return built + self.lookahead - (built > 1 and w < built - 1 - margin)
 
     def settle(self, least: float = 0.1) -> None:
-        """End the search: from now on the depth stays, and no closed block is looked at. A last block whose gate is below
-        `least`, which changes little and costs as much as any, is closed; the blocks go on learning."""
+        """End the search: from now on the depth stays, and no closed block is looked at. A last
+        block whose gate is below `least`, which changes little and costs as much as any, is closed;
+        the blocks go on learning.
+        """
         whole = math.floor(self.depth) if math.isfinite(self.depth) else 0
         with torch.no_grad():
             if 0 < whole < min(self.depth, len(self.blocks)) and float(self.gates()[whole]) < least:
                 self.w.fill_(float(whole))
         self.w.requires_grad_(False)
-        self.w.grad, self.ahead = None, False
+        self.w.grad, self.lookahead = None, False
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.active_blocks
@@ -127,15 +145,18 @@ class LearnedDepth(BlockStack):
             x = self.h(self._joined(block, x, own))
         if active == 0:
             x = self.h(x)
-        if self.ahead and self.training and active < len(self.blocks):
+        if self.lookahead and self.training and active < len(self.blocks):
             with torch.no_grad():  # a closed block's own weights get no gradient, not even zeros
                 closed = self.blocks[active](x)
-            x = self.merge(x, closed, (self.w - self.w.detach()).to(x.dtype))  # a gate of 0 with slope 1
+            # a gate of 0 with slope 1
+            x = self.merge(x, closed, (self.w - self.w.detach()).to(x.dtype))
         return x
 
     def _joined(self, block: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
-        """merge(x, block(x), gate). In training the gate goes into the norm that a block ends with, where there is one: a few
-        numbers are scaled instead of a batch, forward and backward. A compiler fuses the product anyway."""
+        """merge(x, block(x), gate). In training the gate goes into the norm that a block ends with,
+        where there is one: a few numbers are scaled instead of a batch, forward and backward. A
+        compiler fuses the product anyway.
+        """
         foldable = self.training and self.merge is residual and not torch.compiler.is_compiling()
         if foldable and (found := last_norm(block)) is not None:
             return x + scaled(*found, x, gate)
@@ -147,7 +168,9 @@ class LearnedDepth(BlockStack):
 
 @contextmanager
 def reading(model: nn.Module) -> Iterator[None]:
-    """For a while, compiled graphs take the number of active blocks as it is now, and need not stop to read w."""
+    """For a while, compiled graphs take the number of active blocks as it is now, and need not stop
+    to read w.
+    """
     layers = [module for module in model.modules() if isinstance(module, LearnedDepth)]
     try:
         for layer in layers:
@@ -158,6 +181,9 @@ def reading(model: nn.Module) -> Iterator[None]:
             layer._read = None
 
 
-@partial(torch.compiler.disable, reason="a LearnedDepth reads w; for a whole graph use morphogen.compiled(model)")
+@partial(
+    torch.compiler.disable,
+    reason="a LearnedDepth reads w; for a whole graph use morphogen.compiled(model)",
+)
 def _counted(layer: LearnedDepth) -> int:
     return layer._count()

@@ -1,6 +1,7 @@
 """Gates of a learned depth: how much of block i takes part, from the distance d = w - i.
 
-A gate is 0 for d <= 0, does not fall as d rises, and approaches 1. Source: Going Deeper, section on the gate and future work.
+A gate is 0 for d <= 0, does not fall as d rises, and approaches 1. Source: Going Deeper, section on
+the gate and future work.
 """
 
 import math
@@ -18,8 +19,8 @@ Gate = Callable[[Tensor], Tensor]
 def exponential(distance: Tensor) -> Tensor:
     """relu(1 - exp(-d)).
 
-    Written as -expm1(-relu(d)): the same value, finite gradients for every d, exact for tiny d, and a zero gradient at the kink
-    d = 0, where a depth starts.
+    Written as -expm1(-relu(d)): the same value, finite gradients for every d, exact for tiny d, and
+    a zero gradient at the kink d = 0, where a depth starts.
     """
     return -torch.expm1(-torch.relu(distance))
 
@@ -41,7 +42,9 @@ class Sharp(nn.Module):
 
 
 def hard_step(gates: Tensor) -> Tensor:
-    """1 where a block takes part at all, else 0; no gradient. As a factor of a penalty it makes the objective discontinuous."""
+    """1 where a block takes part at all, else 0; no gradient. As a factor of a penalty it makes the
+    objective discontinuous.
+    """
     return (gates > 0).to(gates.dtype)
 
 

@@ -1,8 +1,8 @@
 """Linked activations: one unit, two functions of the same sum, so that no unit is flat everywhere.
 
-A linked activation doubles the features: what reads it has twice the columns, [for g(z), for g(-z)], the positive half first.
-`looks_linear_` starts these so that the network is linear and keeps lengths at first; `link` and `unlink`, in `transforms`,
-rewrite a network that exists.
+A linked activation doubles the features: what reads it has twice the columns, [for g(z), for
+g(-z)], the positive half first. `looks_linear_` starts these so that the network is linear and
+keeps lengths at first; `link` and `unlink`, in `transforms`, rewrite a network that exists.
 """
 
 import math
@@ -20,14 +20,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Linked(nn.Module):
-    """[g(z), g(-z)] for an element-wise activation g: input (..., units, ...), output with twice the units in dimension `dim`.
+    """[g(z), g(-z)] for an element-wise activation g: input (..., units, ...), output with twice
+    the units in dimension `dim`.
 
-    base: the activation, a module or a function. The backward pass of ReLU, ELU, SELU, SiLU and GELU keeps z alone; that of
-    another base what its own does. dim: of the units; by default as `unit_dim` says, and it must be given for three dimensions.
-    Source: Riera Molina & Pujol 2017 (arXiv 1712.02609), the mirror linkage; for ReLU, Shang et al. 2016 (CReLU).
+    base: the activation, a module or a function. The backward pass of ReLU, ELU, SELU, SiLU and
+    GELU keeps z alone; that of another base what its own does. dim: of the units; by default as
+    `unit_dim` says, and it must be given for three dimensions. Source: Riera Molina & Pujol 2017
+    (arXiv 1712.02609), the mirror linkage; for ReLU, Shang et al. 2016 (CReLU).
     """
 
-    def __init__(self, base: nn.Module | Callable[[Tensor], Tensor], dim: int | None = None) -> None:
+    def __init__(
+        self, base: nn.Module | Callable[[Tensor], Tensor], dim: int | None = None
+    ) -> None:
         super().__init__()
         self.base, self.dim = base, dim
 
@@ -85,20 +89,28 @@ class LKELU(Linked):
 class LKPReLU(Linked):
     """[p(z), q(-z)], p(u) = max(0, u) + a min(0, u) and q likewise, each with slopes a of its own.
 
-    units: the shape of the slopes: 1 for one slope shared by all, the number of units for one each, or the whole shape of an
-    example, (C, H, W), for one for each element, as published. initial: their value. frozen: slopes are not trained; with
-    initial=0 that is what the original ran, where they never reached the optimizer.
+    units: the shape of the slopes: 1 for one slope shared by all, the number of units for one each,
+    or the whole shape of an example, (C, H, W), for one for each element, as published. initial:
+    their value. frozen: slopes are not trained; with initial=0 that is what the original ran, where
+    they never reached the optimizer.
     """
 
     def __init__(
-        self, units: int | tuple[int, ...] = 1, initial: float = 0.25, dim: int | None = None, frozen: bool = False
+        self,
+        units: int | tuple[int, ...] = 1,
+        initial: float = 0.25,
+        dim: int | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__(F.relu, dim)
         shape = (units,) if isinstance(units, int) else tuple(units)
         if any(size < 1 for size in shape):
-            raise ShapeError(f"LKPReLU: units={units}; give 1, the number of units, or the shape of an example")
+            raise ShapeError(
+                f"LKPReLU: units={units}; give 1, the number of units, or the shape of an example"
+            )
         self.positive, self.negative = (
-            nn.Parameter(torch.full(shape, float(initial)), requires_grad=not frozen) for _ in range(2)
+            nn.Parameter(torch.full(shape, float(initial)), requires_grad=not frozen)
+            for _ in range(2)
         )
 
     def pair(self, z: Tensor) -> Pair:
@@ -125,7 +137,12 @@ class LKSine(nn.Module):
 
 
 _BASES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SELU: "selu", nn.SiLU: "silu"}
-_FUNCTIONS: dict[Callable[..., Tensor], str] = {F.relu: "relu", torch.relu: "relu", F.selu: "selu", F.silu: "silu"}
+_FUNCTIONS: dict[Callable[..., Tensor], str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    F.selu: "selu",
+    F.silu: "silu",
+}
 
 
 def _kind(base: nn.Module | Callable[[Tensor], Tensor]) -> str | None:
@@ -141,18 +158,22 @@ def _kind(base: nn.Module | Callable[[Tensor], Tensor]) -> str | None:
 
 
 def _aligned(slope: Tensor, z: Tensor, dim: int) -> Tensor:
-    """A slope for each unit stands in the units' dimension; one for each element, or for all, where it is."""
+    """A slope for each unit stands in the units' dimension; one for each element, or for all, where
+    it is.
+    """
     if slope.dim() == 1 and len(slope) > 1:
         return slope.view(-1, *[1] * (z.dim() - 1 - dim))
     return slope
 
 
-# Initialisation ----------------------------------------------------------------------------------------------------------
+# Initialisation
+# ----------------------------------------------------------------------------------
 
 
 def difference(base: nn.Module | Callable[[Tensor], Tensor]) -> float | None:
-    """c where g(z) - g(-z) = c z for all z: 1 for ReLU, SiLU and GELU, 1 + a for PReLU with one slope a; None where there is no
-    such number."""
+    """c where g(z) - g(-z) = c z for all z: 1 for ReLU, SiLU and GELU, 1 + a for PReLU with one
+    slope a; None where there is no such number.
+    """
     z = torch.linspace(-4, 4, 65, dtype=torch.float64)
     with torch.no_grad():
         halves = _halves(base, z)
@@ -161,9 +182,11 @@ def difference(base: nn.Module | Callable[[Tensor], Tensor]) -> float | None:
 
 
 def second_moment(base: nn.Module | Callable[[Tensor], Tensor]) -> float:
-    """E[g(z)^2 + g(-z)^2] / 2 for a standard normal z: how much of a sum's energy each of the two halves passes on.
+    """E[g(z)^2 + g(-z)^2] / 2 for a standard normal z: how much of a sum's energy each of the two
+    halves passes on.
 
-    By the trapezoid rule on 4,001 points. Rectifiers pass on the same share of any energy, others of this one.
+    By the trapezoid rule on 4,001 points. Rectifiers pass on the same share of any energy, others
+    of this one.
     """
     z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
     with torch.no_grad():
@@ -176,29 +199,47 @@ def _halves(base: nn.Module | Callable[[Tensor], Tensor], z: Tensor) -> Pair:
     if isinstance(base, LKSine):
         return z.sin(), z.cos()
     if isinstance(base, LKPReLU):
-        positive, negative = (float(slope.detach().double().mean()) for slope in (base.positive, base.negative))
+        positive, negative = (
+            float(slope.detach().double().mean()) for slope in (base.positive, base.negative)
+        )
         return F.relu(z) - positive * F.relu(-z), F.relu(-z) - negative * F.relu(z)
     if isinstance(base, Linked):
         return _halves(base.base, z)
-    copied = base.double() if isinstance(base, nn.Module) and not any(True for _ in base.parameters()) else base
+    copied = (
+        base.double()
+        if isinstance(base, nn.Module) and not any(True for _ in base.parameters())
+        else base
+    )
     return copied(z), copied(-z)
 
 
 @torch.no_grad()
 def looks_linear_(layer: nn.Module, scale: float = 1.0) -> nn.Module:
-    """Weights [V, -V] / scale for a Linear or Conv that reads a linked activation, biases 0; in place, returned.
+    """Weights [V, -V] / scale for a Linear or Conv that reads a linked activation, biases 0; in
+    place, returned.
 
-    V is orthogonal; of a convolution, its middle tap, all others 0. With g(z) - g(-z) = scale * z, see `difference`, the layer
-    computes V z at first: stacked, the network is linear and keeps lengths. V has orthonormal rows or columns, whichever fit.
-    Raises `ShapeError` for other layers and for an odd number of inputs.
-    Source: Balduzzi et al. 2017 (arXiv 1702.08591), section 5; the kernel, Xiao et al. 2018 (arXiv 1806.05393).
+    V is orthogonal; of a convolution, its middle tap, all others 0. With g(z) - g(-z) = scale * z,
+    see `difference`, the layer computes V z at first: stacked, the network is linear and keeps
+    lengths. V has orthonormal rows or columns, whichever fit. Raises `ShapeError` for other layers
+    and for an odd number of inputs. Source: Balduzzi et al. 2017 (arXiv 1702.08591), section 5; the
+    kernel, Xiao et al. 2018 (arXiv 1806.05393).
     """
     weight = getattr(layer, "weight", None)
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if not isinstance(layer, kinds) or not isinstance(weight, Tensor) or getattr(layer, "groups", 1) != 1:
-        raise ShapeError(f"looks_linear_: {layer}; give a Linear, or a Conv with groups=1, that reads a linked activation")
+    if (
+        not isinstance(layer, kinds)
+        or not isinstance(weight, Tensor)
+        or getattr(layer, "groups", 1) != 1
+    ):
+        raise ShapeError(
+            f"looks_linear_: {layer}; give a Linear, or a Conv with groups=1, that reads a "
+            f"linked activation"
+        )
     if weight.shape[1] % 2:
-        raise ShapeError(f"looks_linear_: {layer} reads {weight.shape[1]} features; a linked activation gives an even number")
+        raise ShapeError(
+            f"looks_linear_: {layer} reads {weight.shape[1]} features; a linked activation gives "
+            f"an even number"
+        )
     half = weight.shape[1] // 2
     square = nn.init.orthogonal_(torch.empty(weight.shape[0], half, dtype=torch.float64)).to(weight)
     weight.zero_()
@@ -213,12 +254,13 @@ def looks_linear_(layer: nn.Module, scale: float = 1.0) -> nn.Module:
 
 @torch.no_grad()
 def variance_(layer: nn.Module, activation: nn.Module | Callable[[Tensor], Tensor]) -> nn.Module:
-    """Normal weights of variance 1 / (fan_in * second_moment(activation)), biases 0: a layer that reads this linked activation
-    keeps the energy of unit-variance sums; in place, returned.
+    """Normal weights of variance 1 / (fan_in * second_moment(activation)), biases 0: a layer that
+    reads this linked activation keeps the energy of unit-variance sums; in place, returned.
 
-    That is 2 / fan_in for ReLU, 1 / fan_in for SELU, with the doubled fan_in. For SiLU and GELU the share that is passed on
-    grows with the energy, so depth blows it up or lets it vanish: use `looks_linear_` there.
-    Source: He et al. 2015, eq. 10, with the second moment of the activation in place of 1/2.
+    That is 2 / fan_in for ReLU, 1 / fan_in for SELU, with the doubled fan_in. For SiLU and GELU the
+    share that is passed on grows with the energy, so depth blows it up or lets it vanish: use
+    `looks_linear_` there. Source: He et al. 2015, eq. 10, with the second moment of the activation
+    in place of 1/2.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() < 2:

@@ -1,7 +1,9 @@
-"""The linked pair as one operation that keeps z alone for its backward pass: `linked(z, kind, dim)`.
+"""The linked pair as one operation that keeps z alone for its backward pass: `linked(z, kind,
+dim)`.
 
-Both directions work on halves of one output, without a copy: no `cat`, no second tensor for the backward pass. Float32 on a CPU
-takes one compiled pass each way (`kernels/linked.py`); everything else the passes of PyTorch that `KINDS` names.
+Both directions work on halves of one output, without a copy: no `cat`, no second tensor for the
+backward pass. Float32 on a CPU takes one compiled pass each way (`kernels/linked.py`); everything
+else the passes of PyTorch that `KINDS` names.
 """
 
 import math
@@ -23,8 +25,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Kind:
-    """g in three forms. value: plain, for derivatives of any order. into: (z, positive, negative) writes both halves. back:
-    (gradients of both halves, z) -> the gradient of z."""
+    """g in three forms. value: plain, for derivatives of any order. into: (z, positive, negative)
+    writes both halves. back: (gradients of both halves, z) -> the gradient of z.
+    """
 
     value: Callable[[Tensor], Tensor]
     into: Callable[[Tensor, Tensor, Tensor], Any]
@@ -37,7 +40,8 @@ def _relu_into(z: Tensor, positive: Tensor, negative: Tensor) -> None:
 
 
 def _relu_back(positive: Tensor, negative: Tensor, z: Tensor) -> Tensor:
-    # each half's gradient passes on its own side of 0; hardtanh's is the one kernel that passes the negative side
+    # each half's gradient passes on its own side of 0; hardtanh's is the one kernel that passes the
+    # negative side
     passed: Tensor = aten.threshold_backward(positive, z, 0)
     return passed.sub_(aten.hardtanh_backward(negative, z, -math.inf, 0))
 
@@ -46,14 +50,17 @@ def _both(value: Callable[..., Any]) -> Callable[[Tensor, Tensor, Tensor], None]
     """Two evaluations, at z and at -z, each argument made in the place of its result."""
 
     def into(z: Tensor, positive: Tensor, negative: Tensor) -> None:
-        # in place: PyTorch 2.13 loses the result of gelu(contiguous float32, out=a part of a larger tensor)
+        # in place: PyTorch 2.13 loses the result of gelu(contiguous float32, out=a part of a larger
+        # tensor)
         value(positive.copy_(z), out=positive)
         value(torch.neg(z, out=negative), out=negative)
 
     return into
 
 
-def _mirrored(back: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _mirrored(
+    back: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def both(positive: Tensor, negative: Tensor, z: Tensor) -> Tensor:
         return back(positive, z).sub_(back(negative, -z))
 
@@ -64,7 +71,11 @@ _ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.05070098735548049341933498
 
 KINDS: dict[str, Kind] = {
     "relu": Kind(F.relu, _relu_into, _relu_back),
-    "elu": Kind(F.elu, _both(aten.elu), _mirrored(lambda g, z: aten.elu_backward(g, 1.0, 1.0, 1.0, False, z))),
+    "elu": Kind(
+        F.elu,
+        _both(aten.elu),
+        _mirrored(lambda g, z: aten.elu_backward(g, 1.0, 1.0, 1.0, False, z)),
+    ),
     "selu": Kind(
         F.selu,
         _both(lambda z, **out: aten.elu(z, _ALPHA, _SCALE, 1.0, **out)),
@@ -76,8 +87,9 @@ KINDS: dict[str, Kind] = {
 
 
 def linked(z: Tensor, kind: str, dim: int) -> Tensor:
-    """[g(z), g(-z)] along `dim`, g a name of `KINDS`. Keeps z alone for the backward pass; can be differentiated again, in
-    either direction."""
+    """[g(z), g(-z)] along `dim`, g a name of `KINDS`. Keeps z alone for the backward pass; can be
+    differentiated again, in either direction.
+    """
     if forward_mode():
         return plain(z, kind, dim)
     function = _Linked if torch.compiler.is_compiling() or _transformed() else _Kept
@@ -113,8 +125,16 @@ def _backward(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
 
 
 def _compilable(z: Tensor) -> bool:
-    """A subclass (a fake tensor, one that is traced) and a batch of gradients have no memory to read."""
-    return z.dtype == torch.float32 and z.device.type == "cpu" and type(z) is Tensor and z.numel() > 0 and _stored(z)
+    """A subclass (a fake tensor, one that is traced) and a batch of gradients have no memory to
+    read.
+    """
+    return (
+        z.dtype == torch.float32
+        and z.device.type == "cpu"
+        and type(z) is Tensor
+        and z.numel() > 0
+        and _stored(z)
+    )
 
 
 # not public: where it is missing, every call goes the slower way
@@ -122,13 +142,28 @@ _stored: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda z: 
 
 
 def _run(name: str, kind: str, dim: int, *tensors: Tensor) -> None:
-    """A compiled loop over `tensors`, the last but one of them shaped as z and all in one order of memory."""
+    """A compiled loop over `tensors`, the last but one of them shaped as z and all in one order of
+    memory.
+    """
     z, kernels = tensors[-2], _kernels()
     shape = z.shape
-    # what lies between two steps along the dimensions before `dim`; in memory the channels come last of (0, 2, 3, 1), or not
-    run = math.prod(shape[i] for i in _LAST[_LAST.index(dim) :]) if _last(z) else math.prod(shape[dim:])
-    kernel, number, addresses = getattr(kernels, name), kernels.NUMBERS[kind], [t.data_ptr() for t in tensors]
-    shared(lambda begin, end: kernel(number, *addresses, begin, end, run), z.numel() // run, _LEAST // run)
+    # what lies between two steps along the dimensions before `dim`; in memory the channels come
+    # last of (0, 2, 3, 1), or not
+    run = (
+        math.prod(shape[i] for i in _LAST[_LAST.index(dim) :])
+        if _last(z)
+        else math.prod(shape[dim:])
+    )
+    kernel, number, addresses = (
+        getattr(kernels, name),
+        kernels.NUMBERS[kind],
+        [t.data_ptr() for t in tensors],
+    )
+    shared(
+        lambda begin, end: kernel(number, *addresses, begin, end, run),
+        z.numel() // run,
+        _LEAST // run,
+    )
 
 
 # numbers that are worth the 20 microseconds of handing them to another thread
@@ -140,7 +175,8 @@ def _kernels() -> Any:
     return import_module("morphogen.layers.kernels.linked")
 
 
-# The same as operations that a compiler takes as they are, one node each; called by name they would cost 90 microseconds more.
+# The same as operations that a compiler takes as they are, one node each; called by name they would
+# cost 90 microseconds more.
 _FORWARD = torch.library.custom_op("morphogen::linked", _forward, mutates_args=())
 _BACKWARD = torch.library.custom_op("morphogen::linked_backward", _backward, mutates_args=())
 
@@ -156,13 +192,20 @@ def _(gradient: Tensor, z: Tensor, kind: str, dim: int) -> Tensor:
 
 
 @_FORWARD.register_vmap
-def _(info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int) -> tuple[Tensor, int]:
+def _(
+    info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int
+) -> tuple[Tensor, int]:
     return _FORWARD(z.movedim(dims[0], 0), kind, dim + 1), 0
 
 
 @_BACKWARD.register_vmap
 def _(
-    info: Any, dims: tuple[int | None, int | None, None, None], gradient: Tensor, z: Tensor, kind: str, dim: int
+    info: Any,
+    dims: tuple[int | None, int | None, None, None],
+    gradient: Tensor,
+    z: Tensor,
+    kind: str,
+    dim: int,
 ) -> tuple[Tensor, int]:
     both = (
         t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
@@ -176,7 +219,11 @@ _LAST = (0, 2, 3, 1)
 
 def _last(z: Tensor) -> bool:
     """Whether memory runs over the channels first."""
-    return z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
+    return (
+        z.dim() == 4
+        and z.is_contiguous(memory_format=torch.channels_last)
+        and not z.is_contiguous()
+    )
 
 
 def _ordered(t: Tensor, z: Tensor) -> Tensor:
@@ -206,18 +253,23 @@ class _Linked(torch.autograd.Function):
         (z,) = ctx.saved_tensors
         if torch.compiler.is_compiling():
             return _BACKWARD(above, z, ctx.kind, ctx.dim), None, None
-        if further() or _transformed():  # by plain operations: seldom asked for, so not worth kernels of its own
+        # by plain operations: seldom asked for, so not worth kernels of its own
+        if further() or _transformed():
             run = partial(plain, kind=ctx.kind, dim=ctx.dim)
             return *gradient(run, (z,), (True,), above), None, None
         return _backward(above, z, ctx.kind, ctx.dim), None, None
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, dims: tuple[int, None, None], z: Tensor, kind: str, dim: int
+    ) -> tuple[Tensor, int]:
         return linked(z.movedim(dims[0], 0), kind, dim + 1), 0
 
 
 class _Kept(torch.autograd.Function):
-    """The same for plain calls: with a context of its own, which `torch.func` cannot take, a call costs 0.1 ms less."""
+    """The same for plain calls: with a context of its own, which `torch.func` cannot take, a call
+    costs 0.1 ms less.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, kind: str, dim: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""How a block's result joins what it was given: functions of (g, f(g), gate) that are g where the gate is 0."""
+"""How a block's result joins what it was given: functions of (g, f(g), gate) that are g where the
+gate is 0.
+"""
 
 from collections.abc import Callable
 
@@ -6,7 +8,9 @@ import torch
 from torch import Tensor
 
 Merge = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(g, f(g), gate) of shapes (...), (...), () -> the next g. Source: Going Deeper, the general form and its future work."""
+"""(g, f(g), gate) of shapes (...), (...), () -> the next g. Source: Going Deeper, the general form
+and its future work.
+"""
 
 
 def residual(g: Tensor, f: Tensor, gate: Tensor) -> Tensor:

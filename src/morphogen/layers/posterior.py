@@ -1,4 +1,6 @@
-"""A distribution over depth instead of one depth: `DepthPosterior`, and the one depth that it ends in."""
+"""A distribution over depth instead of one depth: `DepthPosterior`, and the one depth that it ends
+in.
+"""
 
 import copy
 import math
@@ -18,16 +20,20 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 
 
 def discretised_normal(mean: Tensor, scale: Tensor, count: int) -> Tensor:
-    """Probabilities of depths 1 .. count, shape (count,): a normal, rounded to whole numbers and cut to that range.
+    """Probabilities of depths 1 .. count, shape (count,): a normal, rounded to whole numbers and
+    cut to that range.
 
-    P(l) is proportional to Phi((l + 1/2 - mean) / scale) - Phi((l - 1/2 - mean) / scale). Source: van Erp & de Vries 2024
-    (arXiv 2410.10395); a Poisson's variance is its mean, so that a deep posterior would span many layers.
+    P(l) is proportional to Phi((l + 1/2 - mean) / scale) - Phi((l - 1/2 - mean) / scale). Source:
+    van Erp & de Vries 2024 (arXiv 2410.10395); a Poisson's variance is its mean, so that a deep
+    posterior would span many layers.
     """
     depths = torch.arange(1, count + 1, dtype=mean.dtype, device=mean.device)
     upper, lower = (depths + 0.5 - mean) / scale, (depths - 0.5 - mean) / scale
     # differences in the nearer tail, so that far depths keep their digits
     near, far = torch.where(lower > 0, -lower, upper), torch.where(lower > 0, -upper, lower)
-    mass: Tensor = (torch.special.ndtr(near) - torch.special.ndtr(far)).clamp_min(torch.finfo(mean.dtype).tiny)
+    mass: Tensor = (torch.special.ndtr(near) - torch.special.ndtr(far)).clamp_min(
+        torch.finfo(mean.dtype).tiny
+    )
     return mass / mass.sum()
 
 
@@ -35,7 +41,8 @@ def discretised_normal(mean: Tensor, scale: Tensor, count: int) -> Tensor:
 class Collapse:
     """One fixed depth instead of the distribution, and its price.
 
-    losses: mean loss of each fixed depth 1, 2, ...; mixture: that of the whole distribution; depth: the one that was chosen.
+    losses: mean loss of each fixed depth 1, 2, ...; mixture: that of the whole distribution; depth:
+    the one that was chosen.
     """
 
     depth: int
@@ -45,24 +52,28 @@ class Collapse:
     def __str__(self) -> str:
         price = self.losses[self.depth - 1] - self.mixture
         return (
-            f"depth {self.depth}: loss {self.losses[self.depth - 1]:.4f}, {price:+.4f} beside the mixture of {len(self.losses)}"
+            f"depth {self.depth}: loss {self.losses[self.depth - 1]:.4f}, {price:+.4f} beside "
+            f"the mixture of {len(self.losses)}"
         )
 
 
 class DepthPosterior(BlockStack):
-    """g_l = block_l(g_{l-1}), a read-out o_l after each, and q(l), a learned distribution over the depth l.
+    """g_l = block_l(g_{l-1}), a read-out o_l after each, and q(l), a learned distribution over the
+    depth l.
 
-    block: `block(i)` builds the module of depth i + 1, of equal input and output shape; a residual connection is the block's
-    own business. readout: `readout()` builds what turns features into outputs, one for every depth. mean, scale: of q at the
-    start. prior: (mean, scale) of p(l). quantile: blocks exist up to this quantile of q; deeper ones have no share.
+    block: `block(i)` builds the module of depth i + 1, of equal input and output shape; a residual
+    connection is the block's own business. readout: `readout()` builds what turns features into
+    outputs, one for every depth. mean, scale: of q at the start. prior: (mean, scale) of p(l).
+    quantile: blocks exist up to this quantile of q; deeper ones have no share.
 
-    `losses(x, y, loss, rows)` is the objective; calling the module gives the mixture's prediction: the mean of the outputs of
-    all depths under q, or, where `probabilities`, the log of the mean of the probabilities whose logits the outputs are. dim:
-    of the classes then; by default the last of up to two dimensions, and of more the last behind a linear layer, the channels
-    behind a convolution; where the readout ends in neither, it must be given.
+    `losses(x, y, loss, rows)` is the objective; calling the module gives the mixture's prediction:
+    the mean of the outputs of all depths under q, or, where `probabilities`, the log of the mean of
+    the probabilities whose logits the outputs are. dim: of the classes then; by default the last of
+    up to two dimensions, and of more the last behind a linear layer, the channels behind a
+    convolution; where the readout ends in neither, it must be given.
 
-    Source: Nazaret & Blei 2022 (arXiv 2209.10091), the truncated variational family and its objective. Differs: a discretised
-    normal for q and p.
+    Source: Nazaret & Blei 2022 (arXiv 2209.10091), the truncated variational family and its
+    objective. Differs: a discretised normal for q and p.
     """
 
     def __init__(
@@ -81,25 +92,42 @@ class DepthPosterior(BlockStack):
         for name, value in (("scale", scale), ("prior", prior[1]), ("quantile", quantile)):
             if not value > 0 or (name == "quantile" and not value < 1):
                 raise ShapeError(
-                    f"DepthPosterior: {name}={value}; give a positive number{' below 1' if name == 'quantile' else ''}"
+                    f"DepthPosterior: {name}={value}; give a positive "
+                    f"number{' below 1' if name == 'quantile' else ''}"
                 )
         start = _reach(mean, scale, quantile)
-        super().__init__(partial(_stage, block, readout), start if max_blocks is None else min(start, max_blocks))
-        self.mean, self.log_scale = nn.Parameter(torch.tensor(float(mean))), nn.Parameter(torch.tensor(math.log(scale)))
-        self.prior, self.quantile, self.max_blocks, self.probabilities = prior, quantile, max_blocks, probabilities
+        super().__init__(
+            partial(_stage, block, readout), start if max_blocks is None else min(start, max_blocks)
+        )
+        self.mean, self.log_scale = (
+            nn.Parameter(torch.tensor(float(mean))),
+            nn.Parameter(torch.tensor(math.log(scale))),
+        )
+        self.prior, self.quantile, self.max_blocks, self.probabilities = (
+            prior,
+            quantile,
+            max_blocks,
+            probabilities,
+        )
         self.dim = dim
 
     @property
     def depth(self) -> float:
         """The mean of q."""
-        return float((self.q() * torch.arange(1, len(self.blocks) + 1, device=self.mean.device)).sum().detach())
+        return float(
+            (self.q() * torch.arange(1, len(self.blocks) + 1, device=self.mean.device))
+            .sum()
+            .detach()
+        )
 
     def q(self) -> Tensor:
         """Probabilities of depths 1 .. blocks, shape (blocks,)."""
         return discretised_normal(self.mean, self.log_scale.exp(), len(self.blocks))
 
     def wanted(self) -> int:
-        """Blocks up to the quantile of q, one more or fewer than there are; one fewer only when two are beyond it."""
+        """Blocks up to the quantile of q, one more or fewer than there are; one fewer only when two
+        are beyond it.
+        """
         mean, scale = float(self.mean.detach()), float(self.log_scale.detach().exp())
         if not (math.isfinite(mean) and math.isfinite(scale)):
             return len(self.blocks)
@@ -121,7 +149,9 @@ class DepthPosterior(BlockStack):
         q = q.view(-1, *[1] * (outputs.dim() - 1))
         if self.probabilities:
             # dimension 0 is that of the depths
-            return torch.logsumexp(outputs.log_softmax(self._classes(outputs.shape[1:]) + 1) + q.log(), 0)
+            return torch.logsumexp(
+                outputs.log_softmax(self._classes(outputs.shape[1:]) + 1) + q.log(), 0
+            )
         return (q * outputs).sum(0)
 
     def _classes(self, shape: torch.Size) -> int:
@@ -136,11 +166,13 @@ class DepthPosterior(BlockStack):
         if len(shape) < 3 or isinstance(last, nn.Linear):
             return len(shape) - 1
         raise ShapeError(
-            f"DepthPosterior: outputs of shape {tuple(shape)} from a {type(last).__name__}; give dim=, that of the classes"
+            f"DepthPosterior: outputs of shape {tuple(shape)} from a {type(last).__name__}; give "
+            f"dim=, that of the classes"
         )
 
     def losses(self, x: Tensor, y: Tensor, loss: Losses, rows: int) -> Tensor:
-        """The negative evidence bound per example: sum of q(l) * mean loss at depth l, plus KL(q || p) / rows. A scalar.
+        """The negative evidence bound per example: sum of q(l) * mean loss at depth l, plus KL(q ||
+        p) / rows. A scalar.
 
         loss: of each example, a negative log likelihood. rows: of the whole training set.
         """
@@ -156,14 +188,18 @@ class DepthPosterior(BlockStack):
     def fixed(self, depth: int) -> nn.Sequential:
         """The network of one depth, a copy: its blocks and its read-out."""
         if not 1 <= depth <= len(self.blocks):
-            raise ShapeError(f"DepthPosterior: depth={depth}; the blocks that exist allow 1 to {len(self.blocks)}")
+            raise ShapeError(
+                f"DepthPosterior: depth={depth}; the blocks that exist allow 1 to "
+                f"{len(self.blocks)}"
+            )
         blocks = [copy.deepcopy(stage["block"]) for stage in list(self.blocks)[:depth]]  # type: ignore[index]
         return nn.Sequential(*blocks, copy.deepcopy(self.blocks[depth - 1]["readout"]))  # type: ignore[index]
 
     @torch.no_grad()
     def collapse(self, x: Tensor, y: Tensor, loss: Losses, within: float = 0.0) -> Collapse:
-        """Choose the smallest depth whose mean loss on (x, y) is at most `within` above the best depth's; give data that was
-        not trained on. `fixed(result.depth)` is the network."""
+        """Choose the smallest depth whose mean loss on (x, y) is at most `within` above the best
+        depth's; give data that was not trained on. `fixed(result.depth)` is the network.
+        """
         found = tuple(float(loss(output, y).mean()) for output in self.outputs(x))
         return Collapse(
             next(i for i, value in enumerate(found, start=1) if value <= min(found) + within),
@@ -173,16 +209,21 @@ class DepthPosterior(BlockStack):
 
     def extra_repr(self) -> str:
         return (
-            f"mean={float(self.mean.detach()):.3f}, scale={float(self.log_scale.detach().exp()):.3f}, blocks={len(self.blocks)}"
+            f"mean={float(self.mean.detach()):.3f}, "
+            f"scale={float(self.log_scale.detach().exp()):.3f}, blocks={len(self.blocks)}"
         )
 
 
-def _stage(block: Callable[[int], nn.Module], readout: Callable[[], nn.Module], i: int) -> nn.Module:
+def _stage(
+    block: Callable[[int], nn.Module], readout: Callable[[], nn.Module], i: int
+) -> nn.Module:
     return nn.ModuleDict({"block": block(i), "readout": readout()})
 
 
 def _reach(mean: float, scale: float, quantile: float) -> int:
-    """The smallest depth up to which the normal, rounded and cut to 1, 2, ..., has the share `quantile`."""
+    """The smallest depth up to which the normal, rounded and cut to 1, 2, ..., has the share
+    `quantile`.
+    """
 
     def below(value: float) -> float:
         return 0.5 * math.erfc((mean - value) / (scale * math.sqrt(2)))

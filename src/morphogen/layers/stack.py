@@ -1,4 +1,6 @@
-"""What layers of learned depth share: a list of blocks of equal input and output shape that can get one more."""
+"""What layers of learned depth share: a list of blocks of equal input and output shape that can get
+one more.
+"""
 
 import copy
 import itertools
@@ -18,13 +20,15 @@ from morphogen.errors import PlanError
 
 
 def reinitialised(module: nn.Module) -> nn.Module:
-    """`module` itself with fresh parameters, at the sizes it has now, wherever a part of it knows how to reset itself.
+    """`module` itself with fresh parameters, at the sizes it has now, wherever a part of it knows
+    how to reset itself.
 
     What no part resets keeps its values; `without_reset` names it.
     """
     for child in module.children():
         reinitialised(child)
-    # a part after what it holds: an attention, for one, starts a layer inside it in another way than that layer does
+    # a part after what it holds: an attention, for one, starts a layer inside it in another way
+    # than that layer does
     if reset := _reset_of(module):
         reset()
     return module
@@ -34,8 +38,14 @@ def without_reset(module: nn.Module, prefix: str = "") -> list[str]:
     """The parameters that `reinitialised` leaves as they are, by name."""
     if _reset_of(module):
         return []
-    own = [f"{prefix}{name}" for name, parameter in module._parameters.items() if parameter is not None]
-    return own + [name for key, child in module.named_children() for name in without_reset(child, f"{prefix}{key}.")]
+    own = [
+        f"{prefix}{name}" for name, parameter in module._parameters.items() if parameter is not None
+    ]
+    return own + [
+        name
+        for key, child in module.named_children()
+        for name in without_reset(child, f"{prefix}{key}.")
+    ]
 
 
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
@@ -45,22 +55,39 @@ def _reset_of(module: nn.Module) -> Callable[[], object] | None:
 
 def last_weight(block: nn.Module) -> str:
     """The name of the weight of a block's last part that has one; "" where none has."""
-    return next((name for name, _ in reversed([*block.named_parameters()]) if name.rpartition(".")[2] == "weight"), "")
+    return next(
+        (
+            name
+            for name, _ in reversed([*block.named_parameters()])
+            if name.rpartition(".")[2] == "weight"
+        ),
+        "",
+    )
 
 
 _NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-    nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
-)  # fmt: skip
-_SCALED_THROUGH = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)  # f(a x) = a f(x)
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+# f(a x) = a f(x)
+_SCALED_THROUGH = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 
 
 def last_norm(block: nn.Module) -> tuple[list[nn.Module], int] | None:
-    """The modules that a block runs one after another, and the place among them of the norm that it ends with, dropout after it
-    aside. What the block gives is linear in that norm's scale and shift: scaled for its call, they scale it.
+    """The modules that a block runs one after another, and the place among them of the norm that it
+    ends with, dropout after it aside. What the block gives is linear in that norm's scale and
+    shift: scaled for its call, they scale it.
 
-    None where that is not sure: the block is no plain `nn.Sequential`, another kind of norm or none stands there, its scale is
-    no plain parameter, or a hook, a `forward` of its own or a compiler takes part in a call from the norm on.
+    None where that is not sure: the block is no plain `nn.Sequential`, another kind of norm or none
+    stands there, its scale is no plain parameter, or a hook, a `forward` of its own or a compiler
+    takes part in a call from the norm on.
     """
     steps = list(_steps(block))
     for place in reversed(range(len(steps))):
@@ -88,12 +115,18 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def _bare(module: nn.Module) -> bool:
     """Whether a call of a module is a call of its class's `forward` and nothing else."""
     about = vars(module)
-    changed = "forward" in about or about.get("_compiled_call_impl") is not None or any(about.get(hooks) for hooks in _HOOKS)
+    changed = (
+        "forward" in about
+        or about.get("_compiled_call_impl") is not None
+        or any(about.get(hooks) for hooks in _HOOKS)
+    )
     return not changed and not nn.modules.module._has_any_global_hook()
 
 
 def scaled(steps: list[nn.Module], place: int, x: Tensor, factor: Tensor) -> Tensor:
-    """What a block that is these steps gives, times `factor`; see `last_norm`. Gradients reach all."""
+    """What a block that is these steps gives, times `factor`; see `last_norm`. Gradients reach
+    all.
+    """
     for number, step in enumerate(steps):
         # for that one call: the same norm may stand in several places
         with _with_factor(step, factor) if number == place else nullcontext():
@@ -115,19 +148,23 @@ def _with_factor(norm: nn.Module, factor: Tensor) -> Iterator[None]:
 class BlockStack(nn.Module, ABC):
     """Blocks that are run in order, as many as the layer wants.
 
-    Blocks join and leave through `morphogen.edit` (`AddBlock`, `DropBlock`, `adapt`), never by themselves, so that no
-    optimizer is left behind. block: `block(i)` builds sub-layer i; kinds may differ by i, and parts may be shared. count: how
-    many there are at first. quiet: a new block starts with its last weight at 0.
+    Blocks join and leave through `morphogen.edit` (`AddBlock`, `DropBlock`, `adapt`), never by
+    themselves, so that no optimizer is left behind. block: `block(i)` builds sub-layer i; kinds may
+    differ by i, and parts may be shared. count: how many there are at first. zero_init: a new block
+    starts with its last weight at 0.
 
-    A pickle keeps a builder that can be imported by its name, or a `functools.partial` of one; not others, see `new_block`.
+    A pickle keeps a builder that can be imported by its name, or a `functools.partial` of one; not
+    others, see `new_block`.
     """
 
     _copied = False
 
-    def __init__(self, block: Callable[[int], nn.Module], count: int, quiet: bool = False) -> None:
+    def __init__(
+        self, block: Callable[[int], nn.Module], count: int, zero_init: bool = False
+    ) -> None:
         super().__init__()
         self._build: Callable[[int], nn.Module] | None = block
-        self.quiet = quiet
+        self.zero_init = zero_init
         self.blocks = nn.ModuleList(block(i) for i in range(count))
 
     @property
@@ -140,17 +177,19 @@ class BlockStack(nn.Module, ABC):
         """How many blocks should exist."""
 
     def new_block(self) -> nn.Module:
-        """What `block(i)` builds for the next place, as it is: its own values, where the blocks are, in their precision.
+        """What `block(i)` builds for the next place, as it is: its own values, where the blocks
+        are, in their precision.
 
-        Where sizes have changed since, entries up to the size that `block(i)` builds are those that it builds, and the others
-        come from further calls of it. A builder that reads the sizes as they are now is taken at its word. Where a pickle
-        lost the builder, a copy of the last block is reset, with a warning. Raises `PlanError` where that cannot be, and where
-        a copied layer's builder gives parts of the network that it was copied from.
+        Where sizes have changed since, entries up to the size that `block(i)` builds are those that
+        it builds, and the others come from further calls of it. A builder that reads the sizes as
+        they are now is taken at its word. Where a pickle lost the builder, a copy of the last block
+        is reset, with a warning. Raises `PlanError` where that cannot be, and where a copied
+        layer's builder gives parts of the network that it was copied from.
         """
         block = self._reset_copy() if self._build is None else self._built(self._build)
         if not self.training:
             block.eval()
-        if self.quiet:
+        if self.zero_init:
             self._silence(block)
         return block
 
@@ -161,13 +200,18 @@ class BlockStack(nn.Module, ABC):
             with own_draws():
                 shared = _tensors(build(number)).values()
             first = next(self.blocks.parameters(), None)
-            if {id(t) for t in shared} & {id(t) for t in _tensors(block).values()} and not (first is None or first.is_meta):
+            if {id(t) for t in shared} & {id(t) for t in _tensors(block).values()} and not (
+                first is None or first.is_meta
+            ):
                 raise PlanError(
-                    f"{type(self).__name__}: block({number}) gives parts that it did not build, and this layer is a copy: they "
+                    f"{type(self).__name__}: block({number}) gives parts that it did not build, "
+                    f"and this layer is a copy: they "
                     "belong to another network; build this one anew instead of copying it"
                 )
             block = copy.deepcopy(block)
-        like = next((other for other in reversed(self.blocks) if _kind(other) == _kind(block)), None)
+        like = next(
+            (other for other in reversed(self.blocks) if _kind(other) == _kind(block)), None
+        )
         if like is None:
             return block.to(next(self.blocks.parameters(), torch.empty(0)))
         live, made = _tensors(like), _tensors(block)
@@ -175,7 +219,8 @@ class BlockStack(nn.Module, ABC):
         if any(live[name].shape != tensor.shape for name, tensor in made.items()):
             if own & {id(tensor) for tensor in made.values()}:
                 raise PlanError(
-                    f"{type(self).__name__}: block({number}) shares some parts with other blocks and builds others at sizes "
+                    f"{type(self).__name__}: block({number}) shares some parts with other blocks "
+                    f"and builds others at sizes "
                     "that have changed since; let it read the sizes as they are now"
                 )
             return _resized(like, block, lambda: build(number))
@@ -187,12 +232,15 @@ class BlockStack(nn.Module, ABC):
         block = copy.deepcopy(self.blocks[-1])
         if kept := without_reset(block):
             raise PlanError(
-                f"{type(self).__name__}: its builder was not pickled, and a copy of the last block would keep the trained "
-                f"'{kept[0]}', which nothing resets; give {type(block).__name__} a reset_parameters(), or use a builder that "
+                f"{type(self).__name__}: its builder was not pickled, and a copy of the last "
+                f"block would keep the trained "
+                f"'{kept[0]}', which nothing resets; give {type(block).__name__} a "
+                f"reset_parameters(), or use a builder that "
                 "can be imported by its name"
             )
         warnings.warn(
-            f"{type(self).__name__}: its builder was not pickled; a new block is a copy of the last one, reset to defaults",
+            f"{type(self).__name__}: its builder was not pickled; a new block is a copy of the "
+            f"last one, reset to defaults",
             stacklevel=3,
         )
         return reinitialised(block)
@@ -203,7 +251,8 @@ class BlockStack(nn.Module, ABC):
             if last and name in (last, f"{last.removesuffix('weight')}bias"):
                 if id(parameter) in own:
                     raise PlanError(
-                        f"{type(self).__name__}: quiet=True would zero '{name}' of a new block, which other blocks share; "
+                        f"{type(self).__name__}: zero_init=True would zero '{name}' of a new "
+                        f"block, which other blocks share; "
                         "leave quiet off, or let block(i) build it"
                     )
                 nn.init.zeros_(parameter)
@@ -211,7 +260,9 @@ class BlockStack(nn.Module, ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockStack":
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        result.__dict__.update({k: v if k == "_build" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        result.__dict__.update(
+            {k: v if k == "_build" else copy.deepcopy(v, memo) for k, v in vars(self).items()}
+        )
         result._copied = True
         return result
 
@@ -232,22 +283,32 @@ def _tensors(block: nn.Module) -> dict[str, Tensor]:
 def _placed(tensor: Tensor | None, like: Tensor | None) -> Tensor:
     """`tensor` where `like` is, in its precision and order of memory."""
     assert tensor is not None
-    if like is None or (tensor.dtype, tensor.device, tensor.stride()) == (like.dtype, like.device, like.stride()):
+    if like is None or (tensor.dtype, tensor.device, tensor.stride()) == (
+        like.dtype,
+        like.device,
+        like.stride(),
+    ):
         return tensor
     return torch.empty_like(like, requires_grad=False).copy_(tensor.detach())
 
 
 @torch.no_grad()
 def _resized(like: nn.Module, block: nn.Module, again: Callable[[], nn.Module]) -> nn.Module:
-    """A block of the sizes of `like` with the values of `block`, beyond its sizes with those of what `again` builds."""
+    """A block of the sizes of `like` with the values of `block`, beyond its sizes with those of
+    what `again` builds.
+    """
     result, built = copy.deepcopy(like), [_tensors(block)]
     for name, tensor in _tensors(result).items():
         size = built[0][name].shape
-        corners = itertools.product(*(range(0, whole, max(1, step)) for whole, step in zip(tensor.shape, size, strict=True)))
+        corners = itertools.product(
+            *(range(0, whole, max(1, step)) for whole, step in zip(tensor.shape, size, strict=True))
+        )
         for number, corner in enumerate(corners):
             if number == len(built):
                 built.append(_tensors(again()))
-            part = tensor[tuple(slice(start, start + step) for start, step in zip(corner, size, strict=True))]
+            part = tensor[
+                tuple(slice(start, start + step) for start, step in zip(corner, size, strict=True))
+            ]
             part.copy_(built[number][name][tuple(slice(n) for n in part.shape)])
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(built[0][name].requires_grad)
@@ -255,7 +316,9 @@ def _resized(like: nn.Module, block: nn.Module, again: Callable[[], nn.Module]) 
 
 
 def _importable(value: object) -> bool:
-    """Whether a pickle can name it: a function or class of a module, plain values, and a partial of such."""
+    """Whether a pickle can name it: a function or class of a module, plain values, and a partial of
+    such.
+    """
     if isinstance(value, partial):
         return all(map(_importable, (value.func, *value.args, *value.keywords.values())))
     if value is None or isinstance(value, (bool, int, float, str)):

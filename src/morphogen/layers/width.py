@@ -12,23 +12,27 @@ from morphogen.layers.units import unit_dim
 
 
 class LearnedWidth(nn.Module):
-    """y = x * gate((1 - j / w) / soft) for unit j = 0, 1, ...: as many units as the real number `w` asks for.
+    """y = x * gate((1 - j / w) / soft) for unit j = 0, 1, ...: as many units as the real number `w`
+    asks for.
 
-    Put it after the activation of the layer whose units are learned. A unit's gate falls with its place and is 0 from place w
-    on, so units order themselves by importance, new ones (appended) start unimportant, and cutting the last is free.
-    `wanted()` says how many should exist; a `Controller`, or `morphogen.edit.adapt(..., example=)`, brings them.
-    `freeze` multiplies the gates into the layer before and drops what is closed: the learned width ends in a fixed one.
+    Put it after the activation of the layer whose units are learned. A unit's gate falls with its
+    place and is 0 from place w on, so units order themselves by importance, new ones (appended)
+    start unimportant, and cutting the last is free. `wanted()` says how many should exist; a
+    `Controller`, or `morphogen.edit.adapt(..., example=)`, brings them. `freeze` multiplies the
+    gates into the layer before and drops what is closed: the learned width ends in a fixed one.
 
-    units: how many exist at first. w: initial width, by default all of them. dim: of the units in x; by default as `unit_dim`
-    says, and it must be given for three dimensions. soft: over what share of w
-    the gates fall; where it is small, a single useful unit far out holds w there while those before it idle. floor: the least
-    width. most: the most units that `wanted()` asks for, or None. gate: its form, see `layers.gate`. penalty: layer -> scalar,
-    what width costs, see `layers.penalty`; without one nothing holds w back. Weight decay helps idle units give way to useful
-    ones further out. What is trained is log w: an optimizer's step is a share of the width.
+    units: how many exist at first. w: initial width, by default all of them. dim: of the units in
+    x; by default as `unit_dim` says, and it must be given for three dimensions. soft: over what
+    share of w the gates fall; where it is small, a single useful unit far out holds w there while
+    those before it idle. floor: the least width. max_units: the most units that `wanted()` asks
+    for, or None. gate: its form, see `layers.gate`. penalty: layer -> scalar, what width costs, see
+    `layers.penalty`; without one nothing holds w back. Weight decay helps idle units give way to
+    useful ones further out. What is trained is log w: an optimizer's step is a share of the width.
 
-    Source: Errica et al. 2025 (arXiv 2501.15889), units weighted by a decreasing function of their place, truncated. Differs: a
-    gate that ends at w instead of an exponential cut at its 0.9 quantile, so that closing a unit changes nothing; one number
-    and a price instead of a distribution and its divergence from a prior.
+    Source: Errica et al. 2025 (arXiv 2501.15889), units weighted by a decreasing function of their
+    place, truncated. Differs: a gate that ends at w instead of an exponential cut at its 0.9
+    quantile, so that closing a unit changes nothing; one number and a price instead of a
+    distribution and its divergence from a prior.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class LearnedWidth(nn.Module):
         dim: int | None = None,
         soft: float = 1.0,
         floor: float = 1.0,
-        most: int | None = None,
+        max_units: int | None = None,
         gate: Gate = exponential,
         penalty: "Callable[[LearnedWidth], Tensor] | None" = None,
     ) -> None:
@@ -50,12 +54,22 @@ class LearnedWidth(nn.Module):
         if not (math.isfinite(w) and w > 0):
             raise ShapeError(f"LearnedWidth: w={w}; give a positive number, such as {units}")
         if not soft > 0 or not floor > 0:
-            raise ShapeError(f"LearnedWidth: soft={soft}, floor={floor}; give positive numbers, such as 1.0")
+            raise ShapeError(
+                f"LearnedWidth: soft={soft}, floor={floor}; give positive numbers, such as 1.0"
+            )
         self.log_w = nn.Parameter(torch.tensor(math.log(w)))
-        # its sums are the places; a tensor of the units' own, so that it grows and shrinks with them
+        # its sums are the places; a tensor of the units' own, so that it grows and shrinks with
+        # them
         self.register_buffer("ones", torch.ones(units))
         self.ones: Tensor
-        self.dim, self.soft, self.floor, self.most, self.gate, self.penalty = dim, soft, floor, most, gate, penalty
+        self.dim, self.soft, self.floor, self.max_units, self.gate, self.penalty = (
+            dim,
+            soft,
+            floor,
+            max_units,
+            gate,
+            penalty,
+        )
 
     @property
     def w(self) -> Tensor:
@@ -76,12 +90,15 @@ class LearnedWidth(nn.Module):
 
     def gates(self) -> Tensor:
         """Gate values of the existing units, shape (units,), at least float32."""
-        ones = self.ones.float() if self.ones.dtype in (torch.float16, torch.bfloat16) else self.ones
+        ones = (
+            self.ones.float() if self.ones.dtype in (torch.float16, torch.bfloat16) else self.ones
+        )
         place = ones.cumsum(0) - 1
         return self.gate((1 - place / self.w.to(ones.dtype)) / self.soft)
 
     def wanted(self, margin: float = 0.5) -> int:
-        """How many units should exist: a chunk (an eighth) more once w exceeds them, fewer once w is 1 + `margin` chunks below.
+        """How many units should exist: a chunk (an eighth) more once w exceeds them, fewer once w
+        is 1 + `margin` chunks below.
 
         The margin is a hysteresis; units between w and their number are closed and cost time only.
         """
@@ -92,13 +109,14 @@ class LearnedWidth(nn.Module):
         if w < built:
             return max(1, math.ceil(w))
         wanted = max(built + chunk, math.ceil(w))
-        return wanted if self.most is None else max(built, min(self.most, wanted))
+        return wanted if self.max_units is None else max(built, min(self.max_units, wanted))
 
     def forward(self, x: Tensor) -> Tensor:
         dim = unit_dim(x.shape, self.dim, "LearnedWidth")
         if x.shape[dim] != len(self.ones):
             raise ShapeError(
-                f"LearnedWidth: {len(self.ones)} units, but an input of shape {tuple(x.shape)} has {x.shape[dim]} in dimension "
+                f"LearnedWidth: {len(self.ones)} units, but an input of shape {tuple(x.shape)} "
+                f"has {x.shape[dim]} in dimension "
                 f"{dim}; give the dimension of the units as dim="
             )
         return x * self.gates().to(x.dtype).view(-1, *[1] * (x.dim() - 1 - dim))

@@ -1,9 +1,11 @@
-"""Lifelong learning by a network that expands: tasks come one after the other, and old ones are kept.
+"""Lifelong learning by a network that expands: tasks come one after the other, and old ones are
+kept.
 
-A new task gets a head of its own. It first reads the units that are there, then retrains those that it reads; where that is
-not enough, every hidden layer grows, and new units that are not needed leave again. Units that drifted too far for the old
-tasks are split: the original goes back to what it was, a copy serves the new task. Each unit carries the task at which it
-came, and an old task is answered by the units of its time.
+A new task gets a head of its own. It first reads the units that are there, then retrains those that
+it reads; where that is not enough, every hidden layer grows, and new units that are not needed
+leave again. Units that drifted too far for the old tasks are split: the original goes back to what
+it was, a copy serves the new task. Each unit carries the task at which it came, and an old task is
+answered by the units of its time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,33 +28,42 @@ from morphogen.tracing.widths import Width, widths
 from morphogen.training.proximal import group_soft, soft, sparse_head
 
 Rows = tuple[Tensor, Tensor]
-"""Inputs (n, features) and targets (n, outputs), each 0 or 1: as many yes-or-no questions as there are outputs."""
+"""Inputs (n, features) and targets (n, outputs), each 0 or 1: as many yes-or-no questions as there
+are outputs.
+"""
 
 Trained = Mapping[Tensor, Tensor]
-"""Which entries of which parameters a phase may change: masks that broadcast to the parameter. All others stay, bit for bit."""
+"""Which entries of which parameters a phase may change: masks that broadcast to the parameter. All
+others stay, bit for bit.
+"""
 
 
 @dataclass(frozen=True)
 class DEN:
-    """Constant settings of `learn`: dynamically expandable networks, for tasks that arrive one by one.
+    """Constant settings of `learn`: dynamically expandable networks, for tasks that arrive one by
+    one.
 
-    No member of `POLICIES`: those watch one training run and propose edits; this one is given a task at a time and does its own
-    training, since what is trained at all is half of the method.
+    No member of `POLICIES`: those watch one training run and propose edits; this one is given a
+    task at a time and does its own training, since what is trained at all is half of the method.
 
-    sparsity: l1 price of the new head's weights while it alone is trained, in units of the loss. l1: how much every trained
-    weight shrinks in a step, as a fraction of `rate`; group: likewise the length of a new unit's incoming weights, which
-    brings whole units to zero. l2, drift: factors of half the squared length of the trained weights, and of their way from
-    what they were before the task. units: that each hidden layer gains, where the held-out loss stays above `loss`.
-    limit: the drift above which a unit is split.
+    sparsity: l1 price of the new head's weights while it alone is trained, in units of the loss.
+    l1: how much every trained weight shrinks in a step, as a fraction of `rate`; group: likewise
+    the length of a new unit's incoming weights, which brings whole units to zero. l2, drift:
+    factors of half the squared length of the trained weights, and of their way from what they were
+    before the task. units: that each hidden layer gains, where the held-out loss stays above
+    `loss`. limit: the drift above which a unit is split.
 
-    Training: Adam with `rate`, times `decay` each epoch; a phase ends after `iterations` steps, or when the held-out loss,
-    looked at every `check` steps, is on average of `window` looks less than `tolerance` lower than on those before.
+    Training: Adam with `rate`, times `decay` each epoch; a phase ends after `iterations` steps, or
+    when the held-out loss, looked at every `check` steps, is on average of `window` looks less than
+    `tolerance` lower than on those before.
 
-    Source: Yoon, Yang, Lee & Hwang 2018 (arXiv 1708.01547), algorithms 1-4; the numbers are those of the official code.
-    Differs: the proximal steps are scaled by the rate, so l1 and group are 1000 times the official code's; the head-only phase
-    is solved as the convex problem that it is; l1 acts in every phase, on weights alone; units that read a split one are split
-    with it, since one weight cannot serve both. As in the paper, unlike its code: all outputs of the head select, the held-out
-    loss decides on growth, every unit above the limit is split, after every task, and copies are copies.
+    Source: Yoon, Yang, Lee & Hwang 2018 (arXiv 1708.01547), algorithms 1-4; the numbers are those
+    of the official code. Differs: the proximal steps are scaled by the rate, so l1 and group are
+    1000 times the official code's; the head-only phase is solved as the convex problem that it is;
+    l1 acts in every phase, on weights alone; units that read a split one are split with it, since
+    one weight cannot serve both. As in the paper, unlike its code: all outputs of the head select,
+    the held-out loss decides on growth, every unit above the limit is split, after every task, and
+    copies are copies.
     """
 
     sparsity: float = 1e-5
@@ -73,9 +84,11 @@ class DEN:
 
 
 def drift(before: Tensor, after: Tensor) -> Tensor:
-    """How far the incoming weights of each unit moved, (units,): rows (units, inputs) before and after.
+    """How far the incoming weights of each unit moved, (units,): rows (units, inputs) before and
+    after.
 
-    Source: Yoon et al., algorithm 4. Differs: a bias, where the rows have one, is an incoming weight too.
+    Source: Yoon et al., algorithm 4. Differs: a bias, where the rows have one, is an incoming
+    weight too.
     """
     moved: Tensor = (after - before).norm(dim=1)
     return moved
@@ -98,10 +111,11 @@ def descend(
     pull: Callable[[], None] = lambda: None,
     shrink: Callable[[float], None] = lambda rate: None,
 ) -> float:
-    """One phase of training: the masked entries of `trained` follow `loss` of batches of row numbers below `rows`.
+    """One phase of training: the masked entries of `trained` follow `loss` of batches of row
+    numbers below `rows`.
 
-    pull: adds the gradients of penalties. shrink: takes the proximal steps, at a learning rate. held: the loss on held-out
-    rows, which ends the phase; its last value is returned.
+    pull: adds the gradients of penalties. shrink: takes the proximal steps, at a learning rate.
+    held: the loss on held-out rows, which ends the phase; its last value is returned.
     """
     parameters, looks = list(trained), [held()]
     for step, chosen in enumerate(islice(batches(rows, settings.batch, draw), settings.iterations)):
@@ -109,7 +123,9 @@ def descend(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss(chosen), parameters), strict=True):
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss(chosen), parameters), strict=True
+        ):
             parameter.grad = gradient
         with torch.no_grad():
             pull()
@@ -120,8 +136,14 @@ def descend(
                 parameter.copy_(torch.where(trained[parameter], parameter, old))
         if (step + 1) % settings.check == 0:
             looks.append(held())
-            recent, earlier = looks[-settings.window :], looks[-2 * settings.window : -settings.window]
-            if len(earlier) == settings.window and sum(earlier) - sum(recent) < settings.tolerance * settings.window:
+            recent, earlier = (
+                looks[-settings.window :],
+                looks[-2 * settings.window : -settings.window],
+            )
+            if (
+                len(earlier) == settings.window
+                and sum(earlier) - sum(recent) < settings.tolerance * settings.window
+            ):
                 break
     optimizer.zero_grad()
     return held()
@@ -129,8 +151,10 @@ def descend(
 
 @dataclass(frozen=True)
 class Learned:
-    """What one task did. losses: on held-out rows, after each phase. The others count units of each hidden layer: that the
-    new head was found to depend on, that came and stayed, that were split, and all."""
+    """What one task did. losses: on held-out rows, after each phase. The others count units of each
+    hidden layer: that the new head was found to depend on, that came and stayed, that were split,
+    and all.
+    """
 
     task: int
     losses: dict[str, float]
@@ -142,10 +166,11 @@ class Learned:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One task while it is learned. before: weight and bias of each hidden layer when it came; units that were there stay.
+    """One task while it is learned. before: weight and bias of each hidden layer when it came;
+    units that were there stay.
 
-    The optimizer lives as long as the lesson: its moments go from phase to phase, and edits of the structure carry them along.
-    (What gradients another task had says nothing here.)
+    The optimizer lives as long as the lesson: its moments go from phase to phase, and edits of the
+    structure carry them along. (What gradients another task had says nothing here.)
     """
 
     net: Lifelong
@@ -169,11 +194,18 @@ class Lesson:
         return [layer.born == self.task for layer in self.net.layers]
 
     def edit(self, kind: Callable[[str, Any], Edit], amounts: Sequence[Any]) -> None:
-        """`kind(width, amount)` for every hidden layer whose amount is not nothing. New units get the stamp of this task."""
+        """`kind(width, amount)` for every hidden layer whose amount is not nothing. New units get
+        the stamp of this task.
+        """
         sizes = self.net.sizes
         edits = [kind(f"hidden.{i}.linear", amount) for i, amount in enumerate(amounts) if amount]
         if edits:
-            apply_(self.net, plan(self.net, self.ties, edits), optimizers=[self.optimizer], generator=self.draw)
+            apply_(
+                self.net,
+                plan(self.net, self.ties, edits),
+                optimizers=[self.optimizer],
+                generator=self.draw,
+            )
         for layer, size in zip(self.net.layers, sizes, strict=True):
             layer.born[size:] = self.task
 
@@ -184,8 +216,12 @@ class Lesson:
         with torch.no_grad():
             return float(self.loss(*self.held))
 
-    def phase(self, name: str, trained: Trained, *, drifting: bool = False, grouped: bool = False) -> None:
-        """Train the masked entries. drifting: with the penalty of eq. 6; grouped: with that of eq. 5, on new units."""
+    def phase(
+        self, name: str, trained: Trained, *, drifting: bool = False, grouped: bool = False
+    ) -> None:
+        """Train the masked entries. drifting: with the penalty of eq. 6; grouped: with that of eq.
+        5, on new units.
+        """
         settings, linears = self.settings, [layer.linear for layer in self.net.layers]
 
         def pull() -> None:
@@ -207,7 +243,9 @@ class Lesson:
         x, y = self.train
         loss = lambda rows: self.loss(x[rows], y[rows])  # noqa: E731
         optimizer, held = self.optimizer, self.held_loss
-        self.losses[name] = descend(settings, optimizer, trained, loss, held, len(x), self.draw, pull, shrink)
+        self.losses[name] = descend(
+            settings, optimizer, trained, loss, held, len(x), self.draw, pull, shrink
+        )
 
 
 def incoming(layer: nn.Linear) -> Tensor:
@@ -218,16 +256,22 @@ def incoming(layer: nn.Linear) -> Tensor:
 def learn(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Generator) -> Learned:
     """Learn one more task, and change `net` as it takes; no rows of earlier tasks are needed.
 
-    held: rows that are not trained on; they decide whether the network grows, and when a phase ends. draw: of new units and
-    of the order of rows. Raises `ShapeError` where rows do not fit the network or each other; nothing was changed then.
+    held: rows that are not trained on; they decide whether the network grows, and when a phase
+    ends. draw: of new units and of the order of rows. Raises `ShapeError` where rows do not fit the
+    network or each other; nothing was changed then.
     """
     x, y = train
     wanted = (net.layers[0].linear.in_features, *y.shape[1:])
     for name, (inputs, answers) in {"train": train, "held": held}.items():
         found = (*inputs.shape[1:], *answers.shape[1:])
-        if found != wanted or (inputs.dim(), answers.dim()) != (2, 2) or not len(inputs) == len(answers) > 0:
+        if (
+            found != wanted
+            or (inputs.dim(), answers.dim()) != (2, 2)
+            or not len(inputs) == len(answers) > 0
+        ):
             raise ShapeError(
-                f"{name}: x {tuple(inputs.shape)}, y {tuple(answers.shape)}; give rows (n, {wanted[0]}), flattened if images, "
+                f"{name}: x {tuple(inputs.shape)}, y {tuple(answers.shape)}; give rows (n, "
+                f"{wanted[0]}), flattened if images, "
                 "and answers (n, outputs), both parts with as many outputs, n > 0"
             )
     lesson = enrol(net, settings, train, held, draw)
@@ -258,34 +302,58 @@ def enrol(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Gen
     """A new head, and what must be remembered of the network as it is now."""
     task = net.add_head(train[1].mean(0))
     ties = widths(trace(net, train[0][:2])) if task else {}  # the first task changes no width
-    before = tuple((layer.linear.weight.detach().clone(), layer.linear.bias.detach().clone()) for layer in net.layers)
-    return Lesson(net, settings, task, train, held, draw, Adam(net.parameters(), settings.rate, fused=True), ties, before)
+    before = tuple(
+        (layer.linear.weight.detach().clone(), layer.linear.bias.detach().clone())
+        for layer in net.layers
+    )
+    return Lesson(
+        net,
+        settings,
+        task,
+        train,
+        held,
+        draw,
+        Adam(net.parameters(), settings.rate, fused=True),
+        ties,
+        before,
+    )
 
 
 def inside(lesson: Lesson, chosen: Sequence[Tensor]) -> Trained:
-    """The sub-network of the chosen units: weights between them, their biases, and what the head reads of them."""
+    """The sub-network of the chosen units: weights between them, their biases, and what the head
+    reads of them.
+    """
     trained: dict[Tensor, Tensor] = {}
     below = torch.ones_like(lesson.net.layers[0].linear.weight[0], dtype=torch.bool)
     for layer, mask in zip(lesson.net.layers, chosen, strict=True):
         trained |= {layer.linear.weight: mask[:, None] & below, layer.linear.bias: mask}
         below = mask
-    return trained | {lesson.head.weight: below, lesson.head.bias: torch.ones_like(lesson.head.bias, dtype=torch.bool)}
+    return trained | {
+        lesson.head.weight: below,
+        lesson.head.bias: torch.ones_like(lesson.head.bias, dtype=torch.bool),
+    }
 
 
 def expand(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
-    """Every hidden layer grows, only new weights are trained, and new units that became zero, or that only such units read,
-    leave again. Returns the chosen units and those that stay.
+    """Every hidden layer grows, only new weights are trained, and new units that became zero, or
+    that only such units read, leave again. Returns the chosen units and those that stay.
 
-    Old units that are chosen may read new ones: earlier tasks do not hear those.
-    Source: Yoon et al., algorithm 3, eq. 5.
+    Old units that are chosen may read new ones: earlier tasks do not hear those. Source: Yoon et
+    al., algorithm 3, eq. 5.
     """
     lesson.edit(Grow, [lesson.settings.units] * len(chosen))
     new = lesson.new
-    wide = [grown | F.pad(mask, (0, len(grown) - len(mask))) for grown, mask in zip(new, chosen, strict=True)]
+    wide = [
+        grown | F.pad(mask, (0, len(grown) - len(mask)))
+        for grown, mask in zip(new, chosen, strict=True)
+    ]
     trained = dict(inside(lesson, wide))
     below = torch.zeros_like(lesson.net.layers[0].linear.weight[0], dtype=torch.bool)
     for layer, grown, mask in zip(lesson.net.layers, new, wide, strict=True):
-        trained |= {layer.linear.weight: grown[:, None] | mask[:, None] & below, layer.linear.bias: grown}
+        trained |= {
+            layer.linear.weight: grown[:, None] | mask[:, None] & below,
+            layer.linear.bias: grown,
+        }
         below = grown
     lesson.phase("expand", trained | {lesson.head.weight: below}, grouped=True)
     live = [
@@ -299,9 +367,10 @@ def expand(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
-    """Every chosen old unit that drifted by more than the limit, or that reads one, gets a copy for this task, and is itself
-    what it was before. The new task's function stays, and what drifted little is all that old tasks feel of it.
-    Returns the chosen units, copies in the place of originals.
+    """Every chosen old unit that drifted by more than the limit, or that reads one, gets a copy for
+    this task, and is itself what it was before. The new task's function stays, and what drifted
+    little is all that old tasks feel of it. Returns the chosen units, copies in the place of
+    originals.
 
     Source: Yoon et al., algorithm 4.
     """
@@ -309,9 +378,15 @@ def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
     states = [(layer.linear.weight.clone(), layer.linear.bias.clone()) for layer in layers]
     heads = [net.head(task).weight.clone() for task in range(len(net.heads))]
     originals: list[Tensor] = []
-    for (weight, bias), (old, shift), mask, new in zip(states, lesson.before, chosen, lesson.new, strict=True):
-        rows, columns = old.shape  # what old tasks read: units that came with this one are not heard there
-        moved = drift(torch.cat([old, shift[:, None]], 1), torch.cat([weight[:rows, :columns], bias[:rows, None]], 1))
+    for (weight, bias), (old, shift), mask, new in zip(
+        states, lesson.before, chosen, lesson.new, strict=True
+    ):
+        # what old tasks read: units that came with this one are not heard there
+        rows, columns = old.shape
+        moved = drift(
+            torch.cat([old, shift[:, None]], 1),
+            torch.cat([weight[:rows, :columns], bias[:rows, None]], 1),
+        )
         goes = F.pad(moved > lesson.settings.limit, (0, len(weight) - rows))
         if originals:
             goes |= (weight[:, originals[-1]] != 0).any(1)
@@ -331,7 +406,9 @@ def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
         layer.linear.bias.copy_(bias)
         below = units
     for task, weight in enumerate(heads):
-        net.head(task).weight.copy_(_handed(weight, below) if task == lesson.task else F.pad(weight, (0, len(below))))
+        net.head(task).weight.copy_(
+            _handed(weight, below) if task == lesson.task else F.pad(weight, (0, len(below)))
+        )
     return [
         torch.cat([mask.index_fill(0, units, False), mask.new_ones(len(units))])
         for mask, units in zip(chosen, originals, strict=True)

@@ -1,11 +1,13 @@
-"""Convex cells cut by hyperplanes, each cell by its corners, each corner with the facets that it lies on. Compiled by numba.
+"""Convex cells cut by hyperplanes, each cell by its corners, each corner with the facets that it
+lies on. Compiled by numba.
 
-Two corners are joined by an edge where they share d - 1 facets and no third corner lies on all of these; a hyperplane between
-them makes a new corner there. That is the double description method of linear programming, one cell at a time, for any
-dimension d: intervals, polygons and polytopes alike.
+Two corners are joined by an edge where they share d - 1 facets and no third corner lies on all of
+these; a hyperplane between them makes a new corner there. That is the double description method of
+linear programming, one cell at a time, for any dimension d: intervals, polygons and polytopes
+alike.
 
-Source: Motzkin et al. 1953; the adjacency test of Fukuda and Prodon 1996. A corner's facets are bits of two words, by their
-place in its cell's list of labels.
+Source: Motzkin et al. 1953; the adjacency test of Fukuda and Prodon 1996. A corner's facets are
+bits of two words, by their place in its cell's list of labels.
 """
 
 import numpy as np
@@ -47,7 +49,9 @@ def _joined(p, q, begin, end, d, masks):
 
 @njit(error_model="numpy", cache=True)
 def _tidied(cell, d, start, count, masks, labels, facets, into):
-    """Forget what is no facet: planes on which fewer than d corners lie, or none that is not on another one, too, with more."""
+    """Forget what is no facet: planes on which fewer than d corners lie, or none that is not on
+    another one, too, with more.
+    """
     kept = 0
     begin, end = start[cell], start[cell] + count[cell]
     for v in range(begin, end):
@@ -59,7 +63,8 @@ def _tidied(cell, d, start, count, masks, labels, facets, into):
         for v in range(begin, end):
             if masks[v, word] & bit:
                 on += 1
-        # a face of fewer dimensions, which may have as many corners as a facet from four dimensions on, lies in a facet
+        # a face of fewer dimensions, which may have as many corners as a facet from four dimensions
+        # on, lies in a facet
         whole = on >= d
         for other in range(facets[cell] if whole and d > 3 else 0):
             if other == facet:
@@ -85,11 +90,12 @@ def _tidied(cell, d, start, count, masks, labels, facets, into):
 
 @njit(error_model="numpy", cache=True)
 def cut(rows, first_label, given, first, found):
-    """Cut cells, from the `first` one on, by the hyperplanes that rows (cells, units, d + 1) are of each, one after the other.
+    """Cut cells, from the `first` one on, by the hyperplanes that rows (cells, units, d + 1) are of
+    each, one after the other.
 
-    given, found: (start, count, facets, labels, points, masks) of cells; found also has (parent, above (cells, units)) at its
-    end, and room that may not be enough. Returns (`DONE`, `FULL` or `CROWDED`, the cell to go on with, cells found, corners
-    found).
+    given, found: (start, count, facets, labels, points, masks) of cells; found also has (parent,
+    above (cells, units)) at its end, and room that may not be enough. Returns (`DONE`, `FULL` or
+    `CROWDED`, the cell to go on with, cells found, corners found).
     """
     start, count, facets, labels, points, masks = given
     start_, count_, facets_, labels_, points_, masks_, parent_, above_ = found
@@ -107,7 +113,12 @@ def cut(rows, first_label, given, first, found):
         for v in range(count[parent]):
             points_[corners + v] = points[begin + v]
             masks_[corners + v] = masks[begin + v]
-        start_[cells], count_[cells], facets_[cells], parent_[cells] = corners, count[parent], facets[parent], parent
+        start_[cells], count_[cells], facets_[cells], parent_[cells] = (
+            corners,
+            count[parent],
+            facets[parent],
+            parent,
+        )
         for facet in range(facets[parent]):
             labels_[cells, facet] = labels[parent, facet]
         for unit in range(units):
@@ -151,7 +162,8 @@ def cut(rows, first_label, given, first, found):
                     return FULL, parent, first_cell, first_corner
                 new = facets_[cell]
                 word, bit = new // _WORD, _bit(new)
-                # the part above, then the one below, each with the corners on the hyperplane and the new ones
+                # the part above, then the one below, each with the corners on the hyperplane and
+                # the new ones
                 above = corners
                 for v in range(begin, end):
                     if away[v - begin] > 0:
@@ -172,7 +184,9 @@ def cut(rows, first_label, given, first, found):
                         if away[q - begin] < 0 and _joined(p, q, begin, end, d, masks_):
                             share = away[p - begin] / (away[p - begin] - away[q - begin])
                             for k in range(d):
-                                points_[corners, k] = points_[p, k] + share * (points_[q, k] - points_[p, k])
+                                points_[corners, k] = points_[p, k] + share * (
+                                    points_[q, k] - points_[p, k]
+                                )
                             masks_[corners, 0] = masks_[p, 0] & masks_[q, 0]
                             masks_[corners, 1] = masks_[p, 1] & masks_[q, 1]
                             masks_[corners, word] |= bit
@@ -198,12 +212,26 @@ def cut(rows, first_label, given, first, found):
                 start_[cells], count_[cells] = below, corners - below
                 facets_[cells], parent_[cells] = facets_[cell], parent
                 cells += 1
-        corners = _packed(first_cell, cells, first_corner, corners, d, start_, count_, facets_, labels_, points_, masks_)
+        corners = _packed(
+            first_cell,
+            cells,
+            first_corner,
+            corners,
+            d,
+            start_,
+            count_,
+            facets_,
+            labels_,
+            points_,
+            masks_,
+        )
     return DONE, len(start), cells, corners
 
 
 @njit(error_model="numpy", cache=True)
-def _packed(first_cell, cells, first_corner, corners, d, start, count, facets, labels, points, masks):
+def _packed(
+    first_cell, cells, first_corner, corners, d, start, count, facets, labels, points, masks
+):
     """Move the corners of a parent's parts together, over those of cells that were cut since."""
     old_points, old_masks = points[first_corner:corners].copy(), masks[first_corner:corners].copy()
     at = first_corner

@@ -1,8 +1,10 @@
-"""A piecewise linear network in one form: layers of (leaky) ReLUs, each reading the inputs and all earlier layers.
+"""A piecewise linear network in one form: layers of (leaky) ReLUs, each reading the inputs and all
+earlier layers.
 
-`piecewise(model, box) -> Piecewise` is what `regions` and `shallow` read: residual adds, concatenations, convolutions, poolings
-and norms are all sums of what came before, so there is nothing else to know of a network. Inputs that the box fixes are folded
-into the biases; a maximum of several values becomes ReLUs, max(a, b) = a + relu(b - a).
+`piecewise(model, box) -> Piecewise` is what `regions` and `shallow` read: residual adds,
+concatenations, convolutions, poolings and norms are all sums of what came before, so there is
+nothing else to know of a network. Inputs that the box fixes are folded into the biases; a maximum
+of several values becomes ReLUs, max(a, b) = a + relu(b - a).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +25,11 @@ _LARGEST = 1 << 28  # entries of the widest table of coefficients: two gigabytes
 
 @dataclass(frozen=True)
 class Layer:
-    """z = sum of weights[k] @ source k + bias, h = max(z, slope z); source 0 is the input, source l the h of layer l.
+    """z = sum of weights[k] @ source k + bias, h = max(z, slope z); source 0 is the input, source l
+    the h of layer l.
 
-    weights: (units, size of the source) each, only those that are not zero. bias: (units,). slope: in [0, 1).
+    weights: (units, size of the source) each, only those that are not zero. bias: (units,). slope:
+    in [0, 1).
     """
 
     weights: Mapping[int, Tensor]
@@ -41,9 +45,10 @@ class Layer:
 class Piecewise:
     """Layers in order, and the output, which is affine in all of them. Everything is float64.
 
-    box: of the free inputs, (1, free). shape: of one output. origin, directions: what the network takes is origin + free inputs
-    . directions, (*shape of an example) and (free, *shape of an example). plane: whether those were given, so that free inputs
-    are coefficients; else they are entries of the example.
+    box: of the free inputs, (1, free). shape: of one output. origin, directions: what the network
+    takes is origin + free inputs . directions, (*shape of an example) and (free, *shape of an
+    example). plane: whether those were given, so that free inputs are coefficients; else they are
+    entries of the example.
     """
 
     layers: tuple[Layer, ...]
@@ -80,7 +85,11 @@ class Piecewise:
         sources, above = [x], [torch.zeros(len(x), 0, dtype=torch.bool)]
         for layer in self.layers:
             z = summed(layer, sources)
-            above.append(z > _NOISE * (summed(by_size(layer), [value.abs() for value in sources]) + layer.bias.abs()))
+            above.append(
+                z
+                > _NOISE
+                * (summed(by_size(layer), [value.abs() for value in sources]) + layer.bias.abs())
+            )
             sources.append(torch.maximum(z, layer.slope * z))
         return torch.cat(above, 1)
 
@@ -101,7 +110,11 @@ class Piecewise:
     @property
     def free(self) -> tuple[int, ...]:
         """The places of the free inputs among the flattened entries of what is given."""
-        return tuple(range(self.inputs)) if self.plane else tuple(self.directions.flatten(1).argmax(1).tolist())
+        return (
+            tuple(range(self.inputs))
+            if self.plane
+            else tuple(self.directions.flatten(1).argmax(1).tolist())
+        )
 
     @property
     def entries(self) -> int:
@@ -109,9 +122,14 @@ class Piecewise:
         return self.inputs if self.plane else self.origin.numel()
 
     def steepest(self, pattern: Tensor, radius: Tensor) -> Tensor:
-        """How steep each z could be where units have these signs if no two terms cancelled, inputs in units of their radius:
-        (batch, units). Beside this a slope that is no more than rounding is none."""
-        sources, lengths = [identity(self.inputs, len(pattern))], [radius[:, None].expand(-1, len(pattern))]
+        """How steep each z could be where units have these signs if no two terms cancelled, inputs
+        in units of their radius: (batch, units). Beside this a slope that is no more than rounding
+        is none.
+        """
+        sources, lengths = (
+            [identity(self.inputs, len(pattern))],
+            [radius[:, None].expand(-1, len(pattern))],
+        )
         found = [pattern.new_zeros(len(pattern), 0, dtype=torch.float64)]
         for layer, above in zip(self.layers, self.of_layers(pattern), strict=True):
             found.append(steepest(by_size(layer), lengths).T)
@@ -124,12 +142,18 @@ class Piecewise:
         return tuple(units.split([layer.units for layer in self.layers], -1))
 
     def slopes(self, pattern: Tensor) -> tuple[Tensor, ...]:
-        """What each unit multiplies z with, where its sign is given: (batch, units of a layer) each."""
-        return tuple(slopes(part, layer) for part, layer in zip(self.of_layers(pattern), self.layers, strict=True))
+        """What each unit multiplies z with, where its sign is given: (batch, units of a layer)
+        each.
+        """
+        return tuple(
+            slopes(part, layer)
+            for part, layer in zip(self.of_layers(pattern), self.layers, strict=True)
+        )
 
     def affine(self, pattern: Tensor) -> tuple[Tensor, Tensor]:
-        """(every z, every output) as affine functions of the input where units have these signs: (batch, units or outputs,
-        free + 1), the constant last. pattern: (batch, units)."""
+        """(every z, every output) as affine functions of the input where units have these signs:
+        (batch, units or outputs, free + 1), the constant last. pattern: (batch, units).
+        """
         sources = [identity(self.inputs, len(pattern))]
         before = [torch.zeros(0, len(pattern), self.inputs + 1, dtype=torch.float64)]
         for layer, above in zip(self.layers, self.of_layers(pattern), strict=True):
@@ -150,11 +174,17 @@ def identity(inputs: int, batch: int) -> Tensor:
 
 def by_size(layer: Layer) -> Layer:
     """With every weight by its size, and no bias."""
-    return Layer({source: weight.abs() for source, weight in layer.weights.items()}, torch.zeros_like(layer.bias), layer.slope)
+    return Layer(
+        {source: weight.abs() for source, weight in layer.weights.items()},
+        torch.zeros_like(layer.bias),
+        layer.slope,
+    )
 
 
 def steepest(sizes: Layer, lengths: Sequence[Tensor]) -> Tensor:
-    """How steep each z of a layer `by_size` could be, (units, batch), whose sources are so steep, (units, batch) each."""
+    """How steep each z of a layer `by_size` could be, (units, batch), whose sources are so steep,
+    (units, batch) each.
+    """
     reach = lengths[0].new_zeros(sizes.units, lengths[0].shape[1])
     for source, size in sizes.weights.items():
         reach.addmm_(size, lengths[source])
@@ -175,8 +205,10 @@ def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
 
 
 def normed(z: Tensor, length: Tensor, steepest: Tensor) -> Tensor:
-    """Affine functions (..., inputs + 1), each divided by the length of its slope (...), so that values are distances; where
-    that is no more than rounding of `steepest` (...), a constant: its sign."""
+    """Affine functions (..., inputs + 1), each divided by the length of its slope (...), so that
+    values are distances; where that is no more than rounding of `steepest` (...), a constant: its
+    sign.
+    """
     flat = (length <= 1e-13 * steepest)[..., None]
     if not bool(flat.any()):
         return z / length[..., None]
@@ -195,13 +227,16 @@ def summed(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
 def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = None) -> Piecewise:
     """The network on a box of one example, (1, *shape).
 
-    along: (an input (*shape), directions (d, *shape)): the network is restricted to the plane origin + t . directions, and the
-    box is of t, (1, d). Raises `Unsupported` for an operation that is neither affine nor a (leaky) ReLU nor max-pooling.
+    along: (an input (*shape), directions (d, *shape)): the network is restricted to the plane
+    origin + t . directions, and the box is of t, (1, d). Raises `Unsupported` for an operation that
+    is neither affine nor a (leaky) ReLU nor max-pooling.
     """
     if type(box) is not Box:
         raise ShapeError(f"piecewise: a {type(box).__name__} is no box; give Box(lower, upper)")
     if len(box.lower) != 1:
-        raise ShapeError(f"piecewise: the box is of {len(box.lower)} examples; give one, (1, *shape)")
+        raise ShapeError(
+            f"piecewise: the box is of {len(box.lower)} examples; give one, (1, *shape)"
+        )
     box = box.as_input(torch.float64)
     if along is None:
         free = (box.lower != box.upper).flatten().nonzero()[:, 0]
@@ -212,16 +247,22 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
         origin, directions = along[0].double(), along[1].double()
         if directions.shape[1:] != origin.shape or box.lower.shape[1:] != directions.shape[:1]:
             raise ShapeError(
-                f"along: the origin is {tuple(origin.shape)}, the directions are {tuple(directions.shape)} and the box of "
-                f"their coefficients {tuple(box.lower.shape)}; give (*shape), (d, *shape) and (1, d)"
+                f"along: the origin is {tuple(origin.shape)}, the directions are "
+                f"{tuple(directions.shape)} and the box of "
+                f"their coefficients {tuple(box.lower.shape)}; give (*shape), (d, *shape) and "
+                f"(1, d)"
             )
     net = program(model, torch.zeros(2, *origin.shape))
     layers, output = _Reader(net, torch.cat([origin[None], directions])[None]).read()
-    return Piecewise(tuple(layers), output, box, net.shapes[net.output], origin, directions, along is not None)
+    return Piecewise(
+        tuple(layers), output, box, net.shapes[net.output], origin, directions, along is not None
+    )
 
 
 class _Reader:
-    """Goes through the steps with every value as an affine function of inputs and units: (1, 1 + columns, *shape)."""
+    """Goes through the steps with every value as an affine function of inputs and units: (1, 1 +
+    columns, *shape).
+    """
 
     def __init__(self, net: Program, start: Tensor) -> None:
         self.net, self.values, self.layers = net, {net.input: start}, list[Layer]()
@@ -235,25 +276,40 @@ class _Reader:
             elif step.kind in MAXIMA:
                 self.values[step.name] = self.largest(step)
             elif affine(step):
-                self.values[step.name] = carried(step, {name: self.wide(self.values[name]) for name in step.reads})
+                self.values[step.name] = carried(
+                    step, {name: self.wide(self.values[name]) for name in step.reads}
+                )
             else:
                 raise Unsupported(
-                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a ReLU, a leaky ReLU with a slope "
-                    "in [0, 1) or a max-pooling; regions and shallow forms are of piecewise linear networks"
+                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a "
+                    f"ReLU, a leaky ReLU with a slope "
+                    "in [0, 1) or a max-pooling; regions and shallow forms are of piecewise "
+                    "linear networks"
                 )
         return self.layers, self.layer(self.values[self.net.output], 1.0)
 
     def wide(self, value: Tensor) -> Tensor:
         """With a column for every unit so far."""
         lacking = 1 + sum(self.sizes) - value.shape[1]
-        return torch.cat([value, value.new_zeros(1, lacking, *value.shape[2:])], 1) if lacking else value
+        return (
+            torch.cat([value, value.new_zeros(1, lacking, *value.shape[2:])], 1)
+            if lacking
+            else value
+        )
 
     def layer(self, z: Tensor, slope: float) -> Layer:
         rows = self.wide(z).flatten(1).view(1 + sum(self.sizes), -1)
         if rows.numel() > _LARGEST:
-            raise Unsupported(f"piecewise: {tuple(rows.shape)} coefficients do not fit in memory; give a smaller network")
+            raise Unsupported(
+                f"piecewise: {tuple(rows.shape)} coefficients do not fit in memory; give a "
+                f"smaller network"
+            )
         parts = rows[1:].split(self.sizes)
-        return Layer({i: part.T.contiguous() for i, part in enumerate(parts) if bool(part.any())}, rows[0], slope)
+        return Layer(
+            {i: part.T.contiguous() for i, part in enumerate(parts) if bool(part.any())},
+            rows[0],
+            slope,
+        )
 
     def bent(self, z: Tensor, slope: float) -> Tensor:
         """New units, (1, 1 + columns, *shape)."""
@@ -270,7 +326,8 @@ class _Reader:
         value = value.flatten(2)
         at = windows(step, self.net.shapes[step.reads[0]])
         inside = at < value[0, 0].numel()
-        at = torch.where(inside, at, at.gather(1, inside.byte().argmax(1, keepdim=True)))  # twice the same changes no maximum
+        # twice the same changes no maximum
+        at = torch.where(inside, at, at.gather(1, inside.byte().argmax(1, keepdim=True)))
         rest = list(value[:, :, at].unbind(3))
         while len(rest) > 1:
             pairs, last = list(zip(rest[::2], rest[1::2], strict=False)), rest[len(rest) // 2 * 2 :]

@@ -1,4 +1,6 @@
-"""A polytope {x in a box: rows x + offset >= 0}, asked by linear programs: its largest ball, the least of a function on it."""
+"""A polytope {x in a box: rows x + offset >= 0}, asked by linear programs: its largest ball, the
+least of a function on it.
+"""
 
 import numpy as np
 
@@ -8,21 +10,29 @@ from morphogen.bounds.highs import solver
 class Polytope:
     """Kept in HiGHS, so that each question starts from the last answer.
 
-    rows: (count, inputs + 1), the offset last; without it, of length 1 each. lower, upper: the box, (inputs,).
+    rows: (count, inputs + 1), the offset last; without it, of length 1 each. lower, upper: the box,
+    (inputs,).
     """
 
     def __init__(self, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
         self.rows, self.inputs, self.most = rows, rows.shape[1] - 1, float((upper - lower).max())
-        # one more variable, the radius of a ball: rows x - radius >= -offset; the box's sides are rows here, too
+        # one more variable, the radius of a ball: rows x - radius >= -offset; the box's sides are
+        # rows here, too
         sides = np.concatenate([np.eye(self.inputs), -np.eye(self.inputs)])
         matrix = np.concatenate([rows[:, :-1], sides])
         matrix = np.concatenate([matrix, -np.ones((len(matrix), 1))], 1)
         ends = np.append(lower, 0.0), np.append(upper, self.most)
         row_low = np.concatenate([-rows[:, -1], lower, -upper])
         self.solver, self.highs = solver(
-            np.zeros(self.inputs + 1), *ends, matrix, row_low, np.full(len(matrix), np.inf), presolve="off",
-            primal_feasibility_tolerance=1e-10, dual_feasibility_tolerance=1e-10,
-        )  # fmt: skip
+            np.zeros(self.inputs + 1),
+            *ends,
+            matrix,
+            row_low,
+            np.full(len(matrix), np.inf),
+            presolve="off",
+            primal_feasibility_tolerance=1e-10,
+            dual_feasibility_tolerance=1e-10,
+        )
 
     def ball(self) -> tuple[np.ndarray, float]:
         """(centre, radius) of the largest ball inside; a radius of 0 where there is none."""
@@ -30,12 +40,20 @@ class Polytope:
         return (np.zeros(self.inputs), 0.0) if found is None else (found[:-1], float(found[-1]))
 
     def least(self, function: np.ndarray) -> tuple[float, np.ndarray | None]:
-        """(the least value of function (inputs + 1,) inside, where); infinite where nothing is inside."""
+        """(the least value of function (inputs + 1,) inside, where); infinite where nothing is
+        inside.
+        """
         found = self._solved(np.append(function[:-1], 0.0), 0.0)
-        return (np.inf, None) if found is None else (float(function[:-1] @ found[:-1] + function[-1]), found[:-1])
+        return (
+            (np.inf, None)
+            if found is None
+            else (float(function[:-1] @ found[:-1] + function[-1]), found[:-1])
+        )
 
     def beyond(self, row: int, far: float) -> tuple[float, np.ndarray | None]:
-        """(the least value of a row, where) when the row itself may fall to -far: below 0 where it is a facet."""
+        """(the least value of a row, where) when the row itself may fall to -far: below 0 where it
+        is a facet.
+        """
         self.solver.changeRowBounds(row, -self.rows[row, -1] - far, np.inf)
         found = self.least(self.rows[row])
         self.solver.changeRowBounds(row, -self.rows[row, -1], np.inf)

@@ -1,12 +1,14 @@
 """The linear regions of a network on a box, each exactly: `regions(model, box) -> Regions`.
 
-A network of ReLUs is one affine function on each of the convex cells that its units cut the box into. Up to six inputs the
-cells are cut one layer after the other, each by its corners (`cells.py`), whatever their number of inputs: intervals, polygons,
-polytopes. Above that a walk goes from cell to cell through their facets, by linear programs (`walk.py`).
+A network of ReLUs is one affine function on each of the convex cells that its units cut the box
+into. Up to six inputs the cells are cut one layer after the other, each by its corners
+(`cells.py`), whatever their number of inputs: intervals, polygons, polytopes. Above that a walk
+goes from cell to cell through their facets, by linear programs (`walk.py`).
 
-Source: exact counting by subdivision, Berzins 2023 (arXiv 2306.07212); the facet walk is reverse search, Avis and Fukuda 1996.
-Differs: cells keep their corners and facets, not edges of the whole complex, so that they are cut independently of each other
-and the corners of a cell never have to be found again by their signs.
+Source: exact counting by subdivision, Berzins 2023 (arXiv 2306.07212); the facet walk is reverse
+search, Avis and Fukuda 1996. Differs: cells keep their corners and facets, not edges of the whole
+complex, so that they are cut independently of each other and the corners of a cell never have to be
+found again by their signs.
 """
 
 import math
@@ -47,9 +49,10 @@ _CHUNK = 2048  # cells at a time: their functions stay in the cache, and what wa
 class Regions:
     """The cells of a network on a box.
 
-    net: the network in the form that they are of. patterns: which units are above 0, (cells, units). inside: a point in each,
-    (cells, free inputs). corners: those of all cells, (corners, free inputs), `sizes` of them for each, in order, none from a
-    walk. borders: of all cells, the units (their place among all) whose sign changes at a facet, `facets` of them for each, in
+    net: the network in the form that they are of. patterns: which units are above 0, (cells,
+    units). inside: a point in each, (cells, free inputs). corners: those of all cells, (corners,
+    free inputs), `sizes` of them for each, in order, none from a walk. borders: of all cells, the
+    units (their place among all) whose sign changes at a facet, `facets` of them for each, in
     order. complete: whether these are all cells.
     """
 
@@ -63,22 +66,31 @@ class Regions:
     complete: bool
 
     def __len__(self) -> int:
-        """Cells: activation patterns that hold on an open set. The first of three definitions of a linear region."""
+        """Cells: activation patterns that hold on an open set. The first of three definitions of a
+        linear region.
+        """
         return len(self.patterns)
 
     @cached_property
     def functions(self) -> Tensor:
-        """What the network is on each cell, (cells, outputs, free inputs + 1), the constant last."""
+        """What the network is on each cell, (cells, outputs, free inputs + 1), the constant
+        last.
+        """
         parts = self.patterns.split(4096)
         return torch.cat([self.net.affine(part)[1] for part in parts]) if parts else torch.zeros(0)
 
     @cached_property
     def pieces(self) -> Tensor:
-        """By cell, the number of its affine function among the different ones, equal to 1e-9 of the largest."""
+        """By cell, the number of its affine function among the different ones, equal to 1e-9 of the
+        largest.
+        """
         flat = self.functions.flatten(1)
         scaled = flat / (flat.abs().amax(0).clamp_min(1e-300) * 1e-9)
         # rounding parts some that are equal, but hardly any on two grids
-        grids = [(scaled + shift).round().unique(dim=0, return_inverse=True)[1].numpy() for shift in (0.0, 0.5)]
+        grids = [
+            (scaled + shift).round().unique(dim=0, return_inverse=True)[1].numpy()
+            for shift in (0.0, 0.5)
+        ]
         first = int(grids[0].max()) + 1
         joined = _joined(grids[0], first + grids[1], first + int(grids[1].max()) + 1)
         return torch.from_numpy(joined[grids[0]]).long()
@@ -93,7 +105,9 @@ class Regions:
         """Pairs of cells with a facet in common, the lower number first."""
         number = {row.tobytes(): cell for cell, row in enumerate(self.patterns.numpy())}
         found = set()
-        cells = torch.arange(len(self)).repeat_interleave(torch.tensor(self.facets, dtype=torch.long))
+        cells = torch.arange(len(self)).repeat_interleave(
+            torch.tensor(self.facets, dtype=torch.long)
+        )
         for cell, unit in zip(cells.tolist(), self.borders.tolist(), strict=True):
             for flipped in self._behind(cell, unit):
                 there = number.get(flipped.tobytes())
@@ -103,23 +117,31 @@ class Regions:
         return tuple(sorted(found))
 
     def _behind(self, cell: int, unit: int) -> Iterator[np.ndarray]:
-        """What the pattern behind a facet may be: one unit has another sign, and where that is no cell's pattern, any of those
-        that are 0 there too."""
+        """What the pattern behind a facet may be: one unit has another sign, and where that is no
+        cell's pattern, any of those that are 0 there too.
+        """
         flipped = self.patterns[cell].numpy().copy()
         flipped[unit] ^= True
         yield flipped
         z = self.net.affine(self.patterns[cell : cell + 1])[0][0]
         rows = z / z[:, :-1].norm(dim=1, keepdim=True).clamp_min(1e-300)
-        alike = torch.minimum((rows - rows[unit]).abs().amax(1), (rows + rows[unit]).abs().amax(1)) <= 1e-9
+        alike = (
+            torch.minimum((rows - rows[unit]).abs().amax(1), (rows + rows[unit]).abs().amax(1))
+            <= 1e-9
+        )
         others = [other for other in alike.nonzero()[:, 0].tolist() if other != unit]
-        for some in chain.from_iterable(combinations(others, size) for size in range(1, len(others) + 1)):
+        for some in chain.from_iterable(
+            combinations(others, size) for size in range(1, len(others) + 1)
+        ):
             also = flipped.copy()
             also[list(some)] ^= True
             yield also
 
     @property
     def n_connected(self) -> int:
-        """Largest connected sets on which the network is one affine function. The third definition."""
+        """Largest connected sets on which the network is one affine function. The third
+        definition.
+        """
         one, other = np.array(self.neighbours, int).reshape(-1, 2).T
         alike = (self.pieces[one] == self.pieces[other]).numpy()
         return int(_joined(one[alike], other[alike], len(self)).max()) + 1
@@ -127,35 +149,53 @@ class Regions:
     def __str__(self) -> str:
         if not self.complete:
             return f"at least {len(self):,} activation patterns (the search was stopped)"
-        return f"{len(self):,} activation patterns, {self.n_pieces:,} affine functions, {self.n_connected:,} connected regions"
+        return (
+            f"{len(self):,} activation patterns, {self.n_pieces:,} affine functions, "
+            f"{self.n_connected:,} connected regions"
+        )
 
     def picture(self, panel: str = "linear regions") -> Tiling:
         """The cells of two free inputs as polygons, equal functions of one colour."""
         if self.net.inputs != 2 or not self.sizes:
-            raise ShapeError(f"picture: the cells have {self.net.inputs} dimensions; give a box or a plane of two")
-        digits = 4 - math.floor(math.log10(float(self.net.box.width.max())))  # more than a picture shows
+            raise ShapeError(
+                f"picture: the cells have {self.net.inputs} dimensions; give a box or a plane "
+                f"of two"
+            )
+        # more than a picture shows
+        digits = 4 - math.floor(math.log10(float(self.net.box.width.max())))
         polygons = []
         for corners in self.corners.split(self.sizes):
             away = corners - corners.mean(0)
             around = torch.atan2(away[:, 1], away[:, 0]).argsort()
-            polygons.append(tuple((round(x, digits), round(y, digits)) for x, y in corners[around].tolist()))
+            polygons.append(
+                tuple((round(x, digits), round(y, digits)) for x, y in corners[around].tolist())
+            )
         return Tiling(panel, tuple(polygons), tuple(self.pieces.tolist()))
 
 
 def regions(
-    model: nn.Module | Piecewise, box: Box | None = None, along: tuple[Tensor, Tensor] | None = None, budget: int = 1_000_000,
-    seconds: float = float("inf"), method: str | None = None,
-) -> Regions:  # fmt: skip
-    """Every linear region of `model` on the box of one example, (1, *shape), of which some inputs may be fixed.
+    model: nn.Module | Piecewise,
+    box: Box | None = None,
+    along: tuple[Tensor, Tensor] | None = None,
+    budget: int = 1_000_000,
+    seconds: float = float("inf"),
+    method: str | None = None,
+) -> Regions:
+    """Every linear region of `model` on the box of one example, (1, *shape), of which some inputs
+    may be fixed.
 
-    along: (an input (*shape), directions (d, *shape)): only those on this plane, the box being of coefficients, (1, d). budget,
-    seconds: after so many cells, or so long, it ends with what it has, and says so (`complete`). method: "corners" (up to six
-    free inputs) or "walk"; what fits, by itself. Raises `Unsupported` for a network that is not piecewise linear.
+    along: (an input (*shape), directions (d, *shape)): only those on this plane, the box being of
+    coefficients, (1, d). budget, seconds: after so many cells, or so long, it ends with what it
+    has, and says so (`complete`). method: "corners" (up to six free inputs) or "walk"; what fits,
+    by itself. Raises `Unsupported` for a network that is not piecewise linear.
     """
     if isinstance(model, Piecewise):
         net = model
     elif box is None:
-        raise ShapeError("regions: box is missing; give the set of inputs, such as Box(torch.zeros(1, 2), torch.ones(1, 2))")
+        raise ShapeError(
+            "regions: box is missing; give the set of inputs, such as Box(torch.zeros(1, 2), "
+            "torch.ones(1, 2))"
+        )
     else:
         net = piecewise(model, box, along)
     if budget < 1:
@@ -163,7 +203,16 @@ def regions(
     until = time.perf_counter() + seconds
     if net.inputs == 0:
         middle = net.box.centre
-        return Regions(net, net.pattern(middle), middle, middle, (1,), torch.zeros(0, dtype=torch.long), (0,), True)
+        return Regions(
+            net,
+            net.pattern(middle),
+            middle,
+            middle,
+            (1,),
+            torch.zeros(0, dtype=torch.long),
+            (0,),
+            True,
+        )
     method = method or ("corners" if net.inputs <= CORNERS else "walk")
     if method == "walk":
         return Regions(net, *walk(net, budget, until))
@@ -173,8 +222,12 @@ def regions(
 
 
 def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
-    """The number of the connected set that each of `count` nodes is in, where one[i] and other[i] are joined."""
-    found: np.ndarray = connected_components(coo_array((np.ones(len(one)), (one, other)), (count, count)), False)[1]
+    """The number of the connected set that each of `count` nodes is in, where one[i] and other[i]
+    are joined.
+    """
+    found: np.ndarray = connected_components(
+        coo_array((np.ones(len(one)), (one, other)), (count, count)), False
+    )[1]
     return found
 
 
@@ -184,23 +237,38 @@ def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
     found: list[tuple[Tensor, _Part]] = []
     count, complete = 0, True
     start = [identity(net.inputs, 1)], [torch.ones(net.inputs, 1, dtype=torch.float64)]
-    for above, part in _descend(unit, 0, *start, torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)):
+    for above, part in _descend(
+        unit, 0, *start, torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)
+    ):
         if count >= budget or (found and time.perf_counter() > until):
             complete = False
             break
         found.append((above, part))
         count += len(part.start)
     patterns = torch.cat([above for above, _ in found])[:budget]
-    corners = centre + radius * torch.from_numpy(np.concatenate([part.corners for _, part in found]))
+    corners = centre + radius * torch.from_numpy(
+        np.concatenate([part.corners for _, part in found])
+    )
     sizes = np.concatenate([part.count for _, part in found])[:budget]
     corners = corners[: sizes.sum()]
     first = np.concatenate([[0], sizes.cumsum()[:-1]])
     inside = torch.from_numpy(np.add.reduceat(corners.numpy(), first) / sizes[:, None])
-    whose, facets = (np.concatenate(side) for side in zip(*(part.borders for _, part in found), strict=True))
+    whose, facets = (
+        np.concatenate(side) for side in zip(*(part.borders for _, part in found), strict=True)
+    )
     facets = facets[:budget]
     borders = torch.from_numpy(whose[: facets.sum()].astype(np.int64))
     complete = complete and count <= budget
-    return Regions(net, patterns, inside, corners, tuple(sizes.tolist()), borders, tuple(facets.tolist()), complete)
+    return Regions(
+        net,
+        patterns,
+        inside,
+        corners,
+        tuple(sizes.tolist()),
+        borders,
+        tuple(facets.tolist()),
+        complete,
+    )
 
 
 @dataclass(frozen=True)
@@ -231,7 +299,14 @@ class _Part:
         return labels[there], there.sum(1)
 
     def __getitem__(self, rows: slice) -> "_Part":
-        return _Part(self.start[rows], self.count[rows], self.facets[rows], self.labels[rows], self.points, self.masks)
+        return _Part(
+            self.start[rows],
+            self.count[rows],
+            self.facets[rows],
+            self.labels[rows],
+            self.points,
+            self.masks,
+        )
 
 
 def _cube(d: int) -> _Part:
@@ -240,26 +315,42 @@ def _cube(d: int) -> _Part:
     corners = np.array(np.meshgrid(*[[-1.0, 1.0]] * d, indexing="ij")).reshape(d, -1).T.copy()
     masks = np.zeros((len(corners), 2), np.uint64)
     for side in range(d):
-        masks[:, 0] |= np.where(corners[:, side] < 0, 1 << 2 * side, 1 << 2 * side + 1).astype(np.uint64)
+        masks[:, 0] |= np.where(corners[:, side] < 0, 1 << 2 * side, 1 << 2 * side + 1).astype(
+            np.uint64
+        )
     labels = np.zeros((1, cells.FACETS), np.int32)
     labels[0, : 2 * d] = -1 - np.arange(2 * d)
-    return _Part(np.zeros(1, np.int64), np.array([len(corners)]), np.array([2 * d]), labels, corners, masks)
+    return _Part(
+        np.zeros(1, np.int64), np.array([len(corners)]), np.array([2 * d]), labels, corners, masks
+    )
 
 
 def _in_the_cube(net: Piecewise, centre: Tensor, radius: Tensor) -> tuple[Layer, ...]:
     """The layers of inputs that go from -1 to 1."""
     return tuple(
-        Layer({**layer.weights, 0: layer.weights[0] * radius}, layer.bias + layer.weights[0] @ centre, layer.slope)
-        if 0 in layer.weights else layer
+        Layer(
+            {**layer.weights, 0: layer.weights[0] * radius},
+            layer.bias + layer.weights[0] @ centre,
+            layer.slope,
+        )
+        if 0 in layer.weights
+        else layer
         for layer in net.layers
-    )  # fmt: skip
+    )
 
 
 def _descend(
-    layers: tuple[Layer, ...], at: int, sources: list[Tensor], lengths: list[Tensor], above: Tensor, part: _Part
+    layers: tuple[Layer, ...],
+    at: int,
+    sources: list[Tensor],
+    lengths: list[Tensor],
+    above: Tensor,
+    part: _Part,
 ) -> Iterator[tuple[Tensor, _Part]]:
-    """Cut cells by the layers from `at` on: (patterns, cells), chunk after chunk. sources: the values of earlier layers as
-    functions on each cell, (units, cells, d + 1); lengths: of their slopes."""
+    """Cut cells by the layers from `at` on: (patterns, cells), chunk after chunk. sources: the
+    values of earlier layers as functions on each cell, (units, cells, d + 1); lengths: of their
+    slopes.
+    """
     if at == len(layers):
         yield above, part
         return
@@ -268,39 +359,58 @@ def _descend(
     length = z[..., :-1].norm(dim=-1)
     rows = normed(z, length, steepest(by_size(layer), lengths))
     first_label = above.shape[1]
-    last = {source: max(i for i, later in enumerate(layers) if source in later.weights)
-            for source in {s for later in layers for s in later.weights}}  # fmt: skip
+    last = {
+        source: max(i for i, later in enumerate(layers) if source in later.weights)
+        for source in {s for later in layers for s in later.weights}
+    }
     for new, parent, children in _cut(rows.transpose(0, 1).contiguous().numpy(), first_label, part):
         # many cells go on together, few stay few: what is read no more is not carried along
         for begin in range(0, len(parent), _CHUNK):
             some = slice(begin, begin + _CHUNK)
             mothers, signs = torch.from_numpy(parent[some]), torch.from_numpy(new[some])
             read = [source == 0 or last.get(source, -1) > at for source in range(at + 1)]
-            kept = [value[:, mothers] if wanted else value[:, :0] for value, wanted in zip(sources, read, strict=True)]
-            long = [value[:, mothers] if wanted else value[:, :0] for value, wanted in zip(lengths, read, strict=True)]
+            kept = [
+                value[:, mothers] if wanted else value[:, :0]
+                for value, wanted in zip(sources, read, strict=True)
+            ]
+            long = [
+                value[:, mothers] if wanted else value[:, :0]
+                for value, wanted in zip(lengths, read, strict=True)
+            ]
             if last.get(at + 1, -1) > at:
                 slope = slopes(signs, layer).T
-                kept, long = [*kept, slope[..., None] * z[:, mothers]], [*long, slope * length[:, mothers]]
+                kept, long = (
+                    [*kept, slope[..., None] * z[:, mothers]],
+                    [*long, slope * length[:, mothers]],
+                )
             else:
                 kept, long = [*kept, z[:, :0]], [*long, length[:, :0]]
-            yield from _descend(layers, at + 1, kept, long, torch.cat([above[mothers], signs], 1), children[some])
+            yield from _descend(
+                layers, at + 1, kept, long, torch.cat([above[mothers], signs], 1), children[some]
+            )
 
 
-def _cut(rows: np.ndarray, first_label: int, part: _Part) -> Iterator[tuple[np.ndarray, np.ndarray, _Part]]:
+def _cut(
+    rows: np.ndarray, first_label: int, part: _Part
+) -> Iterator[tuple[np.ndarray, np.ndarray, _Part]]:
     """(signs (cells, units), parents, cells) of the parts that rows cut cells into."""
     cells = import_module("morphogen.linear_regions.cells")
     d, units, first = part.points.shape[1], rows.shape[1], 0
     room_cells, room_points = 4 * len(part.start) + 1024, 16 * int(part.count.sum()) + 65536
     while first < len(part.start):
         start, count, facets = (np.empty(room_cells, np.int64) for _ in range(3))
-        labels, parent = np.empty((room_cells, cells.FACETS), np.int32), np.empty(room_cells, np.int64)
+        labels, parent = (
+            np.empty((room_cells, cells.FACETS), np.int32),
+            np.empty(room_cells, np.int64),
+        )
         above = np.empty((room_cells, units), np.bool_)
         points, masks = np.empty((room_points, d)), np.empty((room_points, 2), np.uint64)
         found = (start, count, facets, labels, points, masks, parent, above)
         status, reached, made, corners = cells.cut(rows, first_label, part.arrays, first, found)
         if status == cells.CROWDED:
             raise Unsupported(
-                f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give method='walk' or fewer inputs"
+                f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give "
+                f"method='walk' or fewer inputs"
             )
         if reached == first and status == cells.FULL:
             room_cells, room_points = 4 * room_cells, 4 * room_points
@@ -308,6 +418,11 @@ def _cut(rows: np.ndarray, first_label: int, part: _Part) -> Iterator[tuple[np.n
         first = reached
         some, most = slice(made), facets[:made].max()
         children = _Part(
-            start[some], count[some], facets[some], labels[some, :most].copy(), points[:corners].copy(), masks[:corners].copy()
+            start[some],
+            count[some],
+            facets[some],
+            labels[some, :most].copy(),
+            points[:corners].copy(),
+            masks[:corners].copy(),
         )
         yield above[some], parent[some], children

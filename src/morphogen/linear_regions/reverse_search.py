@@ -1,6 +1,8 @@
-"""The cells of a network, found by going through their facets: for any number of inputs, a few linear programs a cell.
+"""The cells of a network, found by going through their facets: for any number of inputs, a few
+linear programs a cell.
 
-Source: reverse search, Avis and Fukuda 1996, without its order: a set of the patterns that were seen takes its place.
+Source: reverse search, Avis and Fukuda 1996, without its order: a set of the patterns that were
+seen takes its place.
 """
 
 import time
@@ -13,16 +15,21 @@ from torch import Tensor
 from morphogen.linear_regions.piecewise import Piecewise, normed
 from morphogen.linear_regions.polytope import Polytope
 
-_THIN = 1e-9  # a cell without a ball of this radius is none, and a row this near to 0 is; the box has a radius of 1
+# a cell without a ball of this radius is none, and a row this near to 0 is; the box has a radius of
+# 1
+_THIN = 1e-9
 _RAYS = 4  # rays a row, which show most facets without a linear program
-_BEHIND = (1e-7, 1e-5)  # how far behind a facet it is looked at, too: there may be a cell behind one that is too thin
+# how far behind a facet it is looked at, too: there may be a cell behind one that is too thin
+_BEHIND = (1e-7, 1e-5)
 _POINTS = 10_000  # where it is looked, at last, for cells that no facet led to
 
 Found = tuple[Tensor, Tensor, Tensor, tuple[int, ...], Tensor, tuple[int, ...], bool]
 
 
 def walk(net: Piecewise, budget: int, until: float) -> Found:
-    """The fields of `regions.Regions` after its network. budget: cells, at most; until: by the clock."""
+    """The fields of `regions.Regions` after its network. budget: cells, at most; until: by the
+    clock.
+    """
     draw = np.random.default_rng(0)
     centre, radius = net.box.centre.numpy()[0], net.box.radius.numpy()[0]
     ends = -np.ones(net.inputs), np.ones(net.inputs)
@@ -60,11 +67,17 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
         own: list[int] = []
         for row, place in _facets(cell, rows, middle, draw, until):
             own.append(int(units[row][0]))
-            wait(_across(net, pattern, int(units[row][0]), place, rows[row, :-1] * -1, centre, radius)[None])
+            wait(
+                _across(
+                    net, pattern, int(units[row][0]), place, rows[row, :-1] * -1, centre, radius
+                )[None]
+            )
             behind = place - np.array(_BEHIND)[:, None] * rows[row, :-1]
             wait(patterns_at(behind[(np.abs(behind) <= 1).all(1)]))
         borders.append(own)
-    patterns = np.array([np.frombuffer(key, bool) for key in inside], bool).reshape(len(inside), net.units)
+    patterns = np.array([np.frombuffer(key, bool) for key in inside], bool).reshape(
+        len(inside), net.units
+    )
     points = np.array(list(inside.values())).reshape(len(inside), net.inputs)
     flat = torch.tensor([unit for own in borders for unit in own], dtype=torch.long)
     none = torch.zeros(0, net.inputs, dtype=torch.float64)
@@ -72,11 +85,21 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
     return torch.from_numpy(patterns), torch.from_numpy(points), none, (), flat, sizes, complete
 
 
-def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose each is, several where they are one). Units that
-    are constant are left out, as are those that have one sign on the whole box."""
+def sides(
+    net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose each is, several
+    where they are one). Units that are constant are left out, as are those that have one sign on
+    the whole box.
+    """
     z = net.affine(torch.from_numpy(pattern)[None])[0][0]
-    z = torch.cat([z[:, :-1] * torch.from_numpy(radius), z[:, -1:] + z[:, :-1] @ torch.from_numpy(centre)[:, None]], 1)
+    z = torch.cat(
+        [
+            z[:, :-1] * torch.from_numpy(radius),
+            z[:, -1:] + z[:, :-1] @ torch.from_numpy(centre)[:, None],
+        ],
+        1,
+    )
     z = z * torch.where(torch.from_numpy(pattern), 1.0, -1.0).double()[:, None]
     steepest = net.steepest(torch.from_numpy(pattern)[None], torch.from_numpy(radius))[0]
     rows = normed(z, z[:, :-1].norm(dim=1), steepest).numpy()
@@ -94,9 +117,10 @@ def sides(net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.nd
 
 def _facets(
     cell: Polytope, rows: np.ndarray, middle: np.ndarray, draw: np.random.Generator, until: float
-) -> list[tuple[int, np.ndarray]]:  # fmt: skip
-    """(row, a point on it that lies above all other rows) for each facet. Those that a ray from the middle meets first are
-    facets; linear programs tell of the others, while there is time."""
+) -> list[tuple[int, np.ndarray]]:
+    """(row, a point on it that lies above all other rows) for each facet. Those that a ray from the
+    middle meets first are facets; linear programs tell of the others, while there is time.
+    """
     found: dict[int, np.ndarray] = {}
     values = rows[:, :-1] @ middle + rows[:, -1]
     rays = np.concatenate([-rows[:, :-1], draw.normal(size=(_RAYS * len(rows), cell.inputs))])
@@ -104,7 +128,9 @@ def _facets(
     along = rays @ rows[:, :-1].T
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = np.where(along < 0, -values / along, np.inf)
-        edge = np.where(rays > 0, (1 - middle) / rays, np.where(rays < 0, (-1 - middle) / rays, np.inf)).min(1)
+        edge = np.where(
+            rays > 0, (1 - middle) / rays, np.where(rays < 0, (-1 - middle) / rays, np.inf)
+        ).min(1)
     for ray, distances, far in zip(rays, reach, edge, strict=True):
         if not len(distances):
             break
@@ -122,13 +148,21 @@ def _facets(
 
 
 def _across(
-    net: Piecewise, pattern: np.ndarray, unit: int, place: np.ndarray, outward: np.ndarray, centre: np.ndarray,
+    net: Piecewise,
+    pattern: np.ndarray,
+    unit: int,
+    place: np.ndarray,
+    outward: np.ndarray,
+    centre: np.ndarray,
     radius: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """The pattern behind a facet. Units that are not 0 on it keep their signs; those that are have the sign of their slope
-    there, in which the layers before have a part."""
+) -> np.ndarray:
+    """The pattern behind a facet. Units that are not 0 on it keep their signs; those that are have
+    the sign of their slope there, in which the layers before have a part.
+    """
     before, _ = net.run(torch.from_numpy(centre + radius * place)[None])
-    steepest = net.of_layers(net.steepest(torch.from_numpy(pattern)[None], torch.from_numpy(radius))[0])
+    steepest = net.of_layers(
+        net.steepest(torch.from_numpy(pattern)[None], torch.from_numpy(radius))[0]
+    )
     there, at = torch.from_numpy(pattern.copy()), 0
     for layer, z, most in zip(net.layers, before, steepest, strict=True):
         on = (z[0].abs() <= _THIN * most).nonzero()[:, 0] + at

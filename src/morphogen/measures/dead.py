@@ -7,21 +7,40 @@ from torch import Tensor, nn
 
 from morphogen.layers.linked import Linked, LKSine
 from morphogen.layers.units import unit_dim
-from morphogen.tracing.trace import evaluating
+from morphogen.tracing.trace import eval_mode
 
 _ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.SELU, nn.ELU, nn.CELU, nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid,
-    nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, Linked, LKSine,
-)  # fmt: skip
+    nn.ReLU,
+    nn.ReLU6,
+    nn.PReLU,
+    nn.LeakyReLU,
+    nn.SELU,
+    nn.ELU,
+    nn.CELU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Mish,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Softplus,
+    Linked,
+    LKSine,
+)
 
 
-def dead_units(model: nn.Module, x: Tensor, tolerance: float = 0.0, dim: int | None = None) -> dict[str, float]:
-    """The share of units, by activation module in order of use, whose derivative is zero for every row of `x` and at every
-    position; those get no gradient, whatever the loss.
+def dead_units(
+    model: nn.Module, x: Tensor, tolerance: float = 0.0, dim: int | None = None
+) -> dict[str, float]:
+    """The share of units, by activation module in order of use, whose derivative is zero for every
+    row of `x` and at every position; those get no gradient, whatever the loss.
 
-    dim: of the units in what a module is given; by default as `unit_dim` says, and it must be given for three dimensions. A
-    linked activation has its own, and a unit of it is dead where both halves are flat. tolerance: derivatives up to this size
-    count as zero, in size. Functional activations are not seen. The model is run in evaluation mode.
+    dim: of the units in what a module is given; by default as `unit_dim` says, and it must be given
+    for three dimensions. A linked activation has its own, and a unit of it is dead where both
+    halves are flat. tolerance: derivatives up to this size count as zero, in size. Functional
+    activations are not seen. The model is run in evaluation mode.
     """
     found: dict[str, float] = {}
     hooks = [
@@ -30,7 +49,7 @@ def dead_units(model: nn.Module, x: Tensor, tolerance: float = 0.0, dim: int | N
         if isinstance(module, _ACTIVATIONS) and not _inside(model, name)
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(x)
     finally:
         for hook in hooks:
@@ -51,7 +70,9 @@ def _counter(name: str, found: dict[str, float], tolerance: float, plain: int | 
         with torch.enable_grad():
             z = inputs[0].detach().requires_grad_()
             halves = _halves(module, z)
-            slopes = [torch.autograd.grad(half.sum(), z, retain_graph=True)[0].abs() for half in halves]
+            slopes = [
+                torch.autograd.grad(half.sum(), z, retain_graph=True)[0].abs() for half in halves
+            ]
         steepest = torch.stack(slopes).amax(0).movedim(dim, 0).flatten(1).amax(1)
         # a module that is used several times is dead only where it always is
         found[name] = min(found.get(name, 1.0), float((steepest <= tolerance).double().mean()))

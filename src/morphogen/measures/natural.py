@@ -6,31 +6,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.edit.untouched import untouched
+from morphogen.edit.preserve_state import preserve_state
 
 Rows = list[tuple[Tensor, Tensor]]
-"""(inputs, shape (n, positions, in), gradients of the outputs, shape (n, positions, out)), one pair for each call."""
+"""(inputs, shape (n, positions, in), gradients of the outputs, shape (n, positions, out)), one pair
+for each call.
+"""
 
 
-def natural_norm(model: nn.Module, loss: Callable[[nn.Module], Tensor], damping: float = 1e-3) -> float:
-    """g' F^-1 g over the weights and biases of all `nn.Linear` and ungrouped `nn.Conv2d`: to second order, twice what
-    a step along the natural gradient gains. In nats, if the loss is.
+def natural_norm(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], damping: float = 1e-3
+) -> float:
+    """g' F^-1 g over the weights and biases of all `nn.Linear` and ungrouped `nn.Conv2d`: to second
+    order, twice what a step along the natural gradient gains. In nats, if the loss is.
 
-    loss: model -> a scalar, the mean over a batch of training examples. F: the empirical Fisher matrix, a block for each layer,
-    S (x) A of the gradients of its outputs and of its inputs. damping: added to the diagonals of S and A, as a share of
-    their largest eigenvalues; so a unit that no gradient reaches adds nothing. Layers of other kinds are left out.
-    The gradients and buffers of the model, and the random state, are not touched.
+    loss: model -> a scalar, the mean over a batch of training examples. F: the empirical Fisher
+    matrix, a block for each layer, S (x) A of the gradients of its outputs and of its inputs.
+    damping: added to the diagonals of S and A, as a share of their largest eigenvalues; so a unit
+    that no gradient reaches adds nothing. Layers of other kinds are left out. The gradients and
+    buffers of the model, and the random state, are not touched.
 
-    Source: Mitchell et al. 2023 (arXiv 2307.04526), the expansion score; F as in Martens & Grosse 2015, for convolutions
-    Grosse & Martens 2016. Differs: the empirical Fisher matrix, from the labels of the batch, in place of sampled ones.
+    Source: Mitchell et al. 2023 (arXiv 2307.04526), the expansion score; F as in Martens & Grosse
+    2015, for convolutions Grosse & Martens 2016. Differs: the empirical Fisher matrix, from the
+    labels of the batch, in place of sampled ones.
     """
-    seen: dict[nn.Module, Rows] = {m: [] for m in model.modules() if isinstance(m, nn.Linear) or _is_plain_conv(m)}
+    seen: dict[nn.Module, Rows] = {
+        m: [] for m in model.modules() if isinstance(m, nn.Linear) or _is_plain_conv(m)
+    }
     handles = [m.register_forward_hook(_recorder(rows)) for m, rows in seen.items()]
     try:
-        with untouched(model), torch.enable_grad():
+        with preserve_state(model), torch.enable_grad():
             value = loss(model)
             # the gradients themselves are not needed, only what passes the hooks
-            torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+            torch.autograd.grad(
+                value, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -45,7 +55,11 @@ def _recorder(rows: Rows) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], N
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0].detach()
         if output.requires_grad:
-            output.register_hook(lambda gradient: rows.append((_inputs(module, x), _positions(module, gradient.detach()))))
+            output.register_hook(
+                lambda gradient: rows.append(
+                    (_inputs(module, x), _positions(module, gradient.detach()))
+                )
+            )
 
     return hook
 
@@ -58,7 +72,9 @@ def _positions(module: nn.Module, gradient: Tensor) -> Tensor:
 
 
 def _inputs(module: nn.Module, x: Tensor) -> Tensor:
-    """What each position of the output is computed from, (n, positions, in), with a 1 for the bias where there is one."""
+    """What each position of the output is computed from, (n, positions, in), with a 1 for the bias
+    where there is one.
+    """
     if isinstance(module, nn.Conv2d):
         size, step, dilation = module.kernel_size, module.stride, module.dilation
         around = module._reversed_padding_repeated_twice if module.padding == "same" else None
@@ -82,4 +98,6 @@ def _layer_norm(module: nn.Module, rows: Rows, damping: float) -> float:
 
 def _damped(matrix: Tensor, damping: float) -> Tensor:
     largest = float(torch.linalg.eigvalsh(matrix)[-1])
-    return matrix + max(damping * largest, torch.finfo(torch.float64).tiny) * torch.eye(len(matrix)).to(matrix)
+    return matrix + max(damping * largest, torch.finfo(torch.float64).tiny) * torch.eye(
+        len(matrix)
+    ).to(matrix)

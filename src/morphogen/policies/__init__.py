@@ -1,9 +1,11 @@
-"""DECIDE: when and what to change. A policy is constant settings; its state is a value that is handed back in."""
+"""DECIDE: when and what to change. A policy is constant settings; its state is a value that is
+handed back in.
+"""
 
 from morphogen.policies.firefly import Firefly
 from morphogen.policies.gradmax import GradMax
-from morphogen.policies.look import Policy
 from morphogen.policies.natural import Natural
+from morphogen.policies.policy import Policy
 from morphogen.policies.prune_expand import PruneAndExpand
 from morphogen.policies.stochastic import Stochastic
 from morphogen.policies.trial import Trial

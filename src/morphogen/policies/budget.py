@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from morphogen.edit.edit import AddBlock, Edit, Grow, Split
-from morphogen.policies.look import Proposal
+from morphogen.policies.policy import Proposal
 
 
-def within(proposals: list[Proposal], budget: int | None, count: Callable[[list[Edit]], int]) -> list[Proposal]:
-    """The proposals that fit: a `Grow` or `Split` that does not is cut to the largest size that does, or left out.
+def within(
+    proposals: list[Proposal], budget: int | None, count: Callable[[list[Edit]], int]
+) -> list[Proposal]:
+    """The proposals that fit: a `Grow` or `Split` that does not is cut to the largest size that
+    does, or left out.
 
     count: parameters of the model after some edits.
     """

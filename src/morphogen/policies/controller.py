@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from morphogen.edit.adapt import asked, learned
 from morphogen.edit.apply import apply_, count_parameters, prove
 from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Split
-from morphogen.edit.inits.constant import STARTS, normal
+from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.inits.firefly import firefly
 from morphogen.edit.inits.gradmax import gradmax
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.plan import Plan, live_size, plan, tensors_of
-from morphogen.edit.untouched import untouched
+from morphogen.edit.preserve_state import preserve_state
 from morphogen.errors import MorphogenError, PlanError
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.width import LearnedWidth
@@ -25,30 +25,40 @@ from morphogen.measures.importance import unit_importance
 from morphogen.measures.natural import natural_norm
 from morphogen.policies.budget import within
 from morphogen.policies.cost import Cost
-from morphogen.policies.look import Look, Memory, Policy, Proposal
+from morphogen.policies.policy import Memory, Observation, Policy, Proposal
 from morphogen.record import Change
 from morphogen.tracing.trace import modes_kept, trace
 from morphogen.tracing.widths import Width, widths
 
 Loss = Callable[[nn.Module], Tensor]
 
-# How new units start, perhaps searched for on training examples: (model, plan, gives the loss, generator) -> arguments of
-# apply_.
-SEARCHES: dict[str, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generator], dict[str, Any]]] = {
-    "": lambda model, plan, loss, draw: {},
-    "random": lambda model, plan, loss, draw: {"starts": STARTS | dict.fromkeys(("in", "in a group"), normal(0.01))},
-    "gradmax": lambda model, plan, loss, draw: {"starts": gradmax(model, plan, loss(), draw)},
-    "firefly": lambda model, plan, loss, draw: {"values": firefly(model, plan, loss(), draw).values},
+# How new units start, perhaps searched for on training examples: (model, plan, gives the loss,
+# generator) -> arguments of apply_.
+SEARCHES: dict[
+    str, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generator], dict[str, Any]]
+] = {
+    "": lambda model, plan, loss, generator: {},
+    "random": lambda model, plan, loss, generator: {
+        "starts": INITS | dict.fromkeys(("in", "in a group"), normal(0.01))
+    },
+    "gradmax": lambda model, plan, loss, generator: {
+        "starts": gradmax(model, plan, loss(), generator)
+    },
+    "firefly": lambda model, plan, loss, generator: {
+        "values": firefly(model, plan, loss(), generator).values
+    },
 }
 
 
 class Controller:
-    """Asks the policy after each round, clips its answer to the budget, carries it out and keeps the ledger.
+    """Asks the policy after each round, clips its answer to the budget, carries it out and keeps
+    the ledger.
 
-    policy: None lets learned depths and widths alone decide. losses: model -> validation loss of each example, shape (n,); it
-    may set modes, and so may `cost` and `loss`: a look leaves every module in the mode that it was in.
-    example: a batch to trace the model with. budget: most parameters. cost: what the policy's price is charged on. loss:
-    model -> training loss, a scalar that can be differentiated; some policies need it to choose what new units compute.
+    policy: None lets learned depths and widths alone decide. losses: model -> validation loss of
+    each example, shape (n,); it may set modes, and so may `cost` and `loss`: a look leaves every
+    module in the mode that it was in. example: a batch to trace the model with. budget: most
+    parameters. cost: what the policy's price is charged on. loss: model -> training loss, a scalar
+    that can be differentiated; some policies need it to choose what new units compute.
     """
 
     def __init__(
@@ -63,7 +73,13 @@ class Controller:
         loss: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
         self.model, self.optimizers, self.policy = model, tuple(optimizers), policy
-        self.losses, self.example, self.budget, self.cost, self._loss = losses, example, budget, cost, loss
+        self.losses, self.example, self.budget, self.cost, self._loss = (
+            losses,
+            example,
+            budget,
+            cost,
+            loss,
+        )
         self.memory: Memory = policy.start() if policy else {}
         self.ledger: list[Edit] = []
         self.done = False
@@ -71,7 +87,9 @@ class Controller:
         self._free: tuple[str, ...] | None = None
 
     def resume(self, ledger: Sequence[Edit], memory: Memory) -> None:
-        """Go on as the controller that kept this ledger and memory; the model has been brought there already."""
+        """Go on as the controller that kept this ledger and memory; the model has been brought
+        there already.
+        """
         self.ledger, self.memory, self._widths = list(ledger), memory, None
 
     def kept(self) -> dict[str, Any]:
@@ -96,12 +114,22 @@ class Controller:
         return {name: live_size(self.widths, name, tensors) for name in self._movable()}
 
     def _movable(self) -> tuple[str, ...]:
-        """The widths whose growth the forward pass carries; sizes that are written into it are found by shapes alone."""
+        """The widths whose growth the forward pass carries; sizes that are written into it are
+        found by shapes alone.
+        """
         known = self.widths
         if self._free is None:
             # a learned width decides for itself
-            own = {learned(known, name) for name, module in self.model.named_modules() if isinstance(module, LearnedWidth)}
-            self._free = tuple(name for name in known if not known[name].pinned and name not in own and self._carries(name))
+            own = {
+                learned(known, name)
+                for name, module in self.model.named_modules()
+                if isinstance(module, LearnedWidth)
+            }
+            self._free = tuple(
+                name
+                for name in known
+                if not known[name].fixed and name not in own and self._carries(name)
+            )
         return self._free
 
     def _carries(self, width: str) -> bool:
@@ -111,60 +139,87 @@ class Controller:
             return False
         return True
 
-    def step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
-        """One look: decide, change the model and every optimizer, and say what changed. Every module stays in its mode."""
+    def step(self, round: int, epoch: float, generator: torch.Generator) -> list[Change]:
+        """One observation: decide, change the model and every optimizer, and say what changed.
+        Every module stays in its mode.
+        """
         with modes_kept(self.model):
-            return self._step(round, epoch, draw)
+            return self._step(round, epoch, generator)
 
-    def _step(self, round: int, epoch: float, draw: torch.Generator) -> list[Change]:
-        proposals = [] if self.policy is None else self._decided(self.policy, round, draw)
+    def _step(self, round: int, epoch: float, generator: torch.Generator) -> list[Change]:
+        proposals = [] if self.policy is None else self._decided(self.policy, round, generator)
         if not self.done:
-            proposals = [*proposals, *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths))]
-        return [self._apply(p, round, epoch, draw) for p in within(proposals, self.budget, self._count)]
+            proposals = [
+                *proposals,
+                *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths)),
+            ]
+        return [
+            self._apply(p, round, epoch, generator)
+            for p in within(proposals, self.budget, self._count)
+        ]
 
-    def _decided(self, policy: Policy, round: int, draw: torch.Generator) -> list[Proposal]:
-        expansion = partial(self._expansion, draw=draw, searched={})
-        with untouched(self.model):
+    def _decided(self, policy: Policy, round: int, generator: torch.Generator) -> list[Proposal]:
+        expansion = partial(self._expansion, generator=generator, searched={})
+        with preserve_state(self.model):
             losses = self.losses(self.model)
-        with untouched(self.model):
+        with preserve_state(self.model):
             cost = self.cost(self.model)
-        gains = partial(self._gains, draw)
-        look = Look(round, self.sizes(), cost, losses, self._attempt, self._importance, expansion, gains)
+        gains = partial(self._gains, generator)
+        observation = Observation(
+            round, self.sizes(), cost, losses, self._attempt, self._importance, expansion, gains
+        )
         with modes_kept(self.model):
-            proposals, self.memory, self.done = policy.decide(look, self.memory, draw)
+            proposals, self.memory, self.done = policy.decide(observation, self.memory, generator)
         return proposals
 
-    def _apply(self, proposal: Proposal, round: int, epoch: float, draw: torch.Generator) -> Change:
+    def _apply(
+        self, proposal: Proposal, round: int, epoch: float, generator: torch.Generator
+    ) -> Change:
         edit, module = proposal.edit, None
         before = count_parameters(self.model)
         if isinstance(edit, (AddBlock, DropBlock)):
             module = self.model.get_submodule(edit.module)
             assert isinstance(module, BlockStack)
-            sizes = (len(module.blocks), len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1))
+            sizes = (
+                len(module.blocks),
+                len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1),
+            )
             where = edit.module
         planned = plan(self.model, self.widths, [edit])
-        draw = draw if proposal.seed is None else torch.Generator().manual_seed(proposal.seed)
-        how = SEARCHES[proposal.start](self.model, planned, lambda: self.loss, draw)
-        applied = apply_(self.model, planned, optimizers=self.optimizers, generator=draw, **how)
+        generator = (
+            generator if proposal.seed is None else torch.Generator().manual_seed(proposal.seed)
+        )
+        how = SEARCHES[proposal.start](self.model, planned, lambda: self.loss, generator)
+        applied = apply_(
+            self.model, planned, optimizers=self.optimizers, generator=generator, **how
+        )
         if module is not None:
             self._widths = None
         else:
             ((where, sizes),) = applied.receipt.sizes.items()
         self.ledger.append(edit)
-        return Change(round, epoch, where, *sizes, proposal.reason, (before, count_parameters(self.model)))
+        return Change(
+            round, epoch, where, *sizes, proposal.reason, (before, count_parameters(self.model))
+        )
 
-    def _attempt(self, edits: Sequence[Edit], start: str = "", seed: int = 0, /) -> tuple[Tensor, float]:
-        draw, planned = torch.Generator().manual_seed(seed), plan(self.model, self.widths, edits)
-        how = SEARCHES[start](self.model, planned, lambda: self.loss, draw)
-        # on a copy: losses may move more than a resize takes back, such as the averages of a batch norm
+    def _attempt(
+        self, edits: Sequence[Edit], start: str = "", seed: int = 0, /
+    ) -> tuple[Tensor, float]:
+        generator, planned = (
+            torch.Generator().manual_seed(seed),
+            plan(self.model, self.widths, edits),
+        )
+        how = SEARCHES[start](self.model, planned, lambda: self.loss, generator)
+        # on a copy: losses may move more than a resize takes back, such as the averages of a batch
+        # norm
         tried = copy.deepcopy(self.model)
-        apply_(tried, planned, generator=draw, **how)
-        with untouched(tried):
+        apply_(tried, planned, generator=generator, **how)
+        with preserve_state(tried):
             losses = self.losses(tried)
-        with untouched(tried):
+        with preserve_state(tried):
             return losses, self.cost(tried)
 
-    def _gains(self, draw: torch.Generator, new: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def _gains(self, generator: torch.Generator, new: int) -> dict[str, tuple[Tensor, Tensor]]:
         edits: dict[str, list[Edit]] = {}
         for name, size in self.sizes().items():
             grow, split = Grow(name, new), Split(name, range(size))
@@ -172,7 +227,7 @@ class Controller:
         if not edits:
             return {}
         planned = plan(self.model, self.widths, [edit for some in edits.values() for edit in some])
-        found = firefly(self.model, planned, self.loss, draw).gains
+        found = firefly(self.model, planned, self.loss, generator).gains
         return {name: (gains[:-new], gains[-new:]) for name, gains in found.items()}
 
     def _plans(self, edits: Sequence[Edit]) -> bool:
@@ -186,14 +241,24 @@ class Controller:
     def loss(self) -> Callable[[nn.Module], Tensor]:
         """The training loss. Raises `PlanError` where the controller was given none."""
         if self._loss is None:
-            raise PlanError(f"{type(self.policy).__name__} needs Controller(..., loss=...): model -> training loss, a scalar")
+            raise PlanError(
+                f"{type(self.policy).__name__} needs Controller(..., loss=...): model -> "
+                f"training loss, a scalar"
+            )
         return self._loss
 
-    def _expansion(self, edit: Edit, draw: torch.Generator, searched: dict[str, float]) -> float:
+    def _expansion(
+        self, edit: Edit, generator: torch.Generator, searched: dict[str, float]
+    ) -> float:
         if not searched:
             searched["now"] = natural_norm(self.model, self.loss)
         planned, grown = plan(self.model, self.widths, [edit]), copy.deepcopy(self.model)
-        apply_(grown, planned, generator=draw, starts=gradmax(self.model, planned, self.loss, draw, rounds=3))
+        apply_(
+            grown,
+            planned,
+            generator=generator,
+            inits=gradmax(self.model, planned, self.loss, generator, rounds=3),
+        )
         return natural_norm(grown, self.loss) / searched["now"] if searched["now"] else 1.0
 
     def _importance(self, width: str) -> Tensor:
@@ -202,7 +267,9 @@ class Controller:
     def _count(self, edits: list[Edit]) -> int:
         """Parameters after some edits, found by making them and taking them back."""
         try:
-            applied = apply_(self.model, plan(self.model, self.widths, edits), generator=torch.Generator())
+            applied = apply_(
+                self.model, plan(self.model, self.widths, edits), generator=torch.Generator()
+            )
         except PlanError:
             return 2**62
         applied.undo()

@@ -5,39 +5,50 @@ from dataclasses import dataclass
 import torch
 
 from morphogen.edit.edit import Grow, Split
-from morphogen.policies.look import Look, Memory, Proposal
+from morphogen.policies.policy import Memory, Observation, Proposal
 from morphogen.policies.when import patience, penalised
 
 
 @dataclass(frozen=True)
 class Firefly:
-    """Every `every` looks the network gains the share `rate` of its units, in chunks of `multiple`: all units are tried as
-    splits, and as many new ones beside them in every width, by `resize.firefly`; the chunks that lower the training loss the
-    most are kept, wherever they are.
+    """Every `every` looks the network gains the share `rate` of its units, in chunks of
+    `granularity`: all units are tried as splits, and as many new ones beside them in every width,
+    by `resize.firefly`; the chunks that lower the training loss the most are kept, wherever they
+    are.
 
-    Finished when the penalised loss has not fallen for `patience` looks. Nothing leaves.
-    Source: Wu et al. 2020 (arXiv 2102.08574), algorithm 1. Differs: chunks; no final size is given; the directions of the
-    chosen units are searched once more without the others.
+    Finished when the penalised loss has not fallen for `patience` looks. Nothing leaves. Source: Wu
+    et al. 2020 (arXiv 2102.08574), algorithm 1. Differs: chunks; no final size is given; the
+    directions of the chosen units are searched once more without the others.
     """
 
     rate: float = 0.25
     every: int = 2
-    multiple: int = 4
-    price: float = 0.02
+    granularity: int = 4
+    penalty: float = 0.02
     patience: int = 6
     gain: float = 0.002
 
     def start(self) -> Memory:
         return {}
 
-    def decide(self, look: Look, memory: Memory, draw: torch.Generator) -> tuple[list[Proposal], Memory, bool]:
+    def decide(
+        self, observation: Observation, memory: Memory, generator: torch.Generator
+    ) -> tuple[list[Proposal], Memory, bool]:
         memory = dict(memory)
-        waited = patience(memory, penalised(float(look.losses.mean()), look.cost, self.price), self.gain)
-        if waited >= self.patience or look.round % self.every:
+        waited = patience(
+            memory,
+            penalised(float(observation.losses.mean()), observation.cost, self.penalty),
+            self.gain,
+        )
+        if waited >= self.patience or observation.round % self.every:
             return [], memory, waited >= self.patience
-        chunks = max(1, round(self.rate * sum(look.sizes.values()) / self.multiple))
-        found = look.gains(self.multiple)
-        candidates = [chunk for width, gains in found.items() for chunk in self._chunks(width, look.sizes[width], *gains)]
+        chunks = max(1, round(self.rate * sum(observation.sizes.values()) / self.granularity))
+        found = observation.gains(self.granularity)
+        candidates = [
+            chunk
+            for width, gains in found.items()
+            for chunk in self._chunks(width, observation.sizes[width], *gains)
+        ]
         best = sorted(candidates, key=lambda chunk: -chunk[1])[:chunks]
         chosen: dict[str, list[int]] = {}
         gained: dict[str, float] = {}
@@ -47,17 +58,23 @@ class Firefly:
         proposals = []
         for width, units in chosen.items():
             reason = f"training loss {-gained[width]:+.4f} by {len(units)} splits and new units"
-            splits = [unit for unit in units if unit < look.sizes[width]]
+            splits = [unit for unit in units if unit < observation.sizes[width]]
             if splits:
                 proposals.append(Proposal(Split(width, splits), reason, "firefly"))
             if grown := len(units) - len(splits):
                 proposals.append(Proposal(Grow(width, grown), reason, "firefly"))
         return proposals, memory, False
 
-    def _chunks(self, width: str, size: int, splits: torch.Tensor, new: torch.Tensor) -> list[tuple[str, float, list[int]]]:
+    def _chunks(
+        self, width: str, size: int, splits: torch.Tensor, new: torch.Tensor
+    ) -> list[tuple[str, float, list[int]]]:
         """A width's candidates, the best ones together; new units are numbered after the old."""
         gains = torch.cat([splits, new])
         order = gains.argsort(descending=True)
-        whole = len(order) // self.multiple * self.multiple
-        parts = [(float(gains[part].sum()), part) for part in order[:whole].split(self.multiple)]
-        return [(width, gain, [int(unit) + size - len(splits) for unit in part]) for gain, part in parts if gain > 0]
+        whole = len(order) // self.granularity * self.granularity
+        parts = [(float(gains[part].sum()), part) for part in order[:whole].split(self.granularity)]
+        return [
+            (width, gain, [int(unit) + size - len(splits) for unit in part])
+            for gain, part in parts
+            if gain > 0
+        ]

@@ -1,39 +1,54 @@
-"""Grow every width by a share now and then, with the new units that the loss has the most use for."""
+"""Grow every width by a share now and then, with the new units that the loss has the most use
+for.
+"""
 
 from dataclasses import dataclass
 
 import torch
 
 from morphogen.edit.edit import Grow
-from morphogen.policies.look import Look, Memory, Proposal
+from morphogen.policies.policy import Memory, Observation, Proposal
 from morphogen.policies.when import patience, penalised
 
 
 @dataclass(frozen=True)
 class GradMax:
-    """Every `every` looks each width grows by the share `rate`, in steps of `multiple`, started by `resize.gradmax`.
+    """Every `every` looks each width grows by the share `rate`, in steps of `granularity`, started
+    by `resize.gradmax`.
 
-    Finished when the penalised loss has not fallen for `patience` looks. Nothing leaves.
-    Source: Evci et al. 2022 (arXiv 2201.05125), growth at fixed intervals. Differs: no final size is given; growth stops when
-    it no longer pays.
+    Finished when the penalised loss has not fallen for `patience` looks. Nothing leaves. Source:
+    Evci et al. 2022 (arXiv 2201.05125), growth at fixed intervals. Differs: no final size is given;
+    growth stops when it no longer pays.
     """
 
     rate: float = 0.25
     every: int = 2
-    multiple: int = 4
-    price: float = 0.02
+    granularity: int = 4
+    penalty: float = 0.02
     patience: int = 6
-    gain: float = 0.002
+    min_delta: float = 0.002
 
     def start(self) -> Memory:
         return {}
 
-    def decide(self, look: Look, memory: Memory, draw: torch.Generator) -> tuple[list[Proposal], Memory, bool]:
+    def decide(
+        self, observation: Observation, memory: Memory, generator: torch.Generator
+    ) -> tuple[list[Proposal], Memory, bool]:
         memory = dict(memory)
-        loss = float(look.losses.mean())
-        waited = patience(memory, penalised(loss, look.cost, self.price), self.gain)
-        if waited >= self.patience or look.round % self.every:
+        loss = float(observation.losses.mean())
+        waited = patience(memory, penalised(loss, observation.cost, self.penalty), self.min_delta)
+        if waited >= self.patience or observation.round % self.every:
             return [], memory, waited >= self.patience
         reason = f"units with the largest gradient at validation loss {loss:.4f}"
-        steps = {name: max(1, round(self.rate * size / self.multiple)) for name, size in look.sizes.items()}
-        return [Proposal(Grow(name, n * self.multiple), reason, "gradmax") for name, n in steps.items()], memory, False
+        steps = {
+            name: max(1, round(self.rate * size / self.granularity))
+            for name, size in observation.sizes.items()
+        }
+        return (
+            [
+                Proposal(Grow(name, n * self.granularity), reason, "gradmax")
+                for name, n in steps.items()
+            ],
+            memory,
+            False,
+        )

@@ -6,73 +6,95 @@ from dataclasses import dataclass
 import torch
 
 from morphogen.edit.edit import Edit, Grow, Shrink
-from morphogen.policies.look import Look, Memory, Proposal
+from morphogen.policies.policy import Memory, Observation, Proposal
 from morphogen.policies.when import log_loss, patience
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Each open width grows by a share of itself; `probation` looks later the new units are judged by leaving them out.
+    """Each open width grows by a share of itself; `probation` looks later the new units are judged
+    by leaving them out.
 
-    They stay if the validation loss without them is higher by a larger fraction than their price, price * log(cost
-    with / without); the width then grows again. Otherwise they leave, and the width rests for `rest` looks. A resting width
-    is asked the opposite question: can its weakest units go? All comparisons are paired, on the same validation examples
-    and weights. Finished when the validation loss has not fallen for `patience` looks, or when every width failed `strikes`
-    trials.
+    They stay if the validation loss without them is higher by a larger fraction than their price,
+    price * log(cost with / without); the width then grows again. Otherwise they leave, and the
+    width rests for `cooldown` looks. A resting width is asked the opposite question: can its
+    weakest units go? All comparisons are paired, on the same validation examples and weights.
+    Finished when the validation loss has not fallen for `patience` looks, or when every width
+    failed `max_failures` trials.
 
-    Sizes change in steps of `multiple`, since kernels are slower in between. rate: the share by which a width grows.
-    confidence: standard errors of the mean difference by which units must be worth their price to stay or not to be removed;
-    0 judges by the mean alone.
+    Sizes change in steps of `granularity`, since kernels are slower in between. rate: the share by
+    which a width grows. confidence: standard errors of the mean difference by which units must be
+    worth their price to stay or not to be removed; 0 judges by the mean alone.
 
-    Source: Growing_neural_network, the stochastic step (propose, compare loss + penalty x weights, keep or undo).
-    Differs: proposals are judged after a round of training instead of before any, on validation data, in chunks, with a
-    penalty that is a fraction; weakest units are proposed for removal instead of random ones.
+    Source: Growing_neural_network, the stochastic step (propose, compare loss + penalty x weights,
+    keep or undo). Differs: proposals are judged after a round of training instead of before any, on
+    validation data, in chunks, with a penalty that is a fraction; weakest units are proposed for
+    removal instead of random ones.
     """
 
-    price: float = 0.1
+    penalty: float = 0.1
     rate: float = 0.5
-    multiple: int = 4
+    granularity: int = 4
     probation: int = 3
-    rest: int = 2
-    strikes: int = 2
+    cooldown: int = 2
+    max_failures: int = 2
     patience: int = 5
-    gain: float = 0.01
+    min_delta: float = 0.01
     confidence: float = 0.0
 
     def start(self) -> Memory:
         return {"added": {}, "resting": {}, "failed": {}}
 
-    def decide(self, look: Look, memory: Memory, draw: torch.Generator) -> tuple[list[Proposal], Memory, bool]:
+    def decide(
+        self, observation: Observation, memory: Memory, generator: torch.Generator
+    ) -> tuple[list[Proposal], Memory, bool]:
         added, resting, failed = memory["added"], dict(memory["resting"]), dict(memory["failed"])
         new: Memory = {**memory, "added": {}, "resting": resting, "failed": failed}
-        loss = float(look.losses.mean())
+        loss = float(observation.losses.mean())
         proposals: list[Proposal] = []
-        for width, size in look.sizes.items():
+        for width, size in observation.sizes.items():
             before, since = added.get(width, (size, 0))
             units = size - before
             if width in added and not units:
-                failed[width] = self.strikes  # the budget has no room for it
-            elif units and look.round - since < self.probation:
+                failed[width] = self.max_failures  # the budget has no room for it
+            elif units and observation.round - since < self.probation:
                 new["added"][width] = (before, since)
             elif units:
                 edit = Shrink(width, range(size - units, size))
-                rise, worth = self._worth(look, edit)
+                rise, worth = self._worth(observation, edit)
                 if worth < 0:
-                    resting[width] = look.round + self.rest
+                    resting[width] = observation.round + self.cooldown
                     failed[width] = failed.get(width, 0) + 1
-                    proposals.append(Proposal(edit, f"the last {units} did not pay: validation loss {rise:+.4f} without them"))
+                    proposals.append(
+                        Proposal(
+                            edit,
+                            f"the last {units} did not pay: validation loss {rise:+.4f} without "
+                            f"them",
+                        )
+                    )
                 else:
-                    proposals.append(self._grow(width, size, f"validation loss {-rise:+.4f} by the last {units}"))
-            elif resting.get(width, 0) > look.round or failed.get(width, 0) >= self.strikes:
-                proposals += self._prune(look, width, size)
+                    proposals.append(
+                        self._grow(width, size, f"validation loss {-rise:+.4f} by the last {units}")
+                    )
+            elif (
+                resting.get(width, 0) > observation.round
+                or failed.get(width, 0) >= self.max_failures
+            ):
+                proposals += self._prune(observation, width, size)
             else:
                 proposals.append(self._grow(width, size, f"on trial at validation loss {loss:.4f}"))
         for proposal in proposals:
             if isinstance(proposal.edit, Grow):
-                new["added"][proposal.edit.width] = (look.sizes[proposal.edit.width], look.round)
-        # the price is charged by the trials; charged here too, units on probation would look like a standstill
-        waited = patience(new, log_loss(loss), self.gain)
-        done = waited >= self.patience or all(failed.get(w, 0) >= self.strikes for w in look.sizes)
+                new["added"][proposal.edit.width] = (
+                    observation.sizes[proposal.edit.width],
+                    observation.round,
+                )
+        # the price is charged by the trials; charged here too, units on probation would look like a
+        # standstill
+        waited = patience(new, log_loss(loss), self.min_delta)
+        done = waited >= self.patience or all(
+            failed.get(w, 0) >= self.max_failures for w in observation.sizes
+        )
         if done:
             # nothing new starts once the structure is final; what failed its trial still leaves
             proposals = [p for p in proposals if isinstance(p.edit, Shrink)]
@@ -80,22 +102,32 @@ class Trial:
         return proposals, new, done
 
     def _grow(self, width: str, size: int, reason: str) -> Proposal:
-        steps = max(1, round(self.rate * size / self.multiple))
-        return Proposal(Grow(width, steps * self.multiple), reason)
+        steps = max(1, round(self.rate * size / self.granularity))
+        return Proposal(Grow(width, steps * self.granularity), reason)
 
-    def _prune(self, look: Look, width: str, size: int) -> list[Proposal]:
-        units = self.multiple
+    def _prune(self, observation: Observation, width: str, size: int) -> list[Proposal]:
+        units = self.granularity
         if size <= units:
             return []
-        edit = Shrink(width, look.importance(width).argsort()[:units].tolist())
-        rise, worth = self._worth(look, edit)
-        return [Proposal(edit, f"validation loss {rise:+.4f} without its weakest {units}")] if worth < 0 else []
+        edit = Shrink(width, observation.importance(width).argsort()[:units].tolist())
+        rise, worth = self._worth(observation, edit)
+        return (
+            [Proposal(edit, f"validation loss {rise:+.4f} without its weakest {units}")]
+            if worth < 0
+            else []
+        )
 
-    def _worth(self, look: Look, removal: Edit) -> tuple[float, float]:
-        """(rise of the mean validation loss by a removal, its worth: log loss ratio, at least, less the price of the cost)."""
-        without, cost = look.attempt([removal])
-        rise = without - look.losses
-        error = float(rise.std()) / math.sqrt(len(rise)) if self.confidence and len(rise) > 1 else 0.0
-        before, after = float(look.losses.mean()), float(without.mean())
+    def _worth(self, observation: Observation, removal: Edit) -> tuple[float, float]:
+        """(rise of the mean validation loss by a removal, its worth: log loss ratio, at least, less
+        the price of the cost).
+        """
+        without, cost = observation.attempt([removal])
+        rise = without - observation.losses
+        error = (
+            float(rise.std()) / math.sqrt(len(rise)) if self.confidence and len(rise) > 1 else 0.0
+        )
+        before, after = float(observation.losses.mean()), float(without.mean())
         least = max(0.0, after - self.confidence * error)
-        return after - before, log_loss(least) - log_loss(before) - self.price * math.log(look.cost / cost)
+        return after - before, log_loss(least) - log_loss(before) - self.penalty * math.log(
+            observation.cost / cost
+        )

@@ -2,22 +2,28 @@
 
 import math
 
-from morphogen.policies.look import Memory
+from morphogen.policies.policy import Memory
 
-FLOOR = 1e-3  # nats, or variances of the target: what lies below is as good as nothing, however large its ratios are
+# nats, or variances of the target: what lies below is as good as nothing, however large its ratios
+# are
+FLOOR = 1e-3
 
 
 def log_loss(loss: float) -> float:
-    """log(loss + FLOOR). Without the floor a problem that is solved looks as if it improved for ever, and grows for ever."""
+    """log(loss + FLOOR). Without the floor a problem that is solved looks as if it improved for
+    ever, and grows for ever.
+    """
     return math.log(max(loss, 0.0) + FLOOR)
 
 
-def penalised(loss: float, cost: float, price: float) -> float:
-    """log(loss) + price * log(cost): a change pays if it lowers the loss by a larger fraction than it costs.
+def penalised(loss: float, cost: float, penalty: float) -> float:
+    """log(loss) + price * log(cost): a change pays if it lowers the loss by a larger fraction than
+    it costs.
 
-    With price 0.02, twice the cost must lower the loss by 1.4 %. Free of units, so one price serves every data set.
+    With price 0.02, twice the cost must lower the loss by 1.4 %. Free of units, so one price serves
+    every data set.
     """
-    return log_loss(loss) + price * math.log(max(cost, 1))
+    return log_loss(loss) + penalty * math.log(max(cost, 1))
 
 
 def patience(memory: Memory, value: float, least: float) -> int:

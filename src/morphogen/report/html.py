@@ -9,29 +9,45 @@ from importlib.resources import files
 from typing import Any
 
 from morphogen.record import Change, Report, Round
-from morphogen.report.text import PHASES, format_loss, format_row, format_score, format_seconds, header, headline, origin
+from morphogen.report.text import (
+    PHASES,
+    format_loss,
+    format_row,
+    format_score,
+    format_seconds,
+    header,
+    headline,
+    origin,
+)
 
 _SHOWN = 500  # positions of the slider
 
 
 def html(report: Report) -> str:
-    """The page: result, shape over time with a slider, curves, final table, every change and its reason."""
+    """The page: result, shape over time with a slider, curves, final table, every change and its
+    reason.
+    """
     parts = {
         "css": _resource("page.css"),
         "js": _resource("page.js"),
         "title": escape(f"{report.name} – morphogen"),
         "name": escape(report.name),
-        "headline": escape(re.sub(r" (?=[\d%–])", "\u00a0", headline(report))),  # lines break after a dash only
+        # lines break after a dash only
+        "headline": escape(re.sub(r" (?=[\d%–])", "\u00a0", headline(report))),
         "origin": escape(origin(report)),
         "metric": escape(report.metric),
         "data": embedded(_data(report)),
         "head": "".join(f'<th scope="col">{escape(name)}</th>' for name in header(report.metric)),
-        "rows": "".join(_tr(format_row(report.metric, row), "found" if i == 0 else "") for i, row in enumerate(report.table)),
+        "rows": "".join(
+            _tr(format_row(report.metric, row), "found" if i == 0 else "")
+            for i, row in enumerate(report.table)
+        ),
         "changes": "".join(map(_change, report.changes)),
         "count": str(len(report.changes)),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report.notes),
         "environment": "".join(
-            f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in _environment(report).items()
+            f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
+            for key, value in _environment(report).items()
         ),
     }
     # one pass, so that a {{name}} inside the data stays what it is
@@ -45,7 +61,9 @@ def embedded(value: Any) -> str:
 
 
 def _data(report: Report) -> dict[str, Any]:
-    """What the script draws. Most rounds share their shape with the one before, so shapes are kept apart."""
+    """What the script draws. Most rounds share their shape with the one before, so shapes are kept
+    apart.
+    """
     rounds = _thinned(report.rounds)
     shapes = list(dict.fromkeys(r.shape for r in rounds))
     index = {shape: i for i, shape in enumerate(shapes)}
@@ -55,7 +73,7 @@ def _data(report: Report) -> dict[str, Any]:
             {
                 "round": r.round,
                 "epoch": r.epoch,
-                "settle": r.phase == "settle",
+                "anneal": r.phase == "anneal",
                 "phase": PHASES.get(r.phase, r.phase),
                 "train": _finite(r.train_loss),
                 "valid": _finite(r.valid_loss),
@@ -64,11 +82,16 @@ def _data(report: Report) -> dict[str, Any]:
                 "time": format_seconds(r.seconds),
                 "parameters": r.parameters,
                 "shape": index[r.shape],
-                "depths": [[depth.name, _finite(depth.w), [_finite(gate) for gate in depth.gates]] for depth in r.depths],
+                "depths": [
+                    [depth.name, _finite(depth.w), [_finite(gate) for gate in depth.gates]]
+                    for depth in r.depths
+                ],
             }
             for r in rounds
         ],
-        "changes": [[c.round, c.epoch, c.where, c.before, c.after, c.reason] for c in report.changes],
+        "changes": [
+            [c.round, c.epoch, c.where, c.before, c.after, c.reason] for c in report.changes
+        ],
     }
 
 
@@ -84,14 +107,28 @@ def _finite(value: float) -> float | None:
 
 
 def _environment(report: Report) -> dict[str, str]:
-    return {"data": report.data, "task": report.task, "seed": str(report.seed), **report.environment}
+    return {
+        "data": report.data,
+        "task": report.task,
+        "seed": str(report.seed),
+        **report.environment,
+    }
 
 
 def _change(c: Change) -> str:
     kind = "grew" if c.after > c.before else "shrank" if c.after < c.before else "same"
     before, after = c.parameters
-    cells = (f"{c.epoch:.1f}", c.where, f"{c.before} → {c.after}", c.reason, f"{before:,} → {after:,}")
-    button = f'<button type="button" data-round="{c.round}" aria-label="show round {c.round}">{c.round}</button>'
+    cells = (
+        f"{c.epoch:.1f}",
+        c.where,
+        f"{c.before} → {c.after}",
+        c.reason,
+        f"{before:,} → {after:,}",
+    )
+    button = (
+        f'<button type="button" data-round="{c.round}" aria-label="show round '
+        f'{c.round}">{c.round}</button>'
+    )
     return f'<tr class="{kind}" data-round="{c.round}"><td>{button}</td>{_cells(cells)}</tr>'
 
 

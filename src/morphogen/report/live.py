@@ -15,7 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from morphogen.record import Change, Layer, Report, Round
-from morphogen.report.text import PHASES, format_loss, format_row, format_score, format_seconds, header, headline, origin
+from morphogen.report.text import (
+    PHASES,
+    format_loss,
+    format_row,
+    format_score,
+    format_seconds,
+    header,
+    headline,
+    origin,
+)
 
 _ASCII = str.maketrans({"–": "-", "−": "-", "→": "->", "…": "...", "·": "-", "×": "x", "’": "'"})
 _STYLES = {"conv": "cyan", "dag": "cyan", "linear": "blue", "output": "magenta"}
@@ -23,7 +32,9 @@ _RECENT = 4  # rounds for which a bar shows what it gained or lost
 
 
 class Display(ABC):
-    """Where a run is shown. metric: of `Round.valid_score`; without it the score stays a bare number."""
+    """Where a run is shown. metric: of `Round.valid_score`; without it the score stays a bare
+    number.
+    """
 
     def __init__(self, console: Console, metric: str | None = None) -> None:
         self.console, self.metric = console, metric
@@ -31,7 +42,12 @@ class Display(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         return None
 
     @abstractmethod
@@ -65,7 +81,9 @@ class Silent(Display):
 
 
 class Lines(Display):
-    """One line a change, and one a round at a rate that a log can bear: every 3 s at first, then rarer as the run ages."""
+    """One line a change, and one a round at a rate that a log can bear: every 3 s at first, then
+    rarer as the run ages.
+    """
 
     def __init__(self, console: Console, metric: str | None = None) -> None:
         super().__init__(console, metric)
@@ -76,7 +94,13 @@ class Lines(Display):
             self.due, self.phase = r.seconds + max(3.0, 0.05 * r.seconds), r.phase
             left = "" if time_left is None else f"about {format_seconds(time_left)} left"
             figures = ", ".join(f"{name} {value}" for name, value in _figures(r, self.metric))
-            parts = (f"epoch {r.epoch:.1f}", PHASES.get(r.phase, r.phase), figures, format_seconds(r.seconds), left)
+            parts = (
+                f"epoch {r.epoch:.1f}",
+                PHASES.get(r.phase, r.phase),
+                figures,
+                format_seconds(r.seconds),
+                left,
+            )
             self._line(", ".join(filter(None, parts)))
 
     def change(self, c: Change) -> None:
@@ -98,7 +122,9 @@ class Panel(Display):
     def __init__(self, console: Console, metric: str | None = None) -> None:
         super().__init__(console, metric)
         # few redraws: they take time from the training
-        self.live = Live(console=console, refresh_per_second=4, transient=True, vertical_overflow="crop")
+        self.live = Live(
+            console=console, refresh_per_second=4, transient=True, vertical_overflow="crop"
+        )
         self.shapes: deque[tuple[Layer, ...]] = deque(maxlen=_RECENT + 1)
         self.losses: list[float] = []
 
@@ -106,7 +132,12 @@ class Panel(Display):
         self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.live.stop()
 
     def round(self, r: Round, time_left: float | None) -> None:
@@ -136,9 +167,18 @@ class Panel(Display):
         left = "" if time_left is None else f", about {format_seconds(time_left)} left"
         lines = max(3, self.console.height - 12)
         bars = _bars(r.shape, self.console, room, lines, self.shapes[0])
-        parts: list[RenderableType] = [_grid(_figures(r, self.metric), 2 if room > 56 else 1, self), Text(""), bars]
+        parts: list[RenderableType] = [
+            _grid(_figures(r, self.metric), 2 if room > 56 else 1, self),
+            Text(""),
+            bars,
+        ]
         if _unicode(self.console) and room > 40:
-            parts += [Text(""), Text.assemble(("validation loss ", "dim"), (_sparkline(self.losses, room - 16), "red"))]
+            parts += [
+                Text(""),
+                Text.assemble(
+                    ("validation loss ", "dim"), (_sparkline(self.losses, room - 16), "red")
+                ),
+            ]
         return Box(
             Group(*parts),
             title=self.text(f"{PHASES.get(r.phase, r.phase)} · epoch {r.epoch:.1f}", "bold"),
@@ -152,14 +192,20 @@ class Panel(Display):
 
 
 def display(quiet: bool, console: Console | None = None, metric: str | None = None) -> Display:
-    """The display for this output: nothing if quiet, a live panel in a terminal, plain lines elsewhere.
+    """The display for this output: nothing if quiet, a live panel in a terminal, plain lines
+    elsewhere.
 
-    metric: "accuracy" or "RMSE", where it is known before the run; only the wording of the validation score needs it.
+    metric: "accuracy" or "RMSE", where it is known before the run; only the wording of the
+    validation score needs it.
     """
     console = console or Console(highlight=False)
     if quiet:
         return Silent(console, metric)
-    return Panel(console, metric) if console.is_terminal and not console.is_dumb_terminal else Lines(console, metric)
+    return (
+        Panel(console, metric)
+        if console.is_terminal and not console.is_dumb_terminal
+        else Lines(console, metric)
+    )
 
 
 def _figures(r: Round, metric: str | None) -> list[tuple[str, str]]:
@@ -179,33 +225,47 @@ def _grid(figures: Sequence[tuple[str, str]], columns: int, shown: Display) -> T
         grid.add_column(style="dim", no_wrap=True, overflow="crop")
         grid.add_column(style="bold", no_wrap=True, overflow="crop", min_width=10)
     for start in range(0, len(figures), columns):
-        grid.add_row(*(shown.text(cell) for figure in figures[start : start + columns] for cell in figure))
+        grid.add_row(
+            *(shown.text(cell) for figure in figures[start : start + columns] for cell in figure)
+        )
     return grid
 
 
 def _bars(
-    shape: Sequence[Layer], console: Console, width: int, lines: int, before: Sequence[Layer] | None = None
+    shape: Sequence[Layer],
+    console: Console,
+    width: int,
+    lines: int,
+    before: Sequence[Layer] | None = None,
 ) -> RenderableType:
-    """One bar a layer, as long as its units beside the largest layer's; green what it gained since `before`.
+    """One bar a layer, as long as its units beside the largest layer's; green what it gained since
+    `before`.
 
     Of more layers than lines, those in the middle are counted only.
     """
     most = max((layer.units for layer in shape), default=1)
     names = min(max((len(layer.name) for layer in shape), default=0), max(4, width // 3))
     digits = max((len(f"{layer.units:,}") for layer in shape), default=1)
-    room, was = max(4, min(60, width - names - digits - 2)), {layer.name: layer.units for layer in before or shape}
+    room, was = (
+        max(4, min(60, width - names - digits - 2)),
+        {layer.name: layer.units for layer in before or shape},
+    )
     head = len(shape) if len(shape) <= lines else (lines - 1) // 2
     tail = len(shape) if len(shape) <= lines else len(shape) - (lines - 1 - head)
     text = Text(no_wrap=True, overflow="crop")
     for number, layer in enumerate(shape):
         if head <= number < tail:
             if number == head:
-                text.append(_written(f"{'':>{names}} … {tail - head} more layers\n", console), style="dim")
+                text.append(
+                    _written(f"{'':>{names}} … {tail - head} more layers\n", console), style="dim"
+                )
             continue
         old = min(layer.units, was.get(layer.name, 0))
         bar, kept = _bar(layer.units * room / most, console), round(old * room / most)
         text.append(f"{_written(layer.name, console)[:names]:>{names}} ", style="dim")
-        text.append(bar[:kept], style=_STYLES.get(layer.kind, "white")).append(bar[kept:], style="green")
+        text.append(bar[:kept], style=_STYLES.get(layer.kind, "white")).append(
+            bar[kept:], style="green"
+        )
         text.append(f" {layer.units:,}\n", style="bold")
     text.rstrip()
     return text
@@ -220,9 +280,14 @@ def _bar(length: float, console: Console) -> str:
 
 
 def _sparkline(values: Sequence[float], width: int) -> str:
-    """The last values on a logarithmic scale, at most `width` of them; a gap where one is not finite."""
+    """The last values on a logarithmic scale, at most `width` of them; a gap where one is not
+    finite.
+    """
     step = max(1, math.ceil(len(values) / width))
-    logs = [math.log(v) if math.isfinite(v) and v > 0 else None for v in values[(len(values) - 1) % step :: step]]
+    logs = [
+        math.log(v) if math.isfinite(v) and v > 0 else None
+        for v in values[(len(values) - 1) % step :: step]
+    ]
     known = [v for v in logs if v is not None]
     low, span = (min(known), (max(known) - min(known)) or 1.0) if known else (0.0, 1.0)
     return "".join(" " if v is None else "▁▂▃▄▅▆▇█"[round(7 * (v - low) / span)] for v in logs)
@@ -231,12 +296,21 @@ def _sparkline(values: Sequence[float], width: int) -> str:
 def _summary(report: Report, shown: Display) -> RenderableType:
     """The found shape, the final table and the notes."""
     console = shown.console
-    parts: list[RenderableType] = [Text(""), shown.text(headline(report), "bold"), shown.text(origin(report), "dim"), Text("")]
+    parts: list[RenderableType] = [
+        Text(""),
+        shown.text(headline(report), "bold"),
+        shown.text(origin(report), "dim"),
+        Text(""),
+    ]
     if report.rounds:
         parts += [_bars(report.rounds[-1].shape, console, min(console.width, 80) - 2, 24), Text("")]
     if report.table:
         parts.append(_table(report, shown))
-    parts += [Text(""), *(shown.text(f"note: {note}", "dim") for note in report.notes)] if report.notes else []
+    parts += (
+        [Text(""), *(shown.text(f"note: {note}", "dim") for note in report.notes)]
+        if report.notes
+        else []
+    )
     return Group(*parts)
 
 
@@ -248,10 +322,17 @@ def _table(report: Report, shown: Display) -> Table:
         words = name in ("network", "note")
         least = min(24, max(len(row.name) for row in report.table)) if name == "network" else None
         table.add_column(
-            name, justify="left" if words else "right", overflow="fold" if words else "crop", no_wrap=not words, min_width=least
+            name,
+            justify="left" if words else "right",
+            overflow="fold" if words else "crop",
+            no_wrap=not words,
+            min_width=least,
         )
     for number, row in enumerate(report.table):
-        table.add_row(*map(shown.text, format_row(report.metric, row)[:last]), style="bold green" if number == 0 else "")
+        table.add_row(
+            *map(shown.text, format_row(report.metric, row)[:last]),
+            style="bold green" if number == 0 else "",
+        )
     return table
 
 

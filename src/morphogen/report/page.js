@@ -144,10 +144,10 @@ function chart(id, height, series, log) {
     svg.replaceChildren();
     x = e => left + (width - left - right) * (end > start ? (e - start) / (end - start) : 0.5);
     y = v => bottom - (bottom - top) * (f(v) - f(low)) / (f(high) - f(low));
-    const settle = rounds.findIndex(r => r.settle);
-    if (settle >= 0) {
-      const from = x(rounds[Math.max(0, settle - 1)].epoch);
-      add(svg, "rect", { class: "settle", x: from, y: top, width: Math.max(0, x(end) - from), height: bottom - top });
+    const anneal = rounds.findIndex(r => r.anneal);
+    if (anneal >= 0) {
+      const from = x(rounds[Math.max(0, anneal - 1)].epoch);
+      add(svg, "rect", { class: "anneal", x: from, y: top, width: Math.max(0, x(end) - from), height: bottom - top });
     }
     for (const v of ticks(low, high, height / 45, log)) {
       add(svg, "line", { class: "grid", x1: left, x2: width - right, y1: y(v), y2: y(v) });
@@ -262,7 +262,7 @@ function start() {
 }
 
 function prepare() {
-  const end = rounds.length - 1, most = Math.max(...shapes.map(s => s.length)), settle = rounds.findIndex(r => r.settle);
+  const end = rounds.length - 1, most = Math.max(...shapes.map(s => s.length)), anneal = rounds.findIndex(r => r.anneal);
   slider.max = end;
   slider.disabled = play.disabled = end === 0;
   const [row, type] = most <= 14 ? ["2.1rem", ".9rem"] : most <= 30 ? ["1.45rem", ".82rem"] : ["1.05rem", ".72rem"];
@@ -272,8 +272,8 @@ function prepare() {
   shape.style.setProperty("--name", Math.min(longest * 0.58 + 0.4, 14) + "em");
   shape.style.setProperty("--digits", count(largest).length + "ch");
   shape.style.minHeight = `calc(${most} * ${row})`; // layers come and go, the page below stays where it is
-  if (settle >= 0 && end) {
-    const from = 100 * Math.max(0, settle - 1) / end + "%";
+  if (anneal >= 0 && end) {
+    const from = 100 * Math.max(0, anneal - 1) / end + "%";
     slider.style.setProperty("--track", `linear-gradient(90deg, color-mix(in srgb, var(--accent) 45%, var(--line)) ${from}, var(--line) ${from})`);
   }
   changesAt.forEach((list, i) => {

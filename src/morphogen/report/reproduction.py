@@ -18,7 +18,9 @@ HEADER = ("claim", "published", "measured", "accepted", "verdict", "source")
 
 
 def write(reproduction: Reproduction, folder: Path) -> None:
-    """result.json, report.md, report.html, a PNG for each panel, the claims as claims.csv and claims.tex, and its files."""
+    """result.json, report.md, report.html, a PNG for each panel, the claims as claims.csv and
+    claims.tex, and its files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {panel: plot(reproduction, panel) for panel in panels(reproduction)}
     for panel, picture in pictures.items():
@@ -30,7 +32,10 @@ def write(reproduction: Reproduction, folder: Path) -> None:
     for name, content in reproduction.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, content)
-    write_atomic(folder / "report.html", html(reproduction, {p: (folder / picture_of(p)).read_bytes() for p in pictures}))
+    write_atomic(
+        folder / "report.html",
+        html(reproduction, {p: (folder / picture_of(p)).read_bytes() for p in pictures}),
+    )
 
 
 def picture_of(panel: str) -> str:
@@ -40,7 +45,11 @@ def picture_of(panel: str) -> str:
 
 def panels(reproduction: Reproduction) -> tuple[str, ...]:
     """The names of the plots, in order."""
-    drawn: tuple[Curve | Grid | Tiling, ...] = (*reproduction.curves, *reproduction.grids, *reproduction.tilings)
+    drawn: tuple[Curve | Grid | Tiling, ...] = (
+        *reproduction.curves,
+        *reproduction.grids,
+        *reproduction.tilings,
+    )
     return tuple(dict.fromkeys(one.panel for one in drawn))
 
 
@@ -57,14 +66,18 @@ def cells_of(reproduction: Reproduction, grid: Grid) -> Figure:
     """A grid, as colours."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    figure.colorbar(axes.imshow(grid.values, aspect="auto", cmap="viridis", interpolation="nearest"))
+    figure.colorbar(
+        axes.imshow(grid.values, aspect="auto", cmap="viridis", interpolation="nearest")
+    )
     x, y = reproduction.axes.get(grid.panel, ("", ""))
     axes.set(xlabel=x, ylabel=y, title=f"{reproduction.title}: {grid.panel}")
     return figure
 
 
 def lines(reproduction: Reproduction, panel: str) -> Figure:
-    """Curves. A published curve, "published NAME", is dashed, in the colour of the curve whose name ends in NAME."""
+    """Curves. A published curve, "published NAME", is dashed, in the colour of the curve whose name
+    ends in NAME.
+    """
     many = sum(curve.panel == panel for curve in reproduction.curves) > 10
     figure = Figure(figsize=(7, 6 if many else 4.2), layout="constrained")
     axes = figure.subplots()
@@ -73,7 +86,11 @@ def lines(reproduction: Reproduction, panel: str) -> Figure:
     colours: dict[str, Any] = {}
     for curve in (curve for curve in reproduction.curves if curve.panel == panel):
         published = curve.name.startswith("published ")
-        alike = [c for name, c in colours.items() if published and name.endswith(curve.name.removeprefix("published "))]
+        alike = [
+            c
+            for name, c in colours.items()
+            if published and name.endswith(curve.name.removeprefix("published "))
+        ]
         style, colour = "--" if published else "-", alike[0] if alike else None
         (line,) = axes.plot(curve.x, curve.y, style, label=curve.name, linewidth=1.4, color=colour)
         colours.setdefault(curve.name, line.get_color())
@@ -94,9 +111,24 @@ def cells(claim: Claim) -> tuple[str, ...]:
     """A line of the claims table, in the order of `HEADER`."""
     spread = "" if claim.spread is None else f" \u00b1 {claim.spread:.3g}"
     low, high = ("" if bound is None else f"{bound:.3g}" for bound in (claim.low, claim.high))
-    accepted = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "\u2013"
+    accepted = (
+        f"{low} to {high}"
+        if low and high
+        else f"at least {low}"
+        if low
+        else f"at most {high}"
+        if high
+        else "\u2013"
+    )
     target = "\u2013" if claim.target is None else f"{claim.target:.4g}"
-    return claim.name, target, f"{claim.measured:.4g}{spread}", accepted, claim.verdict, claim.source
+    return (
+        claim.name,
+        target,
+        f"{claim.measured:.4g}{spread}",
+        accepted,
+        claim.verdict,
+        claim.source,
+    )
 
 
 def summary(reproduction: Reproduction) -> str:
@@ -110,28 +142,51 @@ def markdown(reproduction: Reproduction) -> str:
     """Title, claims, notes, settings."""
     lines = [f"# {reproduction.title}", "", f"{reproduction.source}. {summary(reproduction)}.", ""]
     lines += [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|---|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(claim))} |" for claim in reproduction.claims]
+    lines += [
+        f"| {' | '.join(cell.replace('|', '/') for cell in cells(claim))} |"
+        for claim in reproduction.claims
+    ]
     lines += ["", *(f"![{panel}]({picture_of(panel)})" for panel in panels(reproduction)), ""]
     lines += [f"- {note}" for note in reproduction.notes]
     about = {**reproduction.settings, **reproduction.environment}
-    return "\n".join([*lines, "", f"*{', '.join(f'{key} {value}' for key, value in about.items())}*", ""])
+    return "\n".join(
+        [*lines, "", f"*{', '.join(f'{key} {value}' for key, value in about.items())}*", ""]
+    )
 
 
 def csv(reproduction: Reproduction) -> str:
-    """The claims, every digit of them: name, target, measured, spread, low, high, verdict, source."""
+    """The claims, every digit of them: name, target, measured, spread, low, high, verdict,
+    source.
+    """
     out = StringIO()
     writer = csv_writer(out, lineterminator="\n")
-    writer.writerow(("claim", "published", "measured", "spread", "low", "high", "verdict", "source"))
+    writer.writerow(
+        ("claim", "published", "measured", "spread", "low", "high", "verdict", "source")
+    )
     for c in reproduction.claims:
-        writer.writerow((c.name, c.target, c.measured, c.spread, c.low, c.high, c.verdict, c.source))
+        writer.writerow(
+            (c.name, c.target, c.measured, c.spread, c.low, c.high, c.verdict, c.source)
+        )
     return out.getvalue()
 
 
 def latex(reproduction: Reproduction) -> str:
     """The claims as a tabular: claim, published, measured."""
-    rows = [" & ".join(cell.translate(_TEX) for cell in cells(claim)[:3]) + r" \\" for claim in reproduction.claims]
+    rows = [
+        " & ".join(cell.translate(_TEX) for cell in cells(claim)[:3]) + r" \\"
+        for claim in reproduction.claims
+    ]
     head = [r"\begin{tabular}{lrr}", r"\hline", " & ".join(HEADER[:3]) + r" \\", r"\hline"]
-    return "\n".join([f"% {reproduction.title}, {reproduction.mode}", *head, *rows, r"\hline", r"\end{tabular}", ""])
+    return "\n".join(
+        [
+            f"% {reproduction.title}, {reproduction.mode}",
+            *head,
+            *rows,
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 _TEX = str.maketrans(
@@ -163,7 +218,10 @@ def html(reproduction: Reproduction, pictures: dict[str, bytes]) -> str:
 
 
 def _image(picture: tuple[str, bytes]) -> str:
-    return f'<img alt="{escape(picture[0])}" src="data:image/png;base64,{base64.b64encode(picture[1]).decode()}">'
+    return (
+        f'<img alt="{escape(picture[0])}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture[1]).decode()}">'
+    )
 
 
 def _entry(item: tuple[str, str]) -> str:

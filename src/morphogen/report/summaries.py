@@ -1,6 +1,7 @@
 """The scalars of a reproduction as TensorBoard event files, one folder a run.
 
-Needs the package `tensorboard` (`pip install morphogen[tensorboard]`), not TensorFlow and not torch.
+Needs the package `tensorboard` (`pip install morphogen[tensorboard]`), not TensorFlow and not
+torch.
 """
 
 from importlib import import_module
@@ -13,19 +14,24 @@ from morphogen.record import Reproduction, Trace, write_atomic
 
 
 def write_summaries(reproduction: Reproduction, folder: Path) -> list[Path]:
-    """`folder`/summaries/RUN/events.out.tfevents.*, for every run that left a trace; where none did, for every curve.
+    """`folder`/summaries/RUN/events.out.tfevents.*, for every run that left a trace; where none
+    did, for every curve.
 
     Errors: `MorphogenError` where TensorBoard is not installed.
     """
     traces = reproduction.traces or tuple(
-        Trace(curve.name, curve.panel, tuple(map(int, curve.x)), curve.y) for curve in reproduction.curves
+        Trace(curve.name, curve.panel, tuple(map(int, curve.x)), curve.y)
+        for curve in reproduction.curves
     )
     found = []
     for number, trace in enumerate(traces):
         place = folder / "summaries" / trace.run
         place.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the time of birth from the name; the number keeps several traces of a run apart
-        found.append(place / f"events.out.tfevents.{int(trace.times[0]) if trace.times else 0}.{number}")
+        # TensorBoard reads the time of birth from the name; the number keeps several traces of a
+        # run apart
+        found.append(
+            place / f"events.out.tfevents.{int(trace.times[0]) if trace.times else 0}.{number}"
+        )
         write_atomic(found[-1], events(trace))
     return found
 
@@ -36,7 +42,11 @@ def events(trace: Trace) -> bytes:
     times = trace.times or (0.0,) * len(trace.steps)
     content = BytesIO()
     writer = writer_of(content)
-    writer.write(event(wall_time=times[0] if times else 0.0, file_version="brain.Event:2").SerializeToString())
+    writer.write(
+        event(
+            wall_time=times[0] if times else 0.0, file_version="brain.Event:2"
+        ).SerializeToString()
+    )
     for step, value, when in zip(trace.steps, trace.values, times, strict=True):
         scalar = summary(value=[summary.Value(tag=trace.tag, simple_value=value)])
         writer.write(event(wall_time=when, step=step, summary=scalar).SerializeToString())
@@ -54,5 +64,6 @@ def needed() -> tuple[Any, Any, Any]:
         )
     except ImportError as missing:
         raise MorphogenError(
-            "--tensorboard: the package tensorboard is not installed; pip install 'morphogen[tensorboard]'"
+            "--tensorboard: the package tensorboard is not installed; pip install "
+            "'morphogen[tensorboard]'"
         ) from missing

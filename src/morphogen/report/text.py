@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from morphogen.record import Layer, Report, Row
 
 NONE = "–"
-PHASES = {"grow": "growing", "settle": "settling"}
+PHASES = {"grow": "growing", "anneal": "annealing"}
 _LONG = 10  # layers; a sentence that names more of them is not read
 
 
@@ -25,7 +25,9 @@ def format_loss(value: float) -> str:
 
 def format_shape(layers: Sequence[Layer]) -> str:
     """ "conv 12 – conv 24 – linear 10"."""
-    return " – ".join(f"{'linear' if layer.kind == 'output' else layer.kind} {layer.units}" for layer in layers)
+    return " – ".join(
+        f"{'linear' if layer.kind == 'output' else layer.kind} {layer.units}" for layer in layers
+    )
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -53,36 +55,65 @@ def format_row(metric: str, row: Row) -> tuple[str, ...]:
 
 
 def headline(report: Report) -> str:
-    """The result in one sentence. Without a test part the validation score stands in, and is called so."""
+    """The result in one sentence. Without a test part the validation score stands in, and is called
+    so.
+    """
     if not report.rounds:
         return f"No network was found for {report.data} yet."
     last, row = report.rounds[-1], report.table[0] if report.table else Row("", None, None, None)
     score, part = (last.valid_score, "validation ") if row.score is None else (row.score, "")
     value = format_score(report.metric, score)
-    reached = f"{value} {part}{report.metric}" if report.metric == "accuracy" else f"{part}{report.metric} {value}"
+    reached = (
+        f"{value} {part}{report.metric}"
+        if report.metric == "accuracy"
+        else f"{part}{report.metric} {value}"
+    )
     parameters = last.parameters if row.parameters is None else row.parameters
     seconds = format_seconds(last.seconds if row.seconds is None else row.seconds)
-    return f"Found {_brief(last.shape)}: {reached} with {_count(parameters, 'parameter')} in {seconds}"
+    return (
+        f"Found {_brief(last.shape)}: {reached} with {_count(parameters, 'parameter')} in {seconds}"
+    )
 
 
 def origin(report: Report) -> str:
     """Where the search came from, in one sentence."""
     if not report.rounds:
         return ""
-    first, changes, rounds = report.rounds[0], _count(len(report.changes), "change"), _count(len(report.rounds), "round")
-    return f"Grown from {_brief(first.shape)} with {_count(first.parameters, 'parameter')} by {changes} in {rounds}."
+    first, changes, rounds = (
+        report.rounds[0],
+        _count(len(report.changes), "change"),
+        _count(len(report.rounds), "round"),
+    )
+    return (
+        f"Grown from {_brief(first.shape)} with {_count(first.parameters, 'parameter')} by "
+        f"{changes} in {rounds}."
+    )
 
 
 def markdown(report: Report) -> str:
     """The result, the final table, every change and the notes."""
     names = header(report.metric)
-    table = [names, ("---", "--:", "--:", "--:", "---"), *(map(_md, format_row(report.metric, row)) for row in report.table)]
+    table = [
+        names,
+        ("---", "--:", "--:", "--:", "---"),
+        *(map(_md, format_row(report.metric, row)) for row in report.table),
+    ]
     lines = [f"# {_md(report.name)}", "", _md(headline(report)), ""]
     if report.rounds:
-        lines += [_md(origin(report)), "", f"**Shape:** {_md(format_shape(report.rounds[-1].shape))}", ""]
+        lines += [
+            _md(origin(report)),
+            "",
+            f"**Shape:** {_md(format_shape(report.rounds[-1].shape))}",
+            "",
+        ]
     lines += ["| " + " | ".join(cells) + " |" for cells in table]
     if report.changes:
-        lines += ["", "## Changes", "", *(f"- epoch {c.epoch:.1f}: {_md(str(c))}" for c in report.changes)]
+        lines += [
+            "",
+            "## Changes",
+            "",
+            *(f"- epoch {c.epoch:.1f}: {_md(str(c))}" for c in report.changes),
+        ]
     if report.notes:
         lines += ["", "## Notes", "", *(f"- {_md(note)}" for note in report.notes)]
     about = [f"{key} {value}" for key, value in {"seed": report.seed, **report.environment}.items()]
@@ -91,9 +122,20 @@ def markdown(report: Report) -> str:
 
 def latex(report: Report) -> str:
     """The final table, for the booktabs package."""
-    rows = [list(map(_tex, cells)) for cells in (header(report.metric), *(format_row(report.metric, r) for r in report.table))]
+    rows = [
+        list(map(_tex, cells))
+        for cells in (header(report.metric), *(format_row(report.metric, r) for r in report.table))
+    ]
     head, *body = (" & ".join(cells) + r" \\" for cells in rows)
-    lines = [r"\begin{tabular}{lrrrl}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    lines = [
+        r"\begin{tabular}{lrrrl}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -112,10 +154,21 @@ def _md(text: str) -> str:
 
 
 _TEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "→": r"$\to$", "×": r"$\times$", "…": r"\ldots{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "−": "$-$",
+    "→": r"$\to$",
+    "×": r"$\times$",
+    "…": r"\ldots{}",
+}
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"[\\~^<>|–−→×…&%$#_{}]", lambda m: _TEX.get(m[0], "\\" + m[0]), " ".join(text.split()))
+    return re.sub(
+        r"[\\~^<>|–−→×…&%$#_{}]", lambda m: _TEX.get(m[0], "\\" + m[0]), " ".join(text.split())
+    )

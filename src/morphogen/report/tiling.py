@@ -17,7 +17,11 @@ def tiled(tiling: Tiling, axes: tuple[str, str] = ("", "")) -> Figure:
     hue, light = (kinds * 0.618034) % 1, 0.82 + 0.16 * ((kinds * 0.754878) % 1)
     colours = hsv_to_rgb(np.stack([hue, np.full(len(kinds), 0.38), light], 1))
     width = 0.5 if len(kinds) < 3000 else 0.15
-    plot.add_collection(PolyCollection(list(tiling.polygons), facecolors=colours, edgecolors="#333", linewidths=width))
+    plot.add_collection(
+        PolyCollection(
+            list(tiling.polygons), facecolors=colours, edgecolors="#333", linewidths=width
+        )
+    )
     plot.autoscale_view()
     plot.margins(0)
     plot.set(xlabel=axes[0], ylabel=axes[1], title=tiling.panel, aspect="equal")

@@ -1,1 +1,3 @@
-"""READ: one traced graph of a model, which of its tensor dimensions are one size, and its steps as a program."""
+"""READ: one traced graph of a model, which of its tensor dimensions are one size, and its steps as
+a program.
+"""

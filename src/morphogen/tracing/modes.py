@@ -1,7 +1,7 @@
 """Modes of a model, and what a look at it may not leave behind.
 
-A branch such as `if self.training:` is in no trace of evaluation mode. `in_training` gives the mode to look for it, `alike`
-says at little cost whether there is none.
+A branch such as `if self.training:` is in no trace of evaluation mode. `train_mode` gives the mode
+to look for it, `alike` says at little cost whether there is none.
 """
 
 import copy
@@ -19,13 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ALONE = threading.RLock()
-"""Held while a model is traced or resized: torch.export and the random state are the process's, not a thread's."""
+"""Held while a model is traced or resized: torch.export and the random state are the process's, not
+a thread's.
+"""
 
 _TRIES = 3
 
 
 def surely(step: Callable[[], None]) -> None:
-    """Run a step that does no harm when run twice; an interruption, such as Ctrl-C, is raised once it is done."""
+    """Run a step that does no harm when run twice; an interruption, such as Ctrl-C, is raised once
+    it is done.
+    """
     stopped: BaseException | None = None
     for _ in range(_TRIES):
         try:
@@ -50,7 +54,7 @@ def _afterwards(put: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; afterwards every module is in the mode it was in."""
     with modes_kept(model):
         try:
@@ -62,9 +66,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_training(model: nn.Module) -> Iterator[None]:
-    """Training mode for a while, but for torch's own layers: what they do then (drop, use the batch's statistics and keep them)
-    is known, and ties no sizes. Afterwards every module is in the mode it was in."""
+def train_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode for a while, but for torch's own layers: what they do then (drop, use the
+    batch's statistics and keep them) is known, and ties no sizes. Afterwards every module is in the
+    mode it was in.
+    """
     with modes_kept(model):
         for module in model.modules():
             module.training = not type(module).__module__.startswith("torch.nn.")
@@ -73,13 +79,16 @@ def in_training(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever is called in between, such as a function of the user's: afterwards every module is in the mode it was in."""
+    """Whatever is called in between, such as a function of the user's: afterwards every module is
+    in the mode it was in.
+    """
     modes = [(module, module.training) for module in model.modules()]
 
     def put() -> None:
         for module, mode in modes:
             if module.training != mode and type(module).train is not nn.Module.train:
-                module.train(mode)  # what it does beside setting the flag, such as splitting weights that eval() merged
+                # what it does beside setting the flag, such as splitting weights that eval() merged
+                module.train(mode)
         for module, mode in modes:
             module.training = mode
 
@@ -89,8 +98,9 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def random_kept(seed: int | None = None) -> Iterator[None]:
-    """Afterwards torch, Python and NumPy draw as if nothing had been drawn. seed: of all of them in between. One thread at a
-    time: the generators are the process's."""
+    """Afterwards torch, Python and NumPy draw as if nothing had been drawn. seed: of all of them in
+    between. One thread at a time: the generators are the process's.
+    """
     with ALONE:
         yield from _random_kept(seed)
 
@@ -130,7 +140,9 @@ def forgive(tensor: Tensor, count: int) -> None:
 @contextmanager
 def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Afterwards the tensors hold what they held."""
-    held = [(tensor, tensor.detach().clone(), tensor._version, writes(tensor)) for tensor in tensors]
+    held = [
+        (tensor, tensor.detach().clone(), tensor._version, writes(tensor)) for tensor in tensors
+    ]
 
     def put() -> None:
         for tensor, value, version, count in held:
@@ -145,12 +157,18 @@ def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module has the attributes it had, and lists, dictionaries and sets among them hold what they held.
+    """Afterwards every module has the attributes it had, and lists, dictionaries and sets among
+    them hold what they held.
 
     Values in tensors are not looked after: a trace writes none.
     """
     held = [(vars(module), dict(vars(module))) for module in model.modules()]
-    boxes = [(box, copy.copy(box)) for _, own in held for box in own.values() if isinstance(box, (dict, list, set, deque))]
+    boxes = [
+        (box, copy.copy(box))
+        for _, own in held
+        for box in own.values()
+        if isinstance(box, (dict, list, set, deque))
+    ]
 
     def put() -> None:
         for live, own in held:
@@ -169,17 +187,23 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 def _same(one: Any, other: Any) -> bool:
     """Whether two containers hold the same objects."""
     if isinstance(one, dict):
-        return list(one) == list(other) and all(a is b for a, b in zip(one.values(), other.values(), strict=True))
+        return list(one) == list(other) and all(
+            a is b for a, b in zip(one.values(), other.values(), strict=True)
+        )
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def shapes_of(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose tensors have shapes and types, but no data; costs no memory. Tied tensors stay tied."""
+    """A copy of `model` whose tensors have shapes and types, but no data; costs no memory. Tied
+    tensors stay tied.
+    """
     tensors = (*model.parameters(), *model.buffers())
     memo: dict[int, Any] = {}
     for tensor in tensors:
         bare = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+        memo[id(tensor)] = (
+            nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+        )
     return copy.deepcopy(model, memo)
 
 
@@ -189,18 +213,22 @@ def on_meta(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def alike(model: nn.Module, args: tuple[Any, ...]) -> bool:
-    """Whether the model runs the same operations on the same values in both modes; False also where shapes cannot tell."""
+    """Whether the model runs the same operations on the same values in both modes; False also where
+    shapes cannot tell.
+    """
     try:
         bare, args = shapes_of(model), on_meta(args)
         with random_kept(), torch.no_grad():
             # one copy for both: a forward pass may write to its module
-            return _operations(bare, args, evaluating) == _operations(bare, args, in_training)
+            return _operations(bare, args, eval_mode) == _operations(bare, args, train_mode)
     except Exception:
         return False
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes each operation as (name, arguments, results): tensors by a number, everything else as it prints."""
+    """Notes each operation as (name, arguments, results): tensors by a number, everything else as
+    it prints.
+    """
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -227,48 +255,74 @@ class _Recorder(TorchDispatchMode):
 _Entry = tuple[str, tuple[int | str, ...], tuple[int | str, ...]]
 
 
-def _operations(model: nn.Module, args: tuple[Any, ...], mode: Callable[[nn.Module], Any]) -> list[_Entry]:
+def _operations(
+    model: nn.Module, args: tuple[Any, ...], mode: Callable[[nn.Module], Any]
+) -> list[_Entry]:
     """What the model runs on an example; tensors 0 to n - 1 are its parameters."""
-    tensors = [*model.parameters(), *model.buffers(), *(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))]
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        *(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)),
+    ]
     recorder = _Recorder(tensors)
     with attributes_kept(model), mode(model), recorder:
         model(*args)
     return recorder.seen
 
 
-_DRAWN = {*"empty_like rand_like randn_like ones_like zeros_like full_like new_empty new_zeros new_ones".split()}
-# A branch that draws adds these to what evaluation mode runs; none puts two values of the model side by side.
+_DRAWN = {
+    *"empty_like rand_like randn_like ones_like zeros_like full_like new_empty new_zeros "
+    "new_ones".split()
+}
+# A branch that draws adds these to what evaluation mode runs; none puts two values of the model
+# side by side.
 _HARMLESS = {
     *_DRAWN,
-    *"rand randn randint bernoulli bernoulli_ empty full ones zeros scalar_tensor native_dropout lt le gt ge".split(),
+    *"rand randn randint bernoulli bernoulli_ empty full ones zeros scalar_tensor native_dropout "
+    "lt le gt ge".split(),
     *"_local_scalar_dense item detach alias clone div div_ mask".split(),
 }
 
 
 def unfollowed(model: nn.Module, args: tuple[Any, ...]) -> str:
-    """What a model that cannot be traced in training mode does in it alone, seen by running it in both; "" where that is
-    nothing but dropping values and leaving layers out at random."""
-    tensors = [*model.parameters(), *model.buffers(), *(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))]
+    """What a model that cannot be traced in training mode does in it alone, seen by running it in
+    both; "" where that is nothing but dropping values and leaving layers out at random.
+    """
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        *(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)),
+    ]
     names = [name for name, _ in model.named_parameters()]
     try:
         with values_kept(tensors), random_kept(), torch.no_grad():
-            plain, trained = (Counter(_named(_operations(model, args, mode), names)) for mode in (evaluating, in_training))
+            plain, trained = (
+                Counter(_named(_operations(model, args, mode), names))
+                for mode in (eval_mode, train_mode)
+            )
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
-            f"the model does not run in training mode on this example ({first}), so what only training reads is not known; "
-            "give an example that both modes take, such as one with targets, or with at least two rows"
+            f"the model does not run in training mode on this example ({first}), so what only "
+            f"training reads is not known; "
+            "give an example that both modes take, such as one with targets, or with at least "
+            "two rows"
         )
     more = [(name, reads) for name, reads in trained - plain if reads or name not in _HARMLESS]
     if not more:
         return ""
     name, reads = more[0]
     what = f"'{name}' of {', '.join(map(repr, reads))}" if reads else f"'{name}'"
-    return f"training mode cannot be traced, and it alone runs {what}; remove data-dependent control flow from that branch"
+    return (
+        f"training mode cannot be traced, and it alone runs {what}; remove data-dependent "
+        f"control flow from that branch"
+    )
 
 
 def _named(entries: list[_Entry], names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Operations without their overloads, and the parameters that they read; "mask" for a product with drawn numbers."""
+    """Operations without their overloads, and the parameters that they read; "mask" for a product
+    with drawn numbers.
+    """
     drawn: set[int | str] = set()
     for operation, given, made in entries:
         name = operation.removeprefix("aten.").partition(".")[0]

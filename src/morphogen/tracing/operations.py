@@ -1,8 +1,9 @@
 """What each ATen operation says about widths: a table from operation to rule.
 
-A rule reads the layouts of its arguments, ties the sizes that must agree (`ties.tie`), names what a dimension of a weight
-is for (`ties.role`), and returns the layout of its result. A *layout* has one entry a dimension: a tuple of spans, or None
-for a dimension that is no width (batch, height, width, time). An operation without a rule is refused by name.
+A rule reads the layouts of its arguments, ties the sizes that must agree (`ties.tie`), names what a
+dimension of a weight is for (`ties.role`), and returns the layout of its result. A *layout* has one
+entry a dimension: a tuple of spans, or None for a dimension that is no width (batch, height, width,
+time). An operation without a rule is refused by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ from morphogen.errors import Unsupported
 from morphogen.tracing.trace import Node, Ref
 
 Spans = tuple[tuple[int, int], ...]
-"""Consecutive (variable, repeat): each of the variable's entries fills a block of `repeat`. A variable may come several
-times: eight heads of d channels are ((d, 1),) * 8."""
+"""Consecutive (variable, repeat): each of the variable's entries fills a block of `repeat`. A
+variable may come several times: eight heads of d channels are ((d, 1),) * 8.
+"""
 Layout = tuple[Spans | None, ...]
 Result = Layout | list[Layout]
 """A list where the operation returns several values."""
@@ -25,13 +27,13 @@ class Ties(Protocol):
 
     def tie(self, a: Spans | None, b: Spans | None, why: str) -> None: ...
     def role(self, ref: Any, dim: int, role: str) -> None: ...
-    def pin(self, spans: Spans | None, why: str) -> None: ...
-    def felt(self, spans: Spans | None, why: str) -> None: ...
+    def fix(self, spans: Spans | None, why: str) -> None: ...
+    def not_preserved(self, spans: Spans | None, why: str) -> None: ...
     def entangled(self, ref: Any) -> None: ...
-    def fixed(self, size: int, why: str) -> Spans: ...
+    def constant(self, size: int, why: str) -> Spans: ...
     def flat(self, ref: Any, spans: Spans | None, why: str) -> None: ...
     def weight(self, ref: Any) -> bool: ...
-    def pinned(self, spans: Spans | None) -> bool: ...
+    def is_fixed(self, spans: Spans | None) -> bool: ...
     def layout(self, ref: Any) -> Layout: ...
     def outputs(self, ref: Any) -> list[Layout]: ...
     def shape(self, ref: Any) -> tuple[int, ...]: ...
@@ -49,7 +51,7 @@ def _linear(node: Node, ties: Ties) -> Layout:
     x, weight = ties.layout(node.args[0]), ties.layout(node.args[1])
     ties.tie(x[-1], weight[1], node.name)
     if not ties.weight(node.args[1]):
-        ties.felt(x[-1], f"read by a weight that is computed at '{node.name}'")
+        ties.not_preserved(x[-1], f"read by a weight that is computed at '{node.name}'")
     ties.role(node.args[1], 1, "in")
     ties.role(node.args[1], 0, "out")
     _bias(node, 2, weight[0], ties)
@@ -65,10 +67,14 @@ def _conv_transpose(node: Node, ties: Ties) -> Layout:
 
 
 def _convolved(node: Node, ties: Ties, inner: int, groups: int) -> Layout:
-    """`inner`: the dimension of the weight that reads. With groups, one of the weight's two dimensions is one group's."""
+    """`inner`: the dimension of the weight that reads. With groups, one of the weight's two
+    dimensions is one group's.
+    """
     x, weight, ref = ties.layout(node.args[0]), ties.layout(node.args[1]), node.args[1]
     if len(x) != len(weight):
-        raise Unsupported(f"'{node.op}' at node '{node.name}': input without a batch dimension; add one")
+        raise Unsupported(
+            f"'{node.op}' at node '{node.name}': input without a batch dimension; add one"
+        )
     reads, makes = weight[inner], weight[1 - inner]
     if groups == 1:
         ties.tie(x[1], reads, node.name)
@@ -77,9 +83,11 @@ def _convolved(node: Node, ties: Ties, inner: int, groups: int) -> Layout:
         result = makes
     elif inner == 1 and ties.shape(ref)[1] == 1:
         # depthwise: each channel makes its own `multiple`
-        ties.pin(reads, f"one channel a group at '{node.name}'")
+        ties.fix(reads, f"one channel a group at '{node.name}'")
         multiple = ties.shape(ref)[0] // groups
-        ties.tie(makes, None if x[1] is None else tuple((v, r * multiple) for v, r in x[1]), node.name)
+        ties.tie(
+            makes, None if x[1] is None else tuple((v, r * multiple) for v, r in x[1]), node.name
+        )
         ties.role(ref, 0, "own")
         result = makes
     elif inner == 1:
@@ -90,7 +98,7 @@ def _convolved(node: Node, ties: Ties, inner: int, groups: int) -> Layout:
         result = makes
     else:
         for spans in (x[1], reads, makes):
-            ties.pin(spans, f"transposed convolution in groups at '{node.name}'")
+            ties.fix(spans, f"transposed convolution in groups at '{node.name}'")
         result = None
     _bias(node, 2, result, ties)
     return (x[0], result, *(None for _ in x[2:]))
@@ -107,7 +115,7 @@ def _group_norm(node: Node, ties: Ties) -> Layout:
     x, groups = ties.layout(node.args[0]), node.args[1]
     if groups > 1:
         ties.copies(x[1], -groups, node.name)
-    ties.felt(x[1], f"normalised over its groups at '{node.name}'")
+    ties.not_preserved(x[1], f"normalised over its groups at '{node.name}'")
     _affine(node, node.args[2:4], x[1], ties)
     return x
 
@@ -125,9 +133,9 @@ def _layer_norm(node: Node, ties: Ties) -> Layout:
     x = ties.layout(node.args[0])
     if len(node.args[1]) != 1:
         for spans in x[-len(node.args[1]) :]:
-            ties.pin(spans, f"normalised over several dimensions at '{node.name}'")
+            ties.fix(spans, f"normalised over several dimensions at '{node.name}'")
         return x
-    ties.felt(x[-1], f"normalised over at '{node.name}'")
+    ties.not_preserved(x[-1], f"normalised over at '{node.name}'")
     _affine(node, node.args[2:4], x[-1], ties)
     return x
 
@@ -157,7 +165,9 @@ def _broadcast(node: Node, ties: Ties) -> Layout:
     result: list[Spans | None] = []
     for back in range(len(node.shape), 0, -1):
         size = node.shape[-back]
-        meeting = [layout[-back] for shape, layout in values if len(shape) >= back and shape[-back] == size]
+        meeting = [
+            layout[-back] for shape, layout in values if len(shape) >= back and shape[-back] == size
+        ]
         for other in meeting[1:]:
             if not (meeting[0] is None and other is None):
                 ties.tie(meeting[0], other, node.name)
@@ -185,7 +195,7 @@ def _cat(node: Node, ties: Ties) -> Layout:
     parts = [layout[dim] for layout in layouts]
     if any(p is None for p in parts):
         for p in parts:
-            ties.pin(p, f"concatenated with a fixed size at '{node.name}'")
+            ties.fix(p, f"concatenated with a fixed size at '{node.name}'")
         joined = None
     else:
         joined = tuple(span for p in parts if p is not None for span in p)
@@ -193,7 +203,9 @@ def _cat(node: Node, ties: Ties) -> Layout:
 
 
 def _reshape(node: Node, ties: Ties) -> Layout:
-    """Sizes are regrouped; in each group of dimensions that merge or split, at most one is a width."""
+    """Sizes are regrouped; in each group of dimensions that merge or split, at most one is a
+    width.
+    """
     before, layout, after = ties.shape(node.args[0]), ties.layout(node.args[0]), node.shape
     result: list[Spans | None] = []
     i = j = 0
@@ -209,14 +221,20 @@ def _reshape(node: Node, ties: Ties) -> Layout:
     return tuple(result)
 
 
-def _regrouped(left: tuple[int, ...], group: Layout, right: tuple[int, ...], why: str, ties: Ties) -> list[Spans | None]:
+def _regrouped(
+    left: tuple[int, ...], group: Layout, right: tuple[int, ...], why: str, ties: Ties
+) -> list[Spans | None]:
     fixed: list[Spans | None] = [None] * len(right)
-    # a pinned size beside a free one is as good as a number
+    # a fixed size beside a free one is as good as a number
     sized = [d for d, spans in enumerate(group) if spans is not None and left[d] != 1]
-    places = [d for d in sized if not ties.pinned(group[d])] or sized
+    places = [d for d in sized if not ties.is_fixed(group[d])] or sized
     if not places:
         ones = [spans for spans in group if spans is not None]  # of one unit each
-        return [tuple((v, r * right[0]) for v, r in ones[0])] if len(ones) == len(right) == 1 else fixed
+        return (
+            [tuple((v, r * right[0]) for v, r in ones[0])]
+            if len(ones) == len(right) == 1
+            else fixed
+        )
     if len(places) == 1:
         place = places[0]
         spans, outer, inner = group[place] or (), prod(left[:place]), prod(left[place + 1 :])
@@ -229,7 +247,11 @@ def _regrouped(left: tuple[int, ...], group: Layout, right: tuple[int, ...], why
         # a flatten is taken back: whole blocks of `repeat` become the dimensions behind the width
         for d in range(len(right)):
             block = prod(right[d + 1 :])
-            if outer == prod(right[:d]) and block > inner and all(r % (block // inner) == 0 for r in ties.repeats(spans)):
+            if (
+                outer == prod(right[:d])
+                and block > inner
+                and all(r % (block // inner) == 0 for r in ties.repeats(spans))
+            ):
                 divided = ties.divide_repeat(spans, block // inner)
                 return [*fixed[:d], divided, *fixed[d + 1 :]]
         # heads come together again
@@ -239,7 +261,7 @@ def _regrouped(left: tuple[int, ...], group: Layout, right: tuple[int, ...], why
         if inner == 1 and left[place] % right[-1] == 0:
             return [*fixed[:-1], ties.copies(spans, -(left[place] // right[-1]), why)]
     for one in group:
-        ties.pin(one, f"split or interleaved by the reshape at '{why}'")
+        ties.fix(one, f"split or interleaved by the reshape at '{why}'")
     return fixed
 
 
@@ -260,14 +282,22 @@ def _matrix_transpose(node: Node, ties: Ties) -> Layout:
 
 
 def _reduce(node: Node, ties: Ties, first: int = 1) -> Layout:
-    """mean(x, dims, keepdim) and its like. A norm written by hand reduces over features as nn.LayerNorm does."""
+    """mean(x, dims, keepdim) and its like. A norm written by hand reduces over features as
+    nn.LayerNorm does.
+    """
     layout = ties.layout(node.args[0])
     given = node.args[first] if len(node.args) > first else None
-    dims = tuple(range(len(layout))) if given is None else given if isinstance(given, tuple) else (given,)
+    dims = (
+        tuple(range(len(layout)))
+        if given is None
+        else given
+        if isinstance(given, tuple)
+        else (given,)
+    )
     gone = {d % len(layout) for d in dims or range(len(layout))}
     keep = len(node.shape) == len(layout)
     for d in gone:
-        ties.felt(layout[d], f"reduced over at '{node.name}'")
+        ties.not_preserved(layout[d], f"reduced over at '{node.name}'")
     return tuple(None if d in gone else s for d, s in enumerate(layout) if keep or d not in gone)
 
 
@@ -278,7 +308,7 @@ def _norm_of(node: Node, ties: Ties) -> Layout:
 
 def _softmax(node: Node, ties: Ties) -> Layout:
     layout = ties.layout(node.args[0])
-    ties.felt(layout[node.args[1]], f"normalised over at '{node.name}'")
+    ties.not_preserved(layout[node.args[1]], f"normalised over at '{node.name}'")
     return layout
 
 
@@ -295,7 +325,7 @@ def _weight_norm(node: Node, ties: Ties) -> Layout:
 
 def _embedding(node: Node, ties: Ties) -> Layout:
     rows, features = ties.layout(node.args[0])
-    ties.pin(rows, f"looked up by index at '{node.name}'")
+    ties.fix(rows, f"looked up by index at '{node.name}'")
     ties.role(node.args[0], 1, "out")
     return (*ties.layout(node.args[1]), features)
 
@@ -321,7 +351,11 @@ def _split(node: Node, ties: Ties) -> list[Layout]:
     """Pieces of `size`, or of the sizes that are given."""
     size, dim = node.args[1], node.args[2] if len(node.args) > 2 else 0
     whole = ties.shape(node.args[0])[dim]
-    sizes = size if isinstance(size, tuple) else [min(size, whole - start) for start in range(0, whole, size)]
+    sizes = (
+        size
+        if isinstance(size, tuple)
+        else [min(size, whole - start) for start in range(0, whole, size)]
+    )
     return _pieces(node, sizes, dim, ties)
 
 
@@ -333,7 +367,9 @@ def _chunk(node: Node, ties: Ties) -> list[Layout]:
 
 
 def _pieces(node: Node, sizes: Sequence[int], dim: int, ties: Ties) -> list[Layout]:
-    """Consecutive parts. Equal ones stay equal, since the operation is asked for a number of parts, or for their size."""
+    """Consecutive parts. Equal ones stay equal, since the operation is asked for a number of parts,
+    or for their size.
+    """
     layout = ties.layout(node.args[0])
     dim %= len(layout)
     parts = ties.divide(layout[dim], sizes, node.name)
@@ -356,40 +392,47 @@ def _slice(node: Node, ties: Ties) -> Layout:
     if size == shape[dim]:
         return layout
     if step != 1:
-        ties.pin(layout[dim], f"every {step}th entry is taken at '{node.name}'")
+        ties.fix(layout[dim], f"every {step}th entry is taken at '{node.name}'")
         return (*layout[:dim], None, *layout[dim + 1 :])
     start = max(0, start + (shape[dim] if start < 0 else 0))
     sizes = [start, size, shape[dim] - start - size]
     parts = ties.divide(layout[dim], [s for s in sizes if s], node.name)
     for fixed in parts[:-1]:
-        ties.pin(fixed, f"cut at a fixed place at '{node.name}'")
+        ties.fix(fixed, f"cut at a fixed place at '{node.name}'")
     part = parts[1 if start else 0]
     return (*layout[:dim], part, *layout[dim + 1 :])
 
 
 def _select(node: Node, ties: Ties) -> Layout:
     layout, dim = ties.layout(node.args[0]), node.args[1] % len(ties.shape(node.args[0]))
-    ties.pin(layout[dim], f"one entry is taken at '{node.name}'")
+    ties.fix(layout[dim], f"one entry is taken at '{node.name}'")
     return (*layout[:dim], *layout[dim + 1 :])
 
 
 def _unbind(node: Node, ties: Ties) -> list[Layout]:
     layout, dim = ties.layout(node.args[0]), node.args[1] if len(node.args) > 1 else 0
     dim %= len(layout)
-    ties.pin(layout[dim], f"taken apart at '{node.name}'")
+    ties.fix(layout[dim], f"taken apart at '{node.name}'")
     return [(*layout[:dim], *layout[dim + 1 :])] * ties.shape(node.args[0])[dim]
 
 
 def _item(node: Node, ties: Ties) -> Layout:
     position: int = node.args[1]
     found = ties.outputs(node.args[0])
-    return found[position] if position < len(found) and len(found[position]) == len(node.shape) else (None,) * len(node.shape)
+    return (
+        found[position]
+        if position < len(found) and len(found[position]) == len(node.shape)
+        else (None,) * len(node.shape)
+    )
 
 
 def _expand(node: Node, ties: Ties) -> Layout:
     layout, shape = ties.layout(node.args[0]), ties.shape(node.args[0])
     new = len(node.shape) - len(shape)
-    kept = [spans if size == after else None for spans, size, after in zip(layout, shape, node.shape[new:], strict=True)]
+    kept = [
+        spans if size == after else None
+        for spans, size, after in zip(layout, shape, node.shape[new:], strict=True)
+    ]
     return (*[None] * new, *kept)
 
 
@@ -401,7 +444,9 @@ def _matmul(node: Node, ties: Ties) -> Layout:
     if left[-1] is not None or right[inner] is not None:
         ties.tie(left[-1], right[inner], node.name)
     if not (ties.weight(a) or ties.weight(b)):
-        ties.felt(left[-1], f"two features are multiplied and summed over at '{node.name}'")
+        ties.not_preserved(
+            left[-1], f"two features are multiplied and summed over at '{node.name}'"
+        )
     ties.role(a, len(left) - 1, "in")
     ties.role(b, len(right) + inner, "in")
     if len(left) > 1:
@@ -429,7 +474,10 @@ def _einsum(node: Node, ties: Ties) -> Layout:
     equation = node.args[0].replace(" ", "")
     inputs, _, output = equation.partition("->")
     if "." in equation or "->" not in equation:
-        raise Unsupported(f"einsum '{node.args[0]}' at node '{node.name}': write it out, with '->' and without '...'")
+        raise Unsupported(
+            f"einsum '{node.args[0]}' at node '{node.name}': write it out, with '->' and without "
+            f"'...'"
+        )
     seen: dict[str, Spans | None] = {}
     for letters, ref in zip(inputs.split(","), node.args[1], strict=True):
         for d, (letter, spans) in enumerate(zip(letters, ties.layout(ref), strict=True)):
@@ -440,22 +488,26 @@ def _einsum(node: Node, ties: Ties) -> Layout:
     if not any(ties.weight(ref) for ref in node.args[1]):
         for letter, spans in seen.items():
             if letter not in output:
-                ties.felt(spans, f"two features are multiplied and summed over at '{node.name}'")
+                ties.not_preserved(
+                    spans, f"two features are multiplied and summed over at '{node.name}'"
+                )
     return tuple(seen[letter] for letter in output)
 
 
 def _attention(node: Node, ties: Ties) -> Layout:
     query, key, value = (ties.layout(a) for a in node.args[:3])
     ties.tie(query[-1], key[-1], node.name)
-    ties.felt(query[-1], f"queries meet keys, divided by the root of their width, at '{node.name}'")
+    ties.not_preserved(
+        query[-1], f"queries meet keys, divided by the root of their width, at '{node.name}'"
+    )
     return (*query[:-1], value[-1])
 
 
 def _rms_norm(node: Node, ties: Ties) -> Layout:
     x = ties.layout(node.args[0])
     for spans in x[-len(node.args[1]) : -1]:
-        ties.pin(spans, f"normalised over several dimensions at '{node.name}'")
-    ties.felt(x[-1], f"normalised over at '{node.name}'")
+        ties.fix(spans, f"normalised over several dimensions at '{node.name}'")
+    ties.not_preserved(x[-1], f"normalised over at '{node.name}'")
     _affine(node, node.args[2:3], x[-1], ties)
     return x
 
@@ -473,13 +525,15 @@ def _rnn(node: Node, ties: Ties) -> list[Layout]:
 
 
 def _recurrent(node: Node, ties: Ties, gates: int, states: int) -> list[Layout]:
-    """weight_ih (gates*h, x), weight_hh (gates*h, h), two biases, for every direction of every layer."""
+    """weight_ih (gates*h, x), weight_hh (gates*h, h), two biases, for every direction of every
+    layer.
+    """
     x, (_, tensors, biased, layers, _, _, both, _) = ties.layout(node.args[0]), node.args[1:9]
     each, directions = (4 if biased else 2), (2 if both else 1)
     if len(tensors) != each * layers * directions:
         for ref in tensors:
             for spans in ties.layout(ref):
-                ties.pin(spans, f"projected hidden state at '{node.name}'")
+                ties.fix(spans, f"projected hidden state at '{node.name}'")
         unknown: list[Layout] = [(None,) * len(x), *[(None,) * 3] * states]
         return unknown
     features = x[-1]
@@ -497,14 +551,24 @@ def _recurrent(node: Node, ties: Ties, gates: int, states: int) -> list[Layout]:
             ties.role(recurs, 1, "in")
             hidden += state or ()
         features = tuple(hidden)
-    return [(*x[:-1], features)] + [(None, None, features if directions * layers == 1 else None)] * states
+    return [(*x[:-1], features)] + [
+        (None, None, features if directions * layers == 1 else None)
+    ] * states
 
 
 def _dag(node: Node, ties: Ties) -> list[Layout]:
-    """(x, flat weight, bias, ..., linked, solver) -> values of inputs and nodes, feature-major: see `layers.dag`."""
+    """(x, flat weight, bias, ..., linked, solver) -> values of inputs and nodes, feature-major: see
+    `layers.dag`.
+    """
     x, (nodes,) = ties.layout(node.args[0]), ties.layout(node.args[2])
-    inputs = x[-1] or ties.fixed(ties.shape(node.args[0])[-1], f"tied to a fixed size at '{node.name}'")
-    values = None if nodes is None else (*inputs, *((variable, repeat * (1 + node.args[-2])) for variable, repeat in nodes))
+    inputs = x[-1] or ties.constant(
+        ties.shape(node.args[0])[-1], f"tied to a fixed size at '{node.name}'"
+    )
+    values = (
+        None
+        if nodes is None
+        else (*inputs, *((variable, repeat * (1 + node.args[-2])) for variable, repeat in nodes))
+    )
     ties.flat(node.args[1], values, node.name)
     ties.role(node.args[2], 0, "bias")
     ties.role(node.args[2], 0, "out")
@@ -521,7 +585,7 @@ def _pad(node: Node, ties: Ties) -> Layout:
     layout = list(ties.layout(node.args[0]))
     for back in range(len(node.args[1]) // 2):
         if any(node.args[1][2 * back : 2 * back + 2]):
-            ties.pin(layout[-back - 1], f"padded at '{node.name}'")
+            ties.fix(layout[-back - 1], f"padded at '{node.name}'")
             layout[-back - 1] = None
     return tuple(layout)
 
@@ -531,7 +595,7 @@ def _constant(node: Node, ties: Ties) -> Layout:
     for argument in node.args:
         if isinstance(argument, Ref):
             for spans in ties.layout(argument):
-                ties.pin(spans, f"used as a constant at '{node.name}'")
+                ties.fix(spans, f"used as a constant at '{node.name}'")
     return (None,) * len(node.shape)
 
 
@@ -553,37 +617,55 @@ def _moved(node: Node, ties: Ties) -> Layout:
     # roll(x, shifts) without dimensions moves entries across all of them
     dims = range(len(layout)) if "roll" in node.op and len(node.args) < 3 else node.args[-1]
     for dim in dims:
-        ties.pin(layout[dim], f"entries change places at '{node.name}'")
+        ties.fix(layout[dim], f"entries change places at '{node.name}'")
     return layout
 
 
 def _index(node: Node, ties: Ties) -> Layout:
-    """x[:, table]: entries of some dimensions are looked up; the result has the table's dimensions in place of theirs."""
+    """x[:, table]: entries of some dimensions are looked up; the result has the table's dimensions
+    in place of theirs.
+    """
     layout, tables = ties.layout(node.args[0]), node.args[1]
     at = [d for d, table in enumerate(tables) if table is not None]
     if at != list(range(at[0], at[-1] + 1)):
         return _constant(Node(node.name, node.op, node.args[:1], {}, node.shape), ties)
     for d in at:
-        ties.pin(layout[d], f"looked up by index at '{node.name}'")
+        ties.fix(layout[d], f"looked up by index at '{node.name}'")
     looked_up = len(node.shape) - (len(layout) - len(at))
     return (*layout[: at[0]], *[None] * looked_up, *layout[at[-1] + 1 :])
 
 
 _ELEMENTWISE = """
-    relu relu_ relu6 sigmoid tanh gelu silu silu_ elu celu selu leaky_relu leaky_relu_ softplus softsign logsigmoid hardtanh
-    hardtanh_ hardswish hardswish_ hardsigmoid mish dropout dropout_ alpha_dropout feature_dropout clone contiguous neg abs
-    exp expm1 log log1p sqrt rsqrt reciprocal square sin cos tan sign floor round erf clamp clamp_ clamp_min clamp_max
+    relu relu_ relu6 sigmoid tanh gelu silu silu_ elu celu selu leaky_relu leaky_relu_ softplus
+    softsign logsigmoid hardtanh hardtanh_ hardswish hardswish_ hardsigmoid mish dropout dropout_
+    alpha_dropout feature_dropout clone contiguous neg abs exp expm1 log log1p sqrt rsqrt
+    reciprocal square sin cos tan sign floor round erf clamp clamp_ clamp_min clamp_max
     logical_not bitwise_not type_as float alias detach detach_ to _to_copy zero_ fill_ fill relu6_
     lift_fresh_copy masked_fill_
 """.split()
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _same),
-    **dict.fromkeys("add add_ sub sub_ mul mul_ div div_ maximum minimum rsub pow where lerp copy_".split(), _broadcast),
-    **dict.fromkeys("eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or addcmul masked_fill".split(), _broadcast),
-    **dict.fromkeys("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split(), _pool),
-    **dict.fromkeys("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split(), _pool),
-    **dict.fromkeys("upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d".split(), _pool),
+    **dict.fromkeys(
+        "add add_ sub sub_ mul mul_ div div_ maximum minimum rsub pow where lerp copy_".split(),
+        _broadcast,
+    ),
+    **dict.fromkeys(
+        "eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or addcmul "
+        "masked_fill".split(),
+        _broadcast,
+    ),
+    **dict.fromkeys(
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split(), _pool
+    ),
+    **dict.fromkeys(
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split(),
+        _pool,
+    ),
+    **dict.fromkeys(
+        "upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d".split(),
+        _pool,
+    ),
     **dict.fromkeys("conv1d conv2d conv3d".split(), _conv),
     **dict.fromkeys("conv_transpose1d conv_transpose2d conv_transpose3d".split(), _conv_transpose),
     **dict.fromkeys("view reshape flatten unflatten _unsafe_view squeeze".split(), _reshape),
@@ -596,11 +678,14 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("pad constant_pad_nd".split(), _pad),
     **dict.fromkeys("rnn_tanh rnn_relu".split(), _rnn),
     **dict.fromkeys(
-        "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu gather repeat "
+        "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu "
+        "gather repeat "
         "index_select one_hot sym_size".split(),
         _constant,
     ),
-    **dict.fromkeys("new_zeros new_ones new_full new_empty _assert_tensor_metadata".split(), _fresh),
+    **dict.fromkeys(
+        "new_zeros new_ones new_full new_empty _assert_tensor_metadata".split(), _fresh
+    ),
     **dict.fromkeys("transpose swapaxes swapdims".split(), _transpose),
     "cumsum": _cumulated,
     "roll": _moved,
@@ -639,13 +724,16 @@ RULES: dict[str, Rule] = {
 
 
 _VIEWS = set(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims t numpy_T expand alias detach "
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims t "
+    "numpy_T expand alias detach "
     "to _to_copy _weight_norm".split()
 )
 
 
 def flattens(before: Node, after: Node) -> bool:
-    """Whether a view leaves every dimension, or joins all but the first, so that what is side by side stays so."""
+    """Whether a view leaves every dimension, or joins all but the first, so that what is side by
+    side stays so.
+    """
     return after.shape in (before.shape, (before.shape[0], prod(before.shape[1:])))
 
 
@@ -664,7 +752,8 @@ def rule_of(node: Node) -> Rule:
     if not has_rule(node):
         raise Unsupported(
             f"'{node.op}' at node '{node.name}': no rule says how it treats widths; "
-            "add one to morphogen.tracing.operations.RULES, or resize the part of the model that does without it"
+            "add one to morphogen.tracing.operations.RULES, or resize the part of the model that "
+            "does without it"
         )
     return RULES[_key(node)]
 

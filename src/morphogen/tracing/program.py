@@ -1,6 +1,8 @@
-"""A traced network as steps on batches of values: what does not depend on the input is computed once and is a number.
+"""A traced network as steps on batches of values: what does not depend on the input is computed
+once and is a number.
 
-`program(model, example)` is what every technique of this room reads; a technique is a table from a step's kind to a rule.
+`program(model, example)` is what every technique of this room reads; a technique is a table from a
+step's kind to a rule.
 """
 
 import math
@@ -23,7 +25,9 @@ from morphogen.tracing.trace import Node, Ref, refs, trace
 
 @dataclass(frozen=True)
 class Step:
-    """One operation. args: constants and, for what depends on the input, a `Ref`. shape: of one example's value."""
+    """One operation. args: constants and, for what depends on the input, a `Ref`. shape: of one
+    example's value.
+    """
 
     name: str
     kind: str
@@ -40,8 +44,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in order. input, output: names of values; shapes: of each value, for one example. until: what is computed step by
-    step, `forth` or `back`, raises `OutOfTime` once this has passed."""
+    """Steps in order. input, output: names of values; shapes: of each value, for one example.
+    until: what is computed step by step, `forth` or `back`, raises `OutOfTime` once this has
+    passed.
+    """
 
     input: str
     output: str
@@ -62,7 +68,9 @@ class Program:
         return found
 
     def forth(self) -> Iterator[Step]:
-        """The steps in order. Whatever takes time for each of them asks for them here, so that it ends in time."""
+        """The steps in order. Whatever takes time for each of them asks for them here, so that it
+        ends in time.
+        """
         for step in self.steps:
             self.until.check()
             yield step
@@ -80,7 +88,7 @@ class Program:
             value.register_hook(lambda _: self.until.check())
         return value
 
-    def readers(self, name: str) -> Sequence[Step]:
+    def consumers(self, name: str) -> Sequence[Step]:
         """The steps that read a value."""
         return self._readers.get(name, ())
 
@@ -104,29 +112,40 @@ class Program:
     @cached_property
     def longest(self) -> int:
         """No value is a sum of more products."""
-        sums = (sum(math.prod(self.shapes[n]) for n in step.reads) + math.prod(step.shape) for step in self.steps)
+        sums = (
+            sum(math.prod(self.shapes[n]) for n in step.reads) + math.prod(step.shape)
+            for step in self.steps
+        )
         return max(sums, default=0)
 
 
-def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float64, until: Deadline = NEVER) -> Program:
+def program(
+    model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float64, until: Deadline = NEVER
+) -> Program:
     """What `model` computes in evaluation mode, in `dtype`.
 
-    example: (batch, ...), at least two rows, such as the network will be bounded on. until: kept by what is computed with the
-    program too. Raises `Unsupported` for several inputs or outputs, for an operation that mixes examples and for one whose
-    numbers are coarser than the model's own, and `ShapeError` for weights that are no numbers or that `dtype` rounds.
+    example: (batch, ...), at least two rows, such as the network will be bounded on. until: kept by
+    what is computed with the program too. Raises `Unsupported` for several inputs or outputs, for
+    an operation that mixes examples and for one whose numbers are coarser than the model's own, and
+    `ShapeError` for weights that are no numbers or that `dtype` rounds.
     """
     if any(isinstance(part, Dag) for part in model.modules()):
         model = without_dags(model)
     example = example.to(dtype_of(model)) if example.is_floating_point() else example
     graph = trace(model, example, training=False, until=until)
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     own = _precision(model)
     known: dict[str, Any] = {}
     steps: list[Step] = []
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = [node for node in graph.nodes if node.op == "input"]
     if len(inputs) != 1:
-        raise Unsupported(f"bounds: the network has {len(inputs)} inputs; give one that takes a single tensor")
+        raise Unsupported(
+            f"bounds: the network has {len(inputs)} inputs; give one that takes a single tensor"
+        )
     shapes[inputs[0].name] = inputs[0].shape[1:]
     output, several = "", {}
     newest: dict[str, str] = {}  # value -> the one that an operation in place made of it
@@ -135,16 +154,24 @@ def program(model: nn.Module, example: Tensor, dtype: torch.dtype = torch.float6
         until.check()
         if node.op == "tensor":
             if node.target not in tensors:
-                raise Unsupported(f"bounds: '{node.target}' is made in the forward pass; make it a buffer of the module")
+                raise Unsupported(
+                    f"bounds: '{node.target}' is made in the forward pass; make it a buffer of "
+                    f"the module"
+                )
             known[node.name] = _checked(node.target, tensors[node.target].detach(), dtype)
         elif node.op == "output":
             outputs = [_latest(ref.name, newest) for ref in refs(node.args)]
             if len(outputs) != 1 or outputs[0] not in shapes:
-                raise Unsupported(f"bounds: the network returns {len(outputs)} values; give one that returns a single tensor")
+                raise Unsupported(
+                    f"bounds: the network returns {len(outputs)} values; give one that returns a "
+                    f"single tensor"
+                )
             output = outputs[0]
         elif node.op != "input" and not node.kind.startswith("_assert"):
             _exact(node, own)
-            args, kwargs = (_known(_renamed(part, newest), known, dtype) for part in (node.args, node.kwargs))
+            args, kwargs = (
+                _known(_renamed(part, newest), known, dtype) for part in (node.args, node.kwargs)
+            )
             made = Step(node.name, _kind(node), _operation(node), args, kwargs, node.shape[1:])
             if node.kind.endswith("_"):
                 _written(made, viewed, newest)
@@ -179,28 +206,36 @@ def _holds(kind: torch.dtype, own: torch.dtype) -> bool:
 
 
 def _exact(node: Node, own: torch.dtype) -> None:
-    """Raise `Unsupported` for a value of a type that does not hold every number of the model's own type: a cast to it is a
-    step function, and no bound here is of that. What rounds as the model itself does is no concern: a proof is of the network
-    in real arithmetic."""
+    """Raise `Unsupported` for a value of a type that does not hold every number of the model's own
+    type: a cast to it is a step function, and no bound here is of that. What rounds as the model
+    itself does is no concern: a proof is of the network in real arithmetic.
+    """
     if node.dtype is not None and node.dtype.is_floating_point and not _holds(node.dtype, own):
         coarse, fine = (str(kind).removeprefix("torch.") for kind in (node.dtype, own))
         raise Unsupported(
-            f"bounds: node '{node.name}' ('{node.kind}') gives {coarse} in a network of {fine}, and what that rounds is not "
+            f"bounds: node '{node.name}' ('{node.kind}') gives {coarse} in a network of {fine}, "
+            f"and what that rounds is not "
             f"bounded; compute it in {fine}"
         )
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The type of a model's numbers."""
-    floating = (t.dtype for t in chain(model.parameters(), model.buffers()) if t.is_floating_point())
+    floating = (
+        t.dtype for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()
+    )
     return next(floating, torch.get_default_dtype())
 
 
 def _written(step: Step, viewed: set[str], newest: dict[str, str]) -> None:
-    """An operation in place: who reads its first argument later reads what it made. `_operation` gives its plain twin."""
+    """An operation in place: who reads its first argument later reads what it made. `_operation`
+    gives its plain twin.
+    """
     (target, *_) = [ref.name for ref in refs(step.args[:1])] or [""]
     if not target or target in viewed:
-        raise Unsupported(f"bounds: node '{step.name}' writes into a part of a tensor in place; write it without")
+        raise Unsupported(
+            f"bounds: node '{step.name}' writes into a part of a tensor in place; write it without"
+        )
     newest[target] = step.name
 
 
@@ -212,14 +247,25 @@ def _latest(name: str, newest: Mapping[str, str]) -> str:
 
 def _alone(net: Program, example: Tensor) -> None:
     """Raise `Unsupported` where an example's values depend on the others of its batch."""
-    x = torch.rand(2, *example.shape[1:], dtype=net.dtype, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(
+        2, *example.shape[1:], dtype=net.dtype, generator=torch.Generator().manual_seed(0)
+    )
     try:
         both, one = net.values(x), net.values(x[:1])
-        apart = [name for name in both if not torch.allclose(both[name][:1], one[name], rtol=1e-3, atol=1e-5, equal_nan=True)]
+        apart = [
+            name
+            for name in both
+            if not torch.allclose(both[name][:1], one[name], rtol=1e-3, atol=1e-5, equal_nan=True)
+        ]
     except (RuntimeError, IndexError, ValueError) as error:
-        raise Unsupported(f"bounds: the network runs on {len(example)} examples and not on one ({error})") from None
+        raise Unsupported(
+            f"bounds: the network runs on {len(example)} examples and not on one ({error})"
+        ) from None
     if apart:
-        raise Unsupported(f"bounds: node '{apart[0]}' mixes the examples of a batch; bounds are of one example each")
+        raise Unsupported(
+            f"bounds: node '{apart[0]}' mixes the examples of a batch; bounds are of one example "
+            f"each"
+        )
 
 
 def _renamed(arg: Any, newest: Mapping[str, str]) -> Any:
@@ -227,7 +273,9 @@ def _renamed(arg: Any, newest: Mapping[str, str]) -> Any:
         return replace(arg, name=_latest(arg.name, newest))
     if isinstance(arg, dict):
         return {key: _renamed(value, newest) for key, value in arg.items()}
-    return type(arg)(_renamed(part, newest) for part in arg) if isinstance(arg, (list, tuple)) else arg
+    return (
+        type(arg)(_renamed(part, newest) for part in arg) if isinstance(arg, (list, tuple)) else arg
+    )
 
 
 SEVERAL = frozenset("split split_with_sizes chunk unbind".split())
@@ -237,9 +285,17 @@ def _picked(item: Step, several: Mapping[str, Step]) -> Step:
     """One of the values of an operation that gives several, as an operation of its own."""
     (name,) = item.reads
     if name not in several:
-        raise Unsupported(f"bounds: no rule takes one of the values of node '{name}'; add one to morphogen.bounds.rules")
+        raise Unsupported(
+            f"bounds: no rule takes one of the values of node '{name}'; add one to "
+            f"morphogen.bounds.rules"
+        )
     whole, place = several[name], item.args[1]
-    return replace(whole, name=item.name, shape=item.shape, op=lambda *args, **kwargs: whole.op(*args, **kwargs)[place])
+    return replace(
+        whole,
+        name=item.name,
+        shape=item.shape,
+        op=lambda *args, **kwargs: whole.op(*args, **kwargs)[place],
+    )
 
 
 def run(step: Step, values: Mapping[str, Any]) -> Any:
@@ -250,20 +306,28 @@ def run(step: Step, values: Mapping[str, Any]) -> Any:
     return step.op(*_filled(step.args, values), **step.kwargs)
 
 
-RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view squeeze unsqueeze detach alias clone contiguous".split())
+RESHAPES = frozenset(
+    "view reshape flatten unflatten _unsafe_view squeeze unsqueeze detach alias clone "
+    "contiguous".split()
+)
 VIEWS = RESHAPES - {"clone"} | frozenset(
-    "slice select getitem transpose permute swapaxes t numpy_T expand split split_with_sizes chunk unbind narrow".split()
+    "slice select getitem transpose permute swapaxes t numpy_T expand split split_with_sizes "
+    "chunk unbind narrow".split()
 )
 
 
 def _filled(arg: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(arg, Ref):
         return values[arg.name]
-    return type(arg)(_filled(part, values) for part in arg) if isinstance(arg, (list, tuple)) else arg
+    return (
+        type(arg)(_filled(part, values) for part in arg) if isinstance(arg, (list, tuple)) else arg
+    )
 
 
 def _known(arg: Any, known: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Values that do not depend on the input in the place of their names; floating types become `dtype`."""
+    """Values that do not depend on the input in the place of their names; floating types become
+    `dtype`.
+    """
     if isinstance(arg, Ref):
         return known.get(arg.name, arg)
     if isinstance(arg, dict):
@@ -278,11 +342,16 @@ def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.clone()
     if not bool(tensor.isfinite().all()):
-        raise ShapeError(f"bounds: '{name}' holds NaN or infinite values; nothing can be proved about such a network")
+        raise ShapeError(
+            f"bounds: '{name}' holds NaN or infinite values; nothing can be proved about such a "
+            f"network"
+        )
     found = tensor.to(dtype, copy=True)
     if not torch.equal(found.to(tensor.dtype), tensor):
         kind = str(dtype).removeprefix("torch.")
-        raise ShapeError(f"bounds: {kind} does not hold the numbers of '{name}'; give dtype={tensor.dtype}")
+        raise ShapeError(
+            f"bounds: {kind} does not hold the numbers of '{name}'; give dtype={tensor.dtype}"
+        )
     return found
 
 

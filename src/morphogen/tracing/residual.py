@@ -5,10 +5,13 @@ from morphogen.tracing.trace import Graph, Node, Ref
 
 # What these give is zero where their first argument is.
 _KEEP_ZERO = {
-    *"relu relu_ leaky_relu leaky_relu_ gelu silu silu_ mish elu elu_ selu tanh hardswish dropout dropout_ clone".split(),
-    *"mul mul_ max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d".split(),
+    *"relu relu_ leaky_relu leaky_relu_ gelu silu silu_ mish elu elu_ selu tanh hardswish "
+    "dropout dropout_ clone".split(),
+    *"mul mul_ max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d".split(),
 }
-# What these give is zero where the tensors among these arguments are: weights and biases, not running statistics.
+# What these give is zero where the tensors among these arguments are: weights and biases, not
+# running statistics.
 _AFFINE = {
     **dict.fromkeys("linear conv1d conv2d conv3d batch_norm instance_norm".split(), slice(1, 3)),
     **dict.fromkeys("layer_norm group_norm".split(), slice(2, 4)),
@@ -18,13 +21,16 @@ _AFFINE = {
 
 
 def closing(graph: Graph, module: str) -> tuple[str, ...]:
-    """The tensors of `module` that, set to zero, make all its residual branches give zero, so that it passes on what it gets.
+    """The tensors of `module` that, set to zero, make all its residual branches give zero, so that
+    it passes on what it gets.
 
-    A branch is one side of an addition whose other side it was computed from: `x + f(x)`. Empty where the module has none, or
-    one whose last layer is not its own or is unknown.
+    A branch is one side of an addition whose other side it was computed from: `x + f(x)`. Empty
+    where the module has none, or one whose last layer is not its own or is unknown.
     """
     nodes = {node.name: node for node in graph.nodes}
-    reads = {node.name: {ref.name for ref in node.args if isinstance(ref, Ref)} for node in graph.nodes}
+    reads = {
+        node.name: {ref.name for ref in node.args if isinstance(ref, Ref)} for node in graph.nodes
+    }
     above: dict[str, set[str]] = {}
     for node in graph.nodes:
         above[node.name] = reads[node.name].union(*(above[name] for name in reads[node.name]))
@@ -45,7 +51,9 @@ def keeps_zero(node: Node) -> bool:
 
 
 def _zeroed_by(node: Node, nodes: dict[str, Node], inside: str) -> tuple[str, ...]:
-    """Tensors whose names start with `inside` that make `node` zero when they are zero; () where there are none."""
+    """Tensors whose names start with `inside` that make `node` zero when they are zero; () where
+    there are none.
+    """
     kind = node.kind
     if kind in _AFFINE:
         tensors = [_tensor(arg, nodes) for arg in node.args[_AFFINE[kind]]]
@@ -64,5 +72,7 @@ def _tensor(arg: object, nodes: dict[str, Node]) -> str:
         if node.op == "tensor":
             return node.target
         # g * v / |v| is zero where g is, and NaN where v is
-        arg = node.args[1] if node.kind == "_weight_norm" else node.args[0] if is_view(node) else None
+        arg = (
+            node.args[1] if node.kind == "_weight_norm" else node.args[0] if is_view(node) else None
+        )
     return ""

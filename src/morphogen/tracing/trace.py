@@ -1,7 +1,8 @@
 """Trace a model once, for every reader: `trace(model, example) -> Graph`.
 
-The tracer is `torch.export` (non-strict), so what it returns are ATen operations on named values, independent of how the
-module was written. Parameters and buffers appear as values that carry their qualified name in the model.
+The tracer is `torch.export` (non-strict), so what it returns are ATen operations on named values,
+independent of how the module was written. Parameters and buffers appear as values that carry their
+qualified name in the model.
 """
 
 import gc
@@ -19,8 +20,15 @@ from torch.overrides import TorchFunctionMode
 
 from morphogen.deadline import NEVER, Deadline, OutOfTime
 from morphogen.errors import ShapeError, Unsupported
-from morphogen.tracing.modes import ALONE, alike, attributes_kept, in_training, random_kept, unfollowed
-from morphogen.tracing.modes import evaluating as evaluating  # many look for them here
+from morphogen.tracing.modes import (
+    ALONE,
+    alike,
+    attributes_kept,
+    random_kept,
+    train_mode,
+    unfollowed,
+)
+from morphogen.tracing.modes import eval_mode as eval_mode  # many look for them here
 from morphogen.tracing.modes import modes_kept as modes_kept
 
 
@@ -35,11 +43,11 @@ class Ref:
 class Node:
     """One value of the graph.
 
-    op: "input", "tensor" (a parameter or buffer), "output", or an ATen overload such as "aten.linear.default".
-    args: its arguments in order; a value is a `Ref`, everything else a plain Python constant.
-    shape: sizes of the value; () for scalars and for the output.
-    target: the tensor's qualified name where op is "tensor", else "". module: the one whose forward made it, by name.
-    dtype: of the value; None for what is no tensor.
+    op: "input", "tensor" (a parameter or buffer), "output", or an ATen overload such as
+    "aten.linear.default". args: its arguments in order; a value is a `Ref`, everything else a plain
+    Python constant. shape: sizes of the value; () for scalars and for the output. target: the
+    tensor's qualified name where op is "tensor", else "". module: the one whose forward made it, by
+    name. dtype: of the value; None for what is no tensor.
     """
 
     name: str
@@ -53,7 +61,9 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """The operation without its overload: "linear" for "aten.linear.default", "morphogen.dag" for ours."""
+        """The operation without its overload: "linear" for "aten.linear.default", "morphogen.dag"
+        for ours.
+        """
         return ".".join(self.op.removeprefix("aten.").split(".")[:-1]) or self.op
 
 
@@ -70,9 +80,10 @@ def users_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:
 class Graph:
     """The nodes of one traced forward pass, in order of execution.
 
-    same: groups of (tensor, dim) that a module keeps as one attribute, so that they are one size whatever the operations say.
-    training: the nodes of a pass in training mode, where that runs anything else; tensors go by the same names, all others
-    begin with "training.". unseen: why training mode could not be looked at, "" where it could.
+    same: groups of (tensor, dim) that a module keeps as one attribute, so that they are one size
+    whatever the operations say. training: the nodes of a pass in training mode, where that runs
+    anything else; tensors go by the same names, all others begin with "training.". unseen: why
+    training mode could not be looked at, "" where it could.
     """
 
     nodes: tuple[Node, ...]
@@ -81,7 +92,9 @@ class Graph:
     unseen: str = ""
 
     def __str__(self) -> str:
-        return "\n".join(f"{n.name}: {n.op} {list(n.shape)} {n.target}".rstrip() for n in self.nodes)
+        return "\n".join(
+            f"{n.name}: {n.op} {list(n.shape)} {n.target}".rstrip() for n in self.nodes
+        )
 
 
 def refs(value: Any) -> Iterator[Ref]:
@@ -96,33 +109,44 @@ def refs(value: Any) -> Iterator[Ref]:
 def require_running(model: nn.Module, args: tuple[Any, ...]) -> None:
     """Raise `ShapeError` where the forward pass itself does not take an example."""
     try:
-        with evaluating(model), random_kept(), torch.no_grad():
+        with eval_mode(model), random_kept(), torch.no_grad():
             model(*args)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        shapes = ", ".join(str(tuple(arg.shape)) if isinstance(arg, Tensor) else repr(arg) for arg in args)
+        shapes = ", ".join(
+            str(tuple(arg.shape)) if isinstance(arg, Tensor) else repr(arg) for arg in args
+        )
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ShapeError(f"{type(model).__name__} does not take an example {shapes}: {first}") from error
+        raise ShapeError(
+            f"{type(model).__name__} does not take an example {shapes}: {first}"
+        ) from error
 
 
 def trace(
-    model: nn.Module, example: Tensor | tuple[Any, ...], *, training: bool = True, until: Deadline = NEVER
-) -> Graph:  # fmt: skip
-    """The graph of `model` in evaluation mode on `example` (one tensor, or the tuple of positional arguments).
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    *,
+    training: bool = True,
+    until: Deadline = NEVER,
+) -> Graph:
+    """The graph of `model` in evaluation mode on `example` (one tensor, or the tuple of positional
+    arguments).
 
-    Sizes of the batch are those of the example; use a batch of at least 2, since PyTorch treats sizes 0 and 1 specially.
-    The model is left as it was, running statistics and random state too. training: look at training mode as well, which may
-    read other parameters (`if self.training:`); needed where the graph is to say what can be resized. until: asked at every
-    operation. Raises `Unsupported` where `torch.export` cannot follow the forward pass; where it cannot in training mode alone,
-    the graph says so. Raises `OutOfTime` once the deadline has passed.
+    Sizes of the batch are those of the example; use a batch of at least 2, since PyTorch treats
+    sizes 0 and 1 specially. The model is left as it was, running statistics and random state too.
+    training: look at training mode as well, which may read other parameters (`if self.training:`);
+    needed where the graph is to say what can be resized. until: asked at every operation. Raises
+    `Unsupported` where `torch.export` cannot follow the forward pass; where it cannot in training
+    mode alone, the graph says so. Raises `OutOfTime` once the deadline has passed.
     """
     args = example if isinstance(example, tuple) else (example,)
     with ALONE:
         try:
-            with evaluating(model):
+            with eval_mode(model):
                 nodes = _exported(model, args, until)
         except OutOfTime:
             raise
-        except Exception as error:  # torch.export raises many kinds; all mean that the forward pass cannot be followed
+        # torch.export raises many kinds; all mean that the forward pass cannot be followed
+        except Exception as error:
             until.check()  # it may have made another error of it
             require_running(model, args)
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -134,12 +158,16 @@ def trace(
     return Graph(nodes, tuple(_same(model)), trained, unseen)
 
 
-def _trained(model: nn.Module, args: tuple[Any, ...], nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], str]:
-    """The nodes of a pass in training mode, () where it is as in evaluation mode; and why they are not known."""
+def _trained(
+    model: nn.Module, args: tuple[Any, ...], nodes: tuple[Node, ...]
+) -> tuple[tuple[Node, ...], str]:
+    """The nodes of a pass in training mode, () where it is as in evaluation mode; and why they are
+    not known.
+    """
     if alike(model, args):
         return (), ""
     try:
-        with in_training(model):
+        with train_mode(model):
             found = _exported(model, args)
     except Exception:
         return (), unfollowed(model, args)
@@ -147,7 +175,9 @@ def _trained(model: nn.Module, args: tuple[Any, ...], nodes: tuple[Node, ...]) -
         return (), ""
     tensors = {node.target: node.name for node in nodes if node.op == "tensor"}
     names = {node.name: tensors.get(node.target, f"training.{node.name}") for node in found}
-    return tuple(_renamed(node, names) for node in found if names[node.name].startswith("training.")), ""
+    return tuple(
+        _renamed(node, names) for node in found if names[node.name].startswith("training.")
+    ), ""
 
 
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:
@@ -163,7 +193,8 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
 def _exported(model: nn.Module, args: tuple[Any, ...], until: Deadline = NEVER) -> tuple[Node, ...]:
     """The nodes of a pass in the mode that the model is in; nothing of it is left behind."""
     with attributes_kept(model), random_kept(), _lean(), warnings.catch_warnings(), _asking(until):
-        # recurrent modules refresh their list of weights while they are traced, which is none of a user's business
+        # recurrent modules refresh their list of weights while they are traced, which is none of a
+        # user's business
         warnings.filterwarnings("ignore", message="The tensor attribute")
         exported = torch.export.export(model, args, strict=False)
     held = {
@@ -173,7 +204,10 @@ def _exported(model: nn.Module, args: tuple[Any, ...], until: Deadline = NEVER) 
     }
     # a tied tensor goes by the name it has first
     known: dict[int, str] = {}
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
     alias = {name: known.setdefault(id(tensor), name) for name, tensor in named}
     held = {placeholder: alias.get(target or "", target) for placeholder, target in held.items()}
     return tuple(_node(node, held) for node in exported.graph.nodes)
@@ -186,13 +220,17 @@ def _same(model: nn.Module) -> Iterator[tuple[tuple[str, int], ...]]:
             reads = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
             yield ((f"{dot}out_proj.weight", 0), (f"{dot}out_proj.weight", 1), (f"{dot}{reads}", 1))
         elif isinstance(module, nn.RNNBase):
-            yield tuple((f"{dot}{n}", 1) for n, _ in module.named_parameters() if n.startswith("weight_hh"))
+            yield tuple(
+                (f"{dot}{n}", 1) for n, _ in module.named_parameters() if n.startswith("weight_hh")
+            )
 
 
 @contextmanager
 def _lean() -> Iterator[None]:
-    """Without what nobody reads and a deep network waits for: the source line of each node, and a walk through all objects in
-    memory each time that some more were made. Of 3,000 operations it takes half of the time."""
+    """Without what nobody reads and a deep network waits for: the source line of each node, and a
+    walk through all objects in memory each time that some more were made. Of 3,000 operations it
+    takes half of the time.
+    """
     config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
     lines, collects = getattr(config, name, None), gc.isenabled()
     gc.disable()
@@ -215,7 +253,11 @@ class _Asking(TorchFunctionMode):
         self.until = until
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         self.until.check()
         return func(*args, **(kwargs or {}))
@@ -227,12 +269,18 @@ def _asking(until: Deadline) -> Any:
 
 def _node(node: torch.fx.Node, held: dict[str, str | None]) -> Node:
     value = node.meta.get("val")
-    shape, dtype = (tuple(int(s) for s in value.shape), value.dtype) if isinstance(value, Tensor) else ((), None)
+    shape, dtype = (
+        (tuple(int(s) for s in value.shape), value.dtype)
+        if isinstance(value, Tensor)
+        else ((), None)
+    )
     args = tuple(_plain(a) for a in node.args)
     kwargs = {k: _plain(v) for k, v in node.kwargs.items()}
     if node.op == "placeholder":
         target = held.get(node.name)
-        return Node(node.name, "tensor" if target else "input", (), {}, shape, target or "", "", dtype)
+        return Node(
+            node.name, "tensor" if target else "input", (), {}, shape, target or "", "", dtype
+        )
     op = "output" if node.op == "output" else str(node.target)
     within = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return Node(node.name, op, args, kwargs, shape, "", within[-1] if within else "", dtype)

@@ -1,7 +1,8 @@
-"""Training after which there is more to compress: weights of zero, units with one sign, few linear regions.
+"""Training after which there is more to compress: weights of zero, units with one sign, few linear
+regions.
 
-Three helpers for any loop: `l1_step(optimizer, price)` after each step, `instability(model, box)` as a part of the loss, and
-`adversarial(model, x, y, radius)` in the place of x.
+Three helpers for any loop: `l1_step(optimizer, price)` after each step, `instability(model, box)`
+as a part of the loss, and `adversarial(model, x, y, radius)` in the place of x.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from morphogen.verification.pgd import descent
 
 @torch.no_grad()
 def l1_step(optimizer: Optimizer, price: float) -> None:
-    """The proximal step of price * |weights|_1 after an optimizer's step: small weights become zero, and not nearly so. Tensors
-    of one dimension, biases and norms, are left alone.
+    """The proximal step of price * |weights|_1 after an optimizer's step: small weights become
+    zero, and not nearly so. Tensors of one dimension, biases and norms, are left alone.
 
-    Momentum takes the loss's gradient 1 / (1 - momentum) times as far as the learning rate says; so goes the penalty.
+    Momentum takes the loss's gradient 1 / (1 - momentum) times as far as the learning rate says; so
+    goes the penalty.
     """
     for group in optimizer.param_groups:
         far = float(group["lr"]) * price / (1 - group.get("momentum", 0.0))
@@ -34,17 +36,20 @@ def l1_step(optimizer: Optimizer, price: float) -> None:
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # the height of the triangle that a ReLU with both signs needs
-    "gap": lambda low, high: torch.where((low < 0) & (high > 0), -low * high / (high - low).clamp_min(1e-12), 0.0),
+    "gap": lambda low, high: torch.where(
+        (low < 0) & (high > 0), -low * high / (high - low).clamp_min(1e-12), 0.0
+    ),
     "tanh": lambda low, high: -torch.tanh(1 + low * high),
 }
 
 
 def instability(model: nn.Sequential, box: Box, measure: str = "gap") -> Tensor:
-    """How far units are from having one sign on boxes, a number to add to a loss, mean over boxes, summed over units.
+    """How far units are from having one sign on boxes, a number to add to a loss, mean over boxes,
+    summed over units.
 
-    box: one for each example, (batch, *shape). measure: "gap", u |l| / (u - l) of the bounds l < 0 < u before a ReLU, else 0;
-    or "tanh", -tanh(1 + l u). Bounds are by interval, through the layers of a Sequential. Raises `Unsupported` for another
-    layer.
+    box: one for each example, (batch, *shape). measure: "gap", u |l| / (u - l) of the bounds l < 0
+    < u before a ReLU, else 0; or "tanh", -tanh(1 + l u). Bounds are by interval, through the layers
+    of a Sequential. Raises `Unsupported` for another layer.
 
     Source: "tanh" is Xiao et al. 2019 (arXiv 1809.03008), eq. 4; "gap" the triangle of Ehlers 2017.
     """
@@ -53,26 +58,41 @@ def instability(model: nn.Sequential, box: Box, measure: str = "gap") -> Tensor:
     centre, radius, total = box.centre, box.radius, torch.zeros(())
     for layer in _flat(model):
         if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
-            total = total + MEASURES[measure](centre - radius, centre + radius).flatten(1).sum(1).mean()
+            total = (
+                total + MEASURES[measure](centre - radius, centre + radius).flatten(1).sum(1).mean()
+            )
             low, high = layer(centre - radius), layer(centre + radius)
             centre, radius = (low + high) / 2, (high - low) / 2
             continue
         move = next((move for kind, move in _MOVES.items() if isinstance(layer, kind)), None)
         if getattr(layer, "padding_mode", "zeros") != "zeros":
-            raise Unsupported(f"instability: no bounds for padding_mode={layer.padding_mode!r}; pad with zeros")
+            raise Unsupported(
+                f"instability: no bounds for padding_mode={layer.padding_mode!r}; pad with zeros"
+            )
         if move is None:
             known = ", ".join(kind.__name__ for kind in _MOVES)
-            raise Unsupported(f"instability: no bounds for {type(layer).__name__}; layers may be ReLU, LeakyReLU, {known}")
+            raise Unsupported(
+                f"instability: no bounds for {type(layer).__name__}; layers may be ReLU, "
+                f"LeakyReLU, {known}"
+            )
         centre, radius = move(layer, centre, radius)
     return total
 
 
 def adversarial(
-    model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int = 5, low: float = 0.0, high: float = 1.0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    radius: float,
+    steps: int = 5,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Tensor:
-    """Inputs within `radius` of x in every coordinate, in [low, high], on which the cross-entropy with labels y is large.
+    """Inputs within `radius` of x in every coordinate, in [low, high], on which the cross-entropy
+    with labels y is large.
 
-    Source: Madry et al. 2018 (arXiv 1706.06083). Differs: steps get shorter, from half the radius on.
+    Source: Madry et al. 2018 (arXiv 1706.06083). Differs: steps get shorter, from half the radius
+    on.
     """
     if not radius:
         return x
@@ -98,7 +118,11 @@ def _flat(model: nn.Module) -> list[nn.Module]:
 
 def _affine(run: Callable[..., Tensor]) -> Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]:
     def move(layer: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        options = () if isinstance(layer, nn.Linear) else (layer.stride, layer.padding, layer.dilation, layer.groups)
+        options = (
+            ()
+            if isinstance(layer, nn.Linear)
+            else (layer.stride, layer.padding, layer.dilation, layer.groups)
+        )
         return layer(centre), run(radius, layer.weight.abs(), None, *options)
 
     return move
@@ -114,6 +138,12 @@ def _monotone(layer: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tenso
 
 
 _MOVES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    nn.Linear: _affine(F.linear), nn.Conv1d: _affine(F.conv1d), nn.Conv2d: _affine(F.conv2d), nn.Conv3d: _affine(F.conv3d),
-    nn.Flatten: _same, nn.Identity: _same, nn.AvgPool2d: _same, nn.MaxPool2d: _monotone,
-}  # fmt: skip
+    nn.Linear: _affine(F.linear),
+    nn.Conv1d: _affine(F.conv1d),
+    nn.Conv2d: _affine(F.conv2d),
+    nn.Conv3d: _affine(F.conv3d),
+    nn.Flatten: _same,
+    nn.Identity: _same,
+    nn.AvgPool2d: _same,
+    nn.MaxPool2d: _monotone,
+}

@@ -5,21 +5,29 @@ from torch import Tensor
 
 
 def soft(weight: Tensor, amount: float) -> Tensor:
-    """The proximal step of amount * |weight|_1: every entry moves towards zero by `amount`, and stops there."""
+    """The proximal step of amount * |weight|_1: every entry moves towards zero by `amount`, and
+    stops there.
+    """
     return weight - weight.clamp(-amount, amount)
 
 
 def group_soft(rows: Tensor, amount: float) -> Tensor:
-    """The proximal step of amount * the sum of the rows' lengths: (groups, entries), each row shorter by `amount`, or zero."""
+    """The proximal step of amount * the sum of the rows' lengths: (groups, entries), each row
+    shorter by `amount`, or zero.
+    """
     lengths = rows.norm(dim=1, keepdim=True)
     return torch.where(lengths > amount, rows - rows * (amount / lengths), 0.0)
 
 
-def sparse_head(features: Tensor, y: Tensor, price: float, iterations: int, tolerance: float = 1e-7) -> tuple[Tensor, Tensor]:
-    """The weight (outputs, features) and bias (outputs,) that minimise the binary cross-entropy + price * |weight|_1.
+def sparse_head(
+    features: Tensor, y: Tensor, price: float, iterations: int, tolerance: float = 1e-7
+) -> tuple[Tensor, Tensor]:
+    """The weight (outputs, features) and bias (outputs,) that minimise the binary cross-entropy +
+    price * |weight|_1.
 
-    Accelerated proximal gradient steps on all rows, until the largest entry moves by less than `tolerance`.
-    Source: Yoon et al., eq. 3; Beck & Teboulle 2009 (FISTA), with the restart of O'Donoghue & Candes 2015.
+    Accelerated proximal gradient steps on all rows, until the largest entry moves by less than
+    `tolerance`. Source: Yoon et al., eq. 3; Beck & Teboulle 2009 (FISTA), with the restart of
+    O'Donoghue & Candes 2015.
     """
     rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     steepest = torch.linalg.eigvalsh(rows.T @ rows / len(rows))[-1] / 4 / y.shape[1]

@@ -1,7 +1,9 @@
-"""One training loop with hooks. Without hooks it is an ordinary training script; the controller is a hook.
+"""One training loop with hooks. Without hooks it is an ordinary training script; the controller is
+a hook.
 
-A round is a fixed number of steps. Batches, augmentation and dropout of a round depend on (seed, round, step) only, so a run
-that is stopped and resumed at a round's end does what it would have done.
+A round is a fixed number of steps. Batches, augmentation and dropout of a round depend on (seed,
+round, step) only, so a run that is stopped and resumed at a round's end does what it would have
+done.
 """
 
 import math
@@ -16,7 +18,7 @@ from torch.optim import Optimizer
 from morphogen.draws import own_draws
 from morphogen.edit.plan import tensors_of
 from morphogen.errors import MorphogenError
-from morphogen.tracing.trace import evaluating
+from morphogen.tracing.trace import eval_mode
 
 
 class Diverged(MorphogenError):
@@ -25,10 +27,12 @@ class Diverged(MorphogenError):
 
 @dataclass(frozen=True)
 class Batches:
-    """Mini-batches of (x, y) in a seeded order, without an incomplete last one; augmented where asked.
+    """Mini-batches of (x, y) in a seeded order, without an incomplete last one; augmented where
+    asked.
 
-    x: (n, ...) and y: (n,). shift: images are moved by up to so many pixels. flip: and mirrored with probability 1/2. shuffled:
-    anew each epoch; otherwise all epochs have the order of the rows.
+    x: (n, ...) and y: (n,). shift: images are moved by up to so many pixels. flip: and mirrored
+    with probability 1/2. shuffled: anew each epoch; otherwise all epochs have the order of the
+    rows.
     """
 
     x: Tensor
@@ -66,7 +70,9 @@ class Batches:
 
 
 def augment(x: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:
-    """Images (n, c, h, w), each moved by up to `shift` pixels in both directions (zeros come in) and mirrored at random."""
+    """Images (n, c, h, w), each moved by up to `shift` pixels in both directions (zeros come in)
+    and mirrored at random.
+    """
     n, _, height, width = x.shape
     if flip:
         mirrored = torch.rand(n, generator=draw) < 0.5
@@ -83,9 +89,11 @@ def augment(x: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images (n, c, h, w) on a CPU with the channels of a pixel side by side in memory; everything else as it is.
+    """Images (n, c, h, w) on a CPU with the channels of a pixel side by side in memory; everything
+    else as it is.
 
-    A small convolutional network takes 0.5 to 0.7 of the time so. What comes out of a convolution has the order of its input.
+    A small convolutional network takes 0.5 to 0.7 of the time so. What comes out of a convolution
+    has the order of its input.
     """
     if x.dim() != 4 or x.device.type != "cpu":
         return x
@@ -132,11 +140,13 @@ def train(
     hooks: Sequence[Hook] = (),
     clip: float = 0.0,
 ) -> State:
-    """Run rounds of `steps` optimizer steps until a hook sets `state.stop`, or `state.round` reaches `rounds`.
+    """Run rounds of `steps` optimizer steps until a hook sets `state.stop`, or `state.round`
+    reaches `rounds`.
 
-    objective: (model, x, y) -> scalar loss. rate: step -> learning rate of every group (times the group's "scale", if it has
-    one). hooks: called in order after each round. clip: largest gradient norm, 0 for none. A loss that is not finite puts
-    the model back to the round's start and raises `Diverged`.
+    objective: (model, x, y) -> scalar loss. rate: step -> learning rate of every group (times the
+    group's "scale", if it has one). hooks: called in order after each round. clip: largest gradient
+    norm, 0 for none. A loss that is not finite puts the model back to the round's start and raises
+    `Diverged`.
     """
     while not state.stop and (rounds is None or state.round < rounds):
         with own_draws(generator(state.seed, 3, state.round).initial_seed() % 2**63, state.model):
@@ -146,7 +156,14 @@ def train(
     return state
 
 
-def _round(state: State, batches: Batches, objective: Objective, rate: Callable[[int], float], steps: int, clip: float) -> None:
+def _round(
+    state: State,
+    batches: Batches,
+    objective: Objective,
+    rate: Callable[[int], float],
+    steps: int,
+    clip: float,
+) -> None:
     restore = snapshot(state.model, state.optimizer)
     state.model.train()
     total = 0.0
@@ -174,10 +191,13 @@ def _round(state: State, batches: Batches, objective: Objective, rate: Callable[
 
 
 def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
-    """A function that puts every tensor of model and optimizer back to what it is now, if the structure is still the same."""
+    """A function that puts every tensor of model and optimizer back to what it is now, if the
+    structure is still the same.
+    """
     values = [(t, t.detach().clone()) for t in tensors_of(model).values()]
     states = [
-        (p, {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}) for p, state in optimizer.state.items()
+        (p, {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()})
+        for p, state in optimizer.state.items()
     ]
 
     @torch.no_grad()
@@ -193,11 +213,14 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, size: int | None = None) -> Tensor:
-    """The model's output on all of x in evaluation mode, which it leaves again, in batches of `size`; shape (n, outputs)."""
+    """The model's output on all of x in evaluation mode, which it leaves again, in batches of
+    `size`; shape (n, outputs).
+    """
     kinds = [p.dtype for p in model.parameters()]
     if kinds and x.is_floating_point():
         x = x.to(kinds[0])
-    # 64 thousand numbers at a time: what 48 channels make of more does not fit into a cache, and takes twice as long
+    # 64 thousand numbers at a time: what 48 channels make of more does not fit into a cache, and
+    # takes twice as long
     size = size or max(64, 2**16 // max(1, x[:1].numel()))
-    with evaluating(model):
+    with eval_mode(model):
         return torch.cat([model(channels_last(part)) for part in x.split(size)])

@@ -1,13 +1,15 @@
-"""A smaller network with the same function on a box, proved: `compress(model, box) -> (model, Certificate)`.
+"""A smaller network with the same function on a box, proved: `compress(model, box) -> (model,
+Certificate)`.
 
-Units go that are 0 on the whole box, or constant, or a multiple of another one, or affine where enough others are; two layers
-between which every unit is affine become one; where many are affine, a linear skip past the layer may be smaller than they are.
-What has gone makes more go, so it is done until nothing does. `RULES` has the rules by name; `drop_dead`, `merge_duplicates`
-and `collapse` are some of them alone.
+Units go that are 0 on the whole box, or constant, or a multiple of another one, or affine where
+enough others are; two layers between which every unit is affine become one; where many are affine,
+a linear skip past the layer may be smaller than they are. What has gone makes more go, so it is
+done until nothing does. `RULES` has the rules by name; `drop_dead`, `merge_duplicates` and
+`collapse` are some of them alone.
 
-Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804). Differs: units that are 0 go on
-all layers before ranks are taken, since a rank is at most the number of units that are left before; constant, proportional and
-unread units go too.
+Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804).
+Differs: units that are 0 go on all layers before ranks are taken, since a rank is at most the
+number of units that are left before; constant, proportional and unread units go too.
 """
 
 import copy
@@ -29,10 +31,10 @@ from morphogen.edit.plan import tensors_of
 from morphogen.errors import NotExact, ShapeError
 from morphogen.record import Certificate
 from morphogen.tracing.program import program
-from morphogen.tracing.trace import evaluating, trace
+from morphogen.tracing.trace import eval_mode, trace
 from morphogen.tracing.widths import Width, widths
 from morphogen.transforms.freeze import fold_batchnorm, freeze
-from morphogen.transforms.substitute import Rectified, Relation, makers, rectified, substitute
+from morphogen.transforms.substitute import Rectified, Relation, producers, rectified, substitute
 from morphogen.verification.stability import ACTIVE, INACTIVE, Stability, stability
 
 _EXACT = 1e-10  # relative: rows closer to a combination of others than this are one
@@ -42,29 +44,39 @@ _POINTS = 10_000
 
 
 def compress(
-    model: nn.Module, box: Box, samples: Tensor | None = None, seconds: float = 60.0, rules: Sequence[str] | None = None,
+    model: nn.Module,
+    box: Box,
+    samples: Tensor | None = None,
+    seconds: float = 60.0,
+    rules: Sequence[str] | None = None,
     log: list[tuple[tuple[str, ...], nn.Module]] | None = None,
-) -> tuple[nn.Module, Certificate]:  # fmt: skip
-    """A smaller copy of `model` in evaluation mode, equal to it on `box` in real arithmetic; the model stays as it is.
+) -> tuple[nn.Module, Certificate]:
+    """A smaller copy of `model` in evaluation mode, equal to it on `box` in real arithmetic; the
+    model stays as it is.
 
-    box: of one example, (1, *shape). samples: inputs to look at first, such as training data. seconds: for linear
-    programs in each pass, see `bounds.stability`. rules: names of `RULES`; all but "skip" unless given, since a
-    skip makes a module of two branches. log: is filled with the way back, (what went, the network before it), a pass each.
+    box: of one example, (1, *shape). samples: inputs to look at first, such as training data.
+    seconds: for linear programs in each pass, see `bounds.stability`. rules: names of `RULES`; all
+    but "skip" unless given, since a skip makes a module of two branches. log: is filled with the
+    way back, (what went, the network before it), a pass each.
 
-    The network is frozen first, which folds norms and gates and drops units that nothing reads or feeds; it is kept in float64.
-    The certificate tells every unit of the frozen network that went, with what proves it, and the largest difference seen at
-    random points and corners of the box. Raises `NotExact` where that exceeds rounding, and `Unsupported` for an operation
-    without a rule.
+    The network is frozen first, which folds norms and gates and drops units that nothing reads or
+    feeds; it is kept in float64. The certificate tells every unit of the frozen network that went,
+    with what proves it, and the largest difference seen at random points and corners of the box.
+    Raises `NotExact` where that exceeds rounding, and `Unsupported` for an operation without a
+    rule.
     """
     if len(box.lower) != 1:
-        raise ShapeError(f"compress: the box is of {len(box.lower)} examples; give one, (1, *shape)")
+        raise ShapeError(
+            f"compress: the box is of {len(box.lower)} examples; give one, (1, *shape)"
+        )
     usual = [name for name in RULES if name != "skip"]
     chosen = usual if rules is None else [rules] if isinstance(rules, str) else list(rules)
     if unknown := [name for name in chosen if name not in RULES]:
         raise ShapeError(f"compress: rules has {unknown[0]!r}; give some of {', '.join(RULES)}")
     box = box.as_input(torch.float64)
     example = torch.cat([box.lower, box.upper])
-    program(model, example)  # in its own precision: a cast to a coarser one is refused, which is another in float64
+    # in its own precision: a cast to a coarser one is refused, which is another in float64
+    program(model, example)
     wide = copy.deepcopy(model).double()
     small, _ = fold_batchnorm(freeze(wide, example)[0], example)
     before, reference, proofs = count_parameters(model), _outputs(wide, box), []
@@ -73,8 +85,9 @@ def compress(
     folded = _folded_inputs(small, box) if "constant" in chosen else 0
     left = {
         name: [f"{name.rpartition('.')[0]}[{unit}]" for unit in range(len(tensor))]
-        for name, tensor in tensors_of(small).items() if tensor.dim()
-    }  # fmt: skip
+        for name, tensor in tensors_of(small).items()
+        if tensor.dim()
+    }
     while True:
         held = None if log is None else copy.deepcopy(small)
         new, seen = _pass(small, box, looked, seconds, left, chosen)
@@ -89,7 +102,8 @@ def compress(
     error = float((_outputs(small, box) - reference).abs().max())
     if not error <= _ALLOWED * max(1.0, float(reference.abs().max())):
         raise NotExact(
-            f"compress: outputs differ by {error:.2e} where rounding allows {_ALLOWED:.0e}; please report this model"
+            f"compress: outputs differ by {error:.2e} where rounding allows {_ALLOWED:.0e}; "
+            f"please report this model"
         )
     counts = Counter(proof.partition(": ")[2].partition(" (")[0] for proof in proofs)
     told = ", ".join(f"{count} {why}" for why, count in counts.items()) or "nothing to take out"
@@ -101,13 +115,15 @@ def compress(
 
 @torch.no_grad()
 def _folded_inputs(model: nn.Module, box: Box) -> int:
-    """Inputs that the box fixes go into the biases of the linear layers that alone read the input. How many."""
+    """Inputs that the box fixes go into the biases of the linear layers that alone read the input.
+    How many.
+    """
     fixed = (box.lower == box.upper).flatten()
     if not bool(fixed.any()):
         return 0
     graph = trace(model, torch.cat([box.lower, box.upper]), training=False)
     tensors, count = tensors_of(model), 0
-    for layer in makers(graph):
+    for layer in producers(graph):
         weight = tensors[layer.weight]
         if layer.input and weight.dim() == 2 and layer.bias and weight.shape[1] == len(fixed):
             tensors[layer.bias].add_(weight[:, fixed] @ box.lower.flatten()[fixed])
@@ -117,7 +133,9 @@ def _folded_inputs(model: nn.Module, box: Box) -> int:
 
 
 def _biased(model: nn.Module) -> list[Any]:
-    """Give a bias of zeros to the layers without one, where a constant may go; those that got one."""
+    """Give a bias of zeros to the layers without one, where a constant may go; those that got
+    one.
+    """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     found: list[Any] = [m for m in model.modules() if type(m) in kinds and m.bias is None]
     for layer in found:
@@ -126,19 +144,35 @@ def _biased(model: nn.Module) -> list[Any]:
 
 
 def _pass(
-    model: nn.Module, box: Box, samples: Tensor, seconds: float, left: dict[str, list[str]], chosen: Sequence[str]
+    model: nn.Module,
+    box: Box,
+    samples: Tensor,
+    seconds: float,
+    left: dict[str, list[str]],
+    chosen: Sequence[str],
 ) -> tuple[list[str], Tensor]:
-    """(what went in one look at the whole network, inputs that show units on both sides of 0). First goes what is 0, constant
-    or unread, on all layers; where there is nothing of it, what is a multiple or a combination of others; at last layers.
-    left: by weight, which of the first network's units its rows are."""
+    """(what went in one look at the whole network, inputs that show units on both sides of 0).
+    First goes what is 0, constant or unread, on all layers; where there is nothing of it, what is a
+    multiple or a combination of others; at last layers. left: by weight, which of the first
+    network's units its rows are.
+    """
     proved = stability(model, box, samples, seconds=seconds)
-    seen = torch.cat([box.centre, *[t for signs in proved.units.values() for t in (signs.positive, signs.negative)]])
+    seen = torch.cat(
+        [
+            box.centre,
+            *[t for signs in proved.units.values() for t in (signs.positive, signs.negative)],
+        ]
+    )
     seen = seen[~seen.flatten(1).isnan().any(1)]
     graph = trace(model, torch.cat([box.lower, box.upper]))
     found, layers = widths(graph), rectified(graph)
     for together in (("inactive", "constant", "unread"), ("duplicate",), ("dependent",)):
         rules = [rule for name, rule in UNITS.items() if name in together and name in chosen]
-        gone = [line for layer in layers for line in _taken_out(model, found, layer, rules, proved, left)]
+        gone = [
+            line
+            for layer in layers
+            for line in _taken_out(model, found, layer, rules, proved, left)
+        ]
         if gone:
             return gone, seen
     for name, change in LAYERS.items():
@@ -151,17 +185,25 @@ Rule = Callable[[Rectified, Mapping[str, Tensor], Tensor, list[str]], Iterator[R
 
 
 def _taken_out(
-    model: nn.Module, found: Mapping[str, Width], layer: Rectified, rules: Iterable[Rule], proved: Stability,
+    model: nn.Module,
+    found: Mapping[str, Width],
+    layer: Rectified,
+    rules: Iterable[Rule],
+    proved: Stability,
     left: dict[str, list[str]],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Carry out on one layer what the rules say, a line for each unit."""
     tensors, signs = tensors_of(model), proved.units[layer.value]
     units = len(tensors[layer.weight])
     sign = signs.sign.view(units, -1)
     every = torch.where((sign == sign[:, :1]).all(1), sign[:, 0], torch.zeros_like(sign[:, 0]))
     how = signs.how[:: sign.shape[1]]
-    relations = {r.unit: r for rule in reversed(list(rules)) for r in rule(layer, tensors, every, how)}
-    done = substitute(model, found, layer, sorted(relations.values(), key=lambda relation: relation.unit))
+    relations = {
+        r.unit: r for rule in reversed(list(rules)) for r in rule(layer, tensors, every, how)
+    }
+    done = substitute(
+        model, found, layer, sorted(relations.values(), key=lambda relation: relation.unit)
+    )
     names, gone = left[layer.weight], {relation.unit for relation in done}
     left[layer.weight] = [name for unit, name in enumerate(names) if unit not in gone]
     return [f"{names[relation.unit]}: {relation.why}" for relation in done]
@@ -174,41 +216,60 @@ def _rows(layer: Rectified, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tens
     return weight, bias
 
 
-def _inactive(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+def _inactive(
+    layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]
+) -> Iterator[Relation]:
     for unit in (sign == INACTIVE).nonzero()[:, 0].tolist() if not layer.slope else ():
         yield Relation(unit, {}, 0.0, f"never above 0 (by {how[unit]})")
 
 
-def _constant(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+def _constant(
+    layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]
+) -> Iterator[Relation]:
     weight, bias = _rows(layer, tensors)
     for unit in (weight == 0).all(1).nonzero()[:, 0].tolist():
         value = float(bias[unit])
         yield Relation(unit, {}, max(layer.slope * value, value), "constant (no weights)")
 
 
-def _unread(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
-    columns = [tensors[name].detach().unflatten(1, (len(sign), -1)).transpose(0, 1).flatten(1) for name, _ in layer.readers]
+def _unread(
+    layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]
+) -> Iterator[Relation]:
+    columns = [
+        tensors[name].detach().unflatten(1, (len(sign), -1)).transpose(0, 1).flatten(1)
+        for name, _ in layer.consumers
+    ]
     for unit in (torch.cat(columns, 1) == 0).all(1).nonzero()[:, 0].tolist():
         yield Relation(unit, {}, 0.0, "read by nothing (outgoing weights of 0)")
 
 
-def _proportional(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+def _proportional(
+    layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]
+) -> Iterator[Relation]:
     weight, bias = _rows(layer, tensors)
     rows = torch.cat([weight, bias[:, None]], 1)
     sizes = rows.norm(dim=1)
     ways = rows / sizes[:, None].clamp_min(1e-300)
-    same = torch.cdist(ways, ways, compute_mode="donot_use_mm_for_euclid_dist") <= _EXACT  # products would lose half the digits
+    # products would lose half the digits
+    same = torch.cdist(ways, ways, compute_mode="donot_use_mm_for_euclid_dist") <= _EXACT
     first = same.byte().argmax(1)  # whose multiple each is, maybe itself
     for unit, other in enumerate(first.tolist()):
         if other < unit and int(first[other]) == other and sizes[unit]:
             yield Relation(
-                unit, {other: float(sizes[unit] / sizes[other])}, 0.0, "a multiple of another unit (equal directions)"
+                unit,
+                {other: float(sizes[unit] / sizes[other])},
+                0.0,
+                "a multiple of another unit (equal directions)",
             )
 
 
-def _dependent(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]) -> Iterator[Relation]:
+def _dependent(
+    layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, how: list[str]
+) -> Iterator[Relation]:
     # a leaky unit that is never above 0 is affine, too, with its slope
-    weight, bias = (_slopes(layer, sign).view(-1, *[1] * (t.dim() - 1)) * t for t in _rows(layer, tensors))
+    weight, bias = (
+        _slopes(layer, sign).view(-1, *[1] * (t.dim() - 1)) * t for t in _rows(layer, tensors)
+    )
     stable = _affine(layer, sign).nonzero()[:, 0]
     if len(stable) < 2:
         return
@@ -218,11 +279,16 @@ def _dependent(layer: Rectified, tensors: Mapping[str, Tensor], sign: Tensor, ho
     basis, others = stable[order[:rank]], stable[order[rank:]]
     factors = torch.linalg.solve_triangular(r[:rank, :rank], r[:rank, rank:], upper=True).T
     off = (weight[others] - factors @ weight[basis]).norm(dim=1)
-    fit = (off <= _EXACT * weight[others].norm(dim=1)) & (factors.abs().amax(1) <= _LARGEST if rank else True)
+    fit = (off <= _EXACT * weight[others].norm(dim=1)) & (
+        factors.abs().amax(1) <= _LARGEST if rank else True
+    )
     constants = bias[others] - factors @ bias[basis]
     for row in fit.nonzero()[:, 0].tolist():
         terms = dict(zip(basis.tolist(), factors[row].tolist(), strict=True))
-        why = f"a combination of other units that bend nowhere ({rank} of {len(stable)} of them are enough)"
+        why = (
+            f"a combination of other units that bend nowhere ({rank} of {len(stable)} of them "
+            f"are enough)"
+        )
         yield Relation(int(others[row]), terms, float(constants[row]), why)
 
 
@@ -237,13 +303,19 @@ def _affine(layer: Rectified, sign: Tensor) -> Tensor:
 
 
 Change = Callable[[nn.Linear, nn.Module, Tensor, Tensor, nn.Linear], tuple[nn.Module, str] | None]
-"""(first, its ReLU, which units are affine, their slopes, second) -> (what does the work of all, told), None where that is no
-smaller."""
+"""(first, its ReLU, which units are affine, their slopes, second) -> (what does the work of all,
+told), None where that is no smaller.
+"""
 
 
 def _around(
-    model: nn.Module, box: Box, layers: Iterable[Rectified], proved: Stability, change: Change, left: dict[str, list[str]]
-) -> Iterator[str]:  # fmt: skip
+    model: nn.Module,
+    box: Box,
+    layers: Iterable[Rectified],
+    proved: Stability,
+    change: Change,
+    left: dict[str, list[str]],
+) -> Iterator[str]:
     """Linear, ReLU, Linear in a Sequential become one module where `change` makes one."""
     owners = {layer.weight.rpartition(".")[0]: layer for layer in layers}
     for prefix, stack in [(n, m) for n, m in model.named_modules() if type(m) is nn.Sequential]:
@@ -252,9 +324,15 @@ def _around(
         for a, h, b in zip(names, names[1:], names[2:], strict=False):
             first, relu, second = children[a], children[h], children[b]
             owner = owners.get(f"{prefix}.{a}".removeprefix("."))
-            if not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear)) or owner is None or relu is None:
+            if (
+                not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear))
+                or owner is None
+                or relu is None
+            ):
                 continue
-            if [weight for weight, _ in owner.readers] != [f"{prefix}.{b}.weight".removeprefix(".")]:
+            if [weight for weight, _ in owner.consumers] != [
+                f"{prefix}.{b}.weight".removeprefix(".")
+            ]:
                 continue
             sign = proved.units[owner.value].sign
             still = (sign == ACTIVE) | (sign == INACTIVE)
@@ -266,13 +344,26 @@ def _around(
             delattr(stack, a)
             delattr(stack, h)
             try:
-                same = torch.allclose(_outputs(model, box, 20), before, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
-            except (AttributeError, IndexError, KeyError, RuntimeError):  # the forward pass asks for them one by one
+                same = torch.allclose(
+                    _outputs(model, box, 20),
+                    before,
+                    rtol=1e-9,
+                    atol=1e-9 * float(before.abs().max()),
+                )
+            # the forward pass asks for them one by one
+            except (AttributeError, IndexError, KeyError, RuntimeError):
                 same = False
             if same:
                 place = f"{prefix}.{b}".removeprefix(".")
-                kept = [name for name, gone in zip(left[owner.weight], still.tolist(), strict=True) if not gone]
-                left |= {f"{place}.inner.weight": kept, f"{place}.outer.weight": left[f"{place}.weight"]}
+                kept = [
+                    name
+                    for name, gone in zip(left[owner.weight], still.tolist(), strict=True)
+                    if not gone
+                ]
+                left |= {
+                    f"{place}.inner.weight": kept,
+                    f"{place}.outer.weight": left[f"{place}.weight"],
+                }
                 yield f"{owner.weight.rpartition('.')[0]}: {made[1].format(b)}"
                 return  # names and signs are others now
             stack._modules.clear()
@@ -299,7 +390,10 @@ def _bypassed(
 ) -> tuple[nn.Module, str] | None:
     """A linear skip in the place of the units that bend nowhere."""
     count = int(still.sum())
-    gained = count * (first.in_features + 1 + second.out_features) - first.in_features * second.out_features
+    gained = (
+        count * (first.in_features + 1 + second.out_features)
+        - first.in_features * second.out_features
+    )
     if gained <= 0 or bool(still.all()):
         return None
     skip, bends = _product(first, slopes, second), ~still
@@ -310,7 +404,10 @@ def _bypassed(
     outer.weight.copy_(second.weight[:, bends])
     outer.bias.copy_(skip.bias + (second.bias if second.bias is not None else 0.0))
     skip.register_parameter("bias", None)
-    told = f"a linear skip ({count} units that bend nowhere, past {int(bends.sum())} that do, into {{}})"
+    told = (
+        f"a linear skip ({count} units that bend nowhere, past {int(bends.sum())} that do, "
+        f"into {{}})"
+    )
     return bypass(inner, copy.deepcopy(bend), outer, skip), told
 
 
@@ -326,8 +423,12 @@ def bypass(inner: nn.Module, bend: nn.Module, outer: nn.Module, skip: nn.Module)
 
 
 UNITS: Mapping[str, Rule] = {
-    "inactive": _inactive, "constant": _constant, "unread": _unread, "duplicate": _proportional, "dependent": _dependent,
-}  # fmt: skip
+    "inactive": _inactive,
+    "constant": _constant,
+    "unread": _unread,
+    "duplicate": _proportional,
+    "dependent": _dependent,
+}
 """What takes units out: r1, r5, r6, r7, r2 of the specification."""
 LAYERS: Mapping[str, Change] = {"collapse": _merged, "skip": _bypassed}
 """What takes the place of layers: r3 with r4, r8."""
@@ -335,7 +436,8 @@ RULES = (*UNITS, *LAYERS)
 """In the order in which they are tried."""
 
 drop_dead = partial(compress, rules=("inactive", "constant", "unread"))
-"""Only units that are 0 on the box, constant, or read by nothing (as all of these, after `freeze`)."""
+"""Only units that are 0 on the box, constant, or read by nothing (as all of these, after `freeze`).
+"""
 merge_duplicates = partial(compress, rules=("duplicate",))
 """Only units that are a positive multiple of another one."""
 collapse = partial(compress, rules=("collapse",))
@@ -348,12 +450,14 @@ def _product(first: nn.Linear, slopes: Tensor, second: nn.Linear) -> nn.Linear:
     through = second.weight * slopes
     made = undrawn(nn.Linear, first.in_features, second.out_features, dtype=first.weight.dtype)
     made.weight.copy_(through @ first.weight)
-    made.bias.copy_(through @ first.bias if first.bias is not None else made.bias.new_zeros(len(made.bias)))
+    made.bias.copy_(
+        through @ first.bias if first.bias is not None else made.bias.new_zeros(len(made.bias))
+    )
     return made
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, box: Box, points: int = _POINTS) -> Tensor:
     """At random points of the box and at corners, the same ones every time."""
-    with evaluating(model):
+    with eval_mode(model):
         return torch.cat([model(part) for part in box.points(points, points // 2).split(500)])

@@ -1,4 +1,6 @@
-"""Put linked activations into a network that exists, and take them out again: `link(model, example)`, `unlink(...)`."""
+"""Put linked activations into a network that exists, and take them out again: `link(model,
+example)`, `unlink(...)`.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,7 @@ from torch.optim import Optimizer
 from morphogen.edit.apply import Applied, applied, apply_, change_of, count_parameters, probe
 from morphogen.edit.blocks import enrol, release
 from morphogen.edit.plan import NEW, Plan, Row, tensors_of
-from morphogen.edit.watch import Back, all_or_nothing
+from morphogen.edit.watch import UndoStack, all_or_nothing
 from morphogen.errors import NotExact, ShapeError, Unsupported
 from morphogen.layers.linked import (
     LKELU,
@@ -46,7 +48,9 @@ _LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
 # What a feature passes through alone, so that two halves pass through as one does.
 _THROUGH = set("dropout feature_dropout alpha_dropout clone contiguous".split())
 _THROUGH |= set("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split())
-_THROUGH |= set("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split())
+_THROUGH |= set(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split()
+)
 
 
 @torch.no_grad()
@@ -55,64 +59,88 @@ def link(
     example: Tensor | tuple[Any, ...],
     *,
     optimizers: Sequence[Optimizer] = (),
-    start: str = "looks-linear",
+    init: str = "looks-linear",
 ) -> Applied:
-    """Replace the activations of `model` by linked ones, in place; what reads them gets twice the columns, optimizers follow.
+    """Replace the activations of `model` by linked ones, in place; what reads them gets twice the
+    columns, optimizers follow.
 
-    An activation module is linked where linear and convolution layers alone read it, perhaps through pooling, dropout and
-    flatten; others stay as they are, such as those after a residual addition, which would double the whole stream.
-    start: "looks-linear" draws the readers anew, `looks_linear_` where g(z) - g(-z) is a multiple of z, else `variance_`;
-    "keep" gives the new columns zeros, so that the function stays. `undo()` of what is returned takes all of it back.
-    Raises `Unsupported`, with the reason for each, where no activation can be linked.
-    Source: Riera Molina & Pujol 2017 (arXiv 1712.02609); the start, Balduzzi et al. 2017 (arXiv 1702.08591).
+    An activation module is linked where linear and convolution layers alone read it, perhaps
+    through pooling, dropout and flatten; others stay as they are, such as those after a residual
+    addition, which would double the whole stream. init: "looks-linear" draws the readers anew,
+    `looks_linear_` where g(z) - g(-z) is a multiple of z, else `variance_`; "keep" gives the new
+    columns zeros, so that the function stays. `undo()` of what is returned takes all of it back.
+    Raises `Unsupported`, with the reason for each, where no activation can be linked. Source: Riera
+    Molina & Pujol 2017 (arXiv 1712.02609); the start, Balduzzi et al. 2017 (arXiv 1702.08591).
     """
-    if start not in ("looks-linear", "keep"):
-        raise ShapeError(f"link: start={start!r}; give 'looks-linear' or 'keep'")
+    if init not in ("looks-linear", "keep"):
+        raise ShapeError(f"link: init={init!r}; give 'looks-linear' or 'keep'")
     graph = trace(model, example)
     found, refused = _found(model, graph, tuple(_LINKS))
     if not found:
-        reasons = "; ".join(refused) or "it has no activation module; functional ones cannot be replaced"
-        raise Unsupported(f"link: no activation of {type(model).__name__} can be linked ({reasons})")
+        reasons = (
+            "; ".join(refused) or "it has no activation module; functional ones cannot be replaced"
+        )
+        raise Unsupported(
+            f"link: no activation of {type(model).__name__} can be linked ({reasons})"
+        )
     tensors = tensors_of(model)
     rows = [
         Row(name, 1, "in", (*range(tensors[name].shape[1]), *[NEW] * tensors[name].shape[1]))
-        for name in dict.fromkeys(name for use in found for name in use.readers)
+        for name in dict.fromkeys(name for use in found for name in use.consumers)
     ]
     before = probe(model, example)
-    done = apply_(model, Plan((), tuple(rows), (), {}, {}, start == "keep"), optimizers=optimizers)
-    with all_or_nothing(done._back):
+    done = apply_(model, Plan((), tuple(rows), (), {}, {}, init == "keep"), optimizers=optimizers)
+    with all_or_nothing(done._undo_stack):
         for use in found:
             old = model.get_submodule(use.name)
-            new = _LINKS[type(old)](old, use.dim).to(next(iter(old.parameters()), tensors[use.readers[0]]))
-            _replace(model, use.name, new, optimizers, done._back)
-            for name in use.readers if start == "looks-linear" else ():
-                _begin(model, name, new, done._back)
-        change = change_of(before, probe(model, example), "link, start='keep'" if start == "keep" else None)
+            new = _LINKS[type(old)](old, use.dim).to(
+                next(iter(old.parameters()), tensors[use.consumers[0]])
+            )
+            _replace(model, use.name, new, optimizers, done._undo_stack)
+            for name in use.consumers if init == "looks-linear" else ():
+                _begin(model, name, new, done._undo_stack)
+        change = change_of(
+            before, probe(model, example), "link, init='keep'" if init == "keep" else None
+        )
     return _settled(model, "link", done, found, change)
 
 
 @torch.no_grad()
-def unlink(model: nn.Module, example: Tensor | tuple[Any, ...], *, optimizers: Sequence[Optimizer] = ()) -> Applied:
+def unlink(
+    model: nn.Module, example: Tensor | tuple[Any, ...], *, optimizers: Sequence[Optimizer] = ()
+) -> Applied:
     """Fold linked activations back, in place, the function kept: the inverse of `link`.
 
-    Where all columns for g(-z) are zero, the plain activation comes back; where they are the negatives of those for g(z) and
-    g(z) - g(-z) is a multiple of z, as in a net that still looks linear, nothing is left of the activation.
-    Raises `NotExact`, naming the layer, where neither holds, and `Unsupported` where nothing is linked.
+    Where all columns for g(-z) are zero, the plain activation comes back; where they are the
+    negatives of those for g(z) and g(z) - g(-z) is a multiple of z, as in a net that still looks
+    linear, nothing is left of the activation. Raises `NotExact`, naming the layer, where neither
+    holds, and `Unsupported` where nothing is linked.
     """
     graph = trace(model, example)
     found, refused = _found(model, graph, (Linked,))
     if not found or refused:
-        raise Unsupported(f"unlink: {'; '.join(refused) or 'there is no linked activation with readers of its own'}")
+        raise Unsupported(
+            f"unlink: {'; '.join(refused) or 'no linked activation has consumers of its own'}"
+        )
     tensors, before = tensors_of(model), probe(model, example)
     plain = {
-        use.name: _plain(model.get_submodule(use.name), [tensors[name] for name in use.readers], use.name) for use in found
+        use.name: _plain(
+            model.get_submodule(use.name), [tensors[name] for name in use.consumers], use.name
+        )
+        for use in found
     }
-    values = {name: plain[use.name][1] * tensors[name].chunk(2, 1)[0] for use in found for name in use.readers}
+    values = {
+        name: plain[use.name][1] * tensors[name].chunk(2, 1)[0]
+        for use in found
+        for name in use.consumers
+    }
     rows = [Row(name, 1, "in", tuple(range(value.shape[1]))) for name, value in values.items()]
-    done = apply_(model, Plan((), tuple(rows), (), {}, {}, True), optimizers=optimizers, values=values)
-    with all_or_nothing(done._back):
+    done = apply_(
+        model, Plan((), tuple(rows), (), {}, {}, True), optimizers=optimizers, values=values
+    )
+    with all_or_nothing(done._undo_stack):
         for use in found:
-            _replace(model, use.name, plain[use.name][0], optimizers, done._back)
+            _replace(model, use.name, plain[use.name][0], optimizers, done._undo_stack)
         change = change_of(before, probe(model, example), "unlink")
     return _settled(model, "unlink", done, found, change)
 
@@ -123,18 +151,28 @@ class _Use:
 
     name: str
     dim: int
-    readers: tuple[str, ...]
+    consumers: tuple[str, ...]
 
 
-def _settled(model: nn.Module, what: str, done: Applied, found: Sequence[_Use], change: float | None) -> Applied:
+def _settled(
+    model: nn.Module, what: str, done: Applied, found: Sequence[_Use], change: float | None
+) -> Applied:
     keeps = what == "unlink" or done.receipt.keeps
     edits = tuple(f"{what} {use.name}" for use in found)
     counts = (done.receipt.parameters[0], count_parameters(model))
-    return applied(model, replace(done.receipt, edits=edits, parameters=counts, change=change, keeps=keeps), done._back)
+    return applied(
+        model,
+        replace(done.receipt, edits=edits, parameters=counts, change=change, keeps=keeps),
+        done._undo_stack,
+    )
 
 
-def _found(model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]) -> tuple[list[_Use], list[str]]:
-    """The activations of these kinds that linear and convolution layers alone read, and why others are not."""
+def _found(
+    model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]
+) -> tuple[list[_Use], list[str]]:
+    """The activations of these kinds that linear and convolution layers alone read, and why others
+    are not.
+    """
     nodes = {node.name: node for node in graph.nodes}
     users = users_of(graph.nodes)
     weights = {node.name: node.target for node in graph.nodes if node.op == "tensor"}
@@ -143,33 +181,64 @@ def _found(model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]) -
     for name, module in model.named_modules():
         if not isinstance(module, kinds):
             continue
-        made = {node.name for node in graph.nodes if node.module == name or node.module.startswith(f"{name}.")}
-        last = [nodes[one] for one in made if any(user.name not in made for user in users.get(one, []))]
+        made = {
+            node.name
+            for node in graph.nodes
+            if node.module == name or node.module.startswith(f"{name}.")
+        }
+        last = [
+            nodes[one] for one in made if any(user.name not in made for user in users.get(one, []))
+        ]
         try:
-            read = [hit for node in last for hit in _readers(node, node, nodes, users)]
+            read = [hit for node in last for hit in _consumers(node, node, nodes, users)]
         except Unsupported as error:
             refused.append(f"'{name}': {error}")
             continue
-        dims, readers = {dim for _, dim in read}, Counter(weight for weight, _ in read)
-        total = Counter(weights[ref.name] for node in graph.nodes for ref in refs(node.args[1:2]) if ref.name in weights)
-        shared = [weight for weight, count in readers.items() if total[weight] != count]
-        own = {unit_dim(node.shape, module.dim, name) for node in last} if isinstance(module, Linked) else dims
+        dims, consumers = {dim for _, dim in read}, Counter(weight for weight, _ in read)
+        total = Counter(
+            weights[ref.name]
+            for node in graph.nodes
+            for ref in refs(node.args[1:2])
+            if ref.name in weights
+        )
+        shared = [weight for weight, count in consumers.items() if total[weight] != count]
+        own = (
+            {unit_dim(node.shape, module.dim, name) for node in last}
+            if isinstance(module, Linked)
+            else dims
+        )
         if len(dims) == 1 and own != dims:
-            refused.append(f"'{name}': its units are dimension {min(own)}, what reads it reads dimension {min(dims)}")
+            refused.append(
+                f"'{name}': its units are dimension {min(own)}, what reads it reads dimension "
+                f"{min(dims)}"
+            )
         elif len(dims) == 1 and min(dims) != 1 and _slopes(module) > 1:
-            refused.append(f"'{name}': nn.PReLU has its slopes along dimension 1, what reads it reads dimension {min(dims)}")
+            refused.append(
+                f"'{name}': nn.PReLU has its slopes along dimension 1, what reads it reads "
+                f"dimension {min(dims)}"
+            )
         elif len(dims) == 1 and not shared:
-            uses.append(_Use(name, dims.pop(), tuple(readers)))
+            uses.append(_Use(name, dims.pop(), tuple(consumers)))
         else:
-            why = f"{shared[0]} reads something else, too" if shared else "read along several dimensions"
+            why = (
+                f"{shared[0]} reads something else, too"
+                if shared
+                else "read along several dimensions"
+            )
             refused.append(f"'{name}': {why if dims else 'nothing reads it'}")
     return uses, refused
 
 
-def _readers(node: Node, start: Node, nodes: dict[str, Node], users: dict[str, list[Node]]) -> Iterator[tuple[str, int]]:
-    """(weight, dimension of the units) of every layer that reads what `node` passes on of `start`."""
+def _consumers(
+    node: Node, init: Node, nodes: dict[str, Node], users: dict[str, list[Node]]
+) -> Iterator[tuple[str, int]]:
+    """(weight, dimension of the units) of every layer that reads what `node` passes on of
+    `init`.
+    """
     for user in users.get(node.name, []):
-        first = isinstance(user.args[0], Ref) and user.args[0].name == node.name if user.args else False
+        first = (
+            isinstance(user.args[0], Ref) and user.args[0].name == node.name if user.args else False
+        )
         kind = user.kind
         if first and kind in ("linear", "conv1d", "conv2d", "conv3d"):
             weight = nodes[user.args[1].name]
@@ -177,15 +246,28 @@ def _readers(node: Node, start: Node, nodes: dict[str, Node], users: dict[str, l
                 raise Unsupported(f"the weight that reads it at '{user.name}' is computed")
             if kind != "linear" and (user.args[6] if len(user.args) > 6 else 1) != 1:
                 raise Unsupported(f"a convolution in groups reads it at '{user.name}'")
-            yield weight.target, 1 if kind != "linear" or len(node.shape) != len(start.shape) else len(start.shape) - 1
+            yield (
+                weight.target,
+                1
+                if kind != "linear" or len(node.shape) != len(init.shape)
+                else len(init.shape) - 1,
+            )
         elif first and (kind in _THROUGH or (is_view(user) and flattens(node, user))):
-            yield from _readers(user, start, nodes, users)
+            yield from _consumers(user, init, nodes, users)
         else:
-            raise Unsupported(f"'{user.op}' reads it at '{user.name}'" if user.op != "output" else "the output shows it")
+            raise Unsupported(
+                f"'{user.op}' reads it at '{user.name}'"
+                if user.op != "output"
+                else "the output shows it"
+            )
 
 
 def _slopes(module: nn.Module) -> int:
-    return next((p.numel() for p in module.parameters()), 1) if isinstance(module, (nn.PReLU, LKPReLU)) else 1
+    return (
+        next((p.numel() for p in module.parameters()), 1)
+        if isinstance(module, (nn.PReLU, LKPReLU))
+        else 1
+    )
 
 
 def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:
@@ -195,11 +277,13 @@ def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:
     return linked
 
 
-def _begin(model: nn.Module, weight: str, act: Linked, back: Back) -> None:
-    """Draw a reader anew. What takes it back is there already for its weight, and is appended for its bias."""
+def _begin(model: nn.Module, weight: str, act: Linked, undo_stack: UndoStack) -> None:
+    """Draw a reader anew. What takes it back is there already for its weight, and is appended for
+    its bias.
+    """
     layer = model.get_submodule(weight.rpartition(".")[0])
     if isinstance(bias := getattr(layer, "bias", None), Tensor):
-        back.append(partial(_restore, bias, bias.detach().clone()))
+        undo_stack.append(partial(_restore, bias, bias.detach().clone()))
     scale = difference(act)
     variance_(layer, act) if scale is None else looks_linear_(layer, scale)
 
@@ -224,19 +308,30 @@ def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Modu
     scale = difference(module)
     if scale is not None and all(torch.equal(first, -second) for first, second in halves):
         return nn.Identity(), scale
-    raise NotExact(f"unlink: '{name}' is read as neither g(z) alone nor g(z) - g(-z); a trained linked net has no plain twin")
+    raise NotExact(
+        f"unlink: '{name}' is read as neither g(z) alone nor g(z) - g(-z); a trained linked net "
+        f"has no plain twin"
+    )
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module, optimizers: Sequence[Optimizer], back: Back) -> None:
-    """Put a module in another's place, and its parameters in the place of the other's, in every optimizer."""
+def _replace(
+    model: nn.Module,
+    name: str,
+    new: nn.Module,
+    optimizers: Sequence[Optimizer],
+    undo_stack: UndoStack,
+) -> None:
+    """Put a module in another's place, and its parameters in the place of the other's, in every
+    optimizer.
+    """
     parent, _, key = name.rpartition(".")
     holder, old = model.get_submodule(parent), model.get_submodule(name)
     new.train(old.training)
-    back.append(partial(setattr, holder, key, old))
+    undo_stack.append(partial(setattr, holder, key, old))
     setattr(holder, key, new)
     like = next(p for p in (*old.parameters(), *model.parameters()))
     for optimizer in optimizers:
         for parameter in new.parameters():
-            enrol(optimizer, like, parameter, back)
+            enrol(optimizer, like, parameter, undo_stack)
         for parameter in old.parameters():
-            release(optimizer, parameter, back)
+            release(optimizer, parameter, undo_stack)

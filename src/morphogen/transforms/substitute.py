@@ -1,8 +1,9 @@
 """Take out units that others stand for: `substitute(model, layer, relations)`.
 
-A unit whose output is a combination of other units' outputs and a constant need not exist: its readers take the combination
-instead. Every lossless rule of `compress` is such a relation: a unit that is always 0, one that is constant, one that is a
-multiple of another, one that is affine where others are.
+A unit whose output is a combination of other units' outputs and a constant need not exist: its
+readers take the combination instead. Every lossless rule of `compress` is such a relation: a unit
+that is always 0, one that is constant, one that is a multiple of another, one that is affine where
+others are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +21,21 @@ from morphogen.tracing.trace import Graph, Node, Ref, users_of
 from morphogen.tracing.widths import Width
 
 MAKES = ("linear", "conv1d", "conv2d", "conv3d")
-# What a combination of units passes through as its terms do, and what only a constant or one multiple does.
+# What a combination of units passes through as its terms do, and what only a constant or one
+# multiple does.
 _COPIES = frozenset("dropout feature_dropout alpha_dropout clone contiguous detach alias".split())
-_LINEAR = _COPIES | frozenset(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3))
+_LINEAR = _COPIES | frozenset(
+    f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3)
+)
 _SINGLE = frozenset(f"max_pool{d}d" for d in (1, 2, 3))
 _VIEWS = frozenset("view reshape flatten _unsafe_view".split())
 
 
 @dataclass(frozen=True)
 class Relation:
-    """unit = sum of factors[j] * unit j + constant, on the set in question. why: the proof, in words."""
+    """unit = sum of factors[j] * unit j + constant, on the set in question. why: the proof, in
+    words.
+    """
 
     unit: int
     factors: Mapping[int, float]
@@ -41,10 +47,11 @@ class Relation:
 class Rectified:
     """A layer with a (leaky) ReLU of its own, and those that read it alone.
 
-    weight, bias: names of its tensors ("" without). slope: of the ReLU below 0, in [0, 1). value, activation: names of the
-    nodes that the ReLU reads and makes. readers: names of the weights that read it, and of their biases ("" without). sums:
-    whether combinations pass to them as their terms do. shifts: whether a constant becomes one of the readers' biases, which a
-    border of zeros breaks.
+    weight, bias: names of its tensors ("" without). slope: of the ReLU below 0, in [0, 1). value,
+    activation: names of the nodes that the ReLU reads and makes. consumers: names of the weights
+    that read it, and of their biases ("" without). sums: whether combinations pass to them as their
+    terms do. shifts: whether a constant becomes one of the readers' biases, which a border of zeros
+    breaks.
     """
 
     weight: str
@@ -52,15 +59,17 @@ class Rectified:
     slope: float
     value: str
     activation: str
-    readers: tuple[tuple[str, str], ...]
+    consumers: tuple[tuple[str, str], ...]
     sums: bool
     shifts: bool
 
 
 def rectified(graph: Graph) -> list[Rectified]:
-    """The layers whose units' outputs go through a (leaky) ReLU into linear and convolution layers and nowhere else.
+    """The layers whose units' outputs go through a (leaky) ReLU into linear and convolution layers
+    and nowhere else.
 
-    Units are the second dimension of every value on the way, until a flatten makes them blocks of it.
+    Units are the second dimension of every value on the way, until a flatten makes them blocks of
+    it.
     """
     nodes = {node.name: node for node in graph.nodes}
     users = users_of(graph.nodes)
@@ -70,22 +79,24 @@ def rectified(graph: Graph) -> list[Rectified]:
         own = _tensors(node, nodes, users)
         if own is None or len(after) != 1 or (slope := rectifier(after[0])) is None:
             continue
-        readers, sums, shifts = _readers(after[0], nodes, users) or ((), False, False)
-        if readers:
-            found.append(Rectified(*own, slope, node.name, after[0].name, readers, sums, shifts))
+        consumers, sums, shifts = _consumers(after[0], nodes, users) or ((), False, False)
+        if consumers:
+            found.append(Rectified(*own, slope, node.name, after[0].name, consumers, sums, shifts))
     return found
 
 
 @dataclass(frozen=True)
-class Maker:
-    """A layer whose tensors are its alone. input: whether it reads what the network is given, perhaps flattened."""
+class Producer:
+    """A layer whose tensors are its alone. input: whether it reads what the network is given,
+    perhaps flattened.
+    """
 
     weight: str
     bias: str
     input: bool
 
 
-def makers(graph: Graph) -> list[Maker]:
+def producers(graph: Graph) -> list[Producer]:
     """All linear and convolution layers on the second dimension."""
     nodes = {node.name: node for node in graph.nodes}
     users = users_of(graph.nodes)
@@ -93,14 +104,28 @@ def makers(graph: Graph) -> list[Maker]:
     def given(node: Node) -> bool:
         first = node.args[0] if node.args else None
         before = nodes[first.name] if isinstance(first, Ref) else None
-        return before is not None and (before.op == "input" or (before.kind in _VIEWS | _COPIES and given(before)))
+        return before is not None and (
+            before.op == "input" or (before.kind in _VIEWS | _COPIES and given(before))
+        )
 
-    return [Maker(*own, given(node)) for node in graph.nodes if (own := _tensors(node, nodes, users)) is not None]
+    return [
+        Producer(*own, given(node))
+        for node in graph.nodes
+        if (own := _tensors(node, nodes, users)) is not None
+    ]
 
 
-def _tensors(node: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> tuple[str, str] | None:
-    """The names of a layer's weight and bias ("" without), where they are its alone and it acts on the second dimension."""
-    if node.kind not in MAKES or _groups(node) > 1 or (node.kind == "linear" and len(node.shape) != 2):
+def _tensors(
+    node: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]
+) -> tuple[str, str] | None:
+    """The names of a layer's weight and bias ("" without), where they are its alone and it acts on
+    the second dimension.
+    """
+    if (
+        node.kind not in MAKES
+        or _groups(node) > 1
+        or (node.kind == "linear" and len(node.shape) != 2)
+    ):
         return None
     given = [nodes[arg.name] for arg in node.args[1:3] if isinstance(arg, Ref)]
     if not given or any(one.op != "tensor" or len(users[one.name]) > 1 for one in given):
@@ -111,9 +136,12 @@ def _tensors(node: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Nod
 Through = tuple[tuple[tuple[str, str], ...], bool, bool]
 
 
-def _readers(start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]) -> Through | None:
-    """(the tensors of the layers that read a value, whether sums pass to them, whether constants do); None where anything else
-    reads it."""
+def _consumers(
+    start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]
+) -> Through | None:
+    """(the tensors of the layers that read a value, whether sums pass to them, whether constants
+    do); None where anything else reads it.
+    """
     found: list[tuple[str, str]] = []
     sums = shifts = True
     for user in users.get(start.name, []):
@@ -123,7 +151,7 @@ def _readers(start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[No
             found.append(own)
             shifts &= bool(own[1]) and not _borders(user)
         elif _stays(start, user):
-            behind = _readers(user, nodes, users)
+            behind = _consumers(user, nodes, users)
             if behind is None:
                 return None
             found += behind[0]
@@ -148,37 +176,59 @@ def _groups(node: Node) -> int:
 
 
 def _borders(node: Node) -> bool:
-    """Whether a convolution or an average looks beyond the edge, where there are zeros, or divides by another number than it
-    adds up."""
+    """Whether a convolution or an average looks beyond the edge, where there are zeros, or divides
+    by another number than it adds up.
+    """
     if node.kind == "linear" or node.kind.startswith(("adaptive", "max")):
         return False
     place = 3 if "pool" in node.kind else 4
     padding = node.args[place] if len(node.args) > place else 0
-    there = padding != "valid" if isinstance(padding, str) else bool(any(padding) if isinstance(padding, Sequence) else padding)
-    divides = "pool" in node.kind and (bool(node.kwargs) or (len(node.args) > 6 and node.args[6] is not None))
+    there = (
+        padding != "valid"
+        if isinstance(padding, str)
+        else bool(any(padding) if isinstance(padding, Sequence) else padding)
+    )
+    divides = "pool" in node.kind and (
+        bool(node.kwargs) or (len(node.args) > 6 and node.args[6] is not None)
+    )
     return there or divides
 
 
 @torch.no_grad()
-def substitute(model: nn.Module, found: Mapping[str, Width], layer: Rectified, relations: Sequence[Relation]) -> list[Relation]:
+def substitute(
+    model: nn.Module, found: Mapping[str, Width], layer: Rectified, relations: Sequence[Relation]
+) -> list[Relation]:
     """Take the units out, in place, readers first; those that could go. At least one unit stays.
 
-    found: the model's widths. A relation of which a factor or a constant cannot pass to the readers is left out, as is one that
-    leans on a unit that goes itself.
+    found: the model's widths. A relation of which a factor or a constant cannot pass to the readers
+    is left out, as is one that leans on a unit that goes itself.
     """
-    width = next((w for w in found.values() for s in w.slots if (s.tensor, s.dim) == (layer.weight, 0)), None)
-    if width is None or width.pinned or width.step > 1 or any(len(slot.spans) > 1 for slot in width.slots):
+    width = next(
+        (w for w in found.values() for s in w.slots if (s.tensor, s.dim) == (layer.weight, 0)), None
+    )
+    if (
+        width is None
+        or width.fixed
+        or width.step > 1
+        or any(len(slot.spans) > 1 for slot in width.slots)
+    ):
         return []
-    if not {slot.tensor for slot in width.slots} <= {layer.weight, layer.bias, *(weight for weight, _ in layer.readers)}:
+    if not {slot.tensor for slot in width.slots} <= {
+        layer.weight,
+        layer.bias,
+        *(weight for weight, _ in layer.consumers),
+    }:
         return []  # other layers make or read units of this width
     tensors = tensors_of(model)
     size = len(tensors[layer.weight])
     going = {relation.unit for relation in relations}
     fitting = [
-        relation for relation in relations
-        if not (going & relation.factors.keys()) and (layer.shifts or not relation.constant)
+        relation
+        for relation in relations
+        if not (going & relation.factors.keys())
+        and (layer.shifts or not relation.constant)
         and (layer.sums or _passes(relation))
-    ][: size - 1]  # fmt: skip
+    ][: size - 1]
     if not fitting:
         return []
     units = torch.tensor([relation.unit for relation in fitting])
@@ -187,7 +237,7 @@ def substitute(model: nn.Module, found: Mapping[str, Width], layer: Rectified, r
         for unit, factor in relation.factors.items():
             row[unit] = factor
     constants = torch.tensor([relation.constant for relation in fitting], dtype=torch.float64)
-    for name, bias in layer.readers:
+    for name, bias in layer.consumers:
         weight = tensors[name]
         columns = weight.double().unflatten(1, (size, -1))
         gone = columns[:, units]
@@ -201,4 +251,6 @@ def substitute(model: nn.Module, found: Mapping[str, Width], layer: Rectified, r
 
 def _passes(relation: Relation) -> bool:
     """Through a maximum."""
-    return not relation.factors or (len(relation.factors) == 1 and not relation.constant and min(relation.factors.values()) > 0)
+    return not relation.factors or (
+        len(relation.factors) == 1 and not relation.constant and min(relation.factors.values()) > 0
+    )

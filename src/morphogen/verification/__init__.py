@@ -1,1 +1,3 @@
-"""PROVE that a network cannot do what must not be, or find an input where it does: attack, branch and bound, properties."""
+"""PROVE that a network cannot do what must not be, or find an input where it does: attack, branch
+and bound, properties.
+"""

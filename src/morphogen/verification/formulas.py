@@ -1,8 +1,10 @@
-"""Whether a network can do what a formula says: `search(case, ...)`, which multiplies choices out only as far as it must.
+"""Whether a network can do what a formula says: `search(case, ...)`, which multiplies choices out
+only as far as it must.
 
-A case is relaxed by leaving its choices away, of which only the box around their parts is kept. Where the rest is impossible,
-so is everything that the choices would make of it; where it is possible, a point shows which choice it misses, and that one is
-decided next. Cases of few clauses are left to one search for all of them.
+A case is relaxed by leaving its choices away, of which only the box around their parts is kept.
+Where the rest is impossible, so is everything that the choices would make of it; where it is
+possible, a point shows which choice it misses, and that one is decided next. Cases of few clauses
+are left to one search for all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +16,28 @@ from torch import Tensor
 from morphogen.bounds.box import Box
 from morphogen.bounds.linear import linear, lower_bound
 from morphogen.deadline import Deadline, OutOfTime
-from morphogen.formats.formula import All, Bound, Case, Choice, Ends, Row, arrays, cases, choice, excess, holds, tighter
+from morphogen.formats.formula import (
+    All,
+    Bound,
+    Case,
+    Choice,
+    Ends,
+    Row,
+    arrays,
+    cases,
+    choice,
+    excess,
+    holds,
+    tighter,
+)
 from morphogen.tracing.program import Program
 from morphogen.verification.unsafe import Unsafe, Verdict
 from morphogen.verification.verify import verify
 
 _FEW = 64  # clauses that one search takes at once
 _FLAT = 1024  # that it takes where they are the parts of one choice
-_SHARE = 0.05  # of the time that is left goes into a case with choices left away, and at least _LEAST seconds
+# of the time that is left goes into a case with choices left away, and at least _LEAST seconds
+_SHARE = 0.05
 _LEAST = 1.0
 _ROWS = 1024  # that are bounded at once, to see which cannot hold
 
@@ -31,8 +47,9 @@ Agrees = Callable[[Tensor, Sequence[Case]], bool]
 
 @dataclass(frozen=True)
 class Found:
-    """status: "unsat", "sat" or "unknown". bound: every input is safe by at least so much, as far as was seen. boxes: how many
-    were bounded."""
+    """status: "unsat", "sat" or "unknown". bound: every input is safe by at least so much, as far
+    as was seen. boxes: how many were bounded.
+    """
 
     status: str
     bound: float
@@ -40,12 +57,17 @@ class Found:
 
 
 def search(
-    net: Program, case: Case, outputs: int, until: Deadline, agrees: Agrees, tell: Callable[[float, int], None] | None = None
+    net: Program,
+    case: Case,
+    outputs: int,
+    until: Deadline,
+    agrees: Agrees,
+    tell: Callable[[float, int], None] | None = None,
 ) -> Found:
     """Prove that no input is in a case, or find one that is.
 
-    agrees: asked of every counterexample; where it is none after all, the search goes on, and does not end with "unsat".
-    until: then the answer is "unknown". tell: see `split_inputs`.
+    agrees: asked of every counterexample; where it is none after all, the search goes on, and does
+    not end with "unsat". until: then the answer is "unknown". tell: see `split_inputs`.
     """
     searching = _Search(replace(net, until=until), outputs, agrees, tell)
     try:
@@ -59,7 +81,7 @@ class _Search:
 
     def __init__(
         self, net: Program, outputs: int, agrees: Agrees, tell: Callable[[float, int], None] | None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.net, self.outputs, self.agrees, self.tell = net, outputs, agrees, tell
         self.least, self.boxes, self.open = torch.inf, 0, False
         self.impossible: dict[bytes, frozenset[Row]] = {}
@@ -82,7 +104,9 @@ class _Search:
         return Found("unknown" if self.open else "unsat", self.least, self.boxes)
 
     def decided(self, case: Case) -> bool:
-        """Whether a case of few clauses has a counterexample; all with one box are asked for at once."""
+        """Whether a case of few clauses has a counterexample; all with one box are asked for at
+        once.
+        """
         groups: dict[bytes, list[Case]] = {}
         for leaf in cases(case):
             groups.setdefault(_key(leaf.ends), []).append(leaf)
@@ -97,16 +121,22 @@ class _Search:
         return False
 
     def asked(self, ends: Ends, sets: Sequence[Sequence[Row]], until: Deadline) -> Verdict:
-        unsafe = [Unsafe(*(torch.tensor(part) for part in arrays(rows, self.outputs))) for rows in sets]
+        unsafe = [
+            Unsafe(*(torch.tensor(part) for part in arrays(rows, self.outputs))) for rows in sets
+        ]
         found = verify(self.net, self.box(ends), unsafe, until, self.tell)
         self.boxes += found.boxes
         return found
 
     def box(self, ends: Ends) -> Box:
-        return Box(*(torch.tensor(end).view(1, *self.net.shapes[self.net.input]) for end in ends.outer))
+        return Box(
+            *(torch.tensor(end).view(1, *self.net.shapes[self.net.input]) for end in ends.outer)
+        )
 
     def parts(self, case: Case) -> Iterator[Case] | None:
-        """What is left of a case of many clauses, in parts; None where a counterexample is among them."""
+        """What is left of a case of many clauses, in parts; None where a counterexample is among
+        them.
+        """
         alone = len(case.choices) == 1
         if alone and not case.rows:  # nothing to relax it to
             return _branches(case, case.choices[0], None)
@@ -125,7 +155,9 @@ class _Search:
         point, met = self.box(around).centre[0], True
         if case.rows:
             until = self.net.until
-            verdict = self.asked(around, [case.rows], until.within(max(_LEAST, _SHARE * until.left())))
+            verdict = self.asked(
+                around, [case.rows], until.within(max(_LEAST, _SHARE * until.left()))
+            )
             if verdict.status == "unsat":
                 self.least = min(self.least, verdict.bound)
                 return iter(())
@@ -133,7 +165,12 @@ class _Search:
             point = point if verdict.witness is None else verdict.witness
         x, y = (each.flatten().tolist() for each in (point, self.net(point[None])[0]))
         missed = [each for each in case.choices if not holds(All(choices=(each,)), x, y)]
-        if met and not missed and (leaf := _leaf(case, x, y)) is not None and self.agrees(point, [leaf]):
+        if (
+            met
+            and not missed
+            and (leaf := _leaf(case, x, y)) is not None
+            and self.agrees(point, [leaf])
+        ):
             self.least = max((excess(row, y) for row in leaf.rows), default=0.0)
             return None
         return _branches(case, _smallest(missed or case.choices), y)
@@ -149,7 +186,11 @@ class _Search:
         while True:
             for place, each in enumerate(case.choices):
                 rest = case.without(place)
-                kept = [part for part in each.parts if not never.intersection(part.rows) and rest.joined(part) is not None]
+                kept = [
+                    part
+                    for part in each.parts
+                    if not never.intersection(part.rows) and rest.joined(part) is not None
+                ]
                 if len(kept) < len(each.parts):
                     found = rest.joined(All(choices=(choice(kept),)))
                     if found is None or never.intersection(found.rows):
@@ -165,7 +206,10 @@ class _Search:
         weights, limits, _ = (torch.tensor(part) for part in arrays(rows, self.outputs))
         spec = weights.to(self.net.dtype).unflatten(1, self.net.shapes[self.net.output])[None]
         boxes = linear(self.net, self.box(around))
-        surplus = torch.cat([lower_bound(self.net, boxes, part)[0] for part in spec.split(_FEW, 1)]) - limits
+        surplus = (
+            torch.cat([lower_bound(self.net, boxes, part)[0] for part in spec.split(_FEW, 1)])
+            - limits
+        )
         never = {row: far for row, far in zip(rows, surplus.tolist(), strict=True) if far > 0}
         self.least = min([self.least, *never.values()])
         return frozenset(never)
@@ -177,7 +221,9 @@ def _key(ends: Ends) -> bytes:
 
 
 def _few(case: Case) -> bool:
-    """Whether one search takes all clauses of a case: they are few, or the parts of one choice over one box."""
+    """Whether one search takes all clauses of a case: they are few, or the parts of one choice over
+    one box.
+    """
     if case.count <= _FEW:
         return True
     flat = len(case.choices) == 1 and case.count == len(case.choices[0].parts)
@@ -189,16 +235,26 @@ def _smallest(choices: Sequence[Choice]) -> Choice:
 
 
 def _branches(case: Case, decided: Choice, y: Sequence[float] | None) -> Iterator[Case]:
-    """What is left of a case for each part of one of its choices: parts over one box together; over outputs alone those first
-    that the outputs y nearly keep."""
+    """What is left of a case for each part of one of its choices: parts over one box together; over
+    outputs alone those first that the outputs y nearly keep.
+    """
     rest = case.without(case.choices.index(decided))
-    if not decided.boxed and len(case.choices) == 1 and decided.count == len(decided.parts):  # as many as one search takes
-        return (found for at in range(0, len(decided.parts), _FLAT)
-                if (found := rest.joined(All(choices=(choice(decided.parts[at : at + _FLAT]),)))) is not None)  # fmt: skip
+    # as many as one search takes
+    if not decided.boxed and len(case.choices) == 1 and decided.count == len(decided.parts):
+        return (
+            found
+            for at in range(0, len(decided.parts), _FLAT)
+            if (found := rest.joined(All(choices=(choice(decided.parts[at : at + _FLAT]),))))
+            is not None
+        )
     if not decided.boxed:
         parts = decided.parts
         if y is not None:
-            parts = tuple(sorted(parts, key=lambda part: max((excess(row, y) for row in part.rows), default=0.0)))
+            parts = tuple(
+                sorted(
+                    parts, key=lambda part: max((excess(row, y) for row in part.rows), default=0.0)
+                )
+            )
         return (found for part in parts if (found := rest.joined(part)) is not None)
     groups: dict[tuple[Bound, ...], list[All]] = {}
     for part in decided.parts:
@@ -207,7 +263,7 @@ def _branches(case: Case, decided: Choice, y: Sequence[float] | None) -> Iterato
         found
         for bounds, parts in groups.items()
         if (found := rest.joined(All(bounds, (), (choice(parts),)))) is not None
-    )  # fmt: skip
+    )
 
 
 def _around(case: Case) -> Ends:
@@ -216,7 +272,9 @@ def _around(case: Case) -> Ends:
     for each in case.choices:
         if each.boxed:
             sides = [case.ends.narrowed(part.bounds) for part in each.parts]
-            for low in zip(*([*ends.lower, *ends.upper] for ends in sides if ends.empty is None), strict=True):
+            for low in zip(
+                *([*ends.lower, *ends.upper] for ends in sides if ends.empty is None), strict=True
+            ):
                 if all(bound is not None for bound in low):
                     worst = low[0]
                     for bound in low[1:]:

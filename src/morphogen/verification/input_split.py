@@ -1,8 +1,10 @@
-"""A complete search over the input: boxes whose bounds do not decide are cut in two, `split_inputs(net, unsafe, box, ...)`.
+"""A complete search over the input: boxes whose bounds do not decide are cut in two,
+`split_inputs(net, unsafe, box, ...)`.
 
-Complete where a network is piecewise linear and inputs are few, such as the five of ACAS Xu; anytime elsewhere. All open boxes
-are bounded in batches, the worst first; each is cut across the input that may change the output the most, or left to linear
-programs where few ReLUs bend. In each a descent from where its bound is attained looks for a counterexample.
+Complete where a network is piecewise linear and inputs are few, such as the five of ACAS Xu;
+anytime elsewhere. All open boxes are bounded in batches, the worst first; each is cut across the
+input that may change the output the most, or left to linear programs where few ReLUs bend. In each
+a descent from where its bound is attained looks for a counterexample.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,23 +32,35 @@ _SECONDS = 1.0  # for one of them
 
 
 def split_inputs(
-    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float | Deadline, batch: int = 256,
+    net: Program,
+    unsafe: Sequence[Unsafe],
+    box: Box,
+    seconds: float | Deadline,
+    batch: int = 256,
     tell: Callable[[float, int], None] | None = None,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Prove that no input of a box is in any of the unsafe sets, or find one that is.
 
-    box: of one example, (1, *shape). seconds: after which the answer is "unknown", wherever the search is then; or a deadline.
-    tell: called with the least bound and the number of open boxes as the search goes on.
+    box: of one example, (1, *shape). seconds: after which the answer is "unknown", wherever the
+    search is then; or a deadline. tell: called with the least bound and the number of open boxes as
+    the search goes on.
     """
     until = deadline(seconds)
-    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(batch)
+    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(
+        batch
+    )
 
 
 class _Search:
     """What stays the same during one search, and what it has seen."""
 
     def __init__(
-        self, net: Program, unsafe: Sequence[Unsafe], box: Box, until: Deadline, tell: Callable[[float, int], None] | None
+        self,
+        net: Program,
+        unsafe: Sequence[Unsafe],
+        box: Box,
+        until: Deadline,
+        tell: Callable[[float, int], None] | None,
     ) -> None:
         self.net, self.unsafe, self.box, self.until, self.tell = net, unsafe, box, until, tell
         self.began, self.seen = until.now(), 0
@@ -68,14 +82,19 @@ class _Search:
                 if witness is not None:
                     return Verdict("sat", witness[1], witness[0][0], self.seen, self.spent)
                 if self.tell:
-                    self.tell(float(self.bounds.min()) if len(self.bounds) else self.proved, len(self.bounds))
+                    self.tell(
+                        float(self.bounds.min()) if len(self.bounds) else self.proved,
+                        len(self.bounds),
+                    )
         except OutOfTime:
             least = min(self.proved, float(self.bounds.min()))
             return Verdict("unknown", least, None, self.seen, self.spent)
         return Verdict("unsat", self.proved, None, self.seen, self.spent)
 
     def attacked(self) -> tuple[Tensor, float] | None:
-        """An unsafe point of the whole box and its excess, where it is time to look for one, and there is one."""
+        """An unsafe point of the whole box and its excess, where it is time to look for one, and
+        there is one.
+        """
         if self.attacks > _SHARE * (began := self.spent):
             return None
         for each in self.unsafe:
@@ -86,7 +105,9 @@ class _Search:
         return None
 
     def halved(self, batch: int) -> tuple[Tensor, float] | None:
-        """Bound the worst boxes and cut those that stay open, or find an unsafe point in one of them, and its excess."""
+        """Bound the worst boxes and cut those that stay open, or find an unsafe point in one of
+        them, and its excess.
+        """
         net, rows, limits = self.net, self.rows, self.limits
         worst = self.bounds.topk(min(batch, len(self.bounds)), largest=False).indices
         rest = torch.ones(len(self.bounds), dtype=torch.bool).index_fill(0, worst, False)
@@ -106,18 +127,28 @@ class _Search:
         if excess <= 0:
             return point, excess
         open_ = ~(least > 0)  # what is no number proves nothing
-        effects = _effects(net, rows, ~(surplus > 0)[open_], {name: each[open_] for name, each in boxes.items()})
+        effects = _effects(
+            net, rows, ~(surplus > 0)[open_], {name: each[open_] for name, each in boxes.items()}
+        )
         halves = _halves(here[open_], effects)
         # all at once, so that whatever is interrupted leaves what was known
-        self.proved = min(self.proved, float(least[~open_].min())) if bool((~open_).any()) else self.proved
-        self.open = Box(torch.cat([self.open.lower[rest], halves.lower]), torch.cat([self.open.upper[rest], halves.upper]))
+        self.proved = (
+            min(self.proved, float(least[~open_].min())) if bool((~open_).any()) else self.proved
+        )
+        self.open = Box(
+            torch.cat([self.open.lower[rest], halves.lower]),
+            torch.cat([self.open.upper[rest], halves.upper]),
+        )
         self.bounds = torch.cat([self.bounds[rest], least[open_].nan_to_num(-torch.inf).repeat(2)])
         return None
 
 
-def _bounded(net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-    """(of each set the best lower bound on any row's surplus, (batch, sets); the coefficients on the input of the row that has
-    the least of them, (batch, *shape))."""
+def _bounded(
+    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(of each set the best lower bound on any row's surplus, (batch, sets); the coefficients on
+    the input of the row that has the least of them, (batch, *shape)).
+    """
     spec = rows.flatten(0, 1).unflatten(1, net.shapes[net.output])[None]
     found = bounded(net, boxes, spec)
     surplus, best = (found.least.unflatten(1, limits.shape) - limits).max(2)
@@ -129,8 +160,9 @@ def _bounded(net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tenso
 def _programmed(
     net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, surplus: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case by case where lines are not
-    enough; the inputs (1, *shape) where those are attained)."""
+    """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case
+    by case where lines are not enough; the inputs (1, *shape) where those are attained).
+    """
     bent, points = torch.zeros(len(surplus), dtype=torch.long), []
     for step in net.forth():
         if activation(step) is RELU:
@@ -139,7 +171,10 @@ def _programmed(
         elif not affine(step):
             return surplus, []
     for i, k in ((bent <= _FEW)[:, None] & ~(surplus > 0)).nonzero().tolist():
-        one, row = {name: box[i : i + 1] for name, box in boxes.items()}, rows[k].unflatten(1, net.shapes[net.output])
+        one, row = (
+            {name: box[i : i + 1] for name, box in boxes.items()},
+            rows[k].unflatten(1, net.shapes[net.output]),
+        )
         bound, point = least_of(net, one, row, limits[k])
         if not bound > 0:
             bound, point = least_of(net, one, row, limits[k], True, _SECONDS, LEAST)
@@ -149,7 +184,9 @@ def _programmed(
 
 
 def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]) -> Tensor:
-    """By how much a row of the open sets may change when one input alone goes from end to end of its edge, (batch, inputs)."""
+    """By how much a row of the open sets may change when one input alone goes from end to end of
+    its edge, (batch, inputs).
+    """
     ranges, across = derivative(net, boxes), rows.flatten(0, 1).T
     change = (ranges.centre.flatten(2) @ across).abs() + ranges.radius.flatten(2) @ across.abs()
     change = change.unflatten(2, rows.shape[:2]).amax(3) * open_[:, None]
@@ -158,7 +195,9 @@ def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]
 
 
 def _halves(box: Box, effects: Tensor) -> Box:
-    """Each box cut in two across the edge of the largest effect: first all lower halves, then all upper."""
+    """Each box cut in two across the edge of the largest effect: first all lower halves, then all
+    upper.
+    """
     edge = effects.argmax(1)
     rows = torch.arange(len(edge))
     middle = box.centre.flatten(1)[rows, edge]

@@ -1,4 +1,6 @@
-"""A folder of verification problems, one after the other or several at once: `run_instances("instances.csv", ...)`."""
+"""A folder of verification problems, one after the other or several at once:
+`run_instances("instances.csv", ...)`.
+"""
 
 import csv
 import math
@@ -23,7 +25,9 @@ from morphogen.verification.vnncomp import verify_file
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the results table. status: "sat", "unsat", "unknown", or "error" with what was said."""
+    """One line of the results table. status: "sat", "unsat", "unknown", or "error" with what was
+    said.
+    """
 
     network: str
     prop: str
@@ -38,18 +42,27 @@ _COLUMNS = [column.name for column in fields(Result)]
 
 
 def run_instances(
-    listing: Path, out: Path, timeout: float | None = None, jobs: int = 1, tell: Callable[[Result, int], None] | None = None
+    listing: Path,
+    out: Path,
+    timeout: float | None = None,
+    jobs: int = 1,
+    tell: Callable[[Result, int], None] | None = None,
 ) -> list[Result]:
     """Verify every pair that a listing names, and append each result to `out` (CSV) as it comes.
 
-    listing: lines of network, property, seconds, as in VNN-COMP; paths are relative to it, and may have lost their .gz. What
-    `out` already has is not run again, unless it was an error. timeout: instead of the listing's seconds. jobs: processes;
-    where one is killed, its problem is tried once more after all others, and then is an error. tell: called with each new
-    result and how many are left. Raises `DataError` for a listing that cannot be read so.
+    listing: lines of network, property, seconds, as in VNN-COMP; paths are relative to it, and may
+    have lost their .gz. What `out` already has is not run again, unless it was an error. timeout:
+    instead of the listing's seconds. jobs: processes; where one is killed, its problem is tried
+    once more after all others, and then is an error. tell: called with each new result and how many
+    are left. Raises `DataError` for a listing that cannot be read so.
     """
     wanted = dict.fromkeys(_listed(listing, timeout))
     pairs = {row[:2] for row in wanted}
-    done = [result for result in _done(out) if result.status != "error" or (result.network, result.prop) not in pairs]
+    done = [
+        result
+        for result in _done(out)
+        if result.status != "error" or (result.network, result.prop) not in pairs
+    ]
     left = [row for row in wanted if row[:2] not in {(r.network, r.prop) for r in done}]
     out.parent.mkdir(parents=True, exist_ok=True)
     text = StringIO(newline="")
@@ -88,8 +101,13 @@ def _results(folder: Path, rows: list[tuple[str, str, float]], jobs: int) -> Ite
                     ended = worker.stop()
                     workers.remove(worker)
                     if problem.tried:
-                        said = f"its process was ended twice ({ended}); it may need more memory than there is with {jobs} jobs"
-                        result = Result(problem.network, problem.prop, "error", math.nan, math.nan, 0, said)
+                        said = (
+                            f"its process was ended twice ({ended}); it may need more memory "
+                            f"than there is with {jobs} jobs"
+                        )
+                        result = Result(
+                            problem.network, problem.prop, "error", math.nan, math.nan, 0, said
+                        )
                     else:
                         waiting.append(replace(problem, tried=True))
                     if waiting:
@@ -117,7 +135,8 @@ class _Worker:
     """A process that solves one problem at a time."""
 
     def __init__(self, folder: Path) -> None:
-        spawn = multiprocessing.get_context("spawn")  # started anew: threads of a process that was forked do not live on
+        # started anew: threads of a process that was forked do not live on
+        spawn = multiprocessing.get_context("spawn")
         self.channel, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_serve, args=(theirs, folder, _one), daemon=True)
         self.process.start()
@@ -152,7 +171,8 @@ class _Worker:
 
 def _serve(channel: "Connection[Any, Any]", folder: Path, solve: Callable[..., Result]) -> None:
     """Solves problems until no more can come."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks is interrupted, and ends this one
+    # the process that asks is interrupted, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     with suppress(EOFError):
         while True:
@@ -164,7 +184,9 @@ def _one(folder: Path, network: str, prop: str, seconds: float) -> Result:
     try:
         found = verify_file(_there(folder / network), _there(folder / prop), seconds)
     except Exception as error:  # one problem that fails must not end the others
-        said = str(error) if isinstance(error, MorphogenError) else f"{type(error).__name__}: {error}"
+        said = (
+            str(error) if isinstance(error, MorphogenError) else f"{type(error).__name__}: {error}"
+        )
         return Result(network, prop, "error", time.perf_counter() - began, float("nan"), 0, said)
     return Result(network, prop, found.status, found.seconds, found.bound, found.boxes)
 
@@ -186,7 +208,9 @@ def _listed(listing: Path, timeout: float | None) -> list[tuple[str, str, float]
             network, prop, seconds = (cell.strip() for cell in row)
             found.append((network, prop, timeout or float(seconds)))
         except ValueError:
-            raise DataError(f"{listing}: {','.join(row)!r}; each line is network, property, seconds") from None
+            raise DataError(
+                f"{listing}: {','.join(row)!r}; each line is network, property, seconds"
+            ) from None
     return found
 
 
@@ -197,7 +221,9 @@ def _done(out: Path) -> list[Result]:
     text = out.read_text()
     header = ",".join(_COLUMNS)
     if not text.startswith(header) and not header.startswith(text.rstrip()):
-        raise DataError(f"{out} is no table of results with columns {header}; name another with --out")
+        raise DataError(
+            f"{out} is no table of results with columns {header}; name another with --out"
+        )
     whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
     found = []
     for r in csv.DictReader(whole):

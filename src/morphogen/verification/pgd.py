@@ -14,11 +14,17 @@ _CHUNK = 2**22  # numbers in the largest value of as many points as descend at o
 
 
 def attack(
-    net: Program, unsafe: Unsafe, box: Box, restarts: int = 16, steps: int = 30, generator: torch.Generator | None = None
+    net: Program,
+    unsafe: Unsafe,
+    box: Box,
+    restarts: int = 16,
+    steps: int = 30,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, float]:
-    """(the input (1, *shape) that comes nearest to being unsafe, its excess), by signed gradient steps from random corners,
-    random points and the centre. box: of one example, (1, *shape). generator: None for one of our own. The points of a large
-    network descend some after the others, so that no single operation takes long.
+    """(the input (1, *shape) that comes nearest to being unsafe, its excess), by signed gradient
+    steps from random corners, random points and the centre. box: of one example, (1, *shape).
+    generator: None for one of our own. The points of a large network descend some after the others,
+    so that no single operation takes long.
 
     Source: projected gradient descent, Madry et al. 2018 (arXiv 1706.06083).
     """
@@ -28,7 +34,9 @@ def attack(
     share[:1] = 0.5
     best, least = box.centre, torch.inf
     for part in share.split(max(1, _CHUNK // max(map(math.prod, net.shapes.values())))):
-        point, excess = nearest(lambda x: unsafe.excess(net(x)), box.repeated(len(part)), part, steps)
+        point, excess = nearest(
+            lambda x: unsafe.excess(net(x)), box.repeated(len(part)), part, steps
+        )
         if excess < least:
             best, least = point, excess
         if least <= 0:
@@ -36,8 +44,12 @@ def attack(
     return best, least
 
 
-def nearest(score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int) -> tuple[Tensor, float]:
-    """(the point (1, *shape) of the least score on a `descent`, its score); the first that is not above 0 ends it."""
+def nearest(
+    score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int
+) -> tuple[Tensor, float]:
+    """(the point (1, *shape) of the least score on a `descent`, its score); the first that is not
+    above 0 ends it.
+    """
     best, least = sets.centre[:1], torch.inf
     for x, value in descent(score, sets, share, steps):
         lowest, at = value.min(0)
@@ -48,9 +60,13 @@ def nearest(score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: 
     return best, least
 
 
-def descent(score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Points x (n, *shape) and their scores (n,), which signed gradient steps lower, as they come; shorter and shorter steps,
-    half of each box at first. sets: one for each point. share: where in their boxes the points begin, from 0 to 1."""
+def descent(
+    score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Points x (n, *shape) and their scores (n,), which signed gradient steps lower, as they come;
+    shorter and shorter steps, half of each box at first. sets: one for each point. share: where in
+    their boxes the points begin, from 0 to 1.
+    """
     x = sets.inside(sets.lower + sets.width * share)
     for step in range(steps + 1):
         x = x.detach().requires_grad_(step < steps)

@@ -1,11 +1,12 @@
-"""A complete search over the signs of ReLUs: parts whose bounds do not decide are cut where one unit is 0, `split_units`.
+"""A complete search over the signs of ReLUs: parts whose bounds do not decide are cut where one
+unit is 0, `split_units`.
 
-Complete where a network is piecewise linear, whatever the number of inputs: once every unit has its sign, a linear program
-decides. Parts are bounded in batches, the worst first; the unit that is cut is the one of a few likely ones whose two halves
-have the best worse bound.
+Complete where a network is piecewise linear, whatever the number of inputs: once every unit has its
+sign, a linear program decides. Parts are bounded in batches, the worst first; the unit that is cut
+is the one of a few likely ones whose two halves have the best worse bound.
 
-Source: beta-CROWN, Wang et al. 2021 (arXiv 2103.06624); the choice of the unit: filtered smart branching, De Palma et al. 2021
-(arXiv 2104.06718).
+Source: beta-CROWN, Wang et al. 2021 (arXiv 2103.06624); the choice of the unit: filtered smart
+branching, De Palma et al. 2021 (arXiv 2104.06718).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ from morphogen.verification.pgd import attack
 from morphogen.verification.unsafe import Unsafe, Verdict, stacked
 
 Signs = Mapping[str, Tensor]
-"""By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known."""
+"""By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known.
+"""
 
 _STEPS = 12  # of ascent for a part
 _EXACT = 1e-9  # a loss below it is rounding, relative to the size of what is bounded
@@ -39,8 +41,10 @@ _TRIED = 4  # units that may be cut are compared by their halves
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the inputs: those with these signs (int8, without a batch). clause: which of the unsafe sets is in question.
-    bound: of its excess. free: for its halves to begin from. seen: see `alpha.Found`."""
+    """One part of the inputs: those with these signs (int8, without a batch). clause: which of the
+    unsafe sets is in question. bound: of its excess. free: for its halves to begin from. seen: see
+    `alpha.Found`.
+    """
 
     clause: int
     signs: dict[str, Tensor]
@@ -55,19 +59,32 @@ def splittable(net: Program) -> bool:
 
 
 def split_units(
-    net: Program, unsafe: Sequence[Unsafe], box: Box, seconds: float | Deadline, batch: int = 32,
+    net: Program,
+    unsafe: Sequence[Unsafe],
+    box: Box,
+    seconds: float | Deadline,
+    batch: int = 32,
     tell: Callable[[float, int], None] | None = None,
-) -> Verdict:  # fmt: skip
-    """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as for `split_inputs`."""
+) -> Verdict:
+    """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as
+    for `split_inputs`.
+    """
     until = deadline(seconds)
-    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(batch)
+    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(
+        batch
+    )
 
 
 class _Search:
     """What stays the same during one search, and what it has seen."""
 
     def __init__(
-        self, net: Program, unsafe: Sequence[Unsafe], box: Box, until: Deadline, tell: Callable[[float, int], None] | None
+        self,
+        net: Program,
+        unsafe: Sequence[Unsafe],
+        box: Box,
+        until: Deadline,
+        tell: Callable[[float, int], None] | None,
     ) -> None:
         self.net, self.unsafe, self.box, self.tell = net, unsafe, box, tell
         self.until, self.began, self.stuck = until, until.now(), False
@@ -102,7 +119,14 @@ class _Search:
         if self.witness is not None:
             return Verdict("sat", self.witness[1], self.witness[0], self.seen, self.spent)
         # a part that was left in the middle is open, whatever of it is not
-        least = min([self.least, self.proved, *(part.bound for part in worst), *(bound for bound, _, _ in self.heap[:1])])
+        least = min(
+            [
+                self.least,
+                self.proved,
+                *(part.bound for part in worst),
+                *(bound for bound, _, _ in self.heap[:1]),
+            ]
+        )
         return Verdict("unknown" if open_ else "unsat", least, None, self.seen, self.spent)
 
     def keep(self, parts: Iterator[Part]) -> None:
@@ -111,8 +135,9 @@ class _Search:
             heappush(self.heap, (part.bound, next(self.number), part))
 
     def roots(self) -> Iterator[Part]:
-        """The clauses that cheaper ways leave open: intervals and one linear bound, linear bounds of every value, an attack,
-        then bounds with the best lines."""
+        """The clauses that cheaper ways leave open: intervals and one linear bound, linear bounds
+        of every value, an attack, then bounds with the best lines.
+        """
         for technique in (interval, linear):
             self.boxes = technique(self.net, self.box)
             surplus = self.surplus()
@@ -129,10 +154,14 @@ class _Search:
         self.boxes = alpha(self.net, self.box, _STEPS, self.until.left())
         self.sizes = magnitudes(self.net, self.boxes)
         whole = [Part(clause, {}, -torch.inf, Free(), {}) for clause in open_]
-        yield from self.parts(self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_])
+        yield from self.parts(
+            self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_]
+        )
 
     def surplus(self) -> Tensor:
-        """Of each clause the best lower bound on any row's surplus, by linear functions of the input."""
+        """Of each clause the best lower bound on any row's surplus, by linear functions of the
+        input.
+        """
         found = lower_bound(self.net, self.boxes, self.rows.flatten(0, 1)[None])
         return (found.view(self.limits.shape) - self.limits).amax(1)
 
@@ -142,12 +171,16 @@ class _Search:
         undecided = [part for part, units in zip(parts, chosen, strict=True) if not units]
         for part in undecided:
             yield from self.decided(part)
-        owners, signs = self.best_cuts([(part, units) for part, units in zip(parts, chosen, strict=True) if units])
+        owners, signs = self.best_cuts(
+            [(part, units) for part, units in zip(parts, chosen, strict=True) if units]
+        )
         if owners:
             found = self.bounded(owners, signs, _STEPS)
             yield from self.parts(found, [part.clause for part in owners], signs)
 
-    def parts(self, found: Found, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]) -> Iterator[Part]:
+    def parts(
+        self, found: Found, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]
+    ) -> Iterator[Part]:
         """Those that are not proved, after a look at the points where their bounds are attained."""
         surplus = found.bound[:, 0]
         self.seen += len(surplus)
@@ -157,14 +190,17 @@ class _Search:
             self.look(corners[i : i + 1], clause)
             if not float(surplus[i]) > 0:
                 free = Free(
-                    {n: s[:, i] for n, s in found.free.slopes.items()}, {v: s[i] for v, s in found.free.shifts.items()},
+                    {n: s[:, i] for n, s in found.free.slopes.items()},
+                    {v: s[i] for v, s in found.free.shifts.items()},
                     None if found.free.mix is None else found.free.mix[i],
-                )  # fmt: skip
+                )
                 seen = {n: a[i, 0] for n, a in found.seen.items()}
                 yield Part(clause, signs[i], float(surplus[i]), free, seen)
 
     def choices(self, parts: Sequence[Part]) -> list[list[tuple[str, int]]]:
-        """A few units of each part, by what their lines may lose; none where no line loses anything."""
+        """A few units of each part, by what their lines may lose; none where no line loses
+        anything.
+        """
         found: list[list[tuple[str, int]]] = []
         for part in parts:
             names, scores, sizes = [], [], []
@@ -176,8 +212,14 @@ class _Search:
                 lower, upper = box.lower[0], box.upper[0]
                 a, bends = part.seen[step], (lower < 0) & (upper > 0)
                 chord = upper * -lower / (upper - lower).clamp_min(1e-300)
-                share = part.free.slopes[step][0, 0] if step in part.free.slopes else torch.zeros_like(lower)
-                loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * torch.maximum(share * -lower, (1 - share) * upper)
+                share = (
+                    part.free.slopes[step][0, 0]
+                    if step in part.free.slopes
+                    else torch.zeros_like(lower)
+                )
+                loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * torch.maximum(
+                    share * -lower, (1 - share) * upper
+                )
                 names.append(read)
                 scores.append(torch.where(bends, loss, 0.0).flatten())
                 sizes.append(loss.numel())
@@ -185,7 +227,13 @@ class _Search:
                 found.append([])
                 continue
             score, places = torch.cat(scores).topk(min(_TRIED, sum(sizes)))
-            found.append([_place(names, sizes, int(p)) for s, p in zip(score.tolist(), places, strict=True) if s > exact])
+            found.append(
+                [
+                    _place(names, sizes, int(p))
+                    for s, p in zip(score.tolist(), places, strict=True)
+                    if s > exact
+                ]
+            )
         return found
 
     def scale(self, clause: int) -> float:
@@ -193,10 +241,17 @@ class _Search:
         reach = self.rows[clause].abs().flatten(1) @ size(self.boxes[self.net.output])[0].flatten()
         return float((reach + self.limits[clause].abs()).amax())
 
-    def best_cuts(self, chosen: Sequence[tuple[Part, Sequence[tuple[str, int]]]]) -> tuple[list[Part], list[dict[str, Tensor]]]:
+    def best_cuts(
+        self, chosen: Sequence[tuple[Part, Sequence[tuple[str, int]]]]
+    ) -> tuple[list[Part], list[dict[str, Tensor]]]:
         """Each part twice, with its two halves by the unit whose worse half has the best bound."""
         owners = [part for part, units in chosen for _ in units for _ in (1, -1)]
-        signs = [self.with_sign(part, unit, sign) for part, units in chosen for unit in units for sign in (1, -1)]
+        signs = [
+            self.with_sign(part, unit, sign)
+            for part, units in chosen
+            for unit in units
+            for sign in (1, -1)
+        ]
         if not owners:
             return [], []
         worse = self.bounded(owners, signs, 0).bound.view(-1, 2).amin(1)
@@ -214,32 +269,52 @@ class _Search:
         new.view(-1)[place] = sign
         return {**part.signs, name: new}
 
-    def bounded(self, parts: Sequence[Part], signs: Sequence[dict[str, Tensor]], steps: int) -> Found:
+    def bounded(
+        self, parts: Sequence[Part], signs: Sequence[dict[str, Tensor]], steps: int
+    ) -> Found:
         """Bounds of parts, each with the signs given."""
         size = len(parts)
         names = {name for each in signs for name in each}
         every = {
-            name: torch.stack([each.get(name, torch.zeros(self.net.shapes[name], dtype=torch.int8)) for each in signs])
+            name: torch.stack(
+                [
+                    each.get(name, torch.zeros(self.net.shapes[name], dtype=torch.int8))
+                    for each in signs
+                ]
+            )
             for name in names
-        }  # fmt: skip
-        wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {self.net.input}
+        }
+        wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {
+            self.net.input
+        }
         boxes = {name: _cut(self.boxes[name].repeated(size), every.get(name)) for name in wanted}
-        slopes = {n: torch.stack([part.free.slopes[n] for part in parts], 1) for n in _common(p.free.slopes for p in parts)}
+        slopes = {
+            n: torch.stack([part.free.slopes[n] for part in parts], 1)
+            for n in _common(p.free.slopes for p in parts)
+        }
         shifts = {
-            v: torch.stack([
-                part.free.shifts[v] if v in part.free.shifts else torch.zeros(1, *self.net.shapes[v], dtype=self.net.dtype)
-                for part in parts
-            ])
+            v: torch.stack(
+                [
+                    part.free.shifts[v]
+                    if v in part.free.shifts
+                    else torch.zeros(1, *self.net.shapes[v], dtype=self.net.dtype)
+                    for part in parts
+                ]
+            )
             for v in names
-        }  # fmt: skip
+        }
         mixes = [part.free.mix for part in parts if part.free.mix is not None]
         mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
         free, limits = Free(slopes, shifts, mix), self.limits[clauses]
-        return optimised(self.net, boxes, self.rows[clauses], None, every, free, steps, 0.0, limits, self.sizes)
+        return optimised(
+            self.net, boxes, self.rows[clauses], None, every, free, steps, 0.0, limits, self.sizes
+        )
 
     def decided(self, part: Part) -> Iterator[Part]:
-        """No line loses anything, as where every unit has its sign: a linear program decides, case by case if need be."""
+        """No line loses anything, as where every unit has its sign: a linear program decides, case
+        by case if need be.
+        """
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows, limits = self.rows[part.clause], self.limits[part.clause]
         bound, point = least_of(self.net, boxes, rows, limits)

@@ -1,12 +1,13 @@
-"""Which (leaky) ReLUs have one sign on a whole box, each with its proof or two witnesses: `stability(model, box)`.
+"""Which (leaky) ReLUs have one sign on a whole box, each with its proof or two witnesses:
+`stability(model, box)`.
 
-A cascade from cheap to dear: points show both signs of most units; of the others, intervals and linear bounds prove most, then
-the best lines; an attack looks for the sign that was not seen; linear programs decide the rest, at last case by case, a ReLU on
-or off.
+A cascade from cheap to dear: points show both signs of most units; of the others, intervals and
+linear bounds prove most, then the best lines; an attack looks for the sign that was not seen;
+linear programs decide the rest, at last case by case, a ReLU on or off.
 
-Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804), which decide by whole-number
-programs alone. Differs: programs come last, where on nets that were trained for it next to nothing is left for them, and know
-which ReLU to decide next (`lp`).
+Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804),
+which decide by whole-number programs alone. Differs: programs come last, where on nets that were
+trained for it next to nothing is left for them, and know which ReLU to decide next (`lp`).
 """
 
 import time
@@ -32,9 +33,11 @@ ACTIVE, INACTIVE, BOTH, OPEN = 1, -1, 0, 2
 
 @dataclass
 class Signs:
-    """Of the units of one value, flat. sign: `ACTIVE` (proved: never below 0), `INACTIVE` (proved: never above), `BOTH` (seen
-    on either side) or `OPEN`. how: what decided, a name each. positive, negative: an input where the unit is above and below 0,
-    NaN where none was seen, (units, *shape of the input)."""
+    """Of the units of one value, flat. sign: `ACTIVE` (proved: never below 0), `INACTIVE` (proved:
+    never above), `BOTH` (seen on either side) or `OPEN`. how: what decided, a name each. positive,
+    negative: an input where the unit is above and below 0, NaN where none was seen, (units, *shape
+    of the input).
+    """
 
     sign: Tensor
     how: list[str]
@@ -64,7 +67,9 @@ class Signs:
 
 @dataclass(frozen=True)
 class Stability:
-    """By name of the value that ReLUs read. boxes: proved bounds on every value. seconds: of each technique."""
+    """By name of the value that ReLUs read. boxes: proved bounds on every value. seconds: of each
+    technique.
+    """
 
     units: Mapping[str, Signs]
     boxes: Mapping[str, Box]
@@ -80,14 +85,19 @@ class Stability:
 
 
 def stability(
-    model: nn.Module | Program, box: Box, samples: Tensor | None = None, points: int = 1000, seconds: float = 60.0,
+    model: nn.Module | Program,
+    box: Box,
+    samples: Tensor | None = None,
+    points: int = 1000,
+    seconds: float = 60.0,
     generator: torch.Generator | None = None,
-) -> Stability:  # fmt: skip
+) -> Stability:
     """Decide for every unit that a (leaky) ReLU reads whether it has one sign on the box.
 
-    box: of one example, (1, *shape). samples: inputs to look at first, (n, *shape), those outside the box left out, such as
-    training data; besides them there are the centre and `points` random ones. seconds: for linear programs; what they have not
-    decided by then stays `OPEN`. Raises `Unsupported` for a network that has an operation without a rule.
+    box: of one example, (1, *shape). samples: inputs to look at first, (n, *shape), those outside
+    the box left out, such as training data; besides them there are the centre and `points` random
+    ones. seconds: for linear programs; what they have not decided by then stays `OPEN`. Raises
+    `Unsupported` for a network that has an operation without a rule.
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
     box = box.as_input(net.dtype)
@@ -100,7 +110,13 @@ def stability(
         rows = samples.to(net.dtype)
         there = (box.repeated(len(rows)).inside(rows) == rows).flatten(1).all(1)
         seen = torch.cat([rows[there], seen])
-    reads = list(dict.fromkeys(step.reads[0] for step in net.steps if activation(step) is RELU or step.kind == "leaky_relu"))
+    reads = list(
+        dict.fromkeys(
+            step.reads[0]
+            for step in net.steps
+            if activation(step) is RELU or step.kind == "leaky_relu"
+        )
+    )
     spent: dict[str, float] = {}
     boxes: dict[str, Box] = {}
     with _clock(spent, "sampling"):
@@ -152,14 +168,18 @@ def _proved(signs: Signs, box: Box, how: str) -> None:
     signs.decide((open_ & (upper > 0) & (lower >= 0)).nonzero()[:, 0], ACTIVE, how)
 
 
-def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8, steps: int = 30) -> None:
+def _attacked(
+    net: Program, name: str, signs: Signs, box: Box, restarts: int = 8, steps: int = 30
+) -> None:
     """Climb towards the sign that was not seen, for all open units at once."""
     units = signs.open
     part, draw = _until(net, name), torch.Generator().manual_seed(0)
     for chunk in units.split(256):
         towards = torch.where(signs.lacks(1)[chunk], 1.0, -1.0).to(net.dtype).repeat(restarts)
         which = chunk.repeat(restarts)[:, None]
-        corners = torch.rand(len(which), *box.lower.shape[1:], dtype=net.dtype, generator=draw).round_()
+        corners = torch.rand(
+            len(which), *box.lower.shape[1:], dtype=net.dtype, generator=draw
+        ).round_()
 
         def short(x: Tensor, which: Tensor = which, towards: Tensor = towards) -> Tensor:
             return -part(x).flatten(1).gather(1, which)[:, 0] * towards
@@ -176,9 +196,17 @@ def _attacked(net: Program, name: str, signs: Signs, box: Box, restarts: int = 8
 
 
 def _solved(
-    net: Program, name: str, signs: Signs, boxes: Mapping[str, Box], whole: bool, how: str, until: float
-) -> None:  # fmt: skip
-    """A program for each open unit and each sign that was not seen; its solution may be a witness."""
+    net: Program,
+    name: str,
+    signs: Signs,
+    boxes: Mapping[str, Box],
+    whole: bool,
+    how: str,
+    until: float,
+) -> None:
+    """A program for each open unit and each sign that was not seen; its solution may be a
+    witness.
+    """
     part, zero = _until(net, name), torch.zeros(1, dtype=net.dtype)
     units = signs.open.tolist()
     for number, unit in enumerate(units):
@@ -191,7 +219,8 @@ def _solved(
                 break
             if not bool(kept[unit].isnan().any()):
                 continue  # it was seen on that side
-            row.view(-1)[unit] = sign  # least of sign * z: above 0 if the unit is never on the other side
+            # least of sign * z: above 0 if the unit is never on the other side
+            row.view(-1)[unit] = sign
             bound, point = least_of(part, boxes, row, zero, whole, left, 0.0)
             if bound >= 0:
                 signs.decide(torch.tensor([unit]), proof, how)

@@ -1,4 +1,6 @@
-"""Whether an ONNX file's network can do what a VNN-LIB file forbids: `verify_file(network, property, seconds) -> Answer`."""
+"""Whether an ONNX file's network can do what a VNN-LIB file forbids: `verify_file(network,
+property, seconds) -> Answer`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +20,16 @@ from morphogen.formats.vnnlib import Property, read_vnnlib
 from morphogen.tracing.program import program
 from morphogen.verification.formulas import search
 
-_REPLAY = 1e-6  # by which a counterexample may miss a constraint when the file's own network is run on it
+# by which a counterexample may miss a constraint when the file's own network is run on it
+_REPLAY = 1e-6
 
 
 @dataclass(frozen=True)
 class Answer:
-    """status: "unsat", no input is unsafe; "sat", `witness` (inputs,) is, and `output` what the network makes of it; "unknown".
-    bound: every input is safe by at least so much. boxes: how many were bounded. written: the witness in decimals, which lie in
-    the box as the property writes it."""
+    """status: "unsat", no input is unsafe; "sat", `witness` (inputs,) is, and `output` what the
+    network makes of it; "unknown". bound: every input is safe by at least so much. boxes: how many
+    were bounded. written: the witness in decimals, which lie in the box as the property writes it.
+    """
 
     status: str
     bound: float
@@ -37,19 +41,25 @@ class Answer:
 
 
 def verify_file(
-    network: str | Path, prop: str | Path, seconds: float | Deadline = 60.0, tell: Callable[[float, int], None] | None = None
+    network: str | Path,
+    prop: str | Path,
+    seconds: float | Deadline = 60.0,
+    tell: Callable[[float, int], None] | None = None,
 ) -> Answer:
-    """Search for an input that a VNN-LIB property calls unsafe, in an ONNX file's network, or prove that there is none.
+    """Search for an input that a VNN-LIB property calls unsafe, in an ONNX file's network, or prove
+    that there is none.
 
-    A counterexample is one only once the file itself, run by onnxruntime, agrees. seconds: for all of it, reading the files
-    too, or a deadline; then it is "unknown". tell: see `split_inputs`. Raises `DataError` where the property is over another
-    number of inputs or outputs than the network has.
+    A counterexample is one only once the file itself, run by onnxruntime, agrees. seconds: for all
+    of it, reading the files too, or a deadline; then it is "unknown". tell: see `split_inputs`.
+    Raises `DataError` where the property is over another number of inputs or outputs than the
+    network has.
     """
     until = deadline(seconds)
     began = until.now()
     try:
         net, wanted = read_onnx(network, until), read_vnnlib(prop, until)
-        if net.batch > 1 and wanted.inputs == net.batch * int(np.prod(net.shape)):  # over all that the file takes at once
+        # over all that the file takes at once
+        if net.batch > 1 and wanted.inputs == net.batch * int(np.prod(net.shape)):
             net = read_onnx(network, until, whole=True)
         _checked(net, wanted, network, prop)
         steps = program(net, torch.zeros(2, *net.shape), until=until)
@@ -69,13 +79,19 @@ def verify_file(
     if found.status != "sat":
         return Answer(found.status, found.bound, None, None, found.boxes, spent)
     witness, output, ends = seen[-1]
-    return Answer("sat", found.bound, witness, output, found.boxes, spent, ends.written(witness.tolist()))
+    return Answer(
+        "sat", found.bound, witness, output, found.boxes, spent, ends.written(witness.tolist())
+    )
 
 
-def inward(witness: np.ndarray, lower: np.ndarray, upper: np.ndarray, dtype: np.dtype[Any] | type) -> np.ndarray:
-    """Numbers of a type near a witness (n,) that lie in a box; where the box has none on an edge, the one nearest to it.
+def inward(
+    witness: np.ndarray, lower: np.ndarray, upper: np.ndarray, dtype: np.dtype[Any] | type
+) -> np.ndarray:
+    """Numbers of a type near a witness (n,) that lie in a box; where the box has none on an edge,
+    the one nearest to it.
 
-    lower, upper: (n,), in float64. What is rounded to the nearest number of the type may lie outside.
+    lower, upper: (n,), in float64. What is rounded to the nearest number of the type may lie
+    outside.
     """
     kind = np.dtype(dtype).type
     with np.errstate(over="ignore"):
@@ -88,24 +104,33 @@ def inward(witness: np.ndarray, lower: np.ndarray, upper: np.ndarray, dtype: np.
 
 
 def _unsafe(clause: Case, outputs: int, y: np.ndarray) -> bool:
-    """Whether what onnxruntime made of an input is what a clause calls unsafe; what must be below a limit is so without a
-    tolerance."""
+    """Whether what onnxruntime made of an input is what a clause calls unsafe; what must be below a
+    limit is so without a tolerance.
+    """
     rows, limits, strict = arrays(clause.rows, outputs)
     surplus = rows @ y - limits
     return bool(np.where(strict, surplus < 0, surplus <= _REPLAY).all())
 
 
 def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Path) -> None:
-    inputs, outputs = int(np.prod(net.shape)), net(torch.zeros(1, *net.shape, dtype=net.dtype)).numel()
+    inputs, outputs = (
+        int(np.prod(net.shape)),
+        net(torch.zeros(1, *net.shape, dtype=net.dtype)).numel(),
+    )
     if (inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise DataError(
-            f"{prop} is over {wanted.inputs} inputs and {wanted.outputs} outputs, {network} has {inputs} and {outputs}; give "
+            f"{prop} is over {wanted.inputs} inputs and {wanted.outputs} outputs, {network} has "
+            f"{inputs} and {outputs}; give "
             "the property of this network"
         )
 
 
-def _replayed(path: Path, net: OnnxNet, witness: torch.Tensor, ends: Ends) -> tuple[np.ndarray, np.ndarray]:
-    """(the input in the file's precision, within its ends as they are written; what onnxruntime makes of it)."""
+def _replayed(
+    path: Path, net: OnnxNet, witness: torch.Tensor, ends: Ends
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the input in the file's precision, within its ends as they are written; what onnxruntime
+    makes of it).
+    """
     kind = torch.empty(0, dtype=net.dtype).numpy().dtype.type
     x = inward(witness.to(torch.float64).numpy().ravel(), *ends.inner, kind)
     y = replay(net, runner(load(path)), torch.from_numpy(x).reshape(1, *net.shape), net.batch or 1)

@@ -1,7 +1,7 @@
 """How new entries of a tensor start, by what the dimension is for.
 
-The default is function-preserving wherever the new units meet only sums: their outgoing weights are zero; or, where they are
-twins of old ones, the outgoing weights are shared out between them.
+The default is function-preserving wherever the new units meet only sums: their outgoing weights are
+zero; or, where they are twins of old ones, the outgoing weights are shared out between them.
 """
 
 import math
@@ -13,13 +13,16 @@ from torch import Tensor
 from morphogen.edit.plan import NEW, Row
 from morphogen.tracing.widths import FLAT
 
-Start = Callable[[Row, Tensor, Tensor, torch.Generator | None], Tensor]
-"""(row of the plan, the tensor with its new entries, their positions in row.dim, generator) -> values of the new slices."""
+Init = Callable[[Row, Tensor, Tensor, torch.Generator | None], Tensor]
+"""(row of the plan, the tensor with its new entries, their positions in row.dim, generator) ->
+values of the new slices.
+"""
 
 
 def he(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Normal with standard deviation sqrt(2 / fan_in). Source: He et al. 2015, eq. 10. Drawn on the CPU in float64, so that a
-    seed gives the same numbers on every device and in every precision."""
+    """Normal with standard deviation sqrt(2 / fan_in). Source: He et al. 2015, eq. 10. Drawn on the
+    CPU in float64, so that a seed gives the same numbers on every device and in every precision.
+    """
     shape = list(tensor.shape)
     fan_in = max(1, math.prod(shape[1:]) if row.dim == 0 else shape[0])
     shape[row.dim] = len(new)
@@ -27,30 +30,32 @@ def he(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None)
     return drawn.to(tensor)
 
 
-def constant(value: float) -> Start:
+def constant(value: float) -> Init:
     """Every new entry is `value`."""
 
-    def start(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
+    def init(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
         return torch.full_like(tensor.index_select(row.dim, new), value)
 
-    return start
+    return init
 
 
-def normal(deviation: float) -> Start:
-    """Normal with mean 0 and that standard deviation, on either side of a unit: the function changes."""
+def normal(std: float) -> Init:
+    """Normal with mean 0 and that standard deviation, on either side of a unit: the function
+    changes.
+    """
 
-    def start(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
+    def init(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = list(tensor.shape)
         shape[row.dim] = len(new)
-        return (deviation * torch.randn(shape, generator=generator, dtype=torch.float64)).to(tensor)
+        return (std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(tensor)
 
-    return start
+    return init
 
 
-Starts = Mapping[str, Start]
+Inits = Mapping[str, Init]
 """How new entries start, by the role of their dimension."""
 
-STARTS: dict[str, Start] = {
+INITS: dict[str, Init] = {
     "out": he,
     "own": he,
     "in": constant(0.0),
@@ -66,32 +71,37 @@ STARTS: dict[str, Start] = {
 }
 
 
-def given(values: Mapping[str, Tensor], others: Starts = STARTS) -> dict[str, Start]:
+def given(values: Mapping[str, Tensor], others: Inits = INITS) -> dict[str, Init]:
     """`others`, but the new slices of some tensors, by name, are these."""
 
-    def start(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
+    def init(row: Row, tensor: Tensor, new: Tensor, generator: torch.Generator | None) -> Tensor:
         if row.tensor not in values:
             return others[row.role](row, tensor, new, generator)
         return values[row.tensor].to(tensor)
 
-    return {**others, "out": start, "own": start}
+    return {**others, "out": init, "own": init}
 
 
-def keeps_function(starts: Starts) -> bool:
-    """Whether what reads new units starts as in `STARTS`, so that they change nothing."""
-    return all(starts[role] is STARTS[role] for role in STARTS if role.startswith("in") or role == "value")
+def keeps_function(inits: Inits) -> bool:
+    """Whether what reads new units starts as in `INITS`, so that they change nothing."""
+    return all(
+        inits[role] is INITS[role] for role in INITS if role.startswith("in") or role == "value"
+    )
 
 
 _SPREAD = 0.25
 
 
-def share_out(tensor: Tensor, dim: int, index: Sequence[int], generator: torch.Generator | None) -> None:
-    """Columns `dim` that `index` took several times become shares of one, in place: what twins give together is what the unit
-    gave alone.
+def share_out(
+    tensor: Tensor, dim: int, index: Sequence[int], generator: torch.Generator | None
+) -> None:
+    """Columns `dim` that `index` took several times become shares of one, in place: what twins give
+    together is what the unit gave alone.
 
-    Of c equal columns w, all but the first take w/c (1 + 0.25 n) with n normal for each weight; the first takes what is left.
-    Source: Chen, Goodfellow & Shlens 2016 (Net2Net), eq. 6. Differs: unequal shares. Twins with equal outgoing weights get
-    equal gradients and stay equal for ever; the paper adds noise instead, which changes the function.
+    Of c equal columns w, all but the first take w/c (1 + 0.25 n) with n normal for each weight; the
+    first takes what is left. Source: Chen, Goodfellow & Shlens 2016 (Net2Net), eq. 6. Differs:
+    unequal shares. Twins with equal outgoing weights get equal gradients and stay equal for ever;
+    the paper adds noise instead, which changes the function.
     """
     places: dict[int, list[int]] = {}
     for place, source in enumerate(index):

@@ -1,4 +1,6 @@
-"""Splits and new units by what they would gain: `firefly(model, plan, loss) -> Firefly`, values for `apply_` and gains."""
+"""Splits and new units by what they would gain: `firefly(model, plan, loss) -> Firefly`, values for
+`apply_` and gains.
+"""
 
 import copy
 import math
@@ -11,16 +13,17 @@ from torch.func import functional_call
 
 from morphogen.edit.apply import apply_
 from morphogen.edit.plan import NEW, Plan, Row, tensors_of
-from morphogen.edit.untouched import untouched
+from morphogen.edit.preserve_state import preserve_state
 from morphogen.errors import PlanError
 from morphogen.tracing.widths import FLAT, Slot
 
 
 @dataclass(frozen=True)
 class Firefly:
-    """values: the tensors that the plan's new units change, by name, as they should be after the resize: for
-    `apply_(..., values=)`. gains: by width, how much each of its new units lowers the loss, to first order along the way there,
-    shape (new units,), in the order of the plan's edits."""
+    """values: the tensors that the plan's new units change, by name, as they should be after the
+    resize: for `apply_(..., values=)`. gains: by width, how much each of its new units lowers the
+    loss, to first order along the way there, shape (new units,), in the order of the plan's edits.
+    """
 
     values: dict[str, Tensor]
     gains: dict[str, Tensor]
@@ -37,19 +40,23 @@ def firefly(
     rate: float = 0.1,
     points: int = 4,
 ) -> Firefly:
-    """Let all new units of a plan go their best way for a few steps of descent, and say what each of them gains.
+    """Let all new units of a plan go their best way for a few steps of descent, and say what each
+    of them gains.
 
-    A unit that is split becomes two, moved apart by e * d and -e * d, with half of the outgoing weights each; a grown unit
-    gets outgoing weights e * r. Directions d, incoming weights and r are trained for `steps` steps (Adam at `rate`) with
-    e = `reach`, where |d| is the norm of the unit's incoming weights and biases, and |r| the mean norm of outgoing weights;
-    the rest of the network rests. Then the gradient by every e is averaged at `points` places between 0 and `reach`. The
-    function changes, by as little as `reach` says. To select, plan more candidates than are wanted, and again with the best.
+    A unit that is split becomes two, moved apart by e * d and -e * d, with half of the outgoing
+    weights each; a grown unit gets outgoing weights e * r. Directions d, incoming weights and r are
+    trained for `steps` steps (Adam at `rate`) with e = `reach`, where |d| is the norm of the unit's
+    incoming weights and biases, and |r| the mean norm of outgoing weights; the rest of the network
+    rests. Then the gradient by every e is averaged at `points` places between 0 and `reach`. The
+    function changes, by as little as `reach` says. To select, plan more candidates than are wanted,
+    and again with the best.
 
-    loss: model -> a scalar that can be differentiated, over a batch of training examples. Neither the model, nor its gradients
-    and buffers, nor the random state are touched. Raises `PlanError` where nothing reads new units, or a unit is split twice.
-    Source: Wu et al. 2020 (arXiv 2102.08574), eq. 4 and 5, and the splitting of Wu et al. 2019 (arXiv 1910.02366). Differs: one
-    path for all candidates at once, so gains add up to the change of the loss; the paper walks each e alone. No new layers:
-    depth is learned by `LearnedDepth`.
+    loss: model -> a scalar that can be differentiated, over a batch of training examples. Neither
+    the model, nor its gradients and buffers, nor the random state are touched. Raises `PlanError`
+    where nothing reads new units, or a unit is split twice. Source: Wu et al. 2020 (arXiv
+    2102.08574), eq. 4 and 5, and the splitting of Wu et al. 2019 (arXiv 1910.02366). Differs: one
+    path for all candidates at once, so gains add up to the change of the loss; the paper walks each
+    e alone. No new layers: depth is learned by `LearnedDepth`.
     """
     grown = copy.deepcopy(model)
     apply_(grown, plan, generator=generator)
@@ -64,8 +71,11 @@ def firefly(
     def at(reaches: dict[str, Tensor]) -> Tensor:
         return loss(_View(grown, _moved(base, sides, ways, lengths, reaches)))
 
-    reaches = {width: torch.full((count,), reach, dtype=ways[0].dtype, device=ways[0].device) for width, count in size.items()}
-    with untouched(grown), torch.enable_grad():
+    reaches = {
+        width: torch.full((count,), reach, dtype=ways[0].dtype, device=ways[0].device)
+        for width, count in size.items()
+    }
+    with preserve_state(grown), torch.enable_grad():
         state = torch.get_rng_state()
         optimizer = torch.optim.Adam(ways, lr=rate)
         for _ in range(steps):
@@ -76,20 +86,28 @@ def firefly(
         gains = {width: torch.zeros_like(value) for width, value in reaches.items()}
         for point in range(points):
             torch.set_rng_state(state)
-            here = {width: (value * (point + 0.5) / points).requires_grad_() for width, value in reaches.items()}
-            for width, gradient in zip(here, torch.autograd.grad(at(here), list(here.values())), strict=True):
+            here = {
+                width: (value * (point + 0.5) / points).requires_grad_()
+                for width, value in reaches.items()
+            }
+            for width, gradient in zip(
+                here, torch.autograd.grad(at(here), list(here.values())), strict=True
+            ):
                 gains[width] -= gradient * reach / points
     with torch.no_grad():
         values = _moved(base, sides, ways, lengths, reaches)
-    drawn = tensors_of(grown)  # what new nodes of a DAG read was drawn on the copy, and is what the rest was searched for
+    # what new nodes of a DAG read was drawn on the copy, and is what the rest was searched for
+    drawn = tensors_of(grown)
     flat = {row.tensor: drawn[row.tensor] for row in plan.rows if row.role == FLAT}
     return Firefly({name: value.detach() for name, value in (flat | values).items()}, gains)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One tensor dimension of a width that changes. unit: the unit of every entry, from 0 for the width's first; before: how
-    many units there were. twin: for each new unit the old one that it doubles, or `NEW`."""
+    """One tensor dimension of a width that changes. unit: the unit of every entry, from 0 for the
+    width's first; before: how many units there were. twin: for each new unit the old one that it
+    doubles, or `NEW`.
+    """
 
     row: Row
     width: str
@@ -112,25 +130,43 @@ def _sides(plan: Plan, tensors: dict[str, Tensor]) -> Iterator[_Side]:
             first = [int((unit == u).nonzero()[0]) for u in range(before, after)]
             twin = tuple(NEW if row.index[j] == NEW else int(old[row.index[j]]) for j in first)
             if len(set(split := [t for t in twin if t != NEW])) < len(split):
-                raise PlanError(f"firefly: a unit of '{width}' is split twice; split it once, then again")
-            yield _Side(row, width, unit.to(tensors[slot.tensor].device), before, twin, slot.role.startswith("in"))
+                raise PlanError(
+                    f"firefly: a unit of '{width}' is split twice; split it once, then again"
+                )
+            yield _Side(
+                row,
+                width,
+                unit.to(tensors[slot.tensor].device),
+                before,
+                twin,
+                slot.role.startswith("in"),
+            )
 
 
 def _units(slot: Slot, plan: Plan, width: str, when: int = 1) -> Tensor:
-    """The unit of `width` at every entry of a dimension, -1 where it is another width's; before (when=0) or after."""
+    """The unit of `width` at every entry of a dimension, -1 where it is another width's; before
+    (when=0) or after.
+    """
     sizes = {
-        span.width: plan.sizes[span.width][when] if span.width in plan.sizes else _resting(slot, plan) for span in slot.spans
+        span.width: plan.sizes[span.width][when]
+        if span.width in plan.sizes
+        else _resting(slot, plan)
+        for span in slot.spans
     }
     return torch.tensor(slot.units(width, sizes))
 
 
 def _resting(slot: Slot, plan: Plan) -> int:
-    """The size of the width that shares the dimension with those that change: what they leave of it."""
+    """The size of the width that shares the dimension with those that change: what they leave of
+    it.
+    """
     row = next(row for row in plan.rows if (row.tensor, row.dim) == (slot.tensor, slot.dim))
     moving = sum(plan.sizes[s.width][1] * s.repeat for s in slot.spans if s.width in plan.sizes)
     resting = [s for s in slot.spans if s.width not in plan.sizes]
     if len({s.width for s in resting}) > 1:
-        raise PlanError(f"firefly: {slot} holds several widths that stay; grow this width with another start")
+        raise PlanError(
+            f"firefly: {slot} holds several widths that stay; grow this width with another start"
+        )
     return (len(row.index) - moving) // sum(s.repeat for s in resting)
 
 
@@ -152,7 +188,9 @@ def _new(tensor: Tensor, side: _Side) -> Tensor:
 
 
 def _way(tensor: Tensor, side: _Side, generator: torch.Generator | None) -> Tensor:
-    """Where a side's search begins: random directions; the drawn weights of grown units on the incoming side."""
+    """Where a side's search begins: random directions; the drawn weights of grown units on the
+    incoming side.
+    """
     own = _new(tensor, side)
     drawn = torch.randn(own.shape, generator=generator, dtype=torch.float64).to(own)
     if not side.reads:
@@ -172,8 +210,12 @@ def _number(side: _Side) -> Tensor:
     return side.unit[side.unit >= side.before] - side.before
 
 
-def _lengths(base: dict[str, Tensor], sides: list[_Side], size: dict[str, int]) -> dict[tuple[str, bool], Tensor]:
-    """By (width, reads): the norm that each new unit's direction has, over all its tensors of that side."""
+def _lengths(
+    base: dict[str, Tensor], sides: list[_Side], size: dict[str, int]
+) -> dict[tuple[str, bool], Tensor]:
+    """By (width, reads): the norm that each new unit's direction has, over all its tensors of that
+    side.
+    """
     found: dict[tuple[str, bool], Tensor] = {}
     for width, count in size.items():
         for reads in (False, True):
@@ -187,7 +229,8 @@ def _lengths(base: dict[str, Tensor], sides: list[_Side], size: dict[str, int]) 
             twin = next(side.twin for side in sides if side.width == width)
             mean = float(squares[:before].mean())
             found[width, reads] = torch.tensor(
-                [math.sqrt(mean if t == NEW else float(squares[t])) for t in twin], dtype=torch.float64
+                [math.sqrt(mean if t == NEW else float(squares[t])) for t in twin],
+                dtype=torch.float64,
             )
     return found
 
@@ -205,7 +248,9 @@ def _moved(
     for side, way in zip(sides, ways, strict=True):
         key = side.width, side.reads
         own = way.reshape(len(way), -1).square().sum(1)
-        squares[key] = squares.get(key, own.new_zeros(len(side.twin))).index_add(0, _number(side), own)
+        squares[key] = squares.get(key, own.new_zeros(len(side.twin))).index_add(
+            0, _number(side), own
+        )
     for side, way in zip(sides, ways, strict=True):
         number = _number(side)
         key = side.width, side.reads
@@ -221,15 +266,21 @@ def _moved(
             tensor = tensor.index_add(0, new, torch.where(grown, step, torch.zeros_like(step)))
         else:
             tensor = tensor.index_copy(0, new, torch.where(grown, direction, tensor[new] + step))
-            old = torch.cat([(side.unit == t).nonzero()[:, 0] for t in side.twin if t != NEW] or [new[:0]])
-            moved = torch.cat([step[number == k] for k, t in enumerate(side.twin) if t != NEW] or [step[:0]])
+            old = torch.cat(
+                [(side.unit == t).nonzero()[:, 0] for t in side.twin if t != NEW] or [new[:0]]
+            )
+            moved = torch.cat(
+                [step[number == k] for k, t in enumerate(side.twin) if t != NEW] or [step[:0]]
+            )
             tensor = tensor.index_add(0, old, -moved)
         values[side.row.tensor] = tensor.movedim(0, side.row.dim)
     return values
 
 
 class _View(nn.Module):
-    """A model that runs with other values of some tensors; its modules are there for a loss that changes modes, or reads."""
+    """A model that runs with other values of some tensors; its modules are there for a loss that
+    changes modes, or reads.
+    """
 
     def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""New units that the loss has the most use for: `gradmax(model, plan, loss) -> starts`, for `apply_` and `resize`."""
+"""New units that the loss has the most use for: `gradmax(model, plan, loss) -> inits`, for `apply_`
+and `resize`.
+"""
 
 import copy
 import math
@@ -8,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.edit.apply import apply_
-from morphogen.edit.inits.constant import Start, given
+from morphogen.edit.inits.constant import Init, given
 from morphogen.edit.plan import NEW, Plan, Row, tensors_of
-from morphogen.edit.untouched import untouched
+from morphogen.edit.preserve_state import preserve_state
 from morphogen.errors import PlanError, Unsupported
 
 MAKES = ("out", "own")
@@ -22,68 +24,97 @@ def gradmax(
     loss: Callable[[nn.Module], Tensor],
     generator: torch.Generator | None = None,
     rounds: int = 10,
-) -> dict[str, Start]:
-    """Incoming weights of the plan's new units, such that their outgoing weights, which start at zero, get the largest
-    gradient. The function stays, and the first step of gradient descent gains the most.
+) -> dict[str, Init]:
+    """Incoming weights of the plan's new units, such that their outgoing weights, which start at
+    zero, get the largest gradient. The function stays, and the first step of gradient descent gains
+    the most.
 
-    loss: model -> a scalar that can be differentiated, the mean over a batch of training examples. Neither the model, nor its
-    gradients and buffers, nor the random state are touched. generator: draws where the search begins. rounds: of the search,
-    each about the price of four training steps on a copy.
+    loss: model -> a scalar that can be differentiated, the mean over a batch of training examples.
+    Neither the model, nor its gradients and buffers, nor the random state are touched. generator:
+    draws where the search begins. rounds: of the search, each about the price of four training
+    steps on a copy.
 
-    Let G(V) be the gradient of the outgoing weights where the incoming ones are V, one row a unit. The rows go to the gradient
-    of |G(V)|^2, made orthonormal, times the norm that He's start has: a subspace iteration. For linear units it ends at
-    the leading singular vectors of E[dL/dz h^T], the closed form of the paper; through an activation, a norm or
-    a pooling it is an ascent, and the best of all rounds is kept, never less than He's start.
+    Let G(V) be the gradient of the outgoing weights where the incoming ones are V, one row a unit.
+    The rows go to the gradient of |G(V)|^2, made orthonormal, times the norm that He's start has: a
+    subspace iteration. For linear units it ends at the leading singular vectors of E[dL/dz h^T],
+    the closed form of the paper; through an activation, a norm or a pooling it is an ascent, and
+    the best of all rounds is kept, never less than He's start.
 
-    Raises `PlanError` where the plan is not the growth of one width, or nothing reads its units, and `Unsupported` where the
-    model cannot be differentiated twice.
-    Source: Evci et al. 2022 (arXiv 2201.05125), eq. 7 to 9. Differs: the maximum is sought through the activation, too, and in
-    any architecture that can be resized.
+    Raises `PlanError` where the plan is not the growth of one width, or nothing reads its units,
+    and `Unsupported` where the model cannot be differentiated twice. Source: Evci et al. 2022
+    (arXiv 2201.05125), eq. 7 to 9. Differs: the maximum is sought through the activation, too, and
+    in any architecture that can be resized.
     """
     grown = copy.deepcopy(model)
     apply_(grown, plan, generator=generator)
     tensors = tensors_of(grown)
-    makers = [row for row in plan.rows if row.role in MAKES and NEW in row.index and tensors[row.tensor].dim() > 1]
-    readers = [row for row in plan.rows if row.role.startswith("in") and NEW in row.index]
-    if not makers or not readers or len(plan.sizes) != 1:
-        raise PlanError(f"gradmax: this plan is not the growth of one width with weights on both sides ({plan})")
+    producers = [
+        row
+        for row in plan.rows
+        if row.role in MAKES and NEW in row.index and tensors[row.tensor].dim() > 1
+    ]
+    consumers = [row for row in plan.rows if row.role.startswith("in") and NEW in row.index]
+    if not producers or not consumers or len(plan.sizes) != 1:
+        raise PlanError(
+            f"gradmax: this plan is not the growth of one width with weights on both sides ({plan})"
+        )
     for name, tensor in grown.named_parameters():
-        tensor.requires_grad_(any(row.tensor == name for row in (*makers, *readers)))
-    rows = [_slice(tensors[row.tensor], row).detach().clone() for row in makers]
-    norm = math.sqrt(sum(float(value.double().square().sum()) for value in rows) / _count(makers[0]))
+        tensor.requires_grad_(any(row.tensor == name for row in (*producers, *consumers)))
+    rows = [_slice(tensors[row.tensor], row).detach().clone() for row in producers]
+    norm = math.sqrt(
+        sum(float(value.double().square().sum()) for value in rows) / _count(producers[0])
+    )
     best, found = -math.inf, rows
     for number in range(rounds + 1):
-        strength, ascent = _strength(grown, tensors, makers, readers, loss)
+        strength, ascent = _strength(grown, tensors, producers, consumers, loss)
         if strength > best:
             best, found = strength, rows
         if number == rounds or not any(bool(value.any()) for value in ascent):
             break
         rows = _orthonormal(ascent, norm)
-        for row, value in zip(makers, rows, strict=True):
+        for row, value in zip(producers, rows, strict=True):
             _put(tensors[row.tensor], row, _masked(value, row, plan))
-    values = {row.tensor: _as_drawn(value, row, plan, model) for row, value in zip(makers, found, strict=True)}
+    values = {
+        row.tensor: _as_drawn(value, row, plan, model)
+        for row, value in zip(producers, found, strict=True)
+    }
     return given(values)
 
 
 def _strength(
-    grown: nn.Module, tensors: dict[str, Tensor], makers: list[Row], readers: list[Row], loss: Callable[[nn.Module], Tensor]
+    grown: nn.Module,
+    tensors: dict[str, Tensor],
+    producers: list[Row],
+    consumers: list[Row],
+    loss: Callable[[nn.Module], Tensor],
 ) -> tuple[float, list[Tensor]]:
-    """|G|^2, the squared gradient of the new outgoing weights, and its gradient by the new incoming ones."""
-    with untouched(grown), torch.enable_grad():
+    """|G|^2, the squared gradient of the new outgoing weights, and its gradient by the new incoming
+    ones.
+    """
+    with preserve_state(grown), torch.enable_grad():
         value = loss(grown)
         try:
-            outgoing = torch.autograd.grad(value, [tensors[row.tensor] for row in readers], create_graph=True)
-            strength = sum(
-                (_slice(g, row).square().sum() for g, row in zip(outgoing, readers, strict=True)), value.new_zeros(())
+            outgoing = torch.autograd.grad(
+                value, [tensors[row.tensor] for row in consumers], create_graph=True
             )
-            incoming = torch.autograd.grad(strength, [tensors[row.tensor] for row in makers])
+            strength = sum(
+                (_slice(g, row).square().sum() for g, row in zip(outgoing, consumers, strict=True)),
+                value.new_zeros(()),
+            )
+            incoming = torch.autograd.grad(strength, [tensors[row.tensor] for row in producers])
         except RuntimeError as error:
-            raise Unsupported(f"gradmax: the loss cannot be differentiated twice by the weights ({error})") from error
-    return float(strength.detach()), [_slice(g, row) for g, row in zip(incoming, makers, strict=True)]
+            raise Unsupported(
+                f"gradmax: the loss cannot be differentiated twice by the weights ({error})"
+            ) from error
+    return float(strength.detach()), [
+        _slice(g, row) for g, row in zip(incoming, producers, strict=True)
+    ]
 
 
 def _orthonormal(ascent: list[Tensor], norm: float) -> list[Tensor]:
-    """Each unit's entries in all makers as one row; rows made orthonormal, as many at a time as can be, times `norm`."""
+    """Each unit's entries in all makers as one row; rows made orthonormal, as many at a time as can
+    be, times `norm`.
+    """
     flat = torch.cat([value.double().flatten(1) for value in ascent], 1)
     parts = []
     for part in flat.split(flat.shape[1]):
@@ -98,7 +129,9 @@ def _orthonormal(ascent: list[Tensor], norm: float) -> list[Tensor]:
 
 
 def _new(row: Row, device: torch.device) -> Tensor:
-    return torch.tensor([j for j, source in enumerate(row.index) if source == NEW], dtype=torch.long, device=device)
+    return torch.tensor(
+        [j for j, source in enumerate(row.index) if source == NEW], dtype=torch.long, device=device
+    )
 
 
 def _count(row: Row) -> int:
@@ -129,7 +162,9 @@ def _masked(value: Tensor, row: Row, plan: Plan) -> Tensor:
 
 
 def _as_drawn(value: Tensor, row: Row, plan: Plan, model: nn.Module) -> Tensor:
-    """The new slices as a `Start` gives them: before the dimensions whose rows come later in the plan were changed."""
+    """The new slices as a `Init` gives them: before the dimensions whose rows come later in the
+    plan were changed.
+    """
     value, seen = _masked(value, row, plan).movedim(0, row.dim), False
     for other in plan.rows:
         seen = seen or other == row
@@ -139,6 +174,8 @@ def _as_drawn(value: Tensor, row: Row, plan: Plan, model: nn.Module) -> Tensor:
         shape[other.dim] = tensors_of(model)[row.tensor].shape[other.dim]
         old = [j for j, source in enumerate(other.index) if source != NEW]
         sources = torch.tensor([other.index[j] for j in old], dtype=torch.long, device=value.device)
-        kept = value.index_select(other.dim, torch.tensor(old, dtype=torch.long, device=value.device))
+        kept = value.index_select(
+            other.dim, torch.tensor(old, dtype=torch.long, device=value.device)
+        )
         value = value.new_zeros(shape).index_copy_(other.dim, sources, kept)
     return value

@@ -1,4 +1,6 @@
-"""Perceptrons for MNIST that are trained to be compressed: l1, adversarial examples, a loss on units of both signs."""
+"""Perceptrons for MNIST that are trained to be compressed: l1, adversarial examples, a loss on
+units of both signs.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,10 +18,12 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """SGD as in the published grid: the rate 0.01, momentum 0.9, batch 128, the rate divided by ten twice.
+    """SGD as in the published grid: the rate 0.01, momentum 0.9, batch 128, the rate divided by ten
+    twice.
 
-    settled: epochs after these without the penalty, in which weights of zero stay zero. price: of the l1 norm. radius: of
-    adversarial examples, 0 for none. stable: weight of `instability` on boxes of `radius` around the examples.
+    settled: epochs after these without the penalty, in which weights of zero stay zero. price: of
+    the l1 norm. radius: of adversarial examples, 0 for none. stable: weight of `instability` on
+    boxes of `radius` around the examples.
     """
 
     widths: tuple[int, ...] = (100, 100)
@@ -40,7 +44,9 @@ class Training:
 
 
 def rows(name: str, count: int | None = None) -> dict[str, Part]:
-    """Images as rows in [0, 1], the training and the test part. count: so many of the training part."""
+    """Images as rows in [0, 1], the training and the test part. count: so many of the training
+    part.
+    """
     data = load_data(name)
 
     def part(x: object, y: object) -> Part:
@@ -60,7 +66,9 @@ def trained(part: Part, how: Training, seed: int) -> nn.Sequential:
         layers += [nn.Linear(reads, makes), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Linear(sizes[-1], int(y.max()) + 1))
     optimizer = torch.optim.SGD(model.parameters(), how.rate, momentum=0.9, fused=True)
-    drops = torch.optim.lr_scheduler.MultiStepLR(optimizer, [how.epochs * 5 // 12, how.epochs * 10 // 12], 0.1)
+    drops = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, [how.epochs * 5 // 12, how.epochs * 10 // 12], 0.1
+    )
     for _ in range(how.epochs):
         for at in torch.randperm(len(x)).split(how.batch):
             given = x[at] if how.stable else adversarial(model, x[at], y[at], how.radius, steps=3)
@@ -78,7 +86,9 @@ def trained(part: Part, how: Training, seed: int) -> nn.Sequential:
 
 
 def _settle(model: nn.Sequential, part: Part, how: Training) -> None:
-    """The penalty, which also holds down the weights that stay, is let go; those that are zero stay so."""
+    """The penalty, which also holds down the weights that stay, is let go; those that are zero stay
+    so.
+    """
     weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
     there = [weight.detach() != 0 for weight in weights]
     optimizer = torch.optim.SGD(model.parameters(), how.rate / 5, momentum=0.9, fused=True)
@@ -86,7 +96,9 @@ def _settle(model: nn.Sequential, part: Part, how: Training) -> None:
         optimizer.param_groups[0]["lr"] = how.rate / (5 if 2 * epoch < how.settled else 50)
         for at in torch.randperm(len(part[0])).split(how.batch):
             optimizer.zero_grad()
-            x = adversarial(model, part[0][at], part[1][at], 0.0 if how.stable else how.radius, steps=3)
+            x = adversarial(
+                model, part[0][at], part[1][at], 0.0 if how.stable else how.radius, steps=3
+            )
             F.cross_entropy(model(x), part[1][at]).backward()
             optimizer.step()
             with torch.no_grad():
@@ -97,7 +109,9 @@ def _settle(model: nn.Sequential, part: Part, how: Training) -> None:
 @torch.no_grad()
 def accuracy(model: nn.Module, part: Part) -> float:
     """In percent."""
-    return 100 * float((model(part[0].to(next(model.parameters()).dtype)).argmax(1) == part[1]).double().mean())
+    return 100 * float(
+        (model(part[0].to(next(model.parameters()).dtype)).argmax(1) == part[1]).double().mean()
+    )
 
 
 def pixels(inputs: int) -> Box:

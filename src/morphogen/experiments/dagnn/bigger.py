@@ -1,10 +1,11 @@
-"""How many neurons train at fixed settings? A DAG, and plain perceptrons of as many neurons that are as deep.
+"""How many neurons train at fixed settings? A DAG, and plain perceptrons of as many neurons that
+are as deep.
 
-In a DAG the gradient falls as a power of the place, (d + n) / (d + i) for node i of n over d inputs, in a deep perceptron
-exponentially; the profile of both is measured at the start.
+In a DAG the gradient falls as a power of the place, (d + n) / (d + i) for node i of n over d
+inputs, in a deep perceptron exponentially; the profile of both is measured at the start.
 
-Source: "I can train far bigger fully connected networks than before" (DagNN, post of 2017), without figures. The power law:
-mean field, `layers/dag.py`. The settings are ours; both modes are the same.
+Source: "I can train far bigger fully connected networks than before" (DagNN, post of 2017), without
+figures. The power law: mean field, `layers/dag.py`. The settings are ours; both modes are the same.
 """
 
 import time
@@ -37,39 +38,69 @@ class Config:
     rows: int | None = None
 
 
-SMOKE = {"sizes": (32, 64), "widths": (8,), "epochs": 2, "profile": (96, 64), "samples": 32, "rows": 400, "trains": 0.12}
+SMOKE = {
+    "sizes": (32, 64),
+    "widths": (8,),
+    "epochs": 2,
+    "profile": (96, 64),
+    "samples": 32,
+    "rows": 400,
+    "trains": 0.12,
+}
 
 
-def profile(model: nn.Module, inputs: int, samples: int, biases: list[str], draw: torch.Generator) -> list[Tensor]:
-    """For each bias, the mean over samples, each with a random direction of the output, of the squared gradient at its sums."""
+def profile(
+    model: nn.Module, inputs: int, samples: int, biases: list[str], draw: torch.Generator
+) -> list[Tensor]:
+    """For each bias, the mean over samples, each with a random direction of the output, of the
+    squared gradient at its sums.
+    """
     found = [torch.zeros(())] * len(biases)
     held = [model.get_parameter(name) for name in biases]
     for row in torch.randn(samples, 1, inputs, generator=draw):
         gradients = torch.autograd.grad((model(row) @ torch.randn(10, generator=draw)).sum(), held)
-        found = [total + gradient.square() / samples for total, gradient in zip(found, gradients, strict=True)]
+        found = [
+            total + gradient.square() / samples
+            for total, gradient in zip(found, gradients, strict=True)
+        ]
     return found
 
 
-def power_law(config: Config, seed: int, parts: int = 8) -> tuple[list[float], list[float], list[float]]:
-    """(the first node of each part, gradient energy there over the mean, and what the power law says)."""
+def power_law(
+    config: Config, seed: int, parts: int = 8
+) -> tuple[list[float], list[float], list[float]]:
+    """(the first node of each part, gradient energy there over the mean, and what the power law
+    says).
+    """
     nodes, inputs = config.profile
     draw = generator(seed, 5)
     dag = Dag(inputs, nodes, 10, generator=draw)
-    (energy,) = profile(dag, inputs, config.samples, ["bias"], draw)
+    (second_moment,) = profile(dag, inputs, config.samples, ["bias"], draw)
     expected = (inputs + nodes) / (inputs + torch.arange(nodes))
     places = list(range(0, nodes, nodes // parts))
-    seen, said = ([float(part.mean()) for part in values.split(nodes // parts)] for values in (energy, expected))
-    return [float(p) for p in places], [value / mean(seen) for value in seen], [value / mean(said) for value in said]
+    seen, said = (
+        [float(part.mean()) for part in values.split(nodes // parts)]
+        for values in (second_moment, expected)
+    )
+    return (
+        [float(p) for p in places],
+        [value / mean(seen) for value in seen],
+        [value / mean(said) for value in said],
+    )
 
 
 def layers_profile(config: Config, width: int, seed: int) -> list[float]:
-    """Of a perceptron of as many nodes: the gradient energy of each hidden layer over the last one's."""
+    """Of a perceptron of as many nodes: the gradient energy of each hidden layer over the last
+    one's.
+    """
     nodes, inputs = config.profile
     draw = generator(seed, 5)
     model = perceptron(inputs, (width,) * (nodes // width), 10, draw)
     biases = [f"{2 * i}.bias" for i in range(nodes // width)]
-    energy = [float(value.mean()) for value in profile(model, inputs, config.samples, biases, draw)]
-    return [value / energy[-1] if energy[-1] else 0.0 for value in energy]
+    second_moment = [
+        float(value.mean()) for value in profile(model, inputs, config.samples, biases, draw)
+    ]
+    return [value / second_moment[-1] if second_moment[-1] else 0.0 for value in second_moment]
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -77,13 +108,20 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
     began = time.perf_counter()
     kinds = ("DAG", *(f"perceptron of width {width}" for width in config.widths))
-    accuracy: dict[str, dict[int, list[float]]] = {kind: {n: [] for n in config.sizes} for kind in kinds}
+    accuracy: dict[str, dict[int, list[float]]] = {
+        kind: {n: [] for n in config.sizes} for kind in kinds
+    }
     for seed in range(seeds):
         parts = data(config.data, seed, config.rows)
         for nodes in config.sizes:
-            built = {"DAG": dagnet(parts.features, parts.classes, nodes, generator=generator(seed, 3))} | {
+            built = {
+                "DAG": dagnet(parts.features, parts.classes, nodes, generator=generator(seed, 3))
+            } | {
                 f"perceptron of width {width}": perceptron(
-                    parts.features, (width,) * max(1, nodes // width), parts.classes, generator(seed, 3)
+                    parts.features,
+                    (width,) * max(1, nodes // width),
+                    parts.classes,
+                    generator(seed, 3),
                 )
                 for width in config.widths
             }
@@ -93,31 +131,68 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     claims, curves = [], []
     for kind in kinds:
         trained = [n for n in config.sizes if mean(accuracy[kind][n]) >= config.trains]
-        claims += [over_seeds(f"{kind}, {n} nodes: test accuracy", accuracy[kind][n]) for n in config.sizes]
+        claims += [
+            over_seeds(f"{kind}, {n} nodes: test accuracy", accuracy[kind][n]) for n in config.sizes
+        ]
         low = float(config.sizes[-1]) if kind == "DAG" else None
-        claims.append(Claim(f"{kind}: most nodes that train", None, float(max(trained, default=0)), low=low, source="the post"))
+        claims.append(
+            Claim(
+                f"{kind}: most nodes that train",
+                None,
+                float(max(trained, default=0)),
+                low=low,
+                source="the post",
+            )
+        )
         curves.append(
-            Curve("size", kind, tuple(map(float, config.sizes)), tuple(mean(accuracy[kind][n]) for n in config.sizes))
+            Curve(
+                "size",
+                kind,
+                tuple(map(float, config.sizes)),
+                tuple(mean(accuracy[kind][n]) for n in config.sizes),
+            )
         )
     off = []
     for seed in range(seeds):
         places, seen, said = power_law(config, seed)
         off.append(max(abs(a / b - 1) for a, b in zip(seen, said, strict=True)))
     claims.append(
-        over_seeds("gradient by node: farthest from the power law, as a share of it", off, high=0.2, source="mean field")
+        over_seeds(
+            "gradient by node: farthest from the power law, as a share of it",
+            off,
+            high=0.2,
+            source="mean field",
+        )
     )
-    curves += [Curve("gradient", "DAG", tuple(places), tuple(seen)), Curve("gradient", "power law", tuple(places), tuple(said))]
+    curves += [
+        Curve("gradient", "DAG", tuple(places), tuple(seen)),
+        Curve("gradient", "power law", tuple(places), tuple(said)),
+    ]
     for width in config.widths:
         falling = layers_profile(config, width, 0)
         firsts = tuple(float(width * i) for i in range(len(falling)))
         curves.append(Curve("gradient in a perceptron", f"width {width}", firsts, tuple(falling)))
-        claims.append(Claim(f"perceptron of width {width}: gradient energy, first layer / last", None, falling[0]))
+        claims.append(
+            Claim(
+                f"perceptron of width {width}: gradient energy, first layer / last",
+                None,
+                falling[0],
+            )
+        )
     axes = {
-        "size": ("nodes", "test accuracy"), "gradient": ("node", "gradient energy / mean"),
+        "size": ("nodes", "test accuracy"),
+        "gradient": ("node", "gradient energy / mean"),
         "gradient in a perceptron": ("first node of the layer", "gradient energy / last layer's"),
-    }  # fmt: skip
+    }
     return Reproduction(
-        "dagnn-bigger", "How many neurons train", "DagNN, post of 2017", "default",
-        {key: str(value) for key, value in vars(config).items()}, tuple(claims), tuple(curves), axes, (),
+        "dagnn-bigger",
+        "How many neurons train",
+        "DagNN, post of 2017",
+        "default",
+        {key: str(value) for key, value in vars(config).items()},
+        tuple(claims),
+        tuple(curves),
+        axes,
+        (),
         time.perf_counter() - began,
-    )  # fmt: skip
+    )

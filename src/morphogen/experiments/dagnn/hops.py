@@ -1,11 +1,14 @@
-"""How few sources may a neuron have? Random wirings of N sources a node, with their distances beside accuracy and time.
+"""How few sources may a neuron have? Random wirings of N sources a node, with their distances
+beside accuracy and time.
 
-Distances are of a wiring without inputs, from a reader of N sources; accuracy is of a network over the data. Beside the drawn
-wirings one that is rewired after each epoch: the smallest weights go to where the gradient is largest.
+Distances are of a wiring without inputs, from a reader of N sources; accuracy is of a network over
+the data. Beside the drawn wirings one that is rewired after each epoch: the smallest weights go to
+where the gradient is largest.
 
-Source: DagNN, post of 2017: "a random N of the prior connections", two to three hops. Distances: half of the nodes within two
-hops for N = sqrt(n), 2.5 hops in the mean (specification, derived and simulated). Rewiring: RigL, Evci et al. 2020 (arXiv
-1911.11134). The settings are ours; both modes are the same.
+Source: DagNN, post of 2017: "a random N of the prior connections", two to three hops. Distances:
+half of the nodes within two hops for N = sqrt(n), 2.5 hops in the mean (specification, derived and
+simulated). Rewiring: RigL, Evci et al. 2020 (arXiv 1911.11134). The settings are ours; both modes
+are the same.
 """
 
 import time
@@ -59,15 +62,25 @@ def moved(state: State, parts: Data, config: Config, seed: int) -> None:
     rows = torch.randperm(len(parts.train[0]), generator=generator(seed, 8, state.round))[:1000]
     x, y = parts.train[0][rows], parts.train[1][rows]
     gradient = full_gradient(dag, x, lambda out: F.cross_entropy(out, y))
-    rewire(dag, config.share, gradient, optimizers=[state.optimizer], generator=generator(seed, 9, state.round))
+    rewire(
+        dag,
+        config.share,
+        gradient,
+        optimizers=[state.optimizer],
+        generator=generator(seed, 9, state.round),
+    )
 
 
 def wired(dag: Dag, parts: int = 32) -> tuple[tuple[float, ...], ...]:
-    """The share of all possible connections that there are, by parts of the nodes (rows) and of what can be read (columns)."""
+    """The share of all possible connections that there are, by parts of the nodes (rows) and of
+    what can be read (columns).
+    """
     node, source = dag.entries()
     rows, columns = node * parts // dag.nodes, source * parts // dag.layout.values
     there = torch.bincount(rows * parts + columns, minlength=parts**2).view(parts, parts)
-    able = torch.arange(dag.layout.values)[None] < dag.in_features + torch.arange(dag.nodes)[:, None]
+    able = (
+        torch.arange(dag.layout.values)[None] < dag.in_features + torch.arange(dag.nodes)[:, None]
+    )
     node, source = able.nonzero(as_tuple=True)
     cells = node * parts // dag.nodes * parts + source * parts // dag.layout.values
     possible = torch.bincount(cells, minlength=parts**2).view(parts, parts)
@@ -75,12 +88,16 @@ def wired(dag: Dag, parts: int = 32) -> tuple[tuple[float, ...], ...]:
 
 
 def trained(config: Config, seed: int, seen: dict[str, Dag] | None = None) -> dict[str, Fit]:
-    """A network for each number of sources, the full wiring, and the wiring that moves. seen: receives two of the networks."""
+    """A network for each number of sources, the full wiring, and the wiring that moves. seen:
+    receives two of the networks.
+    """
     parts = data(config.data, seed, config.rows)
     last = config.epochs * max(1, len(parts.train[0]) // config.batch)
 
     def one(hook: Callable[[State], None] | None = None, **how: Any) -> Fit:
-        model = dagnet(parts.features, parts.classes, config.nodes, generator=generator(seed, 3), **how)
+        model = dagnet(
+            parts.features, parts.classes, config.nodes, generator=generator(seed, 3), **how
+        )
         found = fitted(model, parts, "Adam", config.rate, config.epochs, config.batch, seed, hook)
         if seen is not None and how.get("fan_in") == config.rewired:
             seen[REWIRED if hook else "drawn"] = model.dag  # type: ignore[assignment]
@@ -105,13 +122,34 @@ def distance_claims(config: Config, shapes: Mapping[int, Sequence[Stats]]) -> li
     """Hops, reach within two of them, levels and sinks, beside what is known of them."""
     claims = []
     for n, found in shapes.items():
-        known, name, a = KNOWN.get(n) if config.nodes == 1024 else None, _name(n), n**2 / config.nodes
+        known, name, a = (
+            KNOWN.get(n) if config.nodes == 1024 else None,
+            _name(n),
+            n**2 / config.nodes,
+        )
         low, high = (known - 0.1, known + 0.1) if known else (None, None)
         claims += [
-            over_seeds(f"{name}: mean hops", [s.mean_hops for s in found], known, low, high, "specification"),
-            over_seeds(f"{name}: nodes within two hops", [s.within(2) for s in found], a / (1 + a), source="a / (1 + a)"),
+            over_seeds(
+                f"{name}: mean hops",
+                [s.mean_hops for s in found],
+                known,
+                low,
+                high,
+                "specification",
+            ),
+            over_seeds(
+                f"{name}: nodes within two hops",
+                [s.within(2) for s in found],
+                a / (1 + a),
+                source="a / (1 + a)",
+            ),
             over_seeds(f"{name}: levels", [float(s.levels) for s in found]),
-            over_seeds(f"{name}: nodes that no node reads", [s.sinks for s in found], 1 / (n + 1), source="1 / (N + 1)"),
+            over_seeds(
+                f"{name}: nodes that no node reads",
+                [s.sinks for s in found],
+                1 / (n + 1),
+                source="1 / (N + 1)",
+            ),
         ]
     return claims
 
@@ -123,28 +161,69 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     seen: dict[str, Dag] = {}
     runs = [trained(config, seed, None if seed else seen) for seed in range(seeds)]
     shapes = {n: [distances(config.nodes, n, seed) for seed in range(seeds)] for n in config.fans}
-    claims = [over_seeds(f"{name}: test accuracy", [run[name].test[-1] for run in runs]) for name in runs[0]]
-    claims += [over_seeds(f"{name}: seconds an epoch", [run[name].seconds[-1] / config.epochs for run in runs])
-               for name in runs[0]]  # fmt: skip
+    claims = [
+        over_seeds(f"{name}: test accuracy", [run[name].test[-1] for run in runs])
+        for name in runs[0]
+    ]
+    claims += [
+        over_seeds(
+            f"{name}: seconds an epoch", [run[name].seconds[-1] / config.epochs for run in runs]
+        )
+        for name in runs[0]
+    ]
     gained = [run[REWIRED].test[-1] - run[_name(config.rewired)].test[-1] for run in runs]
-    claims.append(over_seeds(f"rewiring {_name(config.rewired)} gains", gained, low=0.0, source="RigL"))
+    claims.append(
+        over_seeds(f"rewiring {_name(config.rewired)} gains", gained, low=0.0, source="RigL")
+    )
     claims += distance_claims(config, shapes)
     counts = tuple(map(float, config.fans))
     curves = [
-        Curve("accuracy", "random", counts, tuple(mean(run[_name(n)].test[-1] for run in runs) for n in config.fans)),
-        Curve("accuracy", "full", counts, (mean(run["full"].test[-1] for run in runs),) * len(counts)),
-        Curve("hops", "mean", counts, tuple(mean(s.mean_hops for s in found) for found in shapes.values())),
-        *(Curve("histogram", _name(n), tuple(range(1, len(found[0].hops) + 1)), tuple(c / config.nodes for c in found[0].hops))
-          for n, found in shapes.items()),
-    ]  # fmt: skip
+        Curve(
+            "accuracy",
+            "random",
+            counts,
+            tuple(mean(run[_name(n)].test[-1] for run in runs) for n in config.fans),
+        ),
+        Curve(
+            "accuracy", "full", counts, (mean(run["full"].test[-1] for run in runs),) * len(counts)
+        ),
+        Curve(
+            "hops",
+            "mean",
+            counts,
+            tuple(mean(s.mean_hops for s in found) for found in shapes.values()),
+        ),
+        *(
+            Curve(
+                "histogram",
+                _name(n),
+                tuple(range(1, len(found[0].hops) + 1)),
+                tuple(c / config.nodes for c in found[0].hops),
+            )
+            for n, found in shapes.items()
+        ),
+    ]
     axes = {
-        "accuracy": ("sources a node", "test accuracy"), "hops": ("sources a node", "mean hops to the reader"),
+        "accuracy": ("sources a node", "test accuracy"),
+        "hops": ("sources a node", "mean hops to the reader"),
         "histogram": ("hops", "share of nodes"),
-    }  # fmt: skip
-    grids = tuple(Grid(f"wiring of {_name(config.rewired)}, {name}", wired(dag)) for name, dag in seen.items())
-    axes |= dict.fromkeys((grid.panel for grid in grids), ("source (32 parts; inputs first)", "node (32 parts)"))
+    }
+    grids = tuple(
+        Grid(f"wiring of {_name(config.rewired)}, {name}", wired(dag)) for name, dag in seen.items()
+    )
+    axes |= dict.fromkeys(
+        (grid.panel for grid in grids), ("source (32 parts; inputs first)", "node (32 parts)")
+    )
     return Reproduction(
-        "dagnn-hops", "Few sources a neuron", "DagNN, post of 2017", "default",
-        {key: str(value) for key, value in vars(config).items()}, tuple(claims), tuple(curves), axes, (),
-        time.perf_counter() - began, grids=grids,
-    )  # fmt: skip
+        "dagnn-hops",
+        "Few sources a neuron",
+        "DagNN, post of 2017",
+        "default",
+        {key: str(value) for key, value in vars(config).items()},
+        tuple(claims),
+        tuple(curves),
+        axes,
+        (),
+        time.perf_counter() - began,
+        grids=grids,
+    )

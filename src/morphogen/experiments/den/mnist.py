@@ -1,13 +1,16 @@
 """Ten tasks in a row: DEN on permuted and on rotated MNIST, beside nets that cannot grow.
 
-A task is ten yes-or-no questions, one for each digit, about images whose pixels are permuted, or that are rotated, in a way of
-its own; the first task's are as they are. Which task is asked is known. Controls, all of the size that DEN starts from: a net
-for each task (STL), a net for all tasks at once (MTL), and nets that learn task after task: fine-tuned, tied to the last task's
-weights (L2), or to those of all tasks by how much they mattered (EWC). How strongly they are tied is chosen on held-out rows.
+A task is ten yes-or-no questions, one for each digit, about images whose pixels are permuted, or
+that are rotated, in a way of its own; the first task's are as they are. Which task is asked is
+known. Controls, all of the size that DEN starts from: a net for each task (STL), a net for all
+tasks at once (MTL), and nets that learn task after task: fine-tuned, tied to the last task's
+weights (L2), or to those of all tasks by how much they mattered (EWC). How strongly they are tied
+is chosen on held-out rows.
 
-Source: Yoon, Yang, Lee & Hwang 2018 (arXiv 1708.01547), section 4; the settings of its official code, which permutes MNIST.
-The published figures are of MNIST-Variation, harder data (rotated digits on noise, 1,000 training rows a class), for reference.
-EWC: Kirkpatrick et al. 2017 (arXiv 1612.00796), eq. 3.
+Source: Yoon, Yang, Lee & Hwang 2018 (arXiv 1708.01547), section 4; the settings of its official
+code, which permutes MNIST. The published figures are of MNIST-Variation, harder data (rotated
+digits on noise, 1,000 training rows a class), for reference. EWC: Kirkpatrick et al. 2017 (arXiv
+1612.00796), eq. 3.
 """
 
 import time
@@ -31,15 +34,24 @@ from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import generator
 
 # Mean AUROC over tasks after the tenth, and DEN's share of STL's parameters.
-PUBLISHED = {"STL": 0.7963, "MTL": 0.8047, "fine-tuned": 0.6785, "L2": 0.7440, "EWC": 0.7480, "DEN": 0.8131}
+PUBLISHED = {
+    "STL": 0.7963,
+    "MTL": 0.8047,
+    "fine-tuned": 0.6785,
+    "L2": 0.7440,
+    "EWC": 0.7480,
+    "DEN": 0.8131,
+}
 SHARE = 0.18
 VARIATION = "first version, a figure; MNIST-Variation"
 
 
 @dataclass(frozen=True)
 class Config:
-    """rows: of a task, of which `held` are not trained on. degrees: between a rotated task and the next. phases: the steps that
-    a control may take on a task, in phases of DEN, which takes up to four. l2, ewc: strengths of the ties to choose from."""
+    """rows: of a task, of which `held` are not trained on. degrees: between a rotated task and the
+    next. phases: the steps that a control may take on a task, in phases of DEN, which takes up to
+    four. l2, ewc: strengths of the ties to choose from.
+    """
 
     den: DEN
     data: str = "mnist"
@@ -56,7 +68,9 @@ class Config:
 
 
 # the rate and the penalties: chosen on held-out rows of the first three tasks of both sequences
-DEFAULT = Config(DEN(sparsity=1e-3, l1=0.1, drift=0.1, rate=3e-3, batch=128, iterations=600, check=50, window=3))
+DEFAULT = Config(
+    DEN(sparsity=1e-3, l1=0.1, drift=0.1, rate=3e-3, batch=128, iterations=600, check=50, window=3)
+)
 FAITHFUL = Config(DEN(), rows=60_000, held=5000, hidden=(312, 128), phases=1)
 SMOKE = Config(
     DEN(drift=0.1, units=2, rate=0.01, batch=32, iterations=20, check=5, window=2),
@@ -77,10 +91,15 @@ class Tasks:
 
 
 def prepared(kind: str, config: Config, seed: int) -> Tasks:
-    """Each task has training rows of its own draw; the test part is whole, changed as the task's rows are."""
+    """Each task has training rows of its own draw; the test part is whole, changed as the task's
+    rows are.
+    """
     found = load_data(config.data)
     x, test = torch.as_tensor(found.x_train), torch.as_tensor(found.x_test)
-    y, answers = (F.one_hot(torch.as_tensor(labels).long()).float() for labels in (found.y_train, found.y_test))
+    y, answers = (
+        F.one_hot(torch.as_tensor(labels).long()).float()
+        for labels in (found.y_train, found.y_test)
+    )
     xs = torch.empty(config.tasks, config.rows, x[0].numel())
     ys = torch.empty(config.tasks, config.rows, y.shape[1])
     tests = torch.empty(config.tasks, len(test), x[0].numel())
@@ -89,19 +108,30 @@ def prepared(kind: str, config: Config, seed: int) -> Tasks:
         rows = torch.randperm(len(x), generator=draw)[: config.rows]
         pixels = torch.randperm(x[0].numel(), generator=draw)
         for images, place in ((x[rows], xs), (test, tests)):
-            place[task] = rotated(images, task * config.degrees) if kind == "rotated" else images.flatten(1)
+            place[task] = (
+                rotated(images, task * config.degrees) if kind == "rotated" else images.flatten(1)
+            )
             if kind == "permuted" and task:
                 place[task] = place[task][:, pixels]
         ys[task] = y[rows]
     cut = config.held
-    return Tasks((xs[:, cut:], ys[:, cut:]), (xs[:, :cut], ys[:, :cut]), (tests, answers.expand(config.tasks, -1, -1)))
+    return Tasks(
+        (xs[:, cut:], ys[:, cut:]),
+        (xs[:, :cut], ys[:, :cut]),
+        (tests, answers.expand(config.tasks, -1, -1)),
+    )
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Images (n, 1, size, size), rotated about their middle with bilinear interpolation, as rows (n, features)."""
+    """Images (n, 1, size, size), rotated about their middle with bilinear interpolation, as rows
+    (n, features).
+    """
     angle = torch.tensor(degrees).deg2rad()
     turn = torch.stack(
-        [torch.stack([angle.cos(), -angle.sin(), angle * 0]), torch.stack([angle.sin(), angle.cos(), angle * 0])]
+        [
+            torch.stack([angle.cos(), -angle.sin(), angle * 0]),
+            torch.stack([angle.sin(), angle.cos(), angle * 0]),
+        ]
     )
     grid = F.affine_grid(turn.expand(len(images), 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).flatten(1)
@@ -114,13 +144,18 @@ def of(part: Rows, task: int) -> Rows:
 
 def auroc(net: Lifelong, task: int, rows: Rows, stamped: bool = True) -> float:
     """Mean over classes of one against the rest."""
-    return float(roc_auc_score(rows[1].numpy(), net.predict(rows[0], task, stamped).double().numpy(), average="macro"))
+    return float(
+        roc_auc_score(
+            rows[1].numpy(), net.predict(rows[0], task, stamped).double().numpy(), average="macro"
+        )
+    )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """path: after each task, the test AUROC of each task so far. parameters: after each task, those that are not zero; stored:
-    all, in the end. held: mean AUROC in the end on held-out rows."""
+    """path: after each task, the test AUROC of each task so far. parameters: after each task, those
+    that are not zero; stored: all, in the end. held: mean AUROC in the end on held-out rows.
+    """
 
     path: tuple[tuple[float, ...], ...]
     parameters: tuple[int, ...]
@@ -140,12 +175,22 @@ class Fit:
 
 
 def minimise(
-    loss: Callable[..., Tensor], parameters: Sequence[Tensor], train: Sequence[Tensor], held: Sequence[Tensor], config: Config,
-    draw: torch.Generator, pull: Callable[[], None] = lambda: None, tasks: int = 1,
-) -> None:  # fmt: skip
-    """Train all of a control on loss(*rows of train), for so many tasks at once, with the l2 of DEN's settings."""
+    loss: Callable[..., Tensor],
+    parameters: Sequence[Tensor],
+    train: Sequence[Tensor],
+    held: Sequence[Tensor],
+    config: Config,
+    draw: torch.Generator,
+    pull: Callable[[], None] = lambda: None,
+    tasks: int = 1,
+) -> None:
+    """Train all of a control on loss(*rows of train), for so many tasks at once, with the l2 of
+    DEN's settings.
+    """
     den = config.den
-    settings = replace(den, iterations=tasks * config.phases * den.iterations, check=tasks * den.check)
+    settings = replace(
+        den, iterations=tasks * config.phases * den.iterations, check=tasks * den.check
+    )
 
     @torch.no_grad()
     def look() -> float:
@@ -163,7 +208,13 @@ def minimise(
 
 
 def learn_all(
-    net: Lifelong, task: int, tasks: Tasks, number: int, config: Config, seed: int, pull: Callable[[], None] = lambda: None
+    net: Lifelong,
+    task: int,
+    tasks: Tasks,
+    number: int,
+    config: Config,
+    seed: int,
+    pull: Callable[[], None] = lambda: None,
 ) -> None:
     """Fit all hidden weights and one head of a control to the task of that number."""
 
@@ -171,7 +222,15 @@ def learn_all(
         return F.binary_cross_entropy_with_logits(net.logits(x, task, stamped=False), y)
 
     parameters = [*net.hidden.parameters(), *net.head(task).parameters()]
-    minimise(loss, parameters, of(tasks.train, number), of(tasks.held, number), config, generator(seed, 3, number), pull)
+    minimise(
+        loss,
+        parameters,
+        of(tasks.train, number),
+        of(tasks.held, number),
+        config,
+        generator(seed, 3, number),
+        pull,
+    )
 
 
 def fresh(tasks: Tasks, config: Config, seed: int, *key: int) -> Lifelong:
@@ -205,7 +264,10 @@ def together(tasks: Tasks, config: Config, seed: int) -> Fit:
         return F.binary_cross_entropy_with_logits(logits[task, torch.arange(len(x))], y)
 
     def joined(part: Rows) -> list[Tensor]:
-        return [*(t.flatten(0, 1) for t in part), torch.arange(count).repeat_interleave(part[0].shape[1])]
+        return [
+            *(t.flatten(0, 1) for t in part),
+            torch.arange(count).repeat_interleave(part[0].shape[1]),
+        ]
 
     draw, parameters = generator(seed, 3), list(net.parameters())
     minimise(loss, parameters, joined(tasks.train), joined(tasks.held), config, draw, tasks=count)
@@ -216,7 +278,9 @@ def together(tasks: Tasks, config: Config, seed: int) -> Fit:
 
 
 def fisher(net: Lifelong, x: Tensor, task: int, draw: torch.Generator) -> list[Tensor]:
-    """The diagonal of the Fisher information of each hidden parameter at one task's rows, answers drawn by the network."""
+    """The diagonal of the Fisher information of each hidden parameter at one task's rows, answers
+    drawn by the network.
+    """
     seen, sums = [x], []
     for layer in net.layers:
         sums.append(layer.linear(seen[-1]))
@@ -226,7 +290,10 @@ def fisher(net: Lifelong, x: Tensor, task: int, draw: torch.Generator) -> list[T
     loss = F.binary_cross_entropy_with_logits(logits, answers, reduction="sum")
     # the gradient of one row's weights is an outer product, so its square is one too
     slopes = [slope.square() / len(x) for slope in torch.autograd.grad(loss, sums)]
-    pairs = [(slope.T @ inputs.detach().square(), slope.sum(0)) for slope, inputs in zip(slopes, seen, strict=False)]
+    pairs = [
+        (slope.T @ inputs.detach().square(), slope.sum(0))
+        for slope, inputs in zip(slopes, seen, strict=False)
+    ]
     return list(chain.from_iterable(pairs))
 
 
@@ -235,7 +302,8 @@ def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: floa
     began, path = time.perf_counter(), []
     net = fresh(tasks, config, seed)
     shared = list(net.hidden.parameters())
-    # the ties: sum of weight (p - center)^2 over tasks is, up to a constant, what these two sums give
+    # the ties: sum of weight (p - center)^2 over tasks is, up to a constant, what these two sums
+    # give
     weights, centers = ([torch.zeros_like(p) for p in shared] for _ in range(2))
 
     def pull() -> None:
@@ -247,9 +315,14 @@ def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: floa
         learn_all(net, task, tasks, task, config, seed, pull)
         path.append(tuple(auroc(net, k, of(tasks.test, k)) for k in range(task + 1)))
         if method == "L2":
-            weights, centers = [torch.ones_like(p) for p in shared], [p.detach().clone() for p in shared]
+            weights, centers = (
+                [torch.ones_like(p) for p in shared],
+                [p.detach().clone() for p in shared],
+            )
         if method == "EWC":
-            for i, found in enumerate(fisher(net, tasks.train[0][task], task, generator(seed, 4, task))):
+            for i, found in enumerate(
+                fisher(net, tasks.train[0][task], task, generator(seed, 4, task))
+            ):
                 weights[i] += found
                 centers[i] += found * shared[i].detach()
     size = count_parameters(net)
@@ -270,7 +343,11 @@ def expanding(tasks: Tasks, config: Config, seed: int) -> tuple[Fit, Fit, list[L
             path.append(tuple(auroc(net, k, of(tasks.test, k), stamped) for k in range(task + 1)))
         parameters.append(used(net))
     sizes, stored, seconds = tuple(parameters), count_parameters(net), time.perf_counter() - began
-    return Fit(tuple(paths[True]), sizes, stored, seconds), Fit(tuple(paths[False]), sizes, stored, seconds), lessons
+    return (
+        Fit(tuple(paths[True]), sizes, stored, seconds),
+        Fit(tuple(paths[False]), sizes, stored, seconds),
+        lessons,
+    )
 
 
 def compared(kind: str, config: Config, seed: int) -> tuple[dict[str, Fit], list[Learned]]:
@@ -289,46 +366,80 @@ def compared(kind: str, config: Config, seed: int) -> tuple[dict[str, Fit], list
 def claims(kind: str, runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     """One sequence: averages, then DEN's promises over paired seeds."""
 
-    def shown(label: str, values: Sequence[float], target: float | None = None, source: str = "", **bounds: float) -> Claim:
+    def shown(
+        label: str,
+        values: Sequence[float],
+        target: float | None = None,
+        source: str = "",
+        **bounds: float,
+    ) -> Claim:
         return over_seeds(f"{kind}: {label}", values, target, source=source, **bounds)
 
     def lead(other: str, **bounds: float) -> Claim:
         values = [run["DEN"].average - run[other].average for run in runs]
         known = PUBLISHED["DEN"] - PUBLISHED[other]
-        return shown(f"average AUROC of DEN less {other}", values, known, VARIATION + ", bound ours" * bool(bounds), **bounds)
+        return shown(
+            f"average AUROC of DEN less {other}",
+            values,
+            known,
+            VARIATION + ", bound ours" * bool(bounds),
+            **bounds,
+        )
 
     def share(label: str, parameters: Callable[[Fit], int], **bounds: float) -> Claim:
         values = [parameters(run["DEN"]) / run["STL"].stored for run in runs]
-        return shown(label, values, SHARE, "last version, MNIST-Variation" + ", bound ours" * bool(bounds), **bounds)
+        return shown(
+            label,
+            values,
+            SHARE,
+            "last version, MNIST-Variation" + ", bound ours" * bool(bounds),
+            **bounds,
+        )
 
     averages = [
-        shown(f"average AUROC, {key}", [run[key].average for run in runs], PUBLISHED.get(key), VARIATION * (key in PUBLISHED))
+        shown(
+            f"average AUROC, {key}",
+            [run[key].average for run in runs],
+            PUBLISHED.get(key),
+            VARIATION * (key in PUBLISHED),
+        )
         for key in runs[0]
     ]
     return [
         *averages,
         *(lead(other, low=0.0) for other in ("fine-tuned", "L2", "EWC")),
         *(lead(other) for other in ("STL", "MTL")),
-        share("parameters of DEN that are not zero / of STL", lambda fit: fit.parameters[-1], high=0.5),
+        share(
+            "parameters of DEN that are not zero / of STL", lambda fit: fit.parameters[-1], high=0.5
+        ),
         share("parameters of DEN, zeros included / of STL", lambda fit: fit.stored),
-        *(shown(f"forgetting, {key}", [run[key].forgetting for run in runs]) for key in runs[0] if key not in ("STL", "MTL")),
+        *(
+            shown(f"forgetting, {key}", [run[key].forgetting for run in runs])
+            for key in runs[0]
+            if key not in ("STL", "MTL")
+        ),
         shown(
             "forgetting with stamps less without",
             [run["DEN"].forgetting - run["DEN without stamps"].forgetting for run in runs],
-            source="promised, but for rounding", high=1e-4,
+            source="promised, but for rounding",
+            high=1e-4,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
-    """Both sequences. faithful: the layers, rows and settings of the official code, less its faults. smoke: three tasks of
-    scikit-learn's digits."""
+    """Both sequences. faithful: the layers, rows and settings of the official code, less its
+    faults. smoke: three tasks of scikit-learn's digits.
+    """
     config = replace(SMOKE if smoke else FAITHFUL if faithful else DEFAULT, seeds=seeds)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are small: more threads would wait for each other
     began = time.perf_counter()
     try:
-        both = {kind: [compared(kind, config, seed) for seed in range(seeds)] for kind in config.sequences}
+        both = {
+            kind: [compared(kind, config, seed) for seed in range(seeds)]
+            for kind in config.sequences
+        }
     finally:
         torch.set_num_threads(threads)
     count = tuple(range(1, config.tasks + 1))
@@ -339,20 +450,39 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         curves += [Curve(kind, key, count, tuple(map(mean, fit.path))) for key, fit in fits.items()]
         stored = fits["STL"].stored
         curves += [
-            Curve("capacity", f"{kind}, {key}", count, tuple(size / stored for size in fits[key].parameters))
+            Curve(
+                "capacity",
+                f"{kind}, {key}",
+                count,
+                tuple(size / stored for size in fits[key].parameters),
+            )
             for key in ("STL", "DEN")
         ]
-        notes += [f"{kind}, seed 0, {key}: {fit.seconds:.0f} s{', ' * bool(fit.note)}{fit.note}" for key, fit in fits.items()]
         notes += [
-            f"{kind}, seed 0, task {did.task + 1}: the head reads {did.selected}, {did.added} new stayed, {did.split} split, "
-            f"layers {did.sizes}, held-out loss {', '.join(f'{phase} {loss:.4f}' for phase, loss in did.losses.items())}"
+            f"{kind}, seed 0, {key}: {fit.seconds:.0f} s{', ' * bool(fit.note)}{fit.note}"
+            for key, fit in fits.items()
+        ]
+        notes += [
+            f"{kind}, seed 0, task {did.task + 1}: the head reads {did.selected}, {did.added} "
+            f"new stayed, {did.split} split, "
+            f"layers {did.sizes}, held-out loss "
+            f"{', '.join(f'{phase} {loss:.4f}' for phase, loss in did.losses.items())}"
             for did in lessons
         ]
-    notes.append("a control stops by the same rule as a phase of DEN; STL and MTL see no order of tasks: no forgetting")
+    notes.append(
+        "a control stops by the same rule as a phase of DEN; STL and MTL see no order of tasks: "
+        "no forgetting"
+    )
     axes = dict.fromkeys(config.sequences, ("tasks learned", "average AUROC of these"))
     return Reproduction(
-        "den-mnist", "Ten tasks in a row: DEN", "Lifelong Learning with Dynamically Expandable Networks (arXiv 1708.01547)",
-        "faithful" if faithful else "default", {key: str(value) for key, value in vars(config).items()}, tuple(found),
-        tuple(curves), {**axes, "capacity": ("tasks learned", "parameters / of all STL nets")}, tuple(notes),
+        "den-mnist",
+        "Ten tasks in a row: DEN",
+        "Lifelong Learning with Dynamically Expandable Networks (arXiv 1708.01547)",
+        "faithful" if faithful else "default",
+        {key: str(value) for key, value in vars(config).items()},
+        tuple(found),
+        tuple(curves),
+        {**axes, "capacity": ("tasks learned", "parameters / of all STL nets")},
+        tuple(notes),
         time.perf_counter() - began,
-    )  # fmt: skip
+    )

@@ -1,7 +1,8 @@
 """MNIST with three learned depths: which layer wants to be deep?
 
-Source: "Going Deeper: Infinite Deep Neural Networks", experiment B; settings and figures of the released run (5,000 epochs on a
-GPU, one run, no validation part: its curves are on the test part, and so are these in faithful mode).
+Source: "Going Deeper: Infinite Deep Neural Networks", experiment B; settings and figures of the
+released run (5,000 epochs on a GPU, one run, no validation part: its curves are on the test part,
+and so are these in faithful mode).
 """
 
 import time
@@ -19,23 +20,32 @@ from morphogen.data.load import load_data
 from morphogen.edit.adapt import adapt
 from morphogen.experiments.going_deeper.gates import gate_curves
 from morphogen.layers.depth import LearnedDepth
-from morphogen.layers.penalty import gain, penalty, quadratic
+from morphogen.layers.penalty import penalty, quadratic, scale_penalty
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import Batches
 from morphogen.transforms.freeze import freeze
 
 NAMES = ("conv 1", "conv 2", "dense")
 
-# Of the released run: w of the three layers at some epochs, and the epochs at which a test accuracy was first reached.
+# Of the released run: w of the three layers at some epochs, and the epochs at which a test accuracy
+# was first reached.
 EPOCHS = (0, 10, 25, 50, 100)
-DEPTHS = ((0.987, 1.037, 1.020), (0.880, 1.324, 1.405), (0.805, 1.473, 1.691), (0.756, 1.613, 1.725), (0.715, 1.779, 1.617))
+DEPTHS = (
+    (0.987, 1.037, 1.020),
+    (0.880, 1.324, 1.405),
+    (0.805, 1.473, 1.691),
+    (0.756, 1.613, 1.725),
+    (0.715, 1.779, 1.617),
+)
 REACHED = {9: 0.990, 19: 0.992, 25: 0.994, 87: 0.995}
 
 
 @dataclass(frozen=True)
 class Config:
-    """faithful: frozen random layers between the learned depths, Adadelta, no augmentation. Otherwise every layer is trained,
-    by AdamW with a rate that falls to zero, on images moved by up to two pixels; depths have a floor and look ahead."""
+    """faithful: frozen random layers between the learned depths, Adadelta, no augmentation.
+    Otherwise every layer is trained, by AdamW with a rate that falls to zero, on images moved by up
+    to two pixels; depths have a floor and look ahead.
+    """
 
     data: str = "mnist"
     seeds: int = 1
@@ -46,14 +56,20 @@ class Config:
     hidden: int = 256
     dropout: float = 0.25
     prices: tuple[float, float, float] = (5e-5, 5e-5, 1e-3)
-    gain: float = 1e-8
+    scale_penalty: float = 1e-8
     faithful: bool = True
 
 
 DEFAULT = Config(
-    epochs=20, minutes=float("inf"), batch=128, channels=(16, 32), hidden=64, dropout=0.1, prices=(1e-3, 1e-3, 1e-3),
+    epochs=20,
+    minutes=float("inf"),
+    batch=128,
+    channels=(16, 32),
+    hidden=64,
+    dropout=0.1,
+    prices=(1e-3, 1e-3, 1e-3),
     faithful=False,
-)  # fmt: skip
+)
 SMOKE = {"data": "digits", "epochs": 2, "batch": 256, "channels": (8, 8), "hidden": 16}
 
 
@@ -68,12 +84,16 @@ def glorot(layer: nn.Module, trained: bool) -> nn.Module:
 
 def conv_block(channels: int, dropout: float, _: int) -> nn.Module:
     conv = glorot(nn.Conv2d(channels, channels, 3, padding=1), True)
-    return nn.Sequential(conv, nn.Dropout(dropout), nn.BatchNorm2d(channels, momentum=0.01, eps=1e-3))
+    return nn.Sequential(
+        conv, nn.Dropout(dropout), nn.BatchNorm2d(channels, momentum=0.01, eps=1e-3)
+    )
 
 
 def dense_block(units: int, dropout: float, _: int) -> nn.Module:
     linear = glorot(nn.Linear(units, units), True)
-    return nn.Sequential(linear, nn.Dropout(dropout), nn.BatchNorm1d(units, momentum=0.01, eps=1e-3))
+    return nn.Sequential(
+        linear, nn.Dropout(dropout), nn.BatchNorm1d(units, momentum=0.01, eps=1e-3)
+    )
 
 
 def network(config: Config, size: int, classes: int) -> nn.Sequential:
@@ -82,7 +102,7 @@ def network(config: Config, size: int, classes: int) -> nn.Sequential:
     options = {"floor": None if config.faithful else 0.1, "ahead": not config.faithful}
 
     def cost(factor: float, layer: LearnedDepth) -> Tensor:
-        return quadratic(layer, factor) + gain(layer, config.gain)
+        return quadratic(layer, factor) + scale_penalty(layer, config.scale_penalty)
 
     def deep(block: partial[nn.Module], price: float) -> LearnedDepth:
         return LearnedDepth(block, penalty=partial(cost, price), **options)  # type: ignore[arg-type]
@@ -103,7 +123,9 @@ def network(config: Config, size: int, classes: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Fit:
-    """One run: after each epoch, counted from 0, the three depths and the test accuracy; and the frozen network's."""
+    """One run: after each epoch, counted from 0, the three depths and the test accuracy; and the
+    frozen network's.
+    """
 
     depths: tuple[tuple[float, ...], ...]
     accuracy: tuple[float, ...]
@@ -113,7 +135,9 @@ class Fit:
 
 
 def run(config: Config, seed: int) -> Fit:
-    """Train on the training part, all of it; the test part is looked at after every epoch and decides nothing."""
+    """Train on the training part, all of it; the test part is looked at after every epoch and
+    decides nothing.
+    """
     torch.manual_seed(seed)
     dataset = load_data(config.data)
     x, y = torch.as_tensor(dataset.x_train), torch.as_tensor(dataset.y_train, dtype=torch.long)
@@ -129,11 +153,18 @@ def run(config: Config, seed: int) -> Fit:
             break
         model.train()
         start = epoch * batches.per_epoch
-        for step, (images, labels) in enumerate(batches.range(start, start + batches.per_epoch), start=start):
+        for step, (images, labels) in enumerate(
+            batches.range(start, start + batches.per_epoch), start=start
+        ):
             if not config.faithful:
                 left = 1 - step / (config.epochs * batches.per_epoch)
                 for group in optimizer.param_groups:
-                    group["lr"] = 4e-3 * min(1.0, (step + 1) / 100) * min(1.0, 1.5 * left) * group.get("scale", 1.0)
+                    group["lr"] = (
+                        4e-3
+                        * min(1.0, (step + 1) / 100)
+                        * min(1.0, 1.5 * left)
+                        * group.get("scale", 1.0)
+                    )
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images), labels) + penalty(model)
             loss.backward()
@@ -144,7 +175,13 @@ def run(config: Config, seed: int) -> Fit:
         scores.append(accuracy(model, *test))
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, test[0][:64])
-    return Fit(tuple(depths), tuple(scores), accuracy(plain, *test), tuple(layer.active_blocks for layer in layers), seconds)
+    return Fit(
+        tuple(depths),
+        tuple(scores),
+        accuracy(plain, *test),
+        tuple(layer.active_blocks for layer in layers),
+        seconds,
+    )
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
@@ -178,52 +215,103 @@ def published(layer: int, epoch: int) -> float:
 
 
 def claims(config: Config, fits: list[Fit]) -> tuple[Claim, ...]:
-    """Accuracy and depths after the last epoch; against the released run only where its settings were used, and no more than it
-    had itself reached by that epoch."""
+    """Accuracy and depths after the last epoch; against the released run only where its settings
+    were used, and no more than it had itself reached by that epoch.
+    """
     last = min(len(fit.depths) for fit in fits) - 1
     best, final = [max(fit.accuracy) for fit in fits], [fit.accuracy[-1] for fit in fits]
     spread = stdev(final) if len(fits) > 1 else None
     asked = 0.994 if not config.faithful or last >= 25 else None
-    found = [Claim("test accuracy after the last epoch", 0.994, mean(final), low=asked, spread=spread, source="promised")]
+    found = [
+        Claim(
+            "test accuracy after the last epoch",
+            0.994,
+            mean(final),
+            low=asked,
+            spread=spread,
+            source="promised",
+        )
+    ]
     if config.faithful:
         target = max((score for epoch, score in REACHED.items() if epoch <= last), default=None)
-        found.append(Claim(f"best test accuracy by epoch {last}", target, mean(best), low=target, source="released run"))
+        found.append(
+            Claim(
+                f"best test accuracy by epoch {last}",
+                target,
+                mean(best),
+                low=target,
+                source="released run",
+            )
+        )
         for i, name in enumerate(NAMES):
             known, ours = published(i, last), mean(fit.depths[last][i] for fit in fits)
-            found.append(Claim(f"{name}: w after epoch {last}", known, ours, known - 0.15, known + 0.15, source="released run"))
+            found.append(
+                Claim(
+                    f"{name}: w after epoch {last}",
+                    known,
+                    ours,
+                    known - 0.15,
+                    known + 0.15,
+                    source="released run",
+                )
+            )
     lead = mean(fit.depths[-1][1] - max(fit.depths[-1][0], fit.depths[-1][2]) for fit in fits)
-    theirs = published(1, last) - max(published(0, last), published(2, last)) if config.faithful else None
+    theirs = (
+        published(1, last) - max(published(0, last), published(2, last))
+        if config.faithful
+        else None
+    )
     asked = 0.0 if not config.faithful or last >= 100 else None
     found.append(
-        Claim("lead of the second convolution's depth", theirs, lead, low=asked, source="released run, from epoch 100 on")
+        Claim(
+            "lead of the second convolution's depth",
+            theirs,
+            lead,
+            low=asked,
+            source="released run, from epoch 100 on",
+        )
     )
     change = max(abs(fit.frozen - fit.accuracy[-1]) for fit in fits)
-    found.append(Claim("change of the test accuracy by freezing", 0.0, change, high=1e-4, source="promised"))
+    found.append(
+        Claim("change of the test accuracy by freezing", 0.0, change, high=1e-4, source="promised")
+    )
     return tuple(found)
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
-    """The original's first 30 epochs, as many as begin within an hour, or 20 of ours. smoke: a small network on digits."""
+    """The original's first 30 epochs, as many as begin within an hour, or 20 of ours. smoke: a
+    small network on digits.
+    """
     config = replace(Config() if faithful else DEFAULT, seeds=seeds)
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
     fits = [run(config, seed) for seed in range(seeds)]
     first, epochs = fits[0], tuple(range(len(fits[0].depths)))
-    curves = [Curve("depth", name, epochs, tuple(w[i] for w in first.depths)) for i, name in enumerate(NAMES)]
+    curves = [
+        Curve("depth", name, epochs, tuple(w[i] for w in first.depths))
+        for i, name in enumerate(NAMES)
+    ]
     if faithful:
         known = [i for i, epoch in enumerate(EPOCHS) if epoch < len(epochs)] or [0]
         curves += [
-            Curve("depth", f"published {name}", tuple(EPOCHS[k] for k in known), tuple(DEPTHS[k][i] for k in known))
+            Curve(
+                "depth",
+                f"published {name}",
+                tuple(EPOCHS[k] for k in known),
+                tuple(DEPTHS[k][i] for k in known),
+            )
             for i, name in enumerate(NAMES)
         ]
     curves.append(Curve("accuracy", "test", epochs, first.accuracy))
     curves += gate_curves(epochs, [w[1] for w in first.depths])
     notes = [
-        f"seed {i}: {len(fit.depths)} epochs of {config.epochs}, {fit.blocks} blocks open at the end, {fit.seconds:.0f} s"
+        f"seed {i}: {len(fit.depths)} epochs of {config.epochs}, {fit.blocks} blocks open at the "
+        f"end, {fit.seconds:.0f} s"
         for i, fit in enumerate(fits)
     ]
     notes += [
-        "only open blocks run, which is exact; the original ran all five, so that closed batch norms saw data",
+        "only open blocks run, which is exact; the original ran all five, so that closed batch "
+        "norms saw data",
         "an epoch leaves out the last, incomplete batch",
     ] * faithful
     axes = {
@@ -232,8 +320,14 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         "gates": ("epoch", f"gate, {NAMES[1]}"),
     }
     return Reproduction(
-        "going-deeper-mnist", "Learned depths on MNIST", "Going Deeper: Infinite Deep Neural Networks, experiment B",
-        "faithful" if faithful else "default", {key: str(value) for key, value in vars(config).items()}, claims(config, fits),
-        tuple(curves), axes, tuple(notes),
+        "going-deeper-mnist",
+        "Learned depths on MNIST",
+        "Going Deeper: Infinite Deep Neural Networks, experiment B",
+        "faithful" if faithful else "default",
+        {key: str(value) for key, value in vars(config).items()},
+        claims(config, fits),
+        tuple(curves),
+        axes,
+        tuple(notes),
         time.perf_counter() - began,
-    )  # fmt: skip
+    )

@@ -1,10 +1,11 @@
 """Parity of the first k of 8 bits: the harder the task, the deeper a learned depth gets.
 
-Source: "Going Deeper: Infinite Deep Neural Networks", experiment A; settings and figures of the released runs (a penalty of
-1e-4 on w, where the text says 1e-5; dropout after batch norm).
+Source: "Going Deeper: Infinite Deep Neural Networks", experiment A; settings and figures of the
+released runs (a penalty of 1e-4 on w, where the text says 1e-5; dropout after batch norm).
 
-All k, and all seeds, train side by side as one batch of networks; they share nothing. `Parities` with one network is
-`LearnedDepth` (a test holds them equal); the batch is what makes nine networks cost little more than one.
+All k, and all seeds, train side by side as one batch of networks; they share nothing. `Parities`
+with one network is `LearnedDepth` (a test holds them equal); the batch is what makes nine networks
+cost little more than one.
 """
 
 import math
@@ -27,8 +28,10 @@ BITS = 8
 
 @dataclass(frozen=True)
 class Config:
-    """faithful: five blocks from the start, all of them run in every step, closed ones too (their batch norms see data and
-    their momenta decay); no floor. Otherwise only blocks that some network has open run, and w has a floor of 0.1."""
+    """faithful: five blocks from the start, all of them run in every step, closed ones too (their
+    batch norms see data and their momenta decay); no floor. Otherwise only blocks that some network
+    has open run, and w has a floor of 0.1.
+    """
 
     seeds: int = 1
     steps: int = 100_000
@@ -39,15 +42,15 @@ class Config:
     blocks: int = 5
     dropout: float = 0.1
     price: float = 1e-4  # of w^2
-    gain: float = 1e-8  # of gate * gamma^2
+    scale_penalty: float = 1e-8  # of gate * gamma^2
     rate: float = 1e-3
     faithful: bool = True
 
 
 SMOKE = Config(steps=300, every=100, batch=200, validation=1_000)
 
-# w of the released run at these steps, for k = 0 .. 8; and the final w of all three published runs, two of them read from plots
-# to within 0.05.
+# w of the released run at these steps, for k = 0 .. 8; and the final w of all three published runs,
+# two of them read from plots to within 0.05.
 STEPS = (100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000)
 RELEASED = (
     (1.11, 1.10, 1.01, 0.93, 0.94, 0.94, 0.93, 0.95, 0.94),
@@ -71,9 +74,11 @@ TIMED = 40_000  # steps within which all nine should be trained in 25 minutes
 
 
 class Parities(nn.Module):
-    """One network for each entry of `ks`: 8 -> frozen 24, ReLU -> learned depth of width 24 -> frozen 1.
+    """One network for each entry of `ks`: 8 -> frozen 24, ReLU -> learned depth of width 24 ->
+    frozen 1.
 
-    Input (networks, 8, batch), output (networks, batch): logits. Block i: linear, batch norm, dropout; the post-step is ReLU.
+    Input (networks, 8, batch), output (networks, batch): logits. Block i: linear, batch norm,
+    dropout; the post-step is ReLU.
     """
 
     mask: Tensor
@@ -86,19 +91,26 @@ class Parities(nn.Module):
         super().__init__()
         n, width, blocks = len(ks), config.width, config.blocks
         self.config = config
-        self.register_buffer("mask", torch.tensor([[float(bit < k) for bit in range(BITS)] for k in ks])[:, :, None])
+        self.register_buffer(
+            "mask", torch.tensor([[float(bit < k) for bit in range(BITS)] for k in ks])[:, :, None]
+        )
         self.register_buffer("read", glorot(n, width, BITS))
         self.register_buffer("write", glorot(n, 1, width))
         self.w = nn.Parameter(torch.ones(n))
         self.weight = nn.Parameter(torch.stack([glorot(n, width, width) for _ in range(blocks)]))
         self.bias = nn.Parameter(torch.zeros(blocks, n, width, 1))
-        self.gamma, self.beta = nn.Parameter(torch.ones(blocks, n * width)), nn.Parameter(torch.zeros(blocks, n * width))
+        self.gamma, self.beta = (
+            nn.Parameter(torch.ones(blocks, n * width)),
+            nn.Parameter(torch.zeros(blocks, n * width)),
+        )
         self.register_buffer("mean", torch.zeros(blocks, n * width))
         self.register_buffer("variance", torch.ones(blocks, n * width))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Fresh examples for every network: bits (networks, 8, count), labels (networks, count)."""
-        bits = torch.randint(2, (len(self.w), BITS, count), dtype=torch.float32, device=self.w.device)
+        bits = torch.randint(
+            2, (len(self.w), BITS, count), dtype=torch.float32, device=self.w.device
+        )
         return bits, (bits * self.mask).sum(1) % 2
 
     def gates(self) -> Tensor:
@@ -133,13 +145,19 @@ class Parities(nn.Module):
     def penalty(self) -> Tensor:
         """Of each network, shape (networks,)."""
         squares = self.gamma.view(self.config.blocks, len(self.w), -1).square().sum(-1)
-        result: Tensor = self.config.price * self.w.square() + self.config.gain * (self.gates() * squares.T).sum(1)
+        result: Tensor = self.config.price * self.w.square() + self.config.scale_penalty * (
+            self.gates() * squares.T
+        ).sum(1)
         return result
 
 
 def kept(like: Tensor, dropout: float) -> Tensor:
-    """1 where a unit stays and 0 where it is dropped, from 16 random bits each: a tenth of the time of `F.dropout` on a CPU."""
-    bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    """1 where a unit stays and 0 where it is dropped, from 16 random bits each: a tenth of the time
+    of `F.dropout` on a CPU.
+    """
+    bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(
+        -(2**63), None
+    )
     drawn = bits.view(torch.int16)[: like.numel()].view_as(like)
     return (drawn >= round(dropout * 2**16) - 2**15).to(like.dtype)
 
@@ -172,14 +190,20 @@ def run(config: Config) -> list[Trace]:
     for step in range(1, config.steps + 1):
         bits, labels = model.draw(config.batch)
         optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(model(bits), labels, reduction="none").mean(1) + model.penalty()
+        loss = (
+            F.binary_cross_entropy_with_logits(model(bits), labels, reduction="none").mean(1)
+            + model.penalty()
+        )
         loss.sum().backward()
         optimizer.step()
         if step % config.every == 0:
             seconds = time.perf_counter() - began
             records.append((step, model.w.tolist(), accuracy(model, config.validation), seconds))
     steps, ws, scores, times = zip(*records, strict=True)
-    return [Trace(k, steps, tuple(w[i] for w in ws), tuple(score[i] for score in scores), times) for i, k in enumerate(ks)]
+    return [
+        Trace(k, steps, tuple(w[i] for w in ws), tuple(score[i] for score in scores), times)
+        for i, k in enumerate(ks)
+    ]
 
 
 @torch.no_grad()
@@ -202,7 +226,9 @@ def published(k: int, step: int) -> float:
 
 
 def claims(config: Config, traces: Sequence[Trace]) -> tuple[Claim, ...]:
-    """Final w within the spread of the published runs, deeper for harder tasks, all of them solved."""
+    """Final w within the spread of the published runs, deeper for harder tasks, all of them
+    solved.
+    """
     found = []
     finals = {k: [trace.w[-1] for trace in traces if trace.k == k] for k in range(BITS + 1)}
     for k, values in finals.items():
@@ -210,36 +236,84 @@ def claims(config: Config, traces: Sequence[Trace]) -> tuple[Claim, ...]:
         low = target - (RELEASED[-1][k] - min(ends)) - READING
         high = target + (max(ends) - RELEASED[-1][k]) + READING
         spread = stdev(values) if len(values) > 1 else None
-        found.append(Claim(f"k = {k}: w after {config.steps:,} steps", target, mean(values), low, high, spread, "released run"))
+        found.append(
+            Claim(
+                f"k = {k}: w after {config.steps:,} steps",
+                target,
+                mean(values),
+                low,
+                high,
+                spread,
+                "released run",
+            )
+        )
     within = sum(claim.met for claim in found)
     means = [mean(values) for values in finals.values()]
-    rank = float(torch.corrcoef(torch.stack([torch.arange(9.0), torch.tensor(means).argsort().argsort().float()]))[0, 1])
+    rank = float(
+        torch.corrcoef(
+            torch.stack([torch.arange(9.0), torch.tensor(means).argsort().argsort().float()])
+        )[0, 1]
+    )
     best = min(max(trace.accuracy) for trace in traces)
     last = min(trace.accuracy[-1] for trace in traces)
-    timed = [seconds for step, seconds in zip(traces[0].steps, traces[0].seconds, strict=True) if step <= TIMED][-1]
+    timed = [
+        seconds
+        for step, seconds in zip(traces[0].steps, traces[0].seconds, strict=True)
+        if step <= TIMED
+    ][-1]
     minutes = timed / 60 / config.seeds
     return (
         *found,
-        Claim("depths within the published spread, of 9", 9, within, low=8, source="three published runs, +-0.05 for reading"),
-        Claim("rank correlation of k and depth", 1.0, rank, low=0.98, source="harder tasks allocate more layers"),
+        Claim(
+            "depths within the published spread, of 9",
+            9,
+            within,
+            low=8,
+            source="three published runs, +-0.05 for reading",
+        ),
+        Claim(
+            "rank correlation of k and depth",
+            1.0,
+            rank,
+            low=0.98,
+            source="harder tasks allocate more layers",
+        ),
         Claim("least best accuracy of all k", 1.0, best, low=1.0, source="released run"),
         Claim("least final accuracy of all k", 1.0, last, low=0.999, source="released run"),
-        Claim(f"minutes to {min(TIMED, config.steps):,} steps, a set of nine", 25, minutes, high=25, source="promised"),
+        Claim(
+            f"minutes to {min(TIMED, config.steps):,} steps, a set of nine",
+            25,
+            minutes,
+            high=25,
+            source="promised",
+        ),
     )
 
 
 def reproduce(faithful: bool = True, smoke: bool = False, seeds: int = 1) -> Reproduction:
-    """Run it and put the published figures beside it. smoke: a few seconds, to see that it runs; its claims are not met."""
+    """Run it and put the published figures beside it. smoke: a few seconds, to see that it runs;
+    its claims are not met.
+    """
     config = replace(SMOKE if smoke else Config(), seeds=seeds, faithful=faithful)
     began = time.perf_counter()
     traces = run(config)
     seconds = time.perf_counter() - began
     first = {trace.k: trace for trace in reversed(traces)}
-    curves = [Curve("depth", f"k = {k}", trace.steps, trace.w) for k, trace in sorted(first.items())]
-    curves += [Curve("accuracy", f"k = {k}", trace.steps, trace.accuracy) for k, trace in sorted(first.items())]
+    curves = [
+        Curve("depth", f"k = {k}", trace.steps, trace.w) for k, trace in sorted(first.items())
+    ]
+    curves += [
+        Curve("accuracy", f"k = {k}", trace.steps, trace.accuracy)
+        for k, trace in sorted(first.items())
+    ]
     known = [i for i, step in enumerate(STEPS) if step <= config.steps]
     curves += [
-        Curve("depth", f"published {k}", tuple(STEPS[i] for i in known), tuple(RELEASED[i][k] for i in known))
+        Curve(
+            "depth",
+            f"published {k}",
+            tuple(STEPS[i] for i in known),
+            tuple(RELEASED[i][k] for i in known),
+        )
         for k in (0, 2, 5, 8)
     ]
     curves += gate_curves(first[BITS].steps, first[BITS].w)

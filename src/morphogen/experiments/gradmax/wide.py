@@ -1,20 +1,23 @@
 """A wide residual network that grows: does it matter what the new units compute?
 
-The first convolution of every residual block starts at a quarter of its width. Twelve times, at a fixed interval, all blocks
-gain a quarter of their first width, up to the whole: with the units that the loss has the most use for ("gradmax"), with He's
-behind outgoing weights of zero ("he"), or with small random weights on both sides ("random"). Beside them the first size and
-the final size from scratch. All see the same batches under the same learning rate. Nothing is decided on data: the looks in
-between are at a validation part, the test part is scored once, at the end.
+The first convolution of every residual block starts at a quarter of its width. Twelve times, at a
+fixed interval, all blocks gain a quarter of their first width, up to the whole: with the units that
+the loss has the most use for ("gradmax"), with He's behind outgoing weights of zero ("he"), or with
+small random weights on both sides ("random"). Beside them the first size and the final size from
+scratch. All see the same batches under the same learning rate. Nothing is decided on data: the
+looks in between are at a validation part, the test part is scored once, at the end.
 
-faithful: WRN-28 on images of 32 x 32, 78,000 steps of 128, growth from step 10,000 every 2,500. That is days on one core, and
-needs a GPU, which is used where there is one. Otherwise: WRN-10 on images of 16 x 16, the same schedule at a twentieth.
+faithful: WRN-28 on images of 32 x 32, 78,000 steps of 128, growth from step 10,000 every 2,500.
+That is days on one core, and needs a GPU, which is used where there is one. Otherwise: WRN-10 on
+images of 16 x 16, the same schedule at a twentieth.
 
-Source: Evci et al. 2022 (arXiv 2201.05125), the CIFAR-10 protocol, and the settings that its authors published with it: no
-norm between the two convolutions of a block, SGD with Nesterov momentum 0.9 carried over the growths, a rate of 0.1 that warms
-up for an epoch and falls to zero by a cosine, a penalty of 2e-4 |w|^2, all blocks grown at once.
-Differs: new units get the norm of He's start where the paper gives them half the norm of the old ones; random units are small
-on both sides; the images are normalised by a batch norm; a tenth of the training part is for validation. No published score is
-quoted, since none could be checked.
+Source: Evci et al. 2022 (arXiv 2201.05125), the CIFAR-10 protocol, and the settings that its
+authors published with it: no norm between the two convolutions of a block, SGD with Nesterov
+momentum 0.9 carried over the growths, a rate of 0.1 that warms up for an epoch and falls to zero by
+a cosine, a penalty of 2e-4 |w|^2, all blocks grown at once. Differs: new units get the norm of He's
+start where the paper gives them half the norm of the old ones; random units are small on both
+sides; the images are normalised by a batch norm; a tenth of the training part is for validation. No
+published score is quoted, since none could be checked.
 """
 
 import math
@@ -29,7 +32,7 @@ from torch.optim import SGD
 
 from morphogen.edit.apply import apply_, count_parameters
 from morphogen.edit.edit import Grow
-from morphogen.edit.inits.constant import STARTS, normal
+from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.inits.gradmax import gradmax
 from morphogen.edit.plan import plan
 from morphogen.experiments.shared.images import Images, images, objective, scores
@@ -42,8 +45,10 @@ from morphogen.training.train import Batches, State, generator, train
 
 @dataclass(frozen=True)
 class Config:
-    """A round is `steps` steps; the first growth is after round `first`, the next ones every `every` rounds, where the looks
-    are, too. share: of the inner widths at the start. search: rounds of `gradmax`."""
+    """A round is `steps` steps; the first growth is after round `first`, the next ones every
+    `every` rounds, where the looks are, too. share: of the inner widths at the start. search:
+    rounds of `gradmax`.
+    """
 
     data: str = "cifar10"
     seeds: int = 1
@@ -62,20 +67,32 @@ class Config:
     decay: float = 4e-4
     shift: int = 2
     search: int = 3
-    deviation: float = 0.05  # of random units: about half of He's, at 144 incoming weights
+    std: float = 0.05  # of random units: about half of He's, at 144 incoming weights
 
 
 FAITHFUL = Config(depth=28, size=32, steps=500, warm_up=351, shift=4, search=10)
-SMOKE = {"data": "digits", "depth": 10, "size": 8, "width": 8, "growths": 2, "steps": 2, "rounds": 8, "first": 2, "every": 2}
+SMOKE = {
+    "data": "digits",
+    "depth": 10,
+    "size": 8,
+    "width": 8,
+    "growths": 2,
+    "steps": 2,
+    "rounds": 8,
+    "first": 2,
+    "every": 2,
+}
 SMOKE |= {"search": 1, "warm_up": 2}
 
 GROWN = ("gradmax", "he", "random")
 
 
 class Block(nn.Module):
-    """x + two convolutions of relu(norm(x)), (batch, width, h, w) in and out; the inner width is the one that grows.
+    """x + two convolutions of relu(norm(x)), (batch, width, h, w) in and out; the inner width is
+    the one that grows.
 
-    stride: 2 halves the map and has a convolution of 1 x 1 on the way past, which changes the width.
+    stride: 2 halves the map and has a convolution of 1 x 1 on the way past, which changes the
+    width.
     """
 
     def __init__(self, before: int, width: int, inner: int, stride: int) -> None:
@@ -91,15 +108,25 @@ class Block(nn.Module):
 
 
 def network(config: Config, share: float, classes: int) -> nn.Sequential:
-    """Images (batch, 3, size, size) -> logits (batch, classes), with three groups of (depth - 4) / 6 blocks."""
+    """Images (batch, 3, size, size) -> logits (batch, classes), with three groups of (depth - 4) /
+    6 blocks.
+    """
     blocks, before = [], config.width
     for group in range(3):
         width = config.width * 2**group
         for number in range((config.depth - 4) // 6):
-            blocks.append(Block(before, width, round(share * width), 2 if group and not number else 1))
+            blocks.append(
+                Block(before, width, round(share * width), 2 if group and not number else 1)
+            )
             before = width
     stem = nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, config.width, 3, padding=1, bias=False)
-    head = nn.BatchNorm2d(before), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)
+    head = (
+        nn.BatchNorm2d(before),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(before, classes),
+    )
     model = nn.Sequential(*stem, *blocks, *head)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -109,8 +136,9 @@ def network(config: Config, share: float, classes: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Fit:
-    """One network. path: validation accuracy after every `every` rounds. cost: parameters times steps, summed over training.
-    train: mean loss of the last `every` rounds."""
+    """One network. path: validation accuracy after every `every` rounds. cost: parameters times
+    steps, summed over training. train: mean loss of the last `every` rounds.
+    """
 
     test: float
     train: float
@@ -120,35 +148,49 @@ class Fit:
     seconds: float
 
 
-def fit(config: Config, data: Images, seed: int, share: float, start: str = "") -> Fit:
-    """Train from a share of the inner widths; grown with the units that `start` names, one of `GROWN`, or not at all."""
+def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -> Fit:
+    """Train from a share of the inner widths; grown with the units that `init` names, one of
+    `GROWN`, or not at all.
+    """
     torch.manual_seed(seed)
     model = network(config, share, data.classes).to(data.train[0].device)
-    state = State(model, SGD(model.parameters(), config.rate, 0.9, weight_decay=config.decay, nesterov=True), seed)
+    state = State(
+        model,
+        SGD(model.parameters(), config.rate, 0.9, weight_decay=config.decay, nesterov=True),
+        seed,
+    )
     flip = config.data == "cifar10"
     batches = Batches(*data.train, min(config.batch, len(data.train[0])), seed, config.shift, flip)
-    inner = {f"{name}.conv1": block.conv1.out_channels for name, block in model.named_children() if isinstance(block, Block)}
-    found = widths(trace(model, data.train[0][:2])) if start else {}
+    inner = {
+        f"{name}.conv1": block.conv1.out_channels
+        for name, block in model.named_children()
+        if isinstance(block, Block)
+    }
+    found = widths(trace(model, data.train[0][:2])) if init else {}
     total, costs, path, losses = config.steps * config.rounds, [0], [], [0.0]
 
     def rate(step: int) -> float:
-        return config.rate * min((step + 1) / config.warm_up, (1 + math.cos(math.pi * step / total)) / 2)
+        return config.rate * min(
+            (step + 1) / config.warm_up, (1 + math.cos(math.pi * step / total)) / 2
+        )
 
     def grow(state: State) -> None:
         costs.append(count_parameters(model) * config.steps)
         since = state.round - config.first
-        if not start or since < 0 or since % config.every or since // config.every >= config.growths:
+        if not init or since < 0 or since % config.every or since // config.every >= config.growths:
             return
         (batch,) = batches.range(state.step, state.step + 1)  # the next one
         draw = generator(seed, 7, state.round)
         for name, units in inner.items():
             planned = plan(model, found, [Grow(name, max(1, round(config.share * units)))])
-            if start == "gradmax":
-                starts = gradmax(model, planned, lambda grown: objective(grown, *batch), draw, config.search)
+            if init == "gradmax":
+                inits = gradmax(
+                    model, planned, lambda grown: objective(grown, *batch), draw, config.search
+                )
             else:
-                small = normal(config.deviation)
-                starts = STARTS if start == "he" else STARTS | dict.fromkeys(("out", "in"), small)
-            apply_(model, planned, optimizers=[state.optimizer], starts=starts, generator=draw)
+                small = normal(config.std)
+                inits = INITS if init == "he" else INITS | dict.fromkeys(("out", "in"), small)
+            apply_(model, planned, optimizers=[state.optimizer], inits=inits, generator=draw)
 
     def look(state: State) -> None:
         losses.append(state.train_loss)
@@ -156,7 +198,15 @@ def fit(config: Config, data: Images, seed: int, share: float, start: str = "") 
             path.append(scores(model, data.validation)[1])
 
     began = time.perf_counter()
-    train(state, batches, objective, rate, steps=config.steps, rounds=config.rounds, hooks=[grow, look])
+    train(
+        state,
+        batches,
+        objective,
+        rate,
+        steps=config.steps,
+        rounds=config.rounds,
+        hooks=[grow, look],
+    )
     seconds, recent = time.perf_counter() - began, losses[-config.every :]
     parameters, test = count_parameters(model), scores(model, data.test)[1]
     return Fit(test, sum(recent) / len(recent), tuple(path), parameters, sum(costs), seconds)
@@ -164,8 +214,10 @@ def fit(config: Config, data: Images, seed: int, share: float, start: str = "") 
 
 def compared(config: Config, seed: int) -> tuple[dict[str, Fit], Images]:
     """Three ways to grow, and both sizes from scratch."""
-    data = images(config.data, seed, config.size, device="cuda" if torch.cuda.is_available() else "cpu")
-    found = {start: fit(config, data, seed, config.share, start) for start in GROWN}
+    data = images(
+        config.data, seed, config.size, device="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    found = {init: fit(config, data, seed, config.share, init) for init in GROWN}
     found["small from scratch"] = fit(config, data, seed, config.share)
     found["big from scratch"] = fit(config, data, seed, 1.0)
     return found, data
@@ -175,7 +227,11 @@ def claims(runs: Sequence[dict[str, Fit]]) -> tuple[Claim, ...]:
     """Scores; then differences over paired seeds, and what growing costs."""
 
     def less(one: str, other: str, low: float | None = None) -> Claim:
-        return over_seeds(f"{one} less {other}, test accuracy", [run[one].test - run[other].test for run in runs], low=low)
+        return over_seeds(
+            f"{one} less {other}, test accuracy",
+            [run[one].test - run[other].test for run in runs],
+            low=low,
+        )
 
     big, found = "big from scratch", []
     for key in runs[0]:
@@ -184,7 +240,11 @@ def claims(runs: Sequence[dict[str, Fit]]) -> tuple[Claim, ...]:
             over_seeds(f"{key}: training loss at the end", [run[key].train for run in runs]),
             over_seeds(f"{key}: parameters", [float(run[key].parameters) for run in runs]),
         ]
-    found += [less("gradmax", "random", 0.0), less("gradmax", "he", 0.0), less("gradmax", "small from scratch", 0.0)]
+    found += [
+        less("gradmax", "random", 0.0),
+        less("gradmax", "he", 0.0),
+        less("gradmax", "small from scratch", 0.0),
+    ]
     found.append(less("gradmax", big, -0.003))
     for key in GROWN:
         steps = [run[key].cost / run[big].cost for run in runs]
@@ -195,25 +255,39 @@ def claims(runs: Sequence[dict[str, Fit]]) -> tuple[Claim, ...]:
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
-    """The paper's schedule, or a twentieth of it on a smaller network. smoke: digits in place of CIFAR-10."""
+    """The paper's schedule, or a twentieth of it on a smaller network. smoke: digits in place of
+    CIFAR-10.
+    """
     config = replace(FAITHFUL if faithful else Config(), seeds=seeds)
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
     done = [compared(config, seed) for seed in range(seeds)]
     runs, (first, data) = [found for found, _ in done], done[0]
     looks = [r for r in range(1, config.rounds + 1) if not r % config.every or r == config.rounds]
-    curves = [Curve("accuracy", key, tuple(config.steps * r for r in looks), fitted.path) for key, fitted in first.items()]
+    curves = [
+        Curve("accuracy", key, tuple(config.steps * r for r in looks), fitted.path)
+        for key, fitted in first.items()
+    ]
     notes = [
-        f"{key}: {fitted.parameters} parameters at the end, {fitted.cost / 1e6:.0f}e6 parameter steps, {fitted.seconds:.0f} s"
+        f"{key}: {fitted.parameters} parameters at the end, {fitted.cost / 1e6:.0f}e6 parameter "
+        f"steps, {fitted.seconds:.0f} s"
         for key, fitted in first.items()
     ]
     last = config.first + config.every * (config.growths - 1)
     notes.append(
-        f"growth after steps {config.first * config.steps} to {last * config.steps} of {config.rounds * config.steps}, "
+        f"growth after steps {config.first * config.steps} to {last * config.steps} of "
+        f"{config.rounds * config.steps}, "
         f"on {data.train[0].device.type}"
     )
     return Reproduction(
-        "gradmax-wide", f"{data.title}: a residual network that grows", "Evci et al. 2022, GradMax (arXiv 2201.05125)",
-        "faithful" if faithful else "default", {key: str(value) for key, value in vars(config).items()}, claims(runs),
-        tuple(curves), {"accuracy": ("step", "validation accuracy")}, (*data.notes, *notes), time.perf_counter() - began,
-    )  # fmt: skip
+        "gradmax-wide",
+        f"{data.title}: a residual network that grows",
+        "Evci et al. 2022, GradMax (arXiv 2201.05125)",
+        "faithful" if faithful else "default",
+        {key: str(value) for key, value in vars(config).items()},
+        claims(runs),
+        tuple(curves),
+        {"accuracy": ("step", "validation accuracy")},
+        (*data.notes, *notes),
+        time.perf_counter() - began,
+    )

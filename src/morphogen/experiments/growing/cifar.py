@@ -1,20 +1,24 @@
-"""CIFAR-10 with a network that gains and loses features while it trains: the original's two strategies, and ours beside them.
+"""CIFAR-10 with a network that gains and loses features while it trains: the original's two
+strategies, and ours beside them.
 
-The original's network has four convolutions of stride 2, from 4 features each, and three dense layers, from 10. Every tenth
-batch it tries one random feature more or less ("stochastic"), or adds one unasked ("expand"). Ours is of the same family and
-starts as small, from 8 features everywhere, but it is normalised, sees moved and mirrored images under a learning rate that
-falls to zero, and grows by a policy of the library within a budget of parameters, below the original's about 68,000. Beside
-it: the sizes that it ends with, from scratch, on the same batches.
+The original's network has four convolutions of stride 2, from 4 features each, and three dense
+layers, from 10. Every tenth batch it tries one random feature more or less ("stochastic"), or adds
+one unasked ("expand"). Ours is of the same family and starts as small, from 8 features everywhere,
+but it is normalised, sees moved and mirrored images under a learning rate that falls to zero, and
+grows by a policy of the library within a budget of parameters, below the original's about 68,000.
+Beside it: the sizes that it ends with, from scratch, on the same batches.
 
-The figure that counts as ours is the test loss at the look with the lowest validation loss. The lowest test loss of all looks
-is shown too, since that is what the original published.
+The figure that counts as ours is the test loss at the look with the lowest validation loss. The
+lowest test loss of all looks is shown too, since that is what the original published.
 
-faithful: 50 epochs of all training rows, weights that start at N(0, 0.01^2), and the original's decisions taken on the test
-part. "expand" adds 2,500 features, so that a step ends at more than a hundred times the price it began at: hours on one core.
+faithful: 50 epochs of all training rows, weights that start at N(0, 0.01^2), and the original's
+decisions taken on the test part. "expand" adds 2,500 features, so that a step ends at more than a
+hundred times the price it began at: hours on one core.
 
-Source: Growing_neural_network, train_dynamic_stochastic.py and train_dynamic.py of March 2023; the published figures are of its
-version of August 2020 (fixed convolutions of 32, 64 and 64 features, dense layers that grew).
-Differs: pixels of padding lie on both sides; see `one_feature` for what else.
+Source: Growing_neural_network, train_dynamic_stochastic.py and train_dynamic.py of March 2023; the
+published figures are of its version of August 2020 (fixed convolutions of 32, 64 and 64 features,
+dense layers that grew). Differs: pixels of padding lie on both sides; see `one_feature` for what
+else.
 """
 
 import time
@@ -41,10 +45,11 @@ from morphogen.tracing.widths import widths
 from morphogen.training.train import Batches, Hook, State, generator, predict, train
 
 STRATEGIES = {"stochastic": stochastic, "expand": expand}
-GROWN = ("conv1", "conv2", "conv3", "conv4", "dense1", "dense2")  # the widths that change; dense3 gives the classes
+# the widths that change; dense3 gives the classes
+GROWN = ("conv1", "conv2", "conv3", "conv4", "dense1", "dense2")
 
-# The original's log of August 2020: cross-entropy in training and on the test part after some epochs; the best one had 11,861
-# dense weights.
+# The original's log of August 2020: cross-entropy in training and on the test part after some
+# epochs; the best one had 11,861 dense weights.
 EPOCHS = (1, 2, 3, 5, 8, 10, 12, 14, 18, 20, 25, 30)
 TRAIN = (1.898, 1.604, 1.463, 1.259, 1.096, 1.026, 0.947, 0.894, 0.808, 0.779, 0.685, 0.623)
 TEST = (1.677, 1.557, 1.405, 1.248, 1.145, 1.137, 1.116, 1.0995, 1.103, 1.127, 1.162, 1.239)
@@ -53,7 +58,9 @@ BEST, DENSE = 1.0995, 11_861
 
 @dataclass(frozen=True)
 class Config:
-    """The first part is of the original's strategies, the second, `our_`, of ours. price, multiple, budget: of the policy."""
+    """The first part is of the original's strategies, the second, `our_`, of ours. price,
+    granularity, budget: of the policy.
+    """
 
     data: str = "cifar10"
     seeds: int = 1
@@ -62,7 +69,7 @@ class Config:
     batch: int = 100
     rate: float = 1e-3
     every: int = 10  # batches between two changes
-    deviation: float = 0.01  # of new weights
+    std: float = 0.01  # of new weights
     threshold: float = 0.01  # of outgoing L1 norms, under which a feature leaves
     channels: int = 4
     units: int = 10
@@ -83,7 +90,9 @@ SMOKE = {"data": "digits", "epochs": (3, 3), "our_epochs": 1, "our_look": 2}
 
 @dataclass(frozen=True)
 class Moment:
-    """A look at a network in training: mean loss of training since the last one, loss on the two other parts, and sizes."""
+    """A look at a network in training: mean loss of training since the last one, loss on the two
+    other parts, and sizes.
+    """
 
     epoch: float
     train: float
@@ -108,13 +117,18 @@ class Fit:
 
     @property
     def best(self) -> Moment:
-        """By the test part, as the original published it: too good, since it was chosen for being good."""
+        """By the test part, as the original published it: too good, since it was chosen for being
+        good.
+        """
         return min(self.moments, key=lambda moment: moment.test)
 
 
-def network(widths: Sequence[int], classes: int, norm: bool, deviation: float | None = None) -> nn.Sequential:
-    """Images (batch, 3, 32, 32) -> logits (batch, classes). norm: a batch norm for the images and after every layer.
-    deviation: of the first weights and biases; None is He's and zero."""
+def network(
+    widths: Sequence[int], classes: int, norm: bool, std: float | None = None
+) -> nn.Sequential:
+    """Images (batch, 3, 32, 32) -> logits (batch, classes). norm: a batch norm for the images and
+    after every layer. std: of the first weights and biases; None is He's and zero.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if norm:
         layers["norm"] = nn.BatchNorm2d(3, affine=False)
@@ -136,8 +150,8 @@ def network(widths: Sequence[int], classes: int, norm: bool, deviation: float | 
     for layer in layers.values():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             for tensor in layer.parameters():
-                if deviation is not None:
-                    nn.init.normal_(tensor, std=deviation)
+                if std is not None:
+                    nn.init.normal_(tensor, std=std)
                 elif tensor.dim() > 1:
                     nn.init.kaiming_normal_(tensor, nonlinearity="relu")
                 else:
@@ -146,14 +160,22 @@ def network(widths: Sequence[int], classes: int, norm: bool, deviation: float | 
 
 
 def fit(
-    state: State, data: Images, batches: Batches, rate: Callable[[int], float], steps: int, rounds: int, period: int,
+    state: State,
+    data: Images,
+    batches: Batches,
+    rate: Callable[[int], float],
+    steps: int,
+    rounds: int,
+    period: int,
     change: Hook = lambda state: None,
-) -> tuple[tuple[Moment, ...], float]:  # fmt: skip
-    """Train, change the network after each round and look at it after every `period` rounds. Returns the looks and seconds."""
+) -> tuple[tuple[Moment, ...], float]:
+    """Train, change the network after each round and look at it after every `period` rounds.
+    Returns the looks and seconds.
+    """
     losses: list[float] = []
     moments: list[Moment] = []
 
-    def look(state: State) -> None:
+    def observation(state: State) -> None:
         losses.append(state.train_loss)
         if state.round % period and state.round < rounds:
             return
@@ -161,40 +183,60 @@ def fit(
         validation = test if data.validation is data.test else scores(model, data.validation)[0]
         dense = sum(p.numel() for name, p in model.named_parameters() if name.startswith("dense"))
         counted = sizes(model, GROWN), count_parameters(model), dense
-        moments.append(Moment(state.step / batches.per_epoch, mean(losses), validation, test, accuracy, *counted))
+        moments.append(
+            Moment(
+                state.step / batches.per_epoch, mean(losses), validation, test, accuracy, *counted
+            )
+        )
         losses.clear()
 
     began = time.perf_counter()
-    train(state, batches, objective, rate, steps=steps, rounds=rounds, hooks=[change, look])
+    train(state, batches, objective, rate, steps=steps, rounds=rounds, hooks=[change, observation])
     return tuple(moments), time.perf_counter() - began
 
 
 def original(strategy: str, config: Config, data: Images, seed: int) -> Fit:
     torch.manual_seed(seed)
     first = (config.channels,) * 4 + (config.units,) * 2
-    model = network(first, data.classes, False, config.deviation if config.faithful else None)
+    model = network(first, data.classes, False, config.std if config.faithful else None)
     state = State(model, Adam(model.parameters(), lr=config.rate, fused=True), seed)
     batches = Batches(*data.train, config.batch, seed)
     chain = Chain(
-        (*GROWN, "dense3"), widths(trace(model, data.train[0][:2])), dict(zip(GROWN, first, strict=True)),
-        Batches(*data.validation, config.batch, seed), generator(seed, 7), config.deviation, config.threshold,
+        (*GROWN, "dense3"),
+        widths(trace(model, data.train[0][:2])),
+        dict(zip(GROWN, first, strict=True)),
+        Batches(*data.validation, config.batch, seed),
+        generator(seed, 7),
+        config.std,
+        config.threshold,
         0.0 if config.faithful else 1.0,
-    )  # fmt: skip
+    )
     change, period = partial(STRATEGIES[strategy], chain), max(1, batches.per_epoch // config.every)
     rounds = period * dict(zip(STRATEGIES, config.epochs, strict=True))[strategy]
-    looks = fit(state, data, batches, lambda step: config.rate, config.every, rounds, period, change)
+    looks = fit(
+        state, data, batches, lambda step: config.rate, config.every, rounds, period, change
+    )
     return Fit(*looks, ", ".join(f"{count} {what}" for what, count in sorted(chain.counts.items())))
 
 
 def ours(config: Config, data: Images, seed: int, fixed: tuple[int, ...] = ()) -> Fit:
-    """From eight features everywhere by a policy; with `fixed`, these from scratch, on the same batches."""
+    """From eight features everywhere by a policy; with `fixed`, these from scratch, on the same
+    batches.
+    """
     torch.manual_seed(seed)
     model = network(fixed or (config.our_first,) * 6, data.classes, True)
-    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False))
-    groups = [{"params": matrices, "weight_decay": config.our_decay}, {"params": vectors, "weight_decay": 0.0}]
+    matrices, vectors = (
+        [p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False)
+    )
+    groups = [
+        {"params": matrices, "weight_decay": config.our_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     state = State(model, AdamW(groups, lr=config.our_rate, fused=True), seed)
     flip = config.data == "cifar10"
-    batches = Batches(*data.train, min(config.our_batch, len(data.train[0])), seed, config.our_shift, flip)
+    batches = Batches(
+        *data.train, min(config.our_batch, len(data.train[0])), seed, config.our_shift, flip
+    )
     steps = config.our_epochs * batches.per_epoch
     rounds = steps // config.our_look
     held = tuple(part[:2000] for part in data.validation)
@@ -202,17 +244,23 @@ def ours(config: Config, data: Images, seed: int, fixed: tuple[int, ...] = ()) -
     def losses(model: nn.Module) -> Tensor:
         return F.cross_entropy(predict(model, held[0]), held[1], reduction="none")
 
-    policy = Trial(price=config.our_price, multiple=config.our_multiple)
-    controller = Controller(model, [state.optimizer], policy, losses, data.train[0][:2], config.our_budget)
+    policy = Trial(penalty=config.our_price, granularity=config.our_multiple)
+    controller = Controller(
+        model, [state.optimizer], policy, losses, data.train[0][:2], config.our_budget
+    )
     changes: list[str] = []
 
     def change(state: State) -> None:
         if not fixed and state.round <= rounds // 2 and not controller.done:
             draw = generator(seed, 7, state.round)
-            changes.extend(map(str, controller.step(state.round, state.step / batches.per_epoch, draw)))
+            changes.extend(
+                map(str, controller.step(state.round, state.step / batches.per_epoch, draw))
+            )
 
     def rate(step: int) -> float:
-        return config.our_rate * min(1.0, (step + 1) / 50, 2 * (1 - step / (rounds * config.our_look)))
+        return config.our_rate * min(
+            1.0, (step + 1) / 50, 2 * (1 - step / (rounds * config.our_look))
+        )
 
     period = max(1, batches.per_epoch // config.our_look)
     looks = fit(state, data, batches, rate, config.our_look, rounds, period, change)
@@ -223,7 +271,11 @@ def compared(config: Config, seed: int) -> tuple[dict[str, Fit], str, tuple[str,
     """Every strategy; the name of the data, and what a reader must know of it."""
     data = images(config.data, seed, held=0.0 if config.faithful else 0.1)
     found = {name: original(name, config, data, seed) for name in STRATEGIES}
-    notes = tuple(f"the original's strategies: {note}" for note in data.notes) if config.faithful else data.notes
+    notes = (
+        tuple(f"the original's strategies: {note}" for note in data.notes)
+        if config.faithful
+        else data.notes
+    )
     if config.faithful:
         data = images(config.data, seed)
     found["ours"] = ours(config, data, seed)
@@ -240,25 +292,50 @@ def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
         mine = key == "ours"
         bound, dense = (1.05, float(DENSE)) if mine else (None, None)
         found += [
-            over_seeds(f"{key}: test loss at the look chosen on validation", [m.test for m in chosen], None, None, bound),
-            over_seeds(f"{key}: best test loss of all looks", [m.test for m in best], BEST, None, bound, source=log),
+            over_seeds(
+                f"{key}: test loss at the look chosen on validation",
+                [m.test for m in chosen],
+                None,
+                None,
+                bound,
+            ),
+            over_seeds(
+                f"{key}: best test loss of all looks",
+                [m.test for m in best],
+                BEST,
+                None,
+                bound,
+                source=log,
+            ),
             over_seeds(f"{key}: test accuracy at the chosen look", [m.accuracy for m in chosen]),
-            over_seeds(f"{key}: dense weights there", [float(m.dense) for m in chosen], DENSE, None, dense, source=log),
+            over_seeds(
+                f"{key}: dense weights there",
+                [float(m.dense) for m in chosen],
+                DENSE,
+                None,
+                dense,
+                source=log,
+            ),
             over_seeds(f"{key}: parameters there", [float(m.parameters) for m in chosen]),
             over_seeds(f"{key}: seconds", [run[key].seconds for run in runs]),
-        ]  # fmt: skip
+        ]
     pairs = [run["ours"].chosen.test - run["its size from scratch"].chosen.test for run in runs]
     return [*found, over_seeds("test loss of ours less its size from scratch", pairs, high=0.0)]
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
-    """25 and 12 epochs of the original's strategies, or, faithful, 50; and 20 of ours. smoke: digits in place of CIFAR-10."""
+    """25 and 12 epochs of the original's strategies, or, faithful, 50; and 20 of ours. smoke:
+    digits in place of CIFAR-10.
+    """
     config = Config(seeds=seeds, faithful=faithful, epochs=(50, 50) if faithful else Config.epochs)
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
     done = [compared(config, seed) for seed in range(seeds)]
     runs, (first, title, notes) = [found for found, *_ in done], done[0]
-    curves = [Curve("train loss", "published", EPOCHS, TRAIN), Curve("test loss", "published", EPOCHS, TEST)]
+    curves = [
+        Curve("train loss", "published", EPOCHS, TRAIN),
+        Curve("test loss", "published", EPOCHS, TEST),
+    ]
     for key, fitted in first.items():
         x = tuple(moment.epoch for moment in fitted.moments)
         curves.append(Curve("train loss", key, x, tuple(m.train for m in fitted.moments)))
@@ -271,9 +348,19 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         f"{fitted.moments[-1].sizes} at the end; {fitted.note}"
         for key, fitted in first.items()
     ]
-    axes = {panel: ("epoch", panel if "loss" in panel else "features") for panel in {curve.panel for curve in curves}}
+    axes = {
+        panel: ("epoch", panel if "loss" in panel else "features")
+        for panel in {curve.panel for curve in curves}
+    }
     return Reproduction(
-        "growing-cifar", f"{title}: features come and go in training", "Growing_neural_network, the CIFAR-10 example",
-        "faithful" if faithful else "default", {key: str(value) for key, value in vars(config).items()}, tuple(claims(runs)),
-        tuple(curves), axes, (*notes, *told), time.perf_counter() - began,
-    )  # fmt: skip
+        "growing-cifar",
+        f"{title}: features come and go in training",
+        "Growing_neural_network, the CIFAR-10 example",
+        "faithful" if faithful else "default",
+        {key: str(value) for key, value in vars(config).items()},
+        tuple(claims(runs)),
+        tuple(curves),
+        axes,
+        (*notes, *told),
+        time.perf_counter() - began,
+    )

@@ -1,16 +1,17 @@
 """Does growing pay? Growth with every control beside it, on small perceptrons.
 
-One schedule of growth (two hidden layers from 8 to 64 units in seven steps over the first half of training) with the
-optimizer left stale, rebuilt, or carried along; with naive, function-preserving and gradient-maximising new units; growth that
-policies decide; widths that the gradient learns; the same final sizes from scratch; and the best of a grid of twelve widths,
-its total cost included.
+One schedule of growth (two hidden layers from 8 to 64 units in seven steps over the first half of
+training) with the optimizer left stale, rebuilt, or carried along; with naive, function-preserving
+and gradient-maximising new units; growth that policies decide; widths that the gradient learns; the
+same final sizes from scratch; and the best of a grid of twelve widths, its total cost included.
 
-All networks see the same number of batches; the learning rate falls to zero over the second half, from that which is best for
-each variant on validation parts (`RATES`; the grid and the sizes found take that of the final size). Decisions (of policies, of
-the grid) use a validation part, the scores are of the test part.
+All networks see the same number of batches; the learning rate falls to zero over the second half,
+from that which is best for each variant on validation parts (`RATES`; the grid and the sizes found
+take that of the final size). Decisions (of policies, of the grid) use a validation part, the scores
+are of the test part.
 
-Source: the claims of growth examined in "On the stability of growth" (arXiv 2605.15435): pruning and training from scratch beat
-it. The task and the settings are ours.
+Source: the claims of growth examined in "On the stability of growth" (arXiv 2605.15435): pruning
+and training from scratch beat it. The task and the settings are ours.
 """
 
 import time
@@ -30,7 +31,7 @@ from morphogen.data.load import load_data
 from morphogen.data.split import split
 from morphogen.edit.apply import apply_, count_parameters
 from morphogen.edit.edit import Grow
-from morphogen.edit.inits.constant import STARTS, normal
+from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.inits.gradmax import gradmax
 from morphogen.edit.plan import plan
 from morphogen.experiments.shared.over_seeds import over_seeds
@@ -39,8 +40,8 @@ from morphogen.layers.width import LearnedWidth
 from morphogen.policies.controller import Controller
 from morphogen.policies.firefly import Firefly
 from morphogen.policies.gradmax import GradMax
-from morphogen.policies.look import Policy
 from morphogen.policies.natural import Natural
+from morphogen.policies.policy import Policy
 from morphogen.policies.trial import Trial
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import Batches, State, generator, predict, train
@@ -59,8 +60,8 @@ class Config:
     batch: int = 128
     rate: float = float("nan")  # of the variant, see `RATES`
     decay: float = 0.01
-    deviation: float = 0.01  # of naive new units, on both sides, as in Growing_neural_network
-    price: float = 3e-4  # of a unit, in nats, where the gradient learns the widths
+    std: float = 0.01  # of naive new units, on both sides, as in Growing_neural_network
+    penalty: float = 3e-4  # of a unit, in nats, where the gradient learns the widths
     grid: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 
 
@@ -77,7 +78,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Fit:
-    """One trained network. cost: parameters times steps, summed over training; path: validation accuracy after each round."""
+    """One trained network. cost: parameters times steps, summed over training; path: validation
+    accuracy after each round.
+    """
 
     test: float
     validation: float
@@ -92,7 +95,9 @@ def prepared(name: str, config: Config, seed: int) -> Data:
     """Images as rows; a tenth of the training part is for validation."""
     found = load_data(name)
     x, y = torch.as_tensor(found.x_train).flatten(1), torch.as_tensor(found.y_train)
-    inside, held = (torch.as_tensor(rows) for rows in split(found.y_train, 0.1, seed, stratify=True))
+    inside, held = (
+        torch.as_tensor(rows) for rows in split(found.y_train, 0.1, seed, stratify=True)
+    )
     batches = Batches(x[inside], y[inside], min(config.batch, len(inside)), seed)
     test = torch.as_tensor(found.x_test).flatten(1), torch.as_tensor(found.y_test)
     return Data(batches, (x[held], y[held]), test, len(found.classes))
@@ -102,20 +107,25 @@ def network(features: int, widths: tuple[int, int], classes: int) -> nn.Sequenti
     first, second = widths
     return nn.Sequential(
         OrderedDict(
-            first=nn.Linear(features, first), relu1=nn.ReLU(), second=nn.Linear(first, second), relu2=nn.ReLU(),
+            first=nn.Linear(features, first),
+            relu1=nn.ReLU(),
+            second=nn.Linear(first, second),
+            relu2=nn.ReLU(),
             output=nn.Linear(second, classes),
         )
-    )  # fmt: skip
+    )
 
 
-def learning(features: int, widths: tuple[int, int], classes: int, price: float) -> nn.Sequential:
+def learning(features: int, widths: tuple[int, int], classes: int, penalty: float) -> nn.Sequential:
     """The same with widths that are learned, each unit at that price."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for name, layer in network(features, widths, classes).named_children():
         parts[name] = layer
         if name.startswith("relu"):
             number = int(name[-1])
-            parts[f"width{number}"] = LearnedWidth(widths[number - 1], penalty=partial(linear, factor=price))
+            parts[f"width{number}"] = LearnedWidth(
+                widths[number - 1], penalty=partial(linear, factor=penalty)
+            )
     return nn.Sequential(parts)
 
 
@@ -131,7 +141,12 @@ class Run:
     """One training of one network, perhaps with a change of its structure after each round."""
 
     def __init__(
-        self, data: Data, config: Config, seed: int, widths: tuple[int, int], build: Callable[..., nn.Module] = network
+        self,
+        data: Data,
+        config: Config,
+        seed: int,
+        widths: tuple[int, int],
+        build: Callable[..., nn.Module] = network,
     ) -> None:
         torch.manual_seed(seed)
         self.data, self.config, self.seed = data, config, seed
@@ -142,9 +157,14 @@ class Run:
         self.cost = 0
 
     def optimizer(self, model: nn.Module) -> AdamW:
-        sizes: list[nn.Parameter] = [m.log_w for m in model.modules() if isinstance(m, LearnedWidth)]
+        sizes: list[nn.Parameter] = [
+            m.log_w for m in model.modules() if isinstance(m, LearnedWidth)
+        ]
         weights = [p for p in model.parameters() if all(p is not size for size in sizes)]
-        groups: list[dict[str, Any]] = [{"params": weights}, *([{"params": sizes, "weight_decay": 0.0}] if sizes else [])]
+        groups: list[dict[str, Any]] = [
+            {"params": weights},
+            *([{"params": sizes, "weight_decay": 0.0}] if sizes else []),
+        ]
         return AdamW(groups, lr=self.config.rate, weight_decay=self.config.decay, fused=True)
 
     def rate(self, step: int) -> float:
@@ -178,9 +198,14 @@ class Run:
             model, _ = freeze(model, self.data.train.x[:2])
         seconds = time.perf_counter() - began
         return Fit(
-            accuracy(model, self.data.test), self.path[-1], count_parameters(model), seconds, self.cost, tuple(self.path),
+            accuracy(model, self.data.test),
+            self.path[-1],
+            count_parameters(model),
+            seconds,
+            self.cost,
+            tuple(self.path),
             (model.first.out_features, model.second.out_features),  # type: ignore[union-attr, arg-type]
-        )  # fmt: skip
+        )
 
 
 def due(state: State, config: Config) -> int:
@@ -193,24 +218,42 @@ def due(state: State, config: Config) -> int:
     )
 
 
-def grow(state: State, run: Run, optimizer: str = "carried", start: str = "usual", fresh: float = 1.0) -> None:
-    """Widen both layers as the schedule says. optimizer: "carried", or "rebuilt" from nothing. start: of new units, "usual",
-    "naive" or "gradmax". fresh: of `apply_`."""
+def grow(
+    state: State,
+    run: Run,
+    optimizer: str = "carried",
+    start: str = "usual",
+    new_state_fraction: float = 1.0,
+) -> None:
+    """Widen both layers as the schedule says. optimizer: "carried", or "rebuilt" from nothing.
+    start: of new units, "usual", "naive" or "gradmax". new_state_fraction: of `apply_`.
+    """
     if not (units := due(state, run.config)):
         return
     controller = _controller(run, Trial())
     for name in ("first", "second"):
         planned = plan(state.model, controller.widths, [Grow(name, units)])
         draw = generator(run.seed, 7, state.round)
-        naive = STARTS | dict.fromkeys(("out", "in", "bias"), normal(run.config.deviation))
-        starts = {"usual": STARTS, "naive": naive}.get(start) or gradmax(state.model, planned, run.loss, draw)
-        apply_(state.model, planned, optimizers=[state.optimizer], starts=starts, generator=draw, fresh=fresh)
+        naive = INITS | dict.fromkeys(("out", "in", "bias"), normal(run.config.std))
+        inits = {"usual": INITS, "naive": naive}.get(start) or gradmax(
+            state.model, planned, run.loss, draw
+        )
+        apply_(
+            state.model,
+            planned,
+            optimizers=[state.optimizer],
+            inits=inits,
+            generator=draw,
+            new_state_fraction=new_state_fraction,
+        )
     if optimizer == "rebuilt":
         state.optimizer = run.optimizer(state.model)
 
 
 def grow_by_hand(state: State, run: Run) -> None:
-    """As it is often written: larger layers with the old weights copied in, and an optimizer that is not told."""
+    """As it is often written: larger layers with the old weights copied in, and an optimizer that
+    is not told.
+    """
     if not (units := due(state, run.config)):
         return
     old = state.model
@@ -218,7 +261,7 @@ def grow_by_hand(state: State, run: Run) -> None:
     new = network(run.data.train.x.shape[1], (first, second), run.data.classes)  # type: ignore[arg-type]
     with torch.no_grad():
         for before, after in zip(old.parameters(), new.parameters(), strict=True):
-            after.mul_(run.config.deviation)[tuple(slice(size) for size in before.shape)] = before
+            after.mul_(run.config.std)[tuple(slice(size) for size in before.shape)] = before
     for name, layer in new.named_children():
         setattr(old, name, layer)
 
@@ -233,7 +276,12 @@ def decide(state: State, run: Run, policy: Policy | None) -> None:
 
 def _controller(run: Run, policy: Policy | None) -> Controller:
     run.controller = run.controller or Controller(
-        run.state.model, [run.state.optimizer], policy, run.losses, run.data.train.x[:2], loss=run.loss
+        run.state.model,
+        [run.state.optimizer],
+        policy,
+        run.losses,
+        run.data.train.x[:2],
+        loss=run.loss,
     )
     return run.controller
 
@@ -241,17 +289,17 @@ def _controller(run: Run, policy: Policy | None) -> Controller:
 # What is compared: growth to one size by a fixed schedule, then growth that a policy decides.
 SCHEDULED: dict[str, Change] = {
     "carried optimizer": grow,
-    "carried, a tenth of the second moment": partial(grow, fresh=0.1),
+    "carried, a tenth of the second moment": partial(grow, new_state_fraction=0.1),
     "rebuilt optimizer": partial(grow, optimizer="rebuilt"),
     "stale optimizer": grow_by_hand,
     "carried, naive units": partial(grow, start="naive"),
     "carried, gradmax units": partial(grow, start="gradmax"),
 }
 DECIDED: dict[str, Policy] = {
-    "trial": Trial(multiple=8),
-    "natural": Natural(multiple=8),
-    "gradmax": GradMax(multiple=8),
-    "firefly": Firefly(multiple=8),
+    "trial": Trial(granularity=8),
+    "natural": Natural(granularity=8),
+    "gradmax": GradMax(granularity=8),
+    "firefly": Firefly(granularity=8),
 }
 
 
@@ -259,8 +307,8 @@ LEARNED, SCRATCH = "gradient", "final size from scratch"
 OURS = (*DECIDED, LEARNED)
 VARIANTS = (*SCHEDULED, *(f"policy {key}" for key in OURS), SCRATCH)
 
-# Of each variant: the best of 3e-3, 1e-2 and 3e-2 by `tuned`; 1e-1 is worse for all that have 3e-2, and 1e-3 on MNIST for those
-# that have 3e-3.
+# Of each variant: the best of 3e-3, 1e-2 and 3e-2 by `tuned`; 1e-1 is worse for all that have 3e-2,
+# and 1e-3 on MNIST for those that have 3e-3.
 RATES: dict[str, float] = {
     **dict.fromkeys(VARIANTS, 3e-2),
     **dict.fromkeys(("carried, a tenth of the second moment", "rebuilt optimizer"), 3e-3),
@@ -277,16 +325,26 @@ def trained(variant: str, data: Data, config: Config, seed: int) -> Fit:
     if policy in DECIDED:
         return Run(data, config, seed, small).fit(partial(decide, policy=DECIDED[policy]))
     if policy == LEARNED:
-        return Run(data, config, seed, small, partial(learning, price=config.price)).fit(partial(decide, policy=None))
+        return Run(data, config, seed, small, partial(learning, penalty=config.penalty)).fit(
+            partial(decide, policy=None)
+        )
     return Run(data, config, seed, large).fit()
 
 
-def tuned(config: Config, rates: Sequence[float] = (3e-3, 1e-2, 3e-2), seed: int = 11) -> dict[str, dict[float, float]]:
-    """For each variant and rate the mean validation accuracy over the data sets, of a seed that the results do not use."""
+def tuned(
+    config: Config, rates: Sequence[float] = (3e-3, 1e-2, 3e-2), seed: int = 11
+) -> dict[str, dict[float, float]]:
+    """For each variant and rate the mean validation accuracy over the data sets, of a seed that the
+    results do not use.
+    """
     parts = [prepared(name, config, seed) for name in config.data]
     return {
         variant: {
-            rate: mean(trained(variant, data, replace(config, rate=rate), seed).validation for data in parts) for rate in rates
+            rate: mean(
+                trained(variant, data, replace(config, rate=rate), seed).validation
+                for data in parts
+            )
+            for rate in rates
         }
         for variant in VARIANTS
     }
@@ -295,10 +353,15 @@ def tuned(config: Config, rates: Sequence[float] = (3e-3, 1e-2, 3e-2), seed: int
 def compared(name: str, config: Config, seed: int) -> dict[str, Fit]:
     """Every variant and control on one data set and seed."""
     data = prepared(name, config, seed)
-    found = {variant: trained(variant, data, replace(config, rate=RATES[variant]), seed) for variant in VARIANTS}
+    found = {
+        variant: trained(variant, data, replace(config, rate=RATES[variant]), seed)
+        for variant in VARIANTS
+    }
     scratch = replace(config, rate=RATES[SCRATCH])
     for key in OURS:
-        found[f"size of {key} from scratch"] = Run(data, scratch, seed, found[f"policy {key}"].widths).fit()
+        found[f"size of {key} from scratch"] = Run(
+            data, scratch, seed, found[f"policy {key}"].widths
+        ).fit()
     grid = [Run(data, scratch, seed, (width, width)).fit() for width in config.grid]
     best = max(grid, key=lambda fit: fit.validation)
     found[f"best of {len(grid)} widths"] = replace(
@@ -314,7 +377,9 @@ def claims(name: str, runs: Sequence[dict[str, Fit]], config: Config) -> list[Cl
         return over_seeds(f"{name}: {label}", values, **bounds)  # type: ignore[arg-type]
 
     def difference(one: str, other: str, **bounds: float) -> Claim:
-        return shown(f"{one} less {other}", [run[one].test - run[other].test for run in runs], **bounds)
+        return shown(
+            f"{one} less {other}", [run[one].test - run[other].test for run in runs], **bounds
+        )
 
     def ratio(one: str, other: str, high: float) -> Claim:
         values = [run[one].seconds / run[other].seconds for run in runs]
@@ -334,10 +399,13 @@ def claims(name: str, runs: Sequence[dict[str, Fit]], config: Config) -> list[Cl
     ]
     for key in OURS:
         found += [
-            shown(f"parameters by policy {key}", [float(run[f"policy {key}"].parameters) for run in runs]),
+            shown(
+                f"parameters by policy {key}",
+                [float(run[f"policy {key}"].parameters) for run in runs],
+            ),
             ratio(f"policy {key}", f"size of {key} from scratch", 2.0),
             ratio(f"policy {key}", grid, 1.0),
-        ]  # fmt: skip
+        ]
     found.append(shown(f"parameters by the {grid}", [float(run[grid].parameters) for run in runs]))
     return found
 
@@ -349,23 +417,36 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     torch.set_num_threads(1)  # the networks are small: more threads would wait for each other
     began = time.perf_counter()
     try:
-        runs = {name: [compared(name, config, seed) for seed in range(seeds)] for name in config.data}
+        runs = {
+            name: [compared(name, config, seed) for seed in range(seeds)] for name in config.data
+        }
     finally:
         torch.set_num_threads(threads)
     rounds = tuple((i + 1) * config.steps for i in range(config.rounds))
-    curves = [Curve(name, key, rounds, fit.path) for name, found in runs.items() for key, fit in found[0].items()]
+    curves = [
+        Curve(name, key, rounds, fit.path)
+        for name, found in runs.items()
+        for key, fit in found[0].items()
+    ]
     notes = []
     for name, found in runs.items():
         lost = [claim for claim in claims(name, found, config) if claim.verdict == "missed"]
         notes += [f"growth does not win: {claim.name} is {claim.measured:+.4f}" for claim in lost]
         notes += [
-            f"{name}, seed 0: {key} ends at widths {fit.widths}, {fit.seconds:.1f} s, {fit.cost / 1e6:.0f}e6 parameter steps"
+            f"{name}, seed 0: {key} ends at widths {fit.widths}, {fit.seconds:.1f} s, "
+            f"{fit.cost / 1e6:.0f}e6 parameter steps"
             for key, fit in found[0].items()
         ]
     return Reproduction(
-        "growing-controls", "Growth beside its controls", "On the stability of growth (arXiv 2605.15435)", "default",
+        "growing-controls",
+        "Growth beside its controls",
+        "On the stability of growth (arXiv 2605.15435)",
+        "default",
         {key: str(value) for key, value in vars(config).items() if key != "rate"}
         | {f"rate, {key}": f"{rate:g}" for key, rate in RATES.items()},
-        tuple(claim for name, found in runs.items() for claim in claims(name, found, config)), tuple(curves),
-        dict.fromkeys(runs, ("step", "validation accuracy")), tuple(notes), time.perf_counter() - began,
-    )  # fmt: skip
+        tuple(claim for name, found in runs.items() for claim in claims(name, found, config)),
+        tuple(curves),
+        dict.fromkeys(runs, ("step", "validation accuracy")),
+        tuple(notes),
+        time.perf_counter() - began,
+    )

@@ -1,8 +1,10 @@
-"""The two ways in which Growing_neural_network changes a chain of layers, one feature at a time: `stochastic` and `expand`.
+"""The two ways in which Growing_neural_network changes a chain of layers, one feature at a time:
+`stochastic` and `expand`.
 
 Source: Growing_neural_network, train_dynamic_stochastic.py and train_dynamic.py of March 2023.
-Differs: a pruning that removes nothing ends instead of going round for ever; weak features leave down to the first size of
-their own layer; a proposal that changes nothing is counted as that, not as accepted.
+Differs: a pruning that removes nothing ends instead of going round for ever; weak features leave
+down to the first size of their own layer; a proposal that changes nothing is counted as that, not
+as accepted.
 """
 
 from collections import Counter
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from morphogen.edit.apply import Applied, apply_
 from morphogen.edit.edit import Edit, Grow, Shrink
-from morphogen.edit.inits.constant import STARTS, normal
+from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.plan import plan
 from morphogen.tracing.widths import Width
 from morphogen.training.train import Batches, State
@@ -23,18 +25,20 @@ from morphogen.training.train import Batches, State
 
 @dataclass(frozen=True)
 class Chain:
-    """What the strategies know. layers: names in order, the last one gives the classes. first: the sizes that all the others
-    keep at least. judged: what decides. deviation: of new weights on both sides. threshold: of the L1 norm of outgoing weights,
-    below which a feature leaves. fresh: see `optim.checked_fresh`. counts: what was done."""
+    """What the strategies know. layers: names in order, the last one gives the classes. first: the
+    sizes that all the others keep at least. judged: what decides. std: of new weights on both
+    sides. threshold: of the L1 norm of outgoing weights, below which a feature leaves.
+    new_state_fraction: see `optim.checked_fresh`. counts: what was done.
+    """
 
     layers: tuple[str, ...]
     widths: dict[str, Width]
     first: dict[str, int]
     judged: Batches
     draw: torch.Generator
-    deviation: float
+    std: float
     threshold: float
-    fresh: float
+    new_state_fraction: float
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -48,13 +52,17 @@ def sizes(model: nn.Module, layers: Sequence[str]) -> tuple[int, ...]:
 
 
 def stochastic(chain: Chain, state: State) -> None:
-    """One random feature more or less, kept if the loss of one batch does not rise by it; then prune."""
+    """One random feature more or less, kept if the loss of one batch does not rise by it; then
+    prune.
+    """
     layer = _layer(chain)
     size = len(weight(state.model, layer))
     more = _random(chain, 2) == 0
     if more or size > chain.first[layer]:
         before = _loss(chain, state)
-        applied = _change(chain, state, Grow(layer, 1) if more else Shrink(layer, [_random(chain, size)]))
+        applied = _change(
+            chain, state, Grow(layer, 1) if more else Shrink(layer, [_random(chain, size)])
+        )
         if refused := _loss(chain, state) > before:
             applied.undo()
         chain.counts[f"{'refused' if refused else 'kept'} {'more' if more else 'less'}"] += 1
@@ -90,9 +98,9 @@ def _random(chain: Chain, size: int) -> int:
 
 
 def _change(chain: Chain, state: State, edit: Edit) -> Applied:
-    starts = STARTS | dict.fromkeys(("out", "in", "bias"), normal(chain.deviation))
+    inits = INITS | dict.fromkeys(("out", "in", "bias"), normal(chain.std))
     planned = plan(state.model, chain.widths, [edit])
-    options = {"starts": starts, "generator": chain.draw, "fresh": chain.fresh}
+    options = {"starts": inits, "generator": chain.draw, "fresh": chain.new_state_fraction}
     return apply_(state.model, planned, optimizers=[state.optimizer], **options)  # type: ignore[arg-type]
 
 

@@ -1,14 +1,16 @@
 """Fifty convolutions of four units: with which activation do they learn anything?
 
-The article's table 2: a strided convolution, fifty more of width 4, one linear layer, on CIFAR-10. ReLU, PReLU, Swish and
-LK-Swish stay at chance there; linked and SELU nets train. All of its nets start from Glorot's weights, which happen to suit
-SELU and shrink the others at every layer; so every linked net is run from the start that belongs to it, too.
+The article's table 2: a strided convolution, fifty more of width 4, one linear layer, on CIFAR-10.
+ReLU, PReLU, Swish and LK-Swish stay at chance there; linked and SELU nets train. All of its nets
+start from Glorot's weights, which happen to suit SELU and shrink the others at every layer; so
+every linked net is run from the start that belongs to it, too.
 
-faithful: the article's 13 nets, 200 epochs of all rows in one order, decided by the test part as its best epoch was. default:
-rows in a new order each epoch, fewer of them and fewer epochs, a validation part, and the five nets with other starts.
+faithful: the article's 13 nets, 200 epochs of all rows in one order, decided by the test part as
+its best epoch was. default: rows in a new order each epoch, fewer of them and fewer epochs, a
+validation part, and the five nets with other starts.
 
-Source: Riera Molina & Pujol 2017 (arXiv 1712.02609), table 2 (medians) and the code beside it. Differs: PReLU has one slope a
-channel where the original has one a position.
+Source: Riera Molina & Pujol 2017 (arXiv 1712.02609), table 2 (medians) and the code beside it.
+Differs: PReLU has one slope a channel where the original has one a position.
 """
 
 from collections import OrderedDict
@@ -28,12 +30,23 @@ from morphogen.experiments.linked.nets import (
     Table,
     halving,
     started,
-)  # fmt: skip
+)
 
 PUBLISHED = {
-    "ReLU": 0.1, "LK-ReLU": 0.5607, "ReLU √2": 0.1, "PReLU": 0.1, "LK-PReLU": 0.5210, "PReLU √2": 0.1, "BN+ReLU": 0.5114,
-    "SELU": 0.5643, "LK-SELU": 0.5670, "SELU √2": 0.5703, "Swish": 0.1, "LK-Swish": 0.1, "Swish √2": 0.1,
-}  # fmt: skip
+    "ReLU": 0.1,
+    "LK-ReLU": 0.5607,
+    "ReLU √2": 0.1,
+    "PReLU": 0.1,
+    "LK-PReLU": 0.5210,
+    "PReLU √2": 0.1,
+    "BN+ReLU": 0.5114,
+    "SELU": 0.5643,
+    "LK-SELU": 0.5670,
+    "SELU √2": 0.5703,
+    "Swish": 0.1,
+    "LK-Swish": 0.1,
+    "Swish √2": 0.1,
+}
 AT_CHANCE = ("ReLU", "PReLU", "Swish", "LK-Swish")
 TRAINS = ("LK-ReLU, looks linear", "LK-Swish, looks linear")
 
@@ -55,7 +68,8 @@ def network(kind: Kind, settings: Settings, classes: int) -> nn.Sequential:
 
 
 TABLE = Table(
-    "linked-depth", "fifty layers of four units", "Linked neurons (arXiv 1712.02609), table 2", network,
+    "linked-depth", "fifty layers of four "
+                    "units", "Linked neurons (arXiv 1712.02609), table 2", network,
     partial(Adam, eps=1e-8, fused=True), PUBLISHED, SINGLE | LINKED | WIDER | NORMED, STARTED,
     default=Settings(layers=50),
     faithful=Settings(layers=50, rows=0, epochs=200, published=True, shuffled=False),

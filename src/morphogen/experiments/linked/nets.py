@@ -1,5 +1,6 @@
-"""What the experiments with linked activations share: the activations under test and their starts, a table of the article as a
-value, and its run."""
+"""What the experiments with linked activations share: the activations under test and their starts,
+a table of the article as a value, and its run.
+"""
 
 import math
 import re
@@ -16,7 +17,15 @@ from torch.optim import Optimizer
 from morphogen.edit.apply import count_parameters
 from morphogen.experiments.shared.images import Images, images, objective, scores
 from morphogen.experiments.shared.over_seeds import over_seeds
-from morphogen.layers.linked import LKSELU, LKPReLU, LKReLU, LKSwish, difference, looks_linear_, variance_
+from morphogen.layers.linked import (
+    LKSELU,
+    LKPReLU,
+    LKReLU,
+    LKSwish,
+    difference,
+    looks_linear_,
+    variance_,
+)
 from morphogen.measures.dead import dead_units
 from morphogen.record import Claim, Curve, Reproduction, Trace
 from morphogen.training.train import Batches, State, train
@@ -27,15 +36,17 @@ Build = Callable[[int], nn.Module]
 
 @dataclass(frozen=True)
 class Kind:
-    """An activation under test. plain: the activation itself; linked: its linked form, where that is under test. factor: of
-    all widths, cut to a whole number as the original does. norm: a batch norm before each. start: "glorot" (uniform, the
-    original's), "he", "looks-linear" or "variance", of the layers that read it. batch: examples a step, 0 for those of all."""
+    """An activation under test. plain: the activation itself; linked: its linked form, where that
+    is under test. factor: of all widths, cut to a whole number as the original does. norm: a batch
+    norm before each. init: "glorot" (uniform, the original's), "he", "looks-linear" or "variance",
+    of the layers that read it. batch: examples a step, 0 for those of all.
+    """
 
     plain: Build
     linked: Build | None = None
     factor: float = 1.0
     norm: bool = False
-    start: str = "glorot"
+    init: str = "glorot"
     batch: int = 0
 
     def build(self, units: int) -> nn.Module:
@@ -76,24 +87,29 @@ LINKED = {
 }
 WIDER = {f"{name} √2": replace(kind, factor=math.sqrt(2)) for name, kind in SINGLE.items()}
 NORMED = {"BN+ReLU": Kind(_relu, norm=True)}
-# With the start that belongs to each: without these, the effect of linking cannot be told from that of scale.
+# With the start that belongs to each: without these, the effect of linking cannot be told from that
+# of scale.
 STARTED = {
-    "ReLU, He": Kind(_relu, start="he"),
-    "LK-ReLU, looks linear": replace(LINKED["LK-ReLU"], start="looks-linear"),
-    "LK-PReLU, trained, looks linear": Kind(_prelu, lambda units: LKPReLU(units), start="looks-linear"),
-    "LK-SELU, variance": replace(LINKED["LK-SELU"], start="variance"),
-    "LK-Swish, looks linear": replace(LINKED["LK-Swish"], start="looks-linear"),
+    "ReLU, He": Kind(_relu, init="he"),
+    "LK-ReLU, looks linear": replace(LINKED["LK-ReLU"], init="looks-linear"),
+    "LK-PReLU, trained, looks linear": Kind(
+        _prelu, lambda units: LKPReLU(units), init="looks-linear"
+    ),
+    "LK-SELU, variance": replace(LINKED["LK-SELU"], init="variance"),
+    "LK-Swish, looks linear": replace(LINKED["LK-Swish"], init="looks-linear"),
 }
 
 
 def started(layer: nn.Module, kind: Kind, reads: bool) -> nn.Module:
-    """A layer with the weights of its start, biases 0. reads: whether it reads the activation, not the input."""
+    """A layer with the weights of its start, biases 0. reads: whether it reads the activation, not
+    the input.
+    """
     weight, bias = layer.weight, layer.bias
-    if kind.start == "glorot":
+    if kind.init == "glorot":
         nn.init.xavier_uniform_(weight)  # type: ignore[arg-type]
-    elif not reads or kind.start == "he":
+    elif not reads or kind.init == "he":
         nn.init.kaiming_normal_(weight, nonlinearity="relu")  # type: ignore[arg-type]
-    elif kind.start == "looks-linear":
+    elif kind.init == "looks-linear":
         looks_linear_(layer, difference(kind.build(1)) or 1.0)
     else:
         variance_(layer, kind.build(1))
@@ -110,8 +126,10 @@ def halving(before: int, units: int, kernel: int) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Settings:
-    """rows: of the training part that are used, 0 for all. The rate falls as rate / (1 + decay * step). published: the
-    article's protocol, in which the test part decides, rows come in one order, and the best epoch counts."""
+    """rows: of the training part that are used, 0 for all. The rate falls as rate / (1 + decay *
+    step). published: the article's protocol, in which the test part decides, rows come in one
+    order, and the best epoch counts.
+    """
 
     data: str = "cifar10"
     seeds: int = 1
@@ -130,9 +148,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the article's tables. network: (kind, settings, classes) -> a network for images (batch, 3, 32, 32). published:
-    the article's figure by net. nets: the article's; others: what we add. low, high: bounds that we set on the test accuracy.
-    smoke: settings that a smoke run changes."""
+    """One of the article's tables. network: (kind, settings, classes) -> a network for images
+    (batch, 3, 32, 32). published: the article's figure by net. nets: the article's; others: what we
+    add. low, high: bounds that we set on the test accuracy. smoke: settings that a smoke run
+    changes.
+    """
 
     name: str
     title: str
@@ -149,7 +169,9 @@ class Table:
     high: Mapping[str, float] = field(default_factory=dict)
     clock: str = ""  # the net whose time is 1
 
-    def reproduce(self, faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
+    def reproduce(
+        self, faithful: bool = False, smoke: bool = False, seeds: int = 1
+    ) -> Reproduction:
         """All nets on the same rows."""
         settings = replace(self.faithful if faithful else self.default, seeds=seeds)
         settings = replace(settings, **self.smoke) if smoke else settings  # type: ignore[arg-type]
@@ -157,22 +179,39 @@ class Table:
         began, runs = time.perf_counter(), []
         for seed in range(seeds):
             data = images(settings.data, seed, held=0.0 if settings.published else 0.1)
-            runs.append({name: self.run(kind, settings, data, seed) for name, kind in kinds.items()})
+            runs.append(
+                {name: self.run(kind, settings, data, seed) for name, kind in kinds.items()}
+            )
         axes = {
-            "accuracy": ("epoch", "test accuracy"), "gradients": ("layer", "gradient norm at the start"),
+            "accuracy": ("epoch", "test accuracy"),
+            "gradients": ("layer", "gradient norm at the start"),
             "dead": ("layer", "share of dead units at the end"),
-        }  # fmt: skip
+        }
         curves = [curve for name, found in runs[0].items() for curve in drawn(name, found)]
         notes = [told(name, found) for name, found in runs[0].items()]
-        named = [(f"{name}-{seed}-{settings.rate:g}", found) for seed, run in enumerate(runs) for name, found in run.items()]
+        named = [
+            (f"{name}-{seed}-{settings.rate:g}", found)
+            for seed, run in enumerate(runs)
+            for name, found in run.items()
+        ]
         return Reproduction(
-            self.name, f"{data.title}: {self.title}", self.source, "faithful" if faithful else "default",
-            {key: str(value) for key, value in vars(settings).items()}, tuple(self.claims(runs, settings)), tuple(curves), axes,
-            (*data.notes, *notes), time.perf_counter() - began,
+            self.name,
+            f"{data.title}: {self.title}",
+            self.source,
+            "faithful" if faithful else "default",
+            {key: str(value) for key, value in vars(settings).items()},
+            tuple(self.claims(runs, settings)),
+            tuple(curves),
+            axes,
+            (*data.notes, *notes),
+            time.perf_counter() - began,
             traces=tuple(trace for name, found in named for trace in traced(name, found)),
-            files={f"checkpoints/{_file(name)}-{which}.safetensors": content for name, found in named
-                   for which, content in found.weights.items()},
-        )  # fmt: skip
+            files={
+                f"checkpoints/{_file(name)}-{which}.safetensors": content
+                for name, found in named
+                for which, content in found.weights.items()
+            },
+        )
 
     def run(self, kind: Kind, settings: Settings, data: Images, seed: int) -> "Fit":
         torch.manual_seed(seed)
@@ -181,7 +220,14 @@ class Table:
         batch = kind.batch if kind.batch and settings.published else settings.batch
         batches = Batches(x, y, batch, seed, settings.shift, settings.flip, settings.shuffled)
         optimizer = self.optimizer(model.parameters(), settings.rate)
-        return fit(model, optimizer, batches, data, lambda step: settings.rate / (1 + settings.decay * step), settings.epochs)
+        return fit(
+            model,
+            optimizer,
+            batches,
+            data,
+            lambda step: settings.rate / (1 + settings.decay * step),
+            settings.epochs,
+        )
 
     def claims(self, runs: Sequence[dict[str, "Fit"]], settings: Settings) -> list[Claim]:
         """The article's table, with what it shows where its protocol was followed; then times."""
@@ -190,11 +236,20 @@ class Table:
             target, source = self.published.get(key), self.source if key in self.published else ""
             if settings.published:
                 best = float(median(run[key].best for run in runs))
-                found.append(Claim(f"{key}: best epoch on the test part", target, best, source=source))
+                found.append(
+                    Claim(f"{key}: best epoch on the test part", target, best, source=source)
+                )
                 continue
-            name, bounds = f"{key}: test accuracy at the best validation", (self.low.get(key), self.high.get(key))
-            found.append(over_seeds(name, [run[key].chosen for run in runs], target, *bounds, source))
-            found.append(over_seeds(f"{key}: test accuracy at the end", [run[key].last for run in runs]))
+            name, bounds = (
+                f"{key}: test accuracy at the best validation",
+                (self.low.get(key), self.high.get(key)),
+            )
+            found.append(
+                over_seeds(name, [run[key].chosen for run in runs], target, *bounds, source)
+            )
+            found.append(
+                over_seeds(f"{key}: test accuracy at the end", [run[key].last for run in runs])
+            )
         for key in runs[0] if self.clock else ():
             times = [run[key].seconds / run[self.clock].seconds for run in runs]
             found.append(over_seeds(f"{key}: time / {self.clock}", times))
@@ -203,10 +258,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Fit:
-    """One run. Accuracies on the test part: at the look with the best validation accuracy, at the last look, and the best of
-    all looks, as the original published; path: of all looks; validation: on that part; times: of the looks. gradients: norm of
-    the gradient of every layer's weight before the first step; dead: the share of dead units of every activation at the end.
-    weights: as safetensors, at the best validation accuracy and at the end."""
+    """One run. Accuracies on the test part: at the look with the best validation accuracy, at the
+    last look, and the best of all looks, as the original published; path: of all looks; validation:
+    on that part; times: of the looks. gradients: norm of the gradient of every layer's weight
+    before the first step; dead: the share of dead units of every activation at the end. weights: as
+    safetensors, at the best validation accuracy and at the end.
+    """
 
     chosen: float
     last: float
@@ -222,14 +279,25 @@ class Fit:
 
 
 def fit(
-    model: nn.Module, optimizer: Optimizer, batches: Batches, data: Images, rate: Callable[[int], float], epochs: int
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Batches,
+    data: Images,
+    rate: Callable[[int], float],
+    epochs: int,
 ) -> Fit:
     """Train, with a look after each epoch."""
     looks: list[tuple[float, float, float]] = []
     weights: dict[str, bytes] = {}
 
     def look(state: State) -> None:
-        looks.append((scores(state.model, data.validation)[1], scores(state.model, data.test)[1], time.time()))
+        looks.append(
+            (
+                scores(state.model, data.validation)[1],
+                scores(state.model, data.test)[1],
+                time.time(),
+            )
+        )
         if looks[-1][0] == max(accuracy for accuracy, _, _ in looks):
             weights["best"] = save(state.model.state_dict())
 
@@ -242,8 +310,18 @@ def fit(
     validation, path, times = zip(*looks, strict=True)
     dead = tuple(dead_units(model, data.validation[0][:500]).values())
     return Fit(
-        chosen, path[-1], max(path), path, validation, times, gradients, dead, count_parameters(model), seconds, weights
-    )  # fmt: skip
+        chosen,
+        path[-1],
+        max(path),
+        path,
+        validation,
+        times,
+        gradients,
+        dead,
+        count_parameters(model),
+        seconds,
+        weights,
+    )
 
 
 def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, ...]:
@@ -259,7 +337,8 @@ def drawn(name: str, found: Fit) -> list[Curve]:
     def curve(panel: str, values: Sequence[float]) -> Curve:
         return Curve(panel, name, tuple(range(1, len(values) + 1)), tuple(values))
 
-    norms = [max(norm, 1e-30) for norm in found.gradients]  # what underflowed still has a place on a logarithmic axis
+    # what underflowed still has a place on a logarithmic axis
+    norms = [max(norm, 1e-30) for norm in found.gradients]
     return [curve("accuracy", found.path), curve("gradients", norms), curve("dead", found.dead)]
 
 
@@ -267,8 +346,9 @@ def traced(name: str, found: Fit) -> list[Trace]:
     """Under the tag of the original, and the test accuracies beside it."""
     steps, run = tuple(range(1, len(found.path) + 1)), f"{name}-{int(found.times[0])}"
     return [
-        Trace(run, "val_acc", steps, found.validation, found.times), Trace(run, "test_acc", steps, found.path, found.times)
-    ]  # fmt: skip
+        Trace(run, "val_acc", steps, found.validation, found.times),
+        Trace(run, "test_acc", steps, found.path, found.times),
+    ]
 
 
 def _file(name: str) -> str:
@@ -279,6 +359,7 @@ def told(name: str, found: Fit) -> str:
     """One line of what a reader must know of a run."""
     dead = 100 * sum(found.dead) / len(found.dead)
     return (
-        f"{name}: {found.parameters} parameters, {found.seconds:.0f} s, gradient norms {found.gradients[0]:.1e} (first layer) "
+        f"{name}: {found.parameters} parameters, {found.seconds:.0f} s, gradient norms "
+        f"{found.gradients[0]:.1e} (first layer) "
         f"and {found.gradients[-1]:.1e} (last) at the start, {dead:.0f} % of units dead at the end"
     )

@@ -1,11 +1,12 @@
 """Inputs that are shifted and scaled: which units are left without a gradient?
 
-The experiment that the article promises and its code lacks. A small convolutional network learns images whose pixels are moved
-by 0, 1, 10 or 100, or multiplied by 10 or 100, for one epoch; then the share of units is counted that are flat wherever the
-data takes them, before and after training, with every activation, and with batch norm. Both modes are the same.
+The experiment that the article promises and its code lacks. A small convolutional network learns
+images whose pixels are moved by 0, 1, 10 or 100, or multiplied by 10 or 100, for one epoch; then
+the share of units is counted that are flat wherever the data takes them, before and after training,
+with every activation, and with batch norm. Both modes are the same.
 
-Source: the question of Riera Molina & Pujol 2017 (arXiv 1712.02609), section on covariate shift; the network that its code
-keeps for it (32, 64, pooling, 128). The settings are ours.
+Source: the question of Riera Molina & Pujol 2017 (arXiv 1712.02609), section on covariate shift;
+the network that its code keeps for it (32, 64, pooling, 128). The settings are ours.
 """
 
 import time
@@ -16,7 +17,16 @@ import torch
 from torch import nn
 from torch.optim import Adam
 
-from morphogen.experiments.linked.nets import LINKED, NORMED, SINGLE, STARTED, Fit, Kind, fit, started
+from morphogen.experiments.linked.nets import (
+    LINKED,
+    NORMED,
+    SINGLE,
+    STARTED,
+    Fit,
+    Kind,
+    fit,
+    started,
+)
 from morphogen.experiments.shared.images import Images, images
 from morphogen.experiments.shared.over_seeds import over_seeds
 from morphogen.measures.dead import dead_units
@@ -39,10 +49,19 @@ class Config:
 SMOKE = {"data": "digits", "width": 4, "size": 8, "rows": 96}
 # (pixels are moved by, and multiplied by)
 CHANGES = {
-    "as they are": (0.0, 1.0), "moved by 1": (1.0, 1.0), "moved by 10": (10.0, 1.0), "moved by 100": (100.0, 1.0),
-    "times 10": (0.0, 10.0), "times 100": (0.0, 100.0),
-}  # fmt: skip
-KINDS = SINGLE | LINKED | NORMED | {name: STARTED[name] for name in ("LK-ReLU, looks linear", "LK-Swish, looks linear")}
+    "as they are": (0.0, 1.0),
+    "moved by 1": (1.0, 1.0),
+    "moved by 10": (10.0, 1.0),
+    "moved by 100": (100.0, 1.0),
+    "times 10": (0.0, 10.0),
+    "times 100": (0.0, 100.0),
+}
+KINDS = (
+    SINGLE
+    | LINKED
+    | NORMED
+    | {name: STARTED[name] for name in ("LK-ReLU, looks linear", "LK-Swish, looks linear")}
+)
 
 
 def network(kind: Kind, config: Config, classes: int) -> nn.Sequential:
@@ -52,7 +71,11 @@ def network(kind: Kind, config: Config, classes: int) -> nn.Sequential:
     before = 3
     for number, units in enumerate(sizes):
         dense = number == 2
-        fresh = nn.Linear(before * (config.size // 2) ** 2, units) if dense else nn.Conv2d(before, units, 3, padding=1)
+        fresh = (
+            nn.Linear(before * (config.size // 2) ** 2, units)
+            if dense
+            else nn.Conv2d(before, units, 3, padding=1)
+        )
         layers += [nn.MaxPool2d(2), nn.Flatten()] if dense else []
         layers.append(started(fresh, kind, reads=number > 0))
         if kind.norm:
@@ -64,7 +87,9 @@ def network(kind: Kind, config: Config, classes: int) -> nn.Sequential:
 
 def changed(data: Images, move: float, times: float) -> Images:
     """The images with other pixels."""
-    train, validation, test = (((x * times + move), y) for x, y in (data.train, data.validation, data.test))
+    train, validation, test = (
+        ((x * times + move), y) for x, y in (data.train, data.validation, data.test)
+    )
     return replace(data, train=train, validation=validation, test=test)
 
 
@@ -75,12 +100,21 @@ def one(kind: Kind, config: Config, data: Images, seed: int) -> tuple[Fit, float
     at_first = list(dead_units(model, data.validation[0][:500]).values())
     x, y = (part[: config.rows] for part in data.train)
     optimizer = Adam(model.parameters(), config.rate, fused=True)
-    found = fit(model, optimizer, Batches(x, y, config.batch, seed), data, lambda step: config.rate, config.epochs)
+    found = fit(
+        model,
+        optimizer,
+        Batches(x, y, config.batch, seed),
+        data,
+        lambda step: config.rate,
+        config.epochs,
+    )
     return found, sum(at_first) / len(at_first)
 
 
 def claims(runs: Sequence[dict[str, dict[str, tuple[Fit, float]]]]) -> list[Claim]:
-    """Accuracy and dead units for every change and activation; linked units should never be dead."""
+    """Accuracy and dead units for every change and activation; linked units should never be
+    dead.
+    """
     found = []
     for change in runs[0]:
         for key in runs[0][change]:
@@ -98,23 +132,35 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     began, runs = time.perf_counter(), []
     for seed in range(seeds):
         data = images(config.data, seed, config.size)
-        runs.append({
-            change: {name: one(kind, config, changed(data, *how), seed) for name, kind in KINDS.items()}
-            for change, how in CHANGES.items()
-        })  # fmt: skip
+        runs.append(
+            {
+                change: {
+                    name: one(kind, config, changed(data, *how), seed)
+                    for name, kind in KINDS.items()
+                }
+                for change, how in CHANGES.items()
+            }
+        )
     curves = [
         Curve(change, name, tuple(range(1, len(found.dead) + 1)), found.dead)
         for change, fits in runs[0].items()
         for name, (found, _) in fits.items()
     ]
     notes = [
-        f"{change}, {name}: {100 * first:.0f} % of units dead at first, {100 * sum(found.dead) / len(found.dead):.0f} % after"
+        f"{change}, {name}: {100 * first:.0f} % of units dead at first, "
+        f"{100 * sum(found.dead) / len(found.dead):.0f} % after"
         for change, fits in runs[0].items()
         for name, (found, first) in fits.items()
     ]
     return Reproduction(
-        "linked-shift", f"{data.title}: inputs shifted and scaled", "Linked neurons (arXiv 1712.02609), covariate shift",
+        "linked-shift",
+        f"{data.title}: inputs shifted and scaled",
+        "Linked neurons (arXiv 1712.02609), covariate shift",
         "default",
-        {key: str(value) for key, value in vars(config).items()}, tuple(claims(runs)), tuple(curves),
-        dict.fromkeys(CHANGES, ("layer", "share of dead units at the end")), (*data.notes, *notes), time.perf_counter() - began,
-    )  # fmt: skip
+        {key: str(value) for key, value in vars(config).items()},
+        tuple(claims(runs)),
+        tuple(curves),
+        dict.fromkeys(CHANGES, ("layer", "share of dead units at the end")),
+        (*data.notes, *notes),
+        time.perf_counter() - began,
+    )

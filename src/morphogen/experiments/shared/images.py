@@ -1,4 +1,6 @@
-"""Colour images for the experiments that grow convolutional networks, and the scores of a network on them."""
+"""Colour images for the experiments that grow convolutional networks, and the scores of a network
+on them.
+"""
 
 from dataclasses import dataclass
 
@@ -16,7 +18,9 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Images:
-    """Three parts. title: the name that results are given under. notes: what a reader must know of the data."""
+    """Three parts. title: the name that results are given under. notes: what a reader must know of
+    the data.
+    """
 
     title: str
     train: Part
@@ -27,12 +31,15 @@ class Images:
 
 
 def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str = "cpu") -> Images:
-    """The set `name` at `size` x `size` pixels, averaged or repeated where it has another size, with three channels.
+    """The set `name` at `size` x `size` pixels, averaged or repeated where it has another size,
+    with three channels.
 
     held: the share of the training part that is for validation; 0 gives the test part in its place.
     """
     found = load_data(name)
-    inside, apart = (torch.as_tensor(rows) for rows in split(found.y_train, held, seed, stratify=True))
+    inside, apart = (
+        torch.as_tensor(rows) for rows in split(found.y_train, held, seed, stratify=True)
+    )
 
     def part(x: Tensor, y: Tensor) -> Part:
         fitting = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="area")
@@ -45,7 +52,9 @@ def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str 
     if x.shape[1] != 3 or x.shape[-1] != size:
         notes.append(f"{name}: images of {tuple(x.shape[1:])} were brought to (3, {size}, {size})")
     title = next((note.partition(":")[0] for note in found.notes if note.startswith("CIFAR")), name)
-    return Images(title, part(x[inside], y[inside]), validation, test, len(found.classes), tuple(notes))
+    return Images(
+        title, part(x[inside], y[inside]), validation, test, len(found.classes), tuple(notes)
+    )
 
 
 def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -55,4 +64,6 @@ def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def scores(model: nn.Module, part: Part) -> tuple[float, float]:
     """(mean cross-entropy, accuracy)."""
     logits = predict(model, part[0])
-    return float(F.cross_entropy(logits, part[1])), float(logits.argmax(1).eq(part[1]).double().mean())
+    return float(F.cross_entropy(logits, part[1])), float(
+        logits.argmax(1).eq(part[1]).double().mean()
+    )

@@ -1,1 +1,3 @@
-"""Neurons without layers: each may read every input and every earlier neuron. `module.py` has the layer."""
+"""Neurons without layers: each may read every input and every earlier neuron. `module.py` has the
+layer.
+"""

@@ -1,11 +1,13 @@
-"""A DAG of neurons evaluated as one operation, `dag(x, weight, bias, layout)`, its memory that of its values.
+"""A DAG of neurons evaluated as one operation, `dag(x, weight, bias, layout)`, its memory that of
+its values.
 
-Values stand feature-major, the inputs first, so that what a block of nodes reads is a prefix: one matrix product for a block,
-then the block's own nodes one after another (`kernels/dag.py` on a CPU; elsewhere by fixed point, which ends exactly since a
-block has no cycle).
+Values stand feature-major, the inputs first, so that what a block of nodes reads is a prefix: one
+matrix product for a block, then the block's own nodes one after another (`kernels/dag.py` on a CPU;
+elsewhere by fixed point, which ends exactly since a block has no cycle).
 
-Source: the post that proposes to connect every node with every prior node (2017); cascade correlation, Fahlman & Lebiere 1990,
-for the wiring; Song et al. 2021 (arXiv 2002.03629) for the fixed point.
+Source: the post that proposes to connect every node with every prior node (2017); cascade
+correlation, Fahlman & Lebiere 1990, for the wiring; Song et al. 2021 (arXiv 2002.03629) for the
+fixed point.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +28,10 @@ SOLVERS = ("auto", "native", "jacobi", "loop")
 
 @dataclass(frozen=True)
 class Layout:
-    """Nodes in blocks over a flat weight: for each block a panel (size, what stands before it), then, with `inner`, the strict
-    lower triangle of the block, row after row, without its zeros. two: each node puts out two values, linked."""
+    """Nodes in blocks over a flat weight: for each block a panel (size, what stands before it),
+    then, with `inner`, the strict lower triangle of the block, row after row, without its zeros.
+    two: each node puts out two values, linked.
+    """
 
     inputs: int
     blocks: tuple[int, ...]
@@ -66,7 +70,15 @@ class Layout:
         found, at, node, before = [], 0, 0, self.inputs
         for size, (panel, triangle) in zip(self.blocks, self.sizes(), strict=True):
             middle = at + panel
-            found.append(Part(node, size, before, weight[at:middle].view(size, before), weight[middle : middle + triangle]))
+            found.append(
+                Part(
+                    node,
+                    size,
+                    before,
+                    weight[at:middle].view(size, before),
+                    weight[middle : middle + triangle],
+                )
+            )
             at, node, before = middle + triangle, node + size, before + self.width * size
         return found
 
@@ -90,12 +102,20 @@ class Part:
         return slice(self.node, self.node + self.size)
 
 
-def dag(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, solver: str = "auto", places: Tensor | None = None) -> Tensor:
+def dag(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    layout: Layout,
+    solver: str = "auto",
+    places: Tensor | None = None,
+) -> Tensor:
     """The inputs and the values of all nodes, (layout.values, batch), of rows x (batch, inputs).
 
-    weight: flat, `layout.weights` entries, or some of them, at `places`, zeros elsewhere; bias: (nodes). solver: "native"
-    (compiled, CPU), "jacobi" (fixed point inside each block), "loop" (node by node, for comparison), "auto" (native where it
-    can). Derivatives of any order, in either direction; all but the first backward pass go by `plain`, node by node.
+    weight: flat, `layout.weights` entries, or some of them, at `places`, zeros elsewhere; bias:
+    (nodes). solver: "native" (compiled, CPU), "jacobi" (fixed point inside each block), "loop"
+    (node by node, for comparison), "auto" (native where it can). Derivatives of any order, in
+    either direction; all but the first backward pass go by `plain`, node by node.
     """
     if transformed():
         return plain(x, weight, bias, layout, places)
@@ -106,10 +126,14 @@ def dag(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, solver: str = "
 
 def spread(weight: Tensor, places: Tensor | None, layout: Layout) -> Tensor:
     """The whole flat weight."""
-    return weight if places is None else weight.new_zeros(layout.weights).index_copy(0, places, weight)
+    return (
+        weight if places is None else weight.new_zeros(layout.weights).index_copy(0, places, weight)
+    )
 
 
-def plain(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, places: Tensor | None = None) -> Tensor:
+def plain(
+    x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, places: Tensor | None = None
+) -> Tensor:
     """`dag` by operations that PyTorch differentiates in every way, a few for each node."""
     values = x.T
     for part in layout.parts(spread(weight, places, layout)):
@@ -126,9 +150,17 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout, places: Tenso
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, places: Tensor | None,
-    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    places: Tensor | None,
+    inputs: int,
+    blocks: Sequence[int],
+    inner: bool,
+    kind: str,
+    two: bool,
+    solver: str,
+) -> tuple[Tensor, Tensor]:
     """(all values, the sums that the backward pass needs: none for ReLU)."""
     refuse_forward_mode("dag")
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
@@ -146,9 +178,19 @@ def _forward(
 
 
 def _backward(
-    gradient: Tensor, weight: Tensor, places: Tensor | None, values: Tensor, sums: Tensor,
-    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str, whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    weight: Tensor,
+    places: Tensor | None,
+    values: Tensor,
+    sums: Tensor,
+    inputs: int,
+    blocks: Sequence[int],
+    inner: bool,
+    kind: str,
+    two: bool,
+    solver: str,
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     refuse_forward_mode("dag_backward")
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
@@ -158,15 +200,28 @@ def _backward(
     weight = spread(weight, places, layout)
     found = torch.empty_like(weight)
     solve = _SOLVERS[_solver(solver, values, kind)][1]
-    for part, own in zip(reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True):
+    for part, own in zip(
+        reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True
+    ):
         rows, delta = part.rows(layout.width), deltas[part.nodes]
         own_rows = slice(rows.start - first, rows.stop - first)
-        solve(layout, part, sums[part.nodes] if len(sums) else sums, values[rows], flowing[own_rows], delta)
+        solve(
+            layout,
+            part,
+            sums[part.nodes] if len(sums) else sums,
+            values[rows],
+            flowing[own_rows],
+            delta,
+        )
         before = flowing[: part.before - first]
         torch.addmm(before, part.panel[:, first:].T, delta, out=before)
         torch.mm(delta, values[: part.before].T, out=own.panel)
         if inner:
-            torch.take(delta @ values[rows].T, below(part.size, layout.width, delta.device), out=own.triangle)
+            torch.take(
+                delta @ values[rows].T,
+                below(part.size, layout.width, delta.device),
+                out=own.triangle,
+            )
     back = flowing[: inputs - first].T.contiguous() if whole else flowing.new_empty(0, inputs)
     return back, found if places is None else found[places], deltas.sum(1)
 
@@ -174,12 +229,18 @@ def _backward(
 @lru_cache(maxsize=32)
 def below(size: int, width: int, device: torch.device) -> Tensor:
     """Places of the triangle's entries in a (size, width * size) matrix."""
-    row, column = torch.ones(size, size, device=device).tril(-1).repeat_interleave(width, 1).nonzero(as_tuple=True)
+    row, column = (
+        torch.ones(size, size, device=device)
+        .tril(-1)
+        .repeat_interleave(width, 1)
+        .nonzero(as_tuple=True)
+    )
     return row * (width * size) + column
 
 
-# Solvers: (layout, part, sums, values) writes the values of a block. Back: (layout, part, sums, values, gradients, deltas) adds
-# to the gradients of the block's values what flows inside the block, and writes the gradients of its sums.
+# Solvers: (layout, part, sums, values) writes the values of a block. Back: (layout, part, sums,
+# values, gradients, deltas) adds to the gradients of the block's values what flows inside the
+# block, and writes the gradients of its sums.
 
 
 def _native(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
@@ -190,7 +251,7 @@ def _native(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
 
 def _native_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
-) -> None:  # fmt: skip
+) -> None:
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values, gradients, deltas)]
     run = bind(kernels().solve_back, layout.kind, layout.two, layout.inner, *arrays, part.size)
     shared(run, values.shape[1], COLUMNS)
@@ -212,7 +273,9 @@ def kernels() -> Any:
 
 
 def _jacobi(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
-    """Repeat h <- g(z + L h) until nothing changes: at the latest after as many turns as there are nodes, since L^size = 0."""
+    """Repeat h <- g(z + L h) until nothing changes: at the latest after as many turns as there are
+    nodes, since L^size = 0.
+    """
     matrix = inside(layout, part)
     z = sums
     values.copy_(put_out(layout.kind, layout.two, z))
@@ -228,7 +291,7 @@ def _jacobi(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
 
 def _jacobi_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
-) -> None:  # fmt: skip
+) -> None:
     matrix = inside(layout, part)
     z = sums_of(layout.kind, layout.two, sums, values)
     delta = pulled(layout.kind, layout.two, z, gradients)
@@ -255,19 +318,23 @@ def _loop(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
 
 def _loop_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
-) -> None:  # fmt: skip
+) -> None:
     matrix = inside(layout, part)
     z = sums_of(layout.kind, layout.two, sums, values)
     for j in reversed(range(part.size)):
         end = layout.width * j
-        deltas[j : j + 1] = pulled(layout.kind, layout.two, z[j : j + 1], gradients[end : end + layout.width])
+        deltas[j : j + 1] = pulled(
+            layout.kind, layout.two, z[j : j + 1], gradients[end : end + layout.width]
+        )
         if layout.inner:
             gradients[:end] += matrix[j, :end, None] * deltas[j]
 
 
 _SOLVERS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
-    "native": (_native, _native_back), "jacobi": (_jacobi, _jacobi_back), "loop": (_loop, _loop_back),
-}  # fmt: skip
+    "native": (_native, _native_back),
+    "jacobi": (_jacobi, _jacobi_back),
+    "loop": (_loop, _loop_back),
+}
 
 
 def _solver(name: str, t: Tensor, kind: str) -> str:
@@ -276,7 +343,9 @@ def _solver(name: str, t: Tensor, kind: str) -> str:
 
 def native(t: Tensor, kind: str) -> bool:
     """Whether there is a compiled loop."""
-    return t.device.type == "cpu" and (t.dtype == torch.float32 or (t.dtype == torch.float64 and kind == "relu"))
+    return t.device.type == "cpu" and (
+        t.dtype == torch.float32 or (t.dtype == torch.float64 and kind == "relu")
+    )
 
 
 def inside(layout: Layout, part: Part) -> Tensor:
@@ -302,14 +371,17 @@ def sums_of(kind: str, two: bool, sums: Tensor, values: Tensor) -> Tensor:
 
 def pulled(kind: str, two: bool, z: Tensor, gradients: Tensor) -> Tensor:
     """The gradients of sums, from those of what their nodes put out."""
-    up, down = (gradients[::2], gradients[1::2]) if two else (gradients, torch.zeros_like(gradients))
+    up, down = (
+        (gradients[::2], gradients[1::2]) if two else (gradients, torch.zeros_like(gradients))
+    )
     return KINDS[kind].back(up.contiguous(), down.contiguous(), z)
 
 
 _ARGUMENTS = "int inputs, int[] blocks, bool inner, str kind, bool two, str solver"
 _FORWARD = torch.library.custom_op(
     "morphogen::dag", _forward, mutates_args=(),
-    schema=f"(Tensor x, Tensor weight, Tensor bias, Tensor? places, {_ARGUMENTS}) -> (Tensor, Tensor)",
+    schema=f"(Tensor x, Tensor weight, Tensor bias, Tensor? places, {_ARGUMENTS}) -> (Tensor, "
+           f"Tensor)",
 )  # fmt: skip
 _BACKWARD = torch.library.custom_op(
     "morphogen::dag_backward", _backward, mutates_args=(),
@@ -320,19 +392,43 @@ _BACKWARD = torch.library.custom_op(
 
 @_FORWARD.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, places: Tensor | None,
-    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    places: Tensor | None,
+    inputs: int,
+    blocks: Sequence[int],
+    inner: bool,
+    kind: str,
+    two: bool,
+    solver: str,
+) -> tuple[Tensor, Tensor]:
     layout = Layout(inputs, tuple(blocks), inner, kind, two)
-    return x.new_empty(layout.values, x.shape[0]), x.new_empty(0 if kind == "relu" else layout.nodes, x.shape[0])
+    return x.new_empty(layout.values, x.shape[0]), x.new_empty(
+        0 if kind == "relu" else layout.nodes, x.shape[0]
+    )
 
 
 @_BACKWARD.register_fake
 def _(
-    gradient: Tensor, weight: Tensor, places: Tensor | None, values: Tensor, sums: Tensor,
-    inputs: int, blocks: Sequence[int], inner: bool, kind: str, two: bool, solver: str, whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return values.new_empty(values.shape[1] if whole else 0, inputs), torch.empty_like(weight), values.new_empty(sum(blocks))
+    gradient: Tensor,
+    weight: Tensor,
+    places: Tensor | None,
+    values: Tensor,
+    sums: Tensor,
+    inputs: int,
+    blocks: Sequence[int],
+    inner: bool,
+    kind: str,
+    two: bool,
+    solver: str,
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        values.new_empty(values.shape[1] if whole else 0, inputs),
+        torch.empty_like(weight),
+        values.new_empty(sum(blocks)),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -348,7 +444,10 @@ def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         inputs, blocks, *kind, _ = ctx.about
         layout = Layout(inputs, tuple(blocks), *kind)
         run = partial(plain, layout=layout, places=places)
-        return (*gradient(run, (values[:inputs].T, weight, bias), ctx.needs_input_grad[:3], above), *rest)
+        return (
+            *gradient(run, (values[:inputs].T, weight, bias), ctx.needs_input_grad[:3], above),
+            *rest,
+        )
     whole = ctx.needs_input_grad[0]
     x, *others = _BACKWARD(above, weight, places, values, sums, *ctx.about, whole)
     return (x if whole else None, *others, *rest)
@@ -358,12 +457,17 @@ _FORWARD.register_autograd(_derive, setup_context=_save)
 
 
 @_FORWARD.register_vmap
-def _(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+def _(
+    info: Any, dims: tuple[Any, ...], *arguments: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     """Rows of all examples as one batch; weights that differ, one after the other."""
     x, weight, bias, *about = arguments
     if all(d is None for d in dims[1:4]):
         rows = x.movedim(dims[0], 0)
-        values, sums = (t.unflatten(1, rows.shape[:2]) for t in _FORWARD(rows.flatten(0, 1), weight, bias, *about))
+        values, sums = (
+            t.unflatten(1, rows.shape[:2])
+            for t in _FORWARD(rows.flatten(0, 1), weight, bias, *about)
+        )
         return (values, sums), (1, 1)
     return one_by_one(_FORWARD)(info, dims, *arguments)  # type: ignore[no-any-return]
 

@@ -1,11 +1,13 @@
-"""What is sequential in a DAG network, as loops over tiles of the batch: nodes inside a block, and sparse wirings whole.
+"""What is sequential in a DAG network, as loops over tiles of the batch: nodes inside a block, and
+sparse wirings whole.
 
-A tile's values are copied into an array of their own whose rows have a length that is known when this is compiled: the compiler
-then sees that no two rows overlap, and works on four rows and four sources at once. float32 for every kind; float64 for ReLU.
+A tile's values are copied into an array of their own whose rows have a length that is known when
+this is compiled: the compiler then sees that no two rows overlap, and works on four rows and four
+sources at once. float32 for every kind; float64 for ReLU.
 
-Arguments: `kind` by number; `two`: whether a node puts out two rows, linked; `sums` (nodes, batch) before and `values` after
-the activation, feature-major; `triangle`: weights inside a block, row after row, without the zeros; columns begin to end are
-worked on.
+Arguments: `kind` by number; `two`: whether a node puts out two rows, linked; `sums` (nodes, batch)
+before and `values` after the activation, feature-major; `triangle`: weights inside a block, row
+after row, without the zeros; columns begin to end are worked on.
 """
 
 import numpy as np
@@ -25,7 +27,8 @@ _helper = njit(inline="always")
 @_helper
 def _copied(tile, row, source, at, begin, wide):
     """tile[row, :wide] = source[at, begin:begin + wide]."""
-    given = source[at, begin : begin + wide]  # an index that might be negative would keep the loop from becoming vectors
+    # an index that might be negative would keep the loop from becoming vectors
+    given = source[at, begin : begin + wide]
     for i in range(wide):
         tile[row, i] = given[i]
 
@@ -48,7 +51,9 @@ def _put_out(kind, two, sums, row, values, at, wide):
 
 @_helper
 def _activate(kind, two, sums, row, values, at, wide):
-    """What a node puts out: one row of values, or two where it is linked. A kind that is a constant has its loop to itself."""
+    """What a node puts out: one row of values, or two where it is linked. A kind that is a constant
+    has its loop to itself.
+    """
     if kind == 0:
         _put_out(0, two, sums, row, values, at, wide)
     elif kind == 1:
@@ -69,13 +74,17 @@ def _taken_back(kind, two, z, gradients, at, deltas, row, wide):
 
 @_helper
 def _pull(kind, two, sums, node, values, source, gradients, at, deltas, row, begin, wide):
-    """deltas[row]: the gradient of a node's sum, from those of what it put out. A ReLU's sum is read off its values."""
+    """deltas[row]: the gradient of a node's sum, from those of what it put out. A ReLU's sum is
+    read off its values.
+    """
     if kind == 0:
         first = values[source, begin : begin + wide]
         if two:
             second = values[source + 1, begin : begin + wide]
             for i in range(wide):
-                deltas[row, i] = _back(0, first[i] - second[i], gradients[at, i], gradients[at + 1, i])
+                deltas[row, i] = _back(
+                    0, first[i] - second[i], gradients[at, i], gradients[at + 1, i]
+                )
         else:
             _taken_back(0, False, first, gradients, at, deltas, row, wide)
         return
@@ -109,10 +118,30 @@ def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
             s = r + width * (low + 2)
             if inner and group == 4:
                 for k in range(0, width * low, 4):
-                    a0, a1, a2, a3 = triangle[p + k], triangle[p + k + 1], triangle[p + k + 2], triangle[p + k + 3]
-                    b0, b1, b2, b3 = triangle[q + k], triangle[q + k + 1], triangle[q + k + 2], triangle[q + k + 3]
-                    c0, c1, c2, c3 = triangle[r + k], triangle[r + k + 1], triangle[r + k + 2], triangle[r + k + 3]
-                    d0, d1, d2, d3 = triangle[s + k], triangle[s + k + 1], triangle[s + k + 2], triangle[s + k + 3]
+                    a0, a1, a2, a3 = (
+                        triangle[p + k],
+                        triangle[p + k + 1],
+                        triangle[p + k + 2],
+                        triangle[p + k + 3],
+                    )
+                    b0, b1, b2, b3 = (
+                        triangle[q + k],
+                        triangle[q + k + 1],
+                        triangle[q + k + 2],
+                        triangle[q + k + 3],
+                    )
+                    c0, c1, c2, c3 = (
+                        triangle[r + k],
+                        triangle[r + k + 1],
+                        triangle[r + k + 2],
+                        triangle[r + k + 3],
+                    )
+                    d0, d1, d2, d3 = (
+                        triangle[s + k],
+                        triangle[s + k + 1],
+                        triangle[s + k + 2],
+                        triangle[s + k + 3],
+                    )
                     for i in range(wide):
                         e, f, g, h = v[k, i], v[k + 1, i], v[k + 2, i], v[k + 3, i]
                         z[0, i] += (a0 * e + a1 * f) + (a2 * g + a3 * h)
@@ -135,7 +164,9 @@ def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, nodes, begin, end):
-    """Nodes in groups of four, from the last: a group among itself, then all four into those before it."""
+    """Nodes in groups of four, from the last: a group among itself, then all four into those before
+    it.
+    """
     width = 2 if two else 1
     flowing = np.empty((width * nodes, _TILE), values.dtype)
     d = np.zeros((4, _TILE), values.dtype)
@@ -161,10 +192,30 @@ def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, node
                 r = q + width * (low + 1)
                 s = r + width * (low + 2)
                 for k in range(0, width * low, 4):
-                    a0, a1, a2, a3 = triangle[p + k], triangle[p + k + 1], triangle[p + k + 2], triangle[p + k + 3]
-                    b0, b1, b2, b3 = triangle[q + k], triangle[q + k + 1], triangle[q + k + 2], triangle[q + k + 3]
-                    c0, c1, c2, c3 = triangle[r + k], triangle[r + k + 1], triangle[r + k + 2], triangle[r + k + 3]
-                    d0, d1, d2, d3 = triangle[s + k], triangle[s + k + 1], triangle[s + k + 2], triangle[s + k + 3]
+                    a0, a1, a2, a3 = (
+                        triangle[p + k],
+                        triangle[p + k + 1],
+                        triangle[p + k + 2],
+                        triangle[p + k + 3],
+                    )
+                    b0, b1, b2, b3 = (
+                        triangle[q + k],
+                        triangle[q + k + 1],
+                        triangle[q + k + 2],
+                        triangle[q + k + 3],
+                    )
+                    c0, c1, c2, c3 = (
+                        triangle[r + k],
+                        triangle[r + k + 1],
+                        triangle[r + k + 2],
+                        triangle[r + k + 3],
+                    )
+                    d0, d1, d2, d3 = (
+                        triangle[s + k],
+                        triangle[s + k + 1],
+                        triangle[s + k + 2],
+                        triangle[s + k + 3],
+                    )
                     for i in range(wide):
                         e, f, g, h = d[0, i], d[1, i], d[2, i], d[3, i]
                         flowing[k, i] += (a0 * e + b0 * f) + (c0 * g + d0 * h)
@@ -201,7 +252,7 @@ def _gather(z, weights, v, rows, first, last, wide):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def sparse(kind, two, weights, places, starts, bias, sums, values, inputs, nodes, begin, end):
+def sparse(kind, two, weights, places, indptr, bias, sums, values, inputs, nodes, begin, end):
     """values: the inputs are there. sums: written unless the kind is ReLU."""
     width = 2 if two else 1
     v = np.empty((inputs + width * nodes, _WIDE), values.dtype)
@@ -213,7 +264,7 @@ def sparse(kind, two, weights, places, starts, bias, sums, values, inputs, nodes
         for j in range(nodes):
             for i in range(wide):
                 z[0, i] = bias[j]
-            _gather(z, weights, v, places, starts[j], starts[j + 1], wide)
+            _gather(z, weights, v, places, indptr[j], indptr[j + 1], wide)
             if kind != 0:
                 _stored(z, 0, sums, j, tile, wide)
             _activate(kind, two, z, 0, v, inputs + width * j, wide)
@@ -222,9 +273,26 @@ def sparse(kind, two, weights, places, starts, bias, sums, values, inputs, nodes
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def sparse_back(kind, two, weights, readers, starts, sums, values, gradients, deltas, back, inputs, nodes, begin, end):
-    """weights, readers, starts: the wiring by source: for each row of values, the weights and the nodes that read it. back
-    (inputs or 0, batch): the gradients of the inputs, written where there is room."""
+def sparse_back(
+    kind,
+    two,
+    weights,
+    readers,
+    indptr,
+    sums,
+    values,
+    gradients,
+    deltas,
+    back,
+    inputs,
+    nodes,
+    begin,
+    end,
+):
+    """weights, readers, indptr: the wiring by source: for each row of values, the weights and the
+    nodes that read it. back (inputs or 0, batch): the gradients of the inputs, written where there
+    is room.
+    """
     width = 2 if two else 1
     d = np.empty((nodes, _WIDE), values.dtype)
     g = np.empty((2, _WIDE), values.dtype)
@@ -234,7 +302,15 @@ def sparse_back(kind, two, weights, readers, starts, sums, values, gradients, de
             at = inputs + width * j
             for half in range(width):
                 _copied(g, 0, gradients, at + width - 1 - half, tile, wide)
-                _gather(g, weights, d, readers, starts[at + width - 1 - half], starts[at + width - half], wide)
+                _gather(
+                    g,
+                    weights,
+                    d,
+                    readers,
+                    indptr[at + width - 1 - half],
+                    indptr[at + width - half],
+                    wide,
+                )
                 if half == 0 and two:
                     for i in range(wide):
                         g[1, i] = g[0, i]
@@ -242,16 +318,16 @@ def sparse_back(kind, two, weights, readers, starts, sums, values, gradients, de
             _stored(d, j, deltas, j, tile, wide)
         for row in range(len(back)):
             _copied(g, 0, gradients, row, tile, wide)
-            _gather(g, weights, d, readers, starts[row], starts[row + 1], wide)
+            _gather(g, weights, d, readers, indptr[row], indptr[row + 1], wide)
             _stored(g, 0, back, row, tile, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def products(places, starts, deltas, values, found, columns, begin, end):
+def products(places, indptr, deltas, values, found, columns, begin, end):
     """found[k] = deltas[j] . values[places[k]] for the entries of the nodes from begin to end."""
     for j in range(begin, end):
-        k = starts[j]
-        while k + 4 <= starts[j + 1]:
+        k = indptr[j]
+        while k + 4 <= indptr[j + 1]:
             p, q, r, s = places[k], places[k + 1], places[k + 2], places[k + 3]
             a = deltas[j, 0] * values[p, 0]
             b = deltas[j, 0] * values[q, 0]
@@ -264,7 +340,7 @@ def products(places, starts, deltas, values, found, columns, begin, end):
                 d += deltas[j, i] * values[s, i]
             found[k], found[k + 1], found[k + 2], found[k + 3] = a, b, c, d
             k += 4
-        while k < starts[j + 1]:
+        while k < indptr[j + 1]:
             place = places[k]
             total = deltas[j, 0] * values[place, 0]
             for i in range(1, columns):

@@ -1,8 +1,10 @@
 """Neurons without layers: every node may read every input and every earlier node.
 
-    h_i = g(b_i + sum over the sources j of node i of w_ij h_j),   i = 0, 1, ..., n - 1,   sources: inputs and earlier nodes
+    h_i = g(b_i + sum over the sources j of node i of w_ij h_j),   i = 0, 1, ..., n - 1,   indices:
+    inputs and earlier nodes
 
-A multilayer perceptron and a dense-connected one are special cases (`wiring="block"`), cascade correlation grows one.
+A multilayer perceptron and a dense-connected one are special cases (`wiring="block"`), cascade
+correlation grows one.
 """
 
 import math
@@ -26,30 +28,35 @@ WIRINGS = ("full", "random", "block")
 BASES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "elu": nn.ELU, "selu": nn.SELU, "silu": nn.SiLU, "gelu": nn.GELU,
 }  # fmt: skip
-# from this share of the full wiring on, matrix products over the zeros too are faster than single weights
+# from this share of the full wiring on, matrix products over the zeros too are faster than single
+# weights
 DENSE = 0.12
 
 
 class Dag(nn.Module):
-    """(..., in_features) -> (..., out_features), or all nodes' values (..., nodes), linked (..., 2 nodes), without a readout.
+    """(..., in_features) -> (..., out_features), or all nodes' values (..., nodes), linked (..., 2
+    nodes), without a readout.
 
-    wiring: "full", each node reads all inputs and all earlier nodes; "random", each reads `fan_in` of them, drawn once, all
-    equally likely, and stored; "block", each reads all inputs and the nodes of earlier blocks of `block_size` nodes, so that
-    nothing inside a block waits: a dense-connected perceptron. The readout is linear and sees inputs and nodes, so that no node
-    is in vain. activation: a name of `KINDS`; linked: each node puts out [g(z), g(-z)], and what reads it has two weights for
-    it. generator: of the weights and of the wiring.
+    wiring: "full", each node reads all inputs and all earlier nodes; "random", each reads `fan_in`
+    of them, drawn once, all equally likely, and stored; "block", each reads all inputs and the
+    nodes of earlier blocks of `block_size` nodes, so that nothing inside a block waits: a
+    dense-connected perceptron. The readout is linear and sees inputs and nodes, so that no node is
+    in vain. activation: a name of `KINDS`; linked: each node puts out [g(z), g(-z)], and what reads
+    it has two weights for it. generator: of the weights and of the wiring.
 
-    block_size: how many nodes a matrix product makes at once; with "full" it changes speed only. solver: of the nodes inside a
-    block, see `dag_op.dag`; "auto" is exact and fast. Weights are one flat parameter without the zeros of the upper triangle,
-    block after block, so that no decay or momentum can reach a weight that is not there; a "random" wiring has one weight
-    for each source. `matrix()` shows them as a matrix.
+    block_size: how many nodes a matrix product makes at once; with "full" it changes speed only.
+    solver: of the nodes inside a block, see `dag_op.dag`; "auto" is exact and fast. Weights are one
+    flat parameter without the zeros of the upper triangle, block after block, so that no decay or
+    momentum can reach a weight that is not there; a "random" wiring has one weight for each source.
+    `matrix()` shows them as a matrix.
 
-    Each row starts by its own fan-in: the variance 1 / (fan_in E[g(z)^2]), 2 / fan_in for ReLU, keeps the energy of all nodes
-    alike, and gradients fall as (d + n) / (d + i), a power and never exponentially. Linked rows start linear where g allows,
-    weights (v, -v) of variance 1 / fan_in.
+    Each row starts by its own fan-in: the variance 1 / (fan_in E[g(z)^2]), 2 / fan_in for ReLU,
+    keeps the energy of all nodes alike, and gradients fall as (d + n) / (d + i), a power and never
+    exponentially. Linked rows start linear where g allows, weights (v, -v) of variance 1 / fan_in.
 
-    Source: the wiring, Fahlman & Lebiere 1990; "connect every node with every prior node" and its random form, a post of 2017
-    (DagNN), which leaves activation, start and readout open. Errors: `ShapeError` for sizes and names that cannot be.
+    Source: the wiring, Fahlman & Lebiere 1990; "connect every node with every prior node" and its
+    random form, a post of 2017 (DagNN), which leaves activation, start and readout open. Errors:
+    `ShapeError` for sizes and names that cannot be.
     """
 
     def __init__(
@@ -68,30 +75,52 @@ class Dag(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, size in {"in_features": in_features, "nodes": nodes, "out_features": out_features or 1}.items():
+        for name, size in {
+            "in_features": in_features,
+            "nodes": nodes,
+            "out_features": out_features or 1,
+        }.items():
             if size < 1:
                 raise ShapeError(f"Dag: {name}={size}; give at least 1")
-        for name, value, known in (("wiring", wiring, WIRINGS), ("activation", activation, KINDS), ("solver", solver, SOLVERS)):
+        for name, value, known in (
+            ("wiring", wiring, WIRINGS),
+            ("activation", activation, KINDS),
+            ("solver", solver, SOLVERS),
+        ):
             if value not in known:
                 raise ShapeError(f"Dag: {name}={value!r}; choose one of {', '.join(known)}")
         if (fan_in is None) == (wiring == "random") or (fan_in or 1) < 1:
-            raise ShapeError(f'Dag: fan_in={fan_in}, wiring={wiring!r}; give fan_in, at least 1, with wiring="random" alone')
+            raise ShapeError(
+                f"Dag: fan_in={fan_in}, wiring={wiring!r}; give fan_in, at least 1, with "
+                f'wiring="random" alone'
+            )
         if (block_size or 1) < 1 or (wiring == "block" and block_size is None):
-            raise ShapeError(f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a block, at least 1")
+            raise ShapeError(
+                f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a "
+                f"block, at least 1"
+            )
         self.in_features, self.nodes, self.out_features = in_features, nodes, out_features
         self.kind, self.linked, self.solver = activation, linked, solver
         self.block_size, self.seed = block_size, int(torch.randint(2**62, (), generator=generator))
-        self.layout = Layout(in_features, blocks_of(nodes, block_size), wiring != "block", activation, linked)
-        self.sources: Tensor | None
-        self.starts: Tensor | None
+        self.layout = Layout(
+            in_features, blocks_of(nodes, block_size), wiring != "block", activation, linked
+        )
+        self.indices: Tensor | None
+        self.indptr: Tensor | None
         self.fan_in = fan_in
-        sources, starts = drawn_wiring(self.layout, fan_in, 0, generator) if fan_in else (None, None)
-        self.register_buffer("sources", sources)
-        self.register_buffer("starts", starts)
-        self.weight = nn.Parameter(torch.empty(self.layout.weights if sources is None else len(sources)))
+        indices, indptr = (
+            drawn_wiring(self.layout, fan_in, 0, generator) if fan_in else (None, None)
+        )
+        self.register_buffer("indices", indices)
+        self.register_buffer("indptr", indptr)
+        self.weight = nn.Parameter(
+            torch.empty(self.layout.weights if indices is None else len(indices))
+        )
         self.bias: Tensor
         zeros = torch.zeros(nodes)
-        self.register_parameter("bias", nn.Parameter(zeros)) if bias else self.register_buffer("bias", zeros)
+        self.register_parameter("bias", nn.Parameter(zeros)) if bias else self.register_buffer(
+            "bias", zeros
+        )
         self.readout = None if out_features is None else nn.Linear(self.layout.values, out_features)
         self._arrange()
         self.reset_parameters(generator)
@@ -99,7 +128,7 @@ class Dag(nn.Module):
     @property
     def sparse(self) -> bool:
         """Whether single weights are kept, one for each source."""
-        return self.sources is not None
+        return self.indices is not None
 
     @property
     def density(self) -> float:
@@ -107,42 +136,57 @@ class Dag(nn.Module):
         full = Layout(self.in_features, self.layout.blocks, True, self.kind, self.linked)
         return self.weight.numel() / full.weights
 
-    def rearrange(self, layout: Layout, sources: Tensor | None, starts: Tensor | None) -> None:
+    def rearrange(self, layout: Layout, indices: Tensor | None, indptr: Tensor | None) -> None:
         """Take another wiring; the weights must have its sizes already."""
-        device = "cpu" if self.weight.is_meta else self.weight.device  # a network of shapes alone keeps its wiring
+        # a network of shapes alone keeps its wiring
+        device = "cpu" if self.weight.is_meta else self.weight.device
         self.layout = layout
-        self.sources, self.starts = (None if t is None else t.to(device, copy=True) for t in (sources, starts))
+        self.indices, self.indptr = (
+            None if t is None else t.to(device, copy=True) for t in (indices, indptr)
+        )
         self.in_features, self.nodes = layout.inputs, layout.nodes
         self._arrange()
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """How many nodes each block has. Set, they say how the weights, which must have the sizes already, are to be read."""
+        """How many nodes each block has. Set, they say how the weights, which must have the sizes
+        already, are to be read.
+        """
         return self.layout.blocks
 
     @blocks.setter
     def blocks(self, sizes: Sequence[int]) -> None:
-        self.rearrange(replace(self.layout, inputs=self.in_features, blocks=tuple(sizes)), self.sources, self.starts)
+        self.rearrange(
+            replace(self.layout, inputs=self.in_features, blocks=tuple(sizes)),
+            self.indices,
+            self.indptr,
+        )
 
     def _arrange(self) -> None:
         """What follows from the stored wiring; not part of the state."""
         for name in ("order", "readers", "ends", "levels", "places"):
             self._buffers.pop(name, None)
-        if self.sources is None or self.starts is None:
+        if self.indices is None or self.indptr is None:
             return
         if self.density < DENSE:
-            found = wiring(self.sources.cpu(), self.starts.cpu(), self.in_features, self.layout.width)
-            derived = {name: getattr(found, name) for name in ("order", "readers", "ends", "levels")}
+            found = wiring(
+                self.indices.cpu(), self.indptr.cpu(), self.in_features, self.layout.width
+            )
+            derived = {
+                name: getattr(found, name) for name in ("order", "readers", "ends", "levels")
+            }
         else:
-            derived = {"places": places(self.layout, self.sources.cpu(), self.starts.cpu())}
+            derived = {"places": places(self.layout, self.indices.cpu(), self.indptr.cpu())}
         for name, value in derived.items():
-            self.register_buffer(name, value.to(self.sources.device), persistent=False)
+            self.register_buffer(name, value.to(self.indices.device), persistent=False)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        """A stored wiring replaces the one that was drawn; linked, it may have another number of weights."""
+        """A stored wiring replaces the one that was drawn; linked, it may have another number of
+        weights.
+        """
         stored = state.get(f"{prefix}sources")
-        if self.sources is not None and stored is not None and len(stored) != len(self.sources):
-            self.sources = torch.empty_like(stored, device=self.sources.device)
+        if self.indices is not None and stored is not None and len(stored) != len(self.indices):
+            self.indices = torch.empty_like(stored, device=self.indices.device)
             self.weight.data = self.weight.new_empty(len(stored))
         super()._load_from_state_dict(state, prefix, *others)
         self._arrange()
@@ -164,30 +208,43 @@ class Dag(nn.Module):
             return
         scale, linear = self._scale()
         weight = self.weight.data  # written to as by a resize, which can be undone
-        if self.sources is None or self.starts is None:
+        if self.indices is None or self.indptr is None:
             for part in self.layout.parts(weight):
                 if part.node + part.size > first:
-                    self._start_part(part, max(0, first - part.node), scale[part.nodes, None], linear, generator)
+                    self._start_part(
+                        part, max(0, first - part.node), scale[part.nodes, None], linear, generator
+                    )
             return
-        begin = int(self.starts[first])
-        node_of, sources = self._reader()[begin:], self.sources[begin:].cpu()
+        begin = int(self.indptr[first])
+        node_of, indices = self._reader()[begin:], self.indices[begin:].cpu()
         drawn = torch.randn(len(node_of), generator=generator) * scale[node_of]
-        reads_node = sources >= self.in_features
+        reads_node = indices >= self.in_features
         if linear:
-            second = torch.where(reads_node & ((sources - self.in_features) % 2 == 1))[0]
+            second = torch.where(reads_node & ((indices - self.in_features) % 2 == 1))[0]
             drawn[second] = -drawn[second - 1]
             drawn[reads_node] /= linear
         weight[begin:] = drawn.to(weight)
 
     def _start_part(
-        self, part: Part, first: int, scale: Tensor, linear: float | None, generator: torch.Generator | None
+        self,
+        part: Part,
+        first: int,
+        scale: Tensor,
+        linear: float | None,
+        generator: torch.Generator | None,
     ) -> None:
         """Rows of a block, from `first` on."""
         end = part.node + part.size if self.layout.inner else part.node
-        drawn = torch.randn(part.size - first, self.in_features + end, generator=generator) * scale[first:]
+        drawn = (
+            torch.randn(part.size - first, self.in_features + end, generator=generator)
+            * scale[first:]
+        )
         inputs, nodes = drawn.split([self.in_features, end], 1)
-        if self.linked:  # a linked source's second weight is minus its first where the start is linear
-            other = -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale[first:]
+        # a linked source's second weight is minus its first where the start is linear
+        if self.linked:
+            other = (
+                -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale[first:]
+            )
             nodes = torch.stack((nodes, other), 2).flatten(1) / (linear or 1.0)
         rows = torch.cat((inputs, nodes), 1).to(self.weight)
         part.panel[first:] = rows[:, : part.before]
@@ -197,36 +254,52 @@ class Dag(nn.Module):
             part.triangle[kept:] = rows[:, part.before :].take(places)
 
     def _scale(self) -> tuple[Tensor, float | None]:
-        """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is linear."""
+        """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is
+        linear.
+        """
         linear = difference(_activation(self.kind, self.linked)) if self.linked else None
         # inputs count with energy 1, nodes with what their activation passes on of it
-        passed = 1.0 if linear else 2 * second_moment(_activation(self.kind, True)) if self.linked else _passed(self.kind)
-        if self.sources is None:
+        passed = (
+            1.0
+            if linear
+            else 2 * second_moment(_activation(self.kind, True))
+            if self.linked
+            else _passed(self.kind)
+        )
+        if self.indices is None:
             inputs = torch.full((self.nodes,), float(self.in_features))
-            nodes = torch.arange(self.nodes) if self.layout.inner else torch.tensor(
-                [part.node for part in self.layout.parts(self.weight) for _ in range(part.size)]
-            )  # fmt: skip
+            nodes = (
+                torch.arange(self.nodes)
+                if self.layout.inner
+                else torch.tensor(
+                    [part.node for part in self.layout.parts(self.weight) for _ in range(part.size)]
+                )
+            )
         else:
-            reads_node, node_of = self.sources.cpu() >= self.in_features, self._reader()
+            reads_node, node_of = self.indices.cpu() >= self.in_features, self._reader()
             inputs = torch.bincount(node_of[~reads_node], minlength=self.nodes).float()
             nodes = torch.bincount(node_of[reads_node], minlength=self.nodes) / self.layout.width
         return (inputs + passed * nodes).clamp_min(1e-12).rsqrt(), linear
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """(node, row of values that it reads) of every weight, in order; on the CPU."""
-        return entries(self.layout) if self.sources is None else (self._reader(), self.sources.cpu())
+        return (
+            entries(self.layout) if self.indices is None else (self._reader(), self.indices.cpu())
+        )
 
     def _reader(self) -> Tensor:
         """The node of each weight of a sparse wiring."""
-        assert self.starts is not None
-        return reader_of(self.starts.cpu())
+        assert self.indptr is not None
+        return reader_of(self.indptr.cpu())
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
-        """All weights as a matrix (nodes, in_features + nodes), linked with two columns a node; 0 where there is none."""
+        """All weights as a matrix (nodes, in_features + nodes), linked with two columns a node; 0
+        where there is none.
+        """
         full = self.weight.new_zeros(self.nodes, self.layout.values)
-        if self.sources is not None:
-            full[self._reader().to(full.device), self.sources] = self.weight
+        if self.indices is not None:
+            full[self._reader().to(full.device), self.indices] = self.weight
             return full
         for part in self.layout.parts(self.weight):
             full[part.nodes, : part.before] = part.panel
@@ -238,15 +311,27 @@ class Dag(nn.Module):
         return stats(self)
 
     def values(self, x: Tensor) -> Tensor:
-        """Inputs and nodes, feature-major: rows x (batch, in_features) -> (in_features + nodes, batch)."""
+        """Inputs and nodes, feature-major: rows x (batch, in_features) -> (in_features + nodes,
+        batch).
+        """
         if not self.sparse or "places" in self._buffers:
-            return dag(x, self.weight, self.bias, self.layout, self.solver, self._buffers.get("places"))
-        found = Wiring(*(self.get_buffer(name) for name in ("sources", "starts", "order", "readers", "ends", "levels")))
+            return dag(
+                x, self.weight, self.bias, self.layout, self.solver, self._buffers.get("places")
+            )
+        found = Wiring(
+            *(
+                self.get_buffer(name)
+                for name in ("indices", "indptr", "order", "readers", "ends", "levels")
+            )
+        )
         return sparse_dag(x, self.weight, self.bias, found, self.kind, self.linked)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
-            raise ShapeError(f"Dag: input of shape {tuple(x.shape)}; the last dimension must be in_features={self.in_features}")
+            raise ShapeError(
+                f"Dag: input of shape {tuple(x.shape)}; the last dimension must be "
+                f"in_features={self.in_features}"
+            )
         return self.read(self.values(x.reshape(-1, self.in_features))).reshape(*x.shape[:-1], -1)
 
     def read(self, values: Tensor) -> Tensor:
@@ -256,11 +341,22 @@ class Dag(nn.Module):
             return out
         nodes = values[self.in_features :]
         # the positive halves first, as a linked activation has them
-        return (nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes).T
+        return (
+            nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes
+        ).T
 
     def extra_repr(self) -> str:
-        wired = f"{self.density:.0%} of the full wiring" if self.sparse else "full" if self.layout.inner else "block"
-        return f"{self.in_features}, nodes={self.nodes}, activation={self.kind}, linked={self.linked}, wiring={wired}"
+        wired = (
+            f"{self.density:.0%} of the full wiring"
+            if self.sparse
+            else "full"
+            if self.layout.inner
+            else "block"
+        )
+        return (
+            f"{self.in_features}, nodes={self.nodes}, activation={self.kind}, "
+            f"linked={self.linked}, wiring={wired}"
+        )
 
 
 def entries(layout: Layout) -> tuple[Tensor, Tensor]:
@@ -277,24 +373,32 @@ def entries(layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def flat_places(layout: Layout, node: Tensor, row: Tensor) -> Tensor:
-    """Where the weights by which nodes read rows of values stand in a flat layout; -1 where it has none."""
+    """Where the weights by which nodes read rows of values stand in a flat layout; -1 where it has
+    none.
+    """
     found = torch.full_like(row, -1)
     at = 0
-    for (panel, triangle), part in zip(layout.sizes(), layout.parts(torch.empty(layout.weights, device="meta")), strict=True):
+    for (panel, triangle), part in zip(
+        layout.sizes(), layout.parts(torch.empty(layout.weights, device="meta")), strict=True
+    ):
         own = node - part.node
         mine = (own >= 0) & (own < part.size)
-        found = torch.where(mine & (row >= 0) & (row < part.before), at + own * part.before + row, found)
+        found = torch.where(
+            mine & (row >= 0) & (row < part.before), at + own * part.before + row, found
+        )
         if layout.inner:
             column = row - part.before
             inner = mine & (column >= 0) & (column < layout.width * own)
-            found = torch.where(inner, at + panel + layout.width * (own * (own - 1) // 2) + column, found)
+            found = torch.where(
+                inner, at + panel + layout.width * (own * (own - 1) // 2) + column, found
+            )
         at += panel + triangle
     return found
 
 
-def places(layout: Layout, sources: Tensor, starts: Tensor) -> Tensor:
+def places(layout: Layout, indices: Tensor, indptr: Tensor) -> Tensor:
     """Where the entries of a sparse wiring stand in the flat weight of the full one."""
-    return flat_places(layout, reader_of(starts), sources)
+    return flat_places(layout, reader_of(indptr), indices)
 
 
 def blocks_of(nodes: int, block_size: int | None) -> tuple[int, ...]:
@@ -305,76 +409,95 @@ def blocks_of(nodes: int, block_size: int | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Moved:
-    """A wiring after inputs or nodes came and went: entry j of the weight was entry index[j], or is new (-1). first: the first
-    of the new nodes. before: layout, sources and starts as they were."""
+    """A wiring after inputs or nodes came and went: entry j of the weight was entry index[j], or is
+    new (-1). first: the first of the new nodes. before: layout, sources and starts as they were.
+    """
 
     before: tuple[Layout, Tensor | None, Tensor | None]
     layout: Layout
-    sources: Tensor | None
-    starts: Tensor | None
+    indices: Tensor | None
+    indptr: Tensor | None
     index: Tensor
     first: int
 
 
 def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
-    """What becomes of the weights when row j of the values is what was row rows[j], or is new (-1); new nodes come last.
+    """What becomes of the weights when row j of the values is what was row rows[j], or is new (-1);
+    new nodes come last.
 
-    inputs: how many of the rows are inputs. New nodes read inputs and nodes before them, as the wiring says; old nodes read
-    nothing new, but new inputs where they read all. The sources of new nodes of a random wiring depend on `dag.seed` and on
-    their number alone, so that copies grow alike.
+    inputs: how many of the rows are inputs. New nodes read inputs and nodes before them, as the
+    wiring says; old nodes read nothing new, but new inputs where they read all. The sources of new
+    nodes of a random wiring depend on `dag.seed` and on their number alone, so that copies grow
+    alike.
     """
     old, map_ = dag.layout, torch.tensor(rows)
     width, nodes = old.width, map_[inputs :: old.width]
-    nodes = torch.where(nodes < 0, nodes, torch.div(nodes - old.inputs, width, rounding_mode="floor"))
+    nodes = torch.where(
+        nodes < 0, nodes, torch.div(nodes - old.inputs, width, rounding_mode="floor")
+    )
     first = int((nodes >= 0).sum())
     layout = replace(old, inputs=inputs, blocks=_blocks_after(dag, nodes))
-    if dag.sources is None or dag.starts is None:
+    if dag.indices is None or dag.indptr is None:
         node, row = entries(layout)
-        return Moved((old, None, None), layout, None, None, flat_places(old, nodes[node], map_[row]), first)
+        return Moved(
+            (old, None, None), layout, None, None, flat_places(old, nodes[node], map_[row]), first
+        )
     back = torch.full((old.values,), -1)
     back[map_[map_ >= 0]] = torch.arange(len(map_))[map_ >= 0]
     place = torch.full((old.nodes,), -1)
     place[nodes[:first]] = torch.arange(first)
-    node, row = place[reader_of(dag.starts.cpu())], back[dag.sources.cpu()]
+    node, row = place[reader_of(dag.indptr.cpu())], back[dag.indices.cpu()]
     kept = torch.where((node >= 0) & (row >= 0))[0]
     counts = torch.bincount(node[kept], minlength=first)
-    starts, sources = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[kept]
+    indptr, indices = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[kept]
     if first < layout.nodes:
-        fan_in = dag.fan_in or max(1, round(len(dag.sources) / (dag.nodes * width)))
+        fan_in = dag.fan_in or max(1, round(len(dag.indices) / (dag.nodes * width)))
         draw = torch.Generator().manual_seed((dag.seed + layout.nodes) % 2**63)
         more, ends = drawn_wiring(layout, fan_in, first, draw)
-        sources, starts = torch.cat([sources, more]), torch.cat([starts, len(kept) + ends[1:]])
-    index = torch.cat([kept, kept.new_full((len(sources) - len(kept),), -1)])
-    return Moved((old, dag.sources, dag.starts), layout, sources, starts, index, first)
+        indices, indptr = torch.cat([indices, more]), torch.cat([indptr, len(kept) + ends[1:]])
+    index = torch.cat([kept, kept.new_full((len(indices) - len(kept),), -1)])
+    return Moved((old, dag.indices, dag.indptr), layout, indices, indptr, index, first)
 
 
 def _blocks_after(dag: Dag, nodes: Tensor) -> tuple[int, ...]:
-    """Blocks are but a matter of speed where nodes read inside them; else the last one is filled before another begins."""
+    """Blocks are but a matter of speed where nodes read inside them; else the last one is filled
+    before another begins.
+    """
     if dag.layout.inner:
         return blocks_of(len(nodes), dag.block_size)
-    kept = [int(((nodes >= first) & (nodes < last)).sum()) for first, last in pairwise((0, *accumulate(dag.layout.blocks)))]
+    kept = [
+        int(((nodes >= first) & (nodes < last)).sum())
+        for first, last in pairwise((0, *accumulate(dag.layout.blocks)))
+    ]
     *full, last = [size for size in kept if size]
     new, size = int((nodes < 0).sum()), dag.block_size or max(dag.layout.blocks)
     filled = min(new, max(0, size - last))
     return (*full, last + filled, *(blocks_of(new - filled, size) if new > filled else ()))
 
 
-def drawn_wiring(layout: Layout, fan_in: int, first: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """(rows of values that each node from `first` on reads, rising; where each node's begin): `fan_in` sources for each, all
-    equally likely."""
+def drawn_wiring(
+    layout: Layout, fan_in: int, first: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """(rows of values that each node from `first` on reads, rising; where each node's begin):
+    `fan_in` sources for each, all equally likely.
+    """
     draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     rows: list[np.ndarray] = []
-    read = [begin for begin, size in zip(accumulate((0, *layout.blocks)), layout.blocks, strict=False) for _ in range(size)]
+    read = [
+        begin
+        for begin, size in zip(accumulate((0, *layout.blocks)), layout.blocks, strict=False)
+        for _ in range(size)
+    ]
     for node in range(first, layout.nodes):
         prior = layout.inputs + (node if layout.inner else read[node])
         chosen = np.sort(draw.choice(prior, min(fan_in, prior), replace=False, shuffle=False))
         rows.append(_rows_of(chosen, layout))
-    starts = np.cumsum([0, *map(len, rows)])
-    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(starts)
+    indptr = np.cumsum([0, *map(len, rows)])
+    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(indptr)
 
 
 def _rows_of(chosen: np.ndarray, layout: Layout) -> np.ndarray:
-    """The rows of values of sources: inputs by number, then nodes."""
+    """The rows of values of indices: inputs by number, then nodes."""
     if not layout.two:
         return chosen
     inputs, nodes = chosen[chosen < layout.inputs], chosen[chosen >= layout.inputs] - layout.inputs

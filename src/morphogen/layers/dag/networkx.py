@@ -12,15 +12,18 @@ from morphogen.layers.dag.module import Dag
 
 
 def to_networkx(dag: Dag) -> "nx.DiGraph[Any]":
-    """Nodes ("x", i) for inputs and ("h", i) for nodes, these with their `bias`; an edge from source to reader for each weight,
-    as `weight`, of linked nodes the pair (for g(z), for g(-z))."""
+    """Nodes ("x", i) for inputs and ("h", i) for nodes, these with their `bias`; an edge from
+    source to reader for each weight, as `weight`, of linked nodes the pair (for g(z), for g(-z)).
+    """
     graph: nx.DiGraph[Any] = nx.DiGraph()
     graph.add_nodes_from(("x", i) for i in range(dag.in_features))
     graph.add_nodes_from((("h", i), {"bias": bias}) for i, bias in enumerate(dag.bias.tolist()))
     node_of, row_of = dag.entries()
     width = dag.layout.width
     halves: dict[tuple[Hashable, Hashable], list[float]] = {}
-    for node, row, weight in zip(node_of.tolist(), row_of.tolist(), dag.weight.tolist(), strict=True):
+    for node, row, weight in zip(
+        node_of.tolist(), row_of.tolist(), dag.weight.tolist(), strict=True
+    ):
         origin = ("x", row) if row < dag.in_features else ("h", (row - dag.in_features) // width)
         halves.setdefault((origin, ("h", node)), []).append(weight)
     for (source, reader), weights in halves.items():
@@ -29,16 +32,23 @@ def to_networkx(dag: Dag) -> "nx.DiGraph[Any]":
 
 
 def from_networkx(
-    graph: "nx.DiGraph[Any]", inputs: Sequence[Hashable], out_features: int | None = None, **options: Any
+    graph: "nx.DiGraph[Any]",
+    inputs: Sequence[Hashable],
+    out_features: int | None = None,
+    **options: Any,
 ) -> tuple[Dag, list[Hashable]]:
-    """(a sparse `Dag` wired as `graph`, the graph's nodes in the order of the Dag's), for any directed acyclic graph.
+    """(a sparse `Dag` wired as `graph`, the graph's nodes in the order of the Dag's), for any
+    directed acyclic graph.
 
-    inputs: the nodes that stand for the inputs, in their order; nothing may lead to them. Where every edge has a `weight`, the
-    weights are those (numbers, or pairs for linked nodes), else they are drawn; a node's `bias` is taken where it has one.
-    options: of `Dag`, its wiring aside. Errors: `ShapeError` for a cycle, an input that is read into, no nodes beside inputs.
+    inputs: the nodes that stand for the inputs, in their order; nothing may lead to them. Where
+    every edge has a `weight`, the weights are those (numbers, or pairs for linked nodes), else they
+    are drawn; a node's `bias` is taken where it has one. options: of `Dag`, its wiring aside.
+    Errors: `ShapeError` for a cycle, an input that is read into, no nodes beside inputs.
     """
     if not nx.is_directed_acyclic_graph(graph):
-        raise ShapeError(f"from_networkx: the graph has a cycle, {nx.find_cycle(graph)[:3]}; give one without")
+        raise ShapeError(
+            f"from_networkx: the graph has a cycle, {nx.find_cycle(graph)[:3]}; give one without"
+        )
     known = {node: row for row, node in enumerate(inputs)}
     if missing := [node for node in inputs if node not in graph]:
         raise ShapeError(f"from_networkx: inputs {missing[:3]} are no nodes of the graph")
@@ -46,13 +56,16 @@ def from_networkx(
         raise ShapeError(f"from_networkx: edges lead to the inputs {read[:3]}; an input has none")
     order = [node for node in nx.topological_sort(graph) if node not in known]
     if not order or not inputs:
-        raise ShapeError(f"from_networkx: {len(inputs)} inputs and {len(order)} other nodes; give at least one of each")
+        raise ShapeError(
+            f"from_networkx: {len(inputs)} inputs and {len(order)} other nodes; give at least "
+            f"one of each"
+        )
     dag = Dag(len(inputs), len(order), out_features, "random", fan_in=1, **options)
     width = dag.layout.width
     known |= {node: dag.in_features + width * number for number, node in enumerate(order)}
     rows: list[int] = []
     weights: list[float] = []
-    starts = [0]
+    indptr = [0]
     weighted = all("weight" in data for _, _, data in graph.edges(data=True))
     for node in order:
         for source in sorted(graph.predecessors(node), key=lambda source: known[source]):
@@ -60,9 +73,9 @@ def from_networkx(
             rows += [known[source] + half for half in halves]
             weight = graph.edges[source, node].get("weight", 0.0)
             weights += weight if isinstance(weight, (tuple, list)) else [weight]
-        starts.append(len(rows))
+        indptr.append(len(rows))
     dag.weight.data = dag.weight.new_empty(len(rows))
-    dag.rearrange(dag.layout, torch.tensor(rows, dtype=torch.int64), torch.tensor(starts))
+    dag.rearrange(dag.layout, torch.tensor(rows, dtype=torch.int64), torch.tensor(indptr))
     dag.reset_parameters(options.get("generator"))
     with torch.no_grad():
         if weighted:
@@ -76,5 +89,7 @@ def from_networkx(
 
 def _checked(weights: list[float], count: int) -> Tensor:
     if len(weights) != count:
-        raise ShapeError(f"from_networkx: {len(weights)} weights for {count} places; a linked source has a pair")
+        raise ShapeError(
+            f"from_networkx: {len(weights)} weights for {count} places; a linked source has a pair"
+        )
     return torch.tensor(weights)

@@ -1,7 +1,7 @@
 """A DAG of neurons with few sources each, as one operation: `sparse_dag(x, weight, bias, wiring)`.
 
-On a CPU each thread takes columns of the batch through all nodes in order, with nothing to wait for; elsewhere nodes go level
-by level, a level being those whose sources are all known.
+On a CPU each thread takes columns of the batch through all nodes in order, with nothing to wait
+for; elsewhere nodes go level by level, a level being those whose sources are all known.
 """
 
 from dataclasses import dataclass
@@ -19,55 +19,86 @@ from morphogen.layers.orders import further, gradient, one_by_one, refuse_forwar
 
 @dataclass(frozen=True)
 class Wiring:
-    """Who reads whom, by reader and by source. Rows of values are the inputs, then `width` for each node.
+    """Who reads whom, by reader and by source. Rows of values are the inputs, then `width` for each
+    node.
 
-    sources: rows of values, node after node, rising within a node; starts (nodes + 1): where each node's begin. order, readers,
-    ends (values + 1): the same entries by the row that is read: places in `sources`, and the nodes there. levels: of each node,
-    1 + the highest of its sources, inputs being 0.
+    indices: rows of values, node after node, rising within a node; starts (nodes + 1): where each
+    node's begin. order, readers, ends (values + 1): the same entries by the row that is read:
+    places in `indices`, and the nodes there. levels: of each node, 1 + the highest of its sources,
+    inputs being 0.
     """
 
-    sources: Tensor
-    starts: Tensor
+    indices: Tensor
+    indptr: Tensor
     order: Tensor
     readers: Tensor
     ends: Tensor
     levels: Tensor
 
 
-def wiring(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Wiring:
+def wiring(indices: Tensor, indptr: Tensor, inputs: int, width: int = 1) -> Wiring:
     """The rest of a wiring from its first two parts (int64)."""
-    reader = reader_of(starts)
-    order = torch.argsort(sources, stable=True)
-    counts = torch.bincount(sources, minlength=inputs + width * (len(starts) - 1))
+    reader = reader_of(indptr)
+    order = torch.argsort(indices, stable=True)
+    counts = torch.bincount(indices, minlength=inputs + width * (len(indptr) - 1))
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    return Wiring(sources, starts, order, reader[order], ends, levels(sources, starts, inputs, width))
+    return Wiring(
+        indices, indptr, order, reader[order], ends, levels(indices, indptr, inputs, width)
+    )
 
 
-def reader_of(starts: Tensor) -> Tensor:
+def reader_of(indptr: Tensor) -> Tensor:
     """The node of each entry."""
-    return torch.repeat_interleave(torch.arange(len(starts) - 1, device=starts.device), starts.diff())
+    return torch.repeat_interleave(
+        torch.arange(len(indptr) - 1, device=indptr.device), indptr.diff()
+    )
 
 
-def levels(sources: Tensor, starts: Tensor, inputs: int, width: int = 1) -> Tensor:
-    """The level of each node, (nodes,): the longest way to it from an input, 1 for nodes that read inputs or nothing."""
+def levels(indices: Tensor, indptr: Tensor, inputs: int, width: int = 1) -> Tensor:
+    """The level of each node, (nodes,): the longest way to it from an input, 1 for nodes that read
+    inputs or nothing.
+    """
     found: list[int] = []
-    ends = starts.tolist()
-    nodes = ((sources - inputs).div(width, rounding_mode="floor")).tolist()
+    ends = indptr.tolist()
+    nodes = ((indices - inputs).div(width, rounding_mode="floor")).tolist()
     for first, last in pairwise(ends):
         found.append(1 + max((found[node] for node in nodes[first:last] if node >= 0), default=0))
     return torch.tensor(found, dtype=torch.int64)
 
 
-def sparse_dag(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, two: bool, solver: str = "auto") -> Tensor:
-    """The inputs and the values of all nodes, (inputs + width * nodes, batch), of rows x (batch, inputs).
+def sparse_dag(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    wiring: Wiring,
+    kind: str,
+    two: bool,
+    solver: str = "auto",
+) -> Tensor:
+    """The inputs and the values of all nodes, (inputs + width * nodes, batch), of rows x (batch,
+    inputs).
 
-    weight: one for each entry of `wiring.sources`; bias: (nodes). solver: "native", "levels", or "auto". Derivatives of any
-    order, in either direction; all but the first backward pass go by `plain`, level by level.
+    weight: one for each entry of `wiring.indices`; bias: (nodes). solver: "native", "levels", or
+    "auto". Derivatives of any order, in either direction; all but the first backward pass go by
+    `plain`, level by level.
     """
     if transformed():
         return plain(x, weight, bias, wiring, kind, two)
     w = wiring
-    values: Tensor = _FORWARD(x, weight, bias, w.sources, w.starts, w.order, w.readers, w.ends, w.levels, kind, two, solver)[0]
+    values: Tensor = _FORWARD(
+        x,
+        weight,
+        bias,
+        w.indices,
+        w.indptr,
+        w.order,
+        w.readers,
+        w.ends,
+        w.levels,
+        kind,
+        two,
+        solver,
+    )[0]
     return values
 
 
@@ -75,9 +106,11 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, tw
     """`sparse_dag` by operations that PyTorch differentiates in every way, a few for each level."""
     width, inputs = 2 if two else 1, x.shape[1]
     values = torch.cat([x.T, x.new_zeros(width * len(wiring.levels), x.shape[0])])
-    for level, entries, rows in _by_level(wiring.levels, wiring.starts):
-        read = weight[entries, None] * values[wiring.sources[entries]]
-        sums = bias[level, None] + x.new_zeros(len(level), x.shape[0]).index_add(0, torch.searchsorted(level, rows), read)
+    for level, entries, rows in _by_level(wiring.levels, wiring.indptr):
+        read = weight[entries, None] * values[wiring.indices[entries]]
+        sums = bias[level, None] + x.new_zeros(len(level), x.shape[0]).index_add(
+            0, torch.searchsorted(level, rows), read
+        )
         out = inputs + width * level
         out = torch.stack([out, out + 1], 1).flatten() if two else out
         values = values.index_copy(0, out, put_out(kind, two, sums))
@@ -85,36 +118,58 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, tw
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor,
-    sources: Tensor, starts: Tensor, order: Tensor, readers: Tensor, ends: Tensor, levels: Tensor,
-    kind: str, two: bool, solver: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    order: Tensor,
+    readers: Tensor,
+    ends: Tensor,
+    levels: Tensor,
+    kind: str,
+    two: bool,
+    solver: str,
+) -> tuple[Tensor, Tensor]:
     refuse_forward_mode("sparse_dag")
     inputs, nodes, kept = x.shape[1], len(bias), kind != "relu"
     values = x.new_empty(len(ends) - 1, len(x))
     values[:inputs] = x.T
     sums = x.new_empty(nodes if kept else 0, len(x))
     if _native(solver, x, kind):
-        arrays = [t.detach().numpy() for t in (weight, sources, starts, bias, sums, values)]
+        arrays = [t.detach().numpy() for t in (weight, indices, indptr, bias, sums, values)]
         shared(bind(kernels().sparse, kind, two, *arrays, inputs, nodes), len(x), COLUMNS)
     else:
         width = 2 if two else 1
         sums = bias[:, None].repeat(1, len(x))
-        for level, entries, rows in _by_level(levels, starts):
-            sums.index_add_(0, rows, weight[entries, None] * values[sources[entries]])
+        for level, entries, rows in _by_level(levels, indptr):
+            sums.index_add_(0, rows, weight[entries, None] * values[indices[entries]])
             out = inputs + width * level
-            values[torch.stack([out, out + 1], 1).flatten() if two else out] = put_out(kind, two, sums[level])
+            values[torch.stack([out, out + 1], 1).flatten() if two else out] = put_out(
+                kind, two, sums[level]
+            )
     return values, sums if kept else x.new_empty(0, len(x))
 
 
 def _backward(
-    gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor,
-    sources: Tensor, starts: Tensor, order: Tensor, readers: Tensor, ends: Tensor, levels: Tensor,
-    kind: str, two: bool, solver: str, whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    weight: Tensor,
+    values: Tensor,
+    sums: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    order: Tensor,
+    readers: Tensor,
+    ends: Tensor,
+    levels: Tensor,
+    kind: str,
+    two: bool,
+    solver: str,
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     refuse_forward_mode("sparse_dag_backward")
-    nodes, width = len(starts) - 1, 2 if two else 1
+    nodes, width = len(indptr) - 1, 2 if two else 1
     inputs, batch = len(values) - width * nodes, values.shape[1]
     deltas, found = values.new_empty(nodes, batch), torch.empty_like(weight)
     back = values.new_empty(inputs if whole else 0, batch)
@@ -122,28 +177,30 @@ def _backward(
         about = (weight[order], readers, ends, sums, values, gradient.contiguous(), deltas, back)
         arrays = [t.detach().numpy() for t in about]
         shared(bind(kernels().sparse_back, kind, two, *arrays, inputs, nodes), batch, COLUMNS)
-        arrays = [t.detach().numpy() for t in (sources, starts, deltas, values, found)]
+        arrays = [t.detach().numpy() for t in (indices, indptr, deltas, values, found)]
         shared(partial(kernels().products, *arrays, batch), nodes, _NODES)
     else:
         flowing = gradient.clone()
         z = sums_of(kind, two, sums, values[inputs:])
-        for level, entries, rows in reversed(list(_by_level(levels, starts))):
+        for level, entries, rows in reversed(list(_by_level(levels, indptr))):
             out = inputs + width * level
             above = flowing[torch.stack([out, out + 1], 1).flatten() if two else out]
             deltas[level] = pulled(kind, two, z[level], above)
-            flowing.index_add_(0, sources[entries], weight[entries, None] * deltas[rows])
-            found[entries] = (deltas[rows] * values[sources[entries]]).sum(1)
+            flowing.index_add_(0, indices[entries], weight[entries, None] * deltas[rows])
+            found[entries] = (deltas[rows] * values[indices[entries]]).sum(1)
         back = flowing[: len(back)]
     return back.T.contiguous() if whole else back.view(0, inputs), found, deltas.sum(1)
 
 
-def _by_level(levels: Tensor, starts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _by_level(levels: Tensor, indptr: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(nodes, their entries, the node of each entry) of each level, in order."""
-    reader = reader_of(starts)
+    reader = reader_of(indptr)
     order = torch.argsort(levels, stable=True)
     nodes = order.split(torch.bincount(levels)[1:].tolist())
     by_entry = levels[reader]
-    entries = torch.argsort(by_entry, stable=True).split(torch.bincount(by_entry, minlength=len(nodes) + 1)[1:].tolist())
+    entries = torch.argsort(by_entry, stable=True).split(
+        torch.bincount(by_entry, minlength=len(nodes) + 1)[1:].tolist()
+    )
     return [(level, places, reader[places]) for level, places in zip(nodes, entries, strict=True)]
 
 
@@ -154,7 +211,8 @@ def _native(solver: str, t: Tensor, kind: str) -> bool:
 _NODES = 64  # that are worth a thread
 
 _ARGUMENTS = (
-    "Tensor sources, Tensor starts, Tensor order, Tensor readers, Tensor ends, Tensor levels, str kind, bool two, str solver"
+    "Tensor indices, Tensor indptr, Tensor order, Tensor readers, Tensor ends, Tensor "
+    "levels, str kind, bool two, str solver"
 )
 _FORWARD = torch.library.custom_op(
     "morphogen::sparse_dag", _forward, mutates_args=(),
@@ -162,7 +220,8 @@ _FORWARD = torch.library.custom_op(
 )  # fmt: skip
 _BACKWARD = torch.library.custom_op(
     "morphogen::sparse_dag_backward", _backward, mutates_args=(),
-    schema=f"(Tensor gradient, Tensor weight, Tensor values, Tensor sums, {_ARGUMENTS}, bool whole) "
+    schema=f"(Tensor gradient, Tensor weight, Tensor values, Tensor sums, {_ARGUMENTS}, bool "
+           f"whole) "
     "-> (Tensor, Tensor, Tensor)",
 )  # fmt: skip
 
@@ -170,14 +229,22 @@ _BACKWARD = torch.library.custom_op(
 @_FORWARD.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
     ends, kind = about[4], about[6]
-    return x.new_empty(ends.shape[0] - 1, x.shape[0]), x.new_empty(0 if kind == "relu" else bias.shape[0], x.shape[0])
+    return x.new_empty(ends.shape[0] - 1, x.shape[0]), x.new_empty(
+        0 if kind == "relu" else bias.shape[0], x.shape[0]
+    )
 
 
 @_BACKWARD.register_fake
-def _(gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor, *about: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    gradient: Tensor, weight: Tensor, values: Tensor, sums: Tensor, *about: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     nodes = about[1].shape[0] - 1
     inputs = values.shape[0] - (2 if about[7] else 1) * nodes
-    return values.new_empty(values.shape[1] if about[-1] else 0, inputs), torch.empty_like(weight), values.new_empty(nodes)
+    return (
+        values.new_empty(values.shape[1] if about[-1] else 0, inputs),
+        torch.empty_like(weight),
+        values.new_empty(nodes),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -196,7 +263,9 @@ def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         run = partial(plain, wiring=wiring, kind=ctx.kind, two=ctx.two)
         return (*gradient(run, (x, weight, bias), ctx.needs_input_grad[:3], above), *rest)
     whole = ctx.needs_input_grad[0]
-    x, *others = _BACKWARD(above, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver, whole)
+    x, *others = _BACKWARD(
+        above, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver, whole
+    )
     return (x if whole else None, *others, *rest)
 
 

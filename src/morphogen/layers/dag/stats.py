@@ -1,8 +1,9 @@
 """How far apart the nodes of a DAG are: `stats(dag)`.
 
-Closed forms that a test holds this to. Mean path, each step going to a source at random: 1 + ln(1 + n / d) for n nodes over d
-inputs, whatever the fan-in. Nodes that no node reads: 1 / (N + 1) of a random wiring of fan-in N. Shortest ways: half of the
-nodes are within two hops of the last for N = sqrt(n), a / (1 + a) for a = N^2 / n.
+Closed forms that a test holds this to. Mean path, each step going to a source at random: 1 + ln(1 +
+n / d) for n nodes over d inputs, whatever the fan-in. Nodes that no node reads: 1 / (N + 1) of a
+random wiring of fan-in N. Shortest ways: half of the nodes are within two hops of the last for N =
+sqrt(n), a / (1 + a) for a = N^2 / n.
 """
 
 import math
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stats:
-    """levels: nodes on the longest way, the steps that must follow each other. sinks: the share of nodes that no other node
-    reads. reach: the share of earlier nodes from which a way leads to the last node. hops: how many nodes, after 1, 2, ...
-    steps of a shortest way to the last node. mean_hops: of those that reach it. path: steps from the last node back to an
-    input, each step to a source at random; energy_path: in proportion to the squared weights."""
+    """levels: nodes on the longest way, the steps that must follow each other. sinks: the share of
+    nodes that no other node reads. reach: the share of earlier nodes from which a way leads to the
+    last node. hops: how many nodes, after 1, 2, ... steps of a shortest way to the last node.
+    mean_hops: of those that reach it. path: steps from the last node back to an input, each step to
+    a source at random; energy_path: in proportion to the squared weights.
+    """
 
     nodes: int
     weights: int
@@ -44,32 +47,38 @@ def stats(dag: "Dag") -> Stats:
     read = np.zeros(n, dtype=bool)
     # steps from a row of values back to an input; an input has none
     steps, weighted = np.zeros(d + width * n), np.zeros(d + width * n)
-    for node, (sources, weights) in enumerate(_rows(dag)):
-        nodes = (sources[sources >= d] - d) // width
+    for node, (indices, weights) in enumerate(_rows(dag)):
+        nodes = (indices[indices >= d] - d) // width
         level[node] = 1 + (level[nodes].max() if len(nodes) else 0)
         read[nodes] = True
         at = slice(d + width * node, d + width * (node + 1))
-        if len(sources):
-            energy = weights**2
-            total = energy.sum()
-            steps[at] = 1 + steps[sources].mean()
-            weighted[at] = 1 + (energy @ weighted[sources] / total if total else 0.0)
+        if len(indices):
+            second_moment = weights**2
+            total = second_moment.sum()
+            steps[at] = 1 + steps[indices].mean()
+            weighted[at] = 1 + (second_moment @ weighted[indices] / total if total else 0.0)
     hops = _hops(dag)
     reached = sum(hops)
     return Stats(
-        n, dag.weight.numel(), int(level.max()), float(1 - read[:-1].mean()) if n > 1 else 0.0, reached / max(1, n - 1), hops,
+        n,
+        dag.weight.numel(),
+        int(level.max()),
+        float(1 - read[:-1].mean()) if n > 1 else 0.0,
+        reached / max(1, n - 1),
+        hops,
         sum((i + 1) * count for i, count in enumerate(hops)) / reached if reached else math.nan,
-        float(steps[-1]), float(weighted[-1]),
-    )  # fmt: skip
+        float(steps[-1]),
+        float(weighted[-1]),
+    )
 
 
 def _rows(dag: "Dag") -> "list[tuple[np.ndarray, np.ndarray]]":
     """(rows of values, weights) that each node reads."""
     weight = dag.weight.detach().double().cpu().numpy()
-    if dag.sources is not None and dag.starts is not None:
-        sources, starts = dag.sources.cpu().numpy(), dag.starts.cpu().numpy()
-        cuts = starts[1:-1]
-        return list(zip(np.split(sources, cuts), np.split(weight, cuts), strict=True))
+    if dag.indices is not None and dag.indptr is not None:
+        indices, indptr = dag.indices.cpu().numpy(), dag.indptr.cpu().numpy()
+        cuts = indptr[1:-1]
+        return list(zip(np.split(indices, cuts), np.split(weight, cuts), strict=True))
     found = []
     for part in dag.layout.parts(dag.weight.detach()):
         panel, triangle = part.panel.double().cpu().numpy(), part.triangle.double().cpu().numpy()
@@ -85,16 +94,16 @@ def _rows(dag: "Dag") -> "list[tuple[np.ndarray, np.ndarray]]":
 def _hops(dag: "Dag") -> tuple[int, ...]:
     """How many nodes are 1, 2, ... steps before the last one."""
     d, width, n = dag.in_features, dag.layout.width, dag.nodes
-    if dag.sources is None or dag.starts is None:
+    if dag.indices is None or dag.indptr is None:
         # whatever the last node can come from it reads itself
         return (n - 1 if dag.layout.inner else n - dag.layout.blocks[-1],)
-    sources, starts = dag.sources.cpu().numpy(), dag.starts.cpu().numpy()
+    indices, indptr = dag.indices.cpu().numpy(), dag.indptr.cpu().numpy()
     distance = np.full(n, -1)
     distance[-1] = 0
     front = np.array([n - 1])
     counts: list[int] = []
     while len(front):
-        entries = np.concatenate([sources[starts[node] : starts[node + 1]] for node in front])
+        entries = np.concatenate([indices[indptr[node] : indptr[node + 1]] for node in front])
         found = np.unique((entries[entries >= d] - d) // width)
         front = found[distance[found] < 0]
         distance[front] = len(counts) + 1

@@ -14,10 +14,12 @@ from morphogen.layers.dag.sparse import levels
 
 
 def by_levels(dag: Dag) -> nn.Module:
-    """The same function from `nn.Linear`, activations and `torch.cat`: one linear layer for each level, which reads everything
-    before it, zeros where the wiring has no weight; then the readout, in an `nn.Sequential`.
+    """The same function from `nn.Linear`, activations and `torch.cat`: one linear layer for each
+    level, which reads everything before it, zeros where the wiring has no weight; then the readout,
+    in an `nn.Sequential`.
 
-    A block wiring has as many levels as blocks, the full wiring as many as nodes: export it, but train the `Dag`.
+    A block wiring has as many levels as blocks, the full wiring as many as nodes: export it, but
+    train the `Dag`.
     """
     with torch.no_grad():
         return _built(dag)
@@ -35,13 +37,19 @@ def _built(dag: Dag) -> nn.Module:
         sums = graph.call_module(name, (known,))
         parts = [graph.call_module("activation", (sums,))]
         if dag.linked:
-            parts.append(graph.call_module("activation", (graph.call_function(torch.neg, (sums,)),)))
+            parts.append(
+                graph.call_module("activation", (graph.call_function(torch.neg, (sums,)),))
+            )
         known = graph.call_function(torch.cat, ([known, *parts], -1))
         width = dag.layout.width
         order += [dag.in_features + width * node + half for half in range(width) for node in nodes]
     if dag.readout is None:
         # as the module puts them out: nodes in order, the positive halves first
-        rows = torch.arange(dag.in_features, dag.layout.values).unflatten(0, (-1, dag.layout.width)).T.flatten()
+        rows = (
+            torch.arange(dag.in_features, dag.layout.values)
+            .unflatten(0, (-1, dag.layout.width))
+            .T.flatten()
+        )
         place = torch.empty(dag.layout.values, dtype=torch.int64)
         place[order] = torch.arange(dag.layout.values)
         root.register_buffer("order", place[rows].to(matrix.device))
@@ -56,15 +64,17 @@ def _built(dag: Dag) -> nn.Module:
 
 def _levels(dag: Dag) -> list[list[int]]:
     """The nodes of each level."""
-    if dag.sources is None or dag.starts is None:
+    if dag.indices is None or dag.indptr is None:
         ends = range(dag.nodes + 1) if dag.layout.inner else accumulate((0, *dag.layout.blocks))
         return [list(range(first, last)) for first, last in pairwise(ends)]
-    found = levels(dag.sources.cpu(), dag.starts.cpu(), dag.in_features, dag.layout.width)
+    found = levels(dag.indices.cpu(), dag.indptr.cpu(), dag.in_features, dag.layout.width)
     return [torch.where(found == level)[0].tolist() for level in range(1, int(found.max()) + 1)]
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = undrawn(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    layer = undrawn(
+        nn.Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype
+    )
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer
@@ -77,5 +87,9 @@ def without_dags(model: nn.Module) -> nn.Module:
         return by_levels(model)
     for name, child in [*model.named_modules(remove_duplicate=False)]:
         if isinstance(child, Dag):
-            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], by_levels(child))
+            setattr(
+                model.get_submodule(name.rpartition(".")[0]),
+                name.rpartition(".")[2],
+                by_levels(child),
+            )
     return model

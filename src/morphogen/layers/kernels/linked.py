@@ -1,4 +1,6 @@
-"""A linked pair in one pass over memory each way: both halves from one read of z, one exponential for both."""
+"""A linked pair in one pass over memory each way: both halves from one read of z, one exponential
+for both.
+"""
 
 import ctypes
 
@@ -14,10 +16,23 @@ _SCALE = np.float32(1.0507009873554804934193349852946)
 _ROOT_HALF, _DENSITY = np.float32(0.70710678118654752), np.float32(0.39894228040143268)
 
 # e^x = 2^k e^r with |r| <= ln 2 / 2; the polynomial is that of Cephes' expf (Moshier), error 2e-7
-_LEAST, _LOG2E, _BITS, _BIAS = np.float32(-87.3), np.float32(1.44269504), np.float32(12582912), np.int32(127)
+_LEAST, _LOG2E, _BITS, _BIAS = (
+    np.float32(-87.3),
+    np.float32(1.44269504),
+    np.float32(12582912),
+    np.int32(127),
+)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_E2, _E3, _E4 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
-_E5, _E6, _E7 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
+_E2, _E3, _E4 = (
+    np.float32(5.0000001201e-1),
+    np.float32(1.6666665459e-1),
+    np.float32(4.1665795894e-2),
+)
+_E5, _E6, _E7 = (
+    np.float32(8.3334519073e-3),
+    np.float32(1.3981999507e-3),
+    np.float32(1.9875691500e-4),
+)
 # erf by Abramowitz and Stegun 7.1.26, error 1.5e-7: the polynomial that PyTorch's own loop uses
 _P, _Q1, _Q2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.284496736)
 _Q3, _Q4, _Q5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
@@ -30,7 +45,8 @@ _plain = njit(error_model="numpy")
 def _parts(x):
     """(2^k, e^r - 1) of x <= 0: plain arithmetic, so that the compiler makes vectors of it."""
     x = _LEAST if x < _LEAST else x  # written so that what is not a number stays one
-    shifted = x * _LOG2E + _BITS  # adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits
+    # adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits
+    shifted = x * _LOG2E + _BITS
     k = shifted - _BITS
     r = x - k * _LN2_HIGH - k * _LN2_LOW
     power = np.int32((np.float32(shifted).view(np.int32) + _BIAS) << np.int32(23)).view(np.float32)
@@ -160,13 +176,17 @@ def _back(kind, z, positive, negative):
     return up * positive - down * negative
 
 
-# Copied into each caller, where `kind` is a constant, so that the loop holds one kind alone. Rows are slices from 0 on: an
-# index that might be negative would keep the compiler from making vectors of the loop.
+# Copied into each caller, where `kind` is a constant, so that the loop holds one kind alone. Rows
+# are slices from 0 on: an index that might be negative would keep the compiler from making vectors
+# of the loop.
 @njit(inline="always")
 def _write_pair(kind, z, out, begin, end, inner):
     for row in range(begin, end):
         given = z[row * inner : (row + 1) * inner]
-        first, second = out[2 * row * inner : (2 * row + 1) * inner], out[(2 * row + 1) * inner : 2 * (row + 1) * inner]
+        first, second = (
+            out[2 * row * inner : (2 * row + 1) * inner],
+            out[(2 * row + 1) * inner : 2 * (row + 1) * inner],
+        )
         for i in range(inner):
             positive, negative = _pair(kind, given[i])
             first[i] = positive
@@ -186,7 +206,9 @@ def _write_back(kind, gradient, z, out, begin, end, inner):
 _FLOATS, _WHOLE = types.CPointer(types.float32), types.intp
 
 
-@cfunc(types.void(_WHOLE, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True, error_model="numpy")
+@cfunc(
+    types.void(_WHOLE, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True, error_model="numpy"
+)
 def _forward(kind, z, out, begin, end, inner):
     given, result = carray(z, end * inner), carray(out, 2 * end * inner)
     if kind == 0:
@@ -201,9 +223,17 @@ def _forward(kind, z, out, begin, end, inner):
         _write_pair(4, given, result, begin, end, inner)
 
 
-@cfunc(types.void(_WHOLE, _FLOATS, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE), cache=True, error_model="numpy")
+@cfunc(
+    types.void(_WHOLE, _FLOATS, _FLOATS, _FLOATS, _WHOLE, _WHOLE, _WHOLE),
+    cache=True,
+    error_model="numpy",
+)
 def _backward(kind, gradient, z, out, begin, end, inner):
-    above, given, result = carray(gradient, 2 * end * inner), carray(z, end * inner), carray(out, end * inner)
+    above, given, result = (
+        carray(gradient, 2 * end * inner),
+        carray(z, end * inner),
+        carray(out, end * inner),
+    )
     if kind == 0:
         _write_back(0, above, given, result, begin, end, inner)
     elif kind == 1:
@@ -217,7 +247,8 @@ def _backward(kind, gradient, z, out, begin, end, inner):
 
 
 _N, _P_ = ctypes.c_ssize_t, ctypes.c_void_p
-# (kind, addresses of z and of the result, first row, row after the last, length of a row of z); rows of contiguous memory
+# (kind, addresses of z and of the result, first row, row after the last, length of a row of z);
+# rows of contiguous memory
 forward = ctypes.CFUNCTYPE(None, _N, _P_, _P_, _N, _N, _N)(_forward.address)
 # (kind, addresses of the gradient, z and the result, rows and length as before)
 backward = ctypes.CFUNCTYPE(None, _N, _P_, _P_, _P_, _N, _N, _N)(_backward.address)

@@ -1,1 +1,3 @@
-"""From deep to shallow: a network as a maximum of networks with one hidden layer, and other shallow forms."""
+"""From deep to shallow: a network as a maximum of networks with one hidden layer, and other shallow
+forms.
+"""

@@ -1,15 +1,18 @@
-"""Any rectifier network as a difference of two maxima of networks with one hidden layer, all of which share it: `difference`.
+"""Any rectifier network as a difference of two maxima of networks with one hidden layer, all of
+which share it: `difference`.
 
-Every unit is max P - max Q, P and Q lists of functions of the first hidden layer. A sum of such units is one of sums of their
-lists, and relu(p - q) = max(p, q) - q:
+Every unit is max P - max Q, P and Q lists of functions of the first hidden layer. A sum of such
+units is one of sums of their lists, and relu(p - q) = max(p, q) - q:
 
-    H = b + sums of W+ P and W- Q,   G = sums of W+ Q and W- P,   P' = H or slope H + (1 - slope) G,   Q' = G.
+    H = b + sums of W+ P and W- Q,   G = sums of W+ Q and W- P,   P' = H or slope H + (1 - slope) G,
+    Q' = G.
 
-The lists grow doubly exponentially with depth; their formal length is known before anything is built, and above a limit nothing
-is. Functions that are nowhere the largest leave after every sum.
+The lists grow doubly exponentially with depth; their formal length is known before anything is
+built, and above a limit nothing is. Functions that are nowhere the largest leave after every sum.
 
-Source: the claim of An et al. 2017 (arXiv 1703.10355), as tropical rational maps, Zhang et al. 2018 (arXiv 1805.07091).
-Differs: inputs and the first layer are functions by themselves, with no list of zeros beside them.
+Source: the claim of An et al. 2017 (arXiv 1703.10355), as tropical rational maps, Zhang et al. 2018
+(arXiv 1805.07091). Differs: inputs and the first layer are functions by themselves, with no list of
+zeros beside them.
 """
 
 from dataclasses import dataclass
@@ -30,8 +33,9 @@ Lists = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Difference(Form):
-    """rows: by output, both lists. formal: the logarithm of how many terms there would be unpruned. whole: whether no function
-    left that might be the largest outside the box."""
+    """rows: by output, both lists. formal: the logarithm of how many terms there would be unpruned.
+    whole: whether no function left that might be the largest outside the box.
+    """
 
     rows: tuple[Lists, ...]
     formal: float
@@ -74,7 +78,9 @@ class Difference(Form):
 
 
 def difference(net: Piecewise, cells: Regions, limit: float, prune: bool = True) -> Difference:
-    """prune: leave out what the box does not need, after every sum. Raises `Unsupported` above 2^limit formal terms."""
+    """prune: leave out what the box does not need, after every sum. Raises `Unsupported` above
+    2^limit formal terms.
+    """
     formal = formal_terms(net)
     refused("difference", formal, limit)
     room = _Room(net) if prune else None
@@ -84,7 +90,9 @@ def difference(net: Piecewise, cells: Regions, limit: float, prune: bool = True)
     for at, layer in enumerate(net.layers[1:], 2):
         units = []
         for high, low in _sums(layer, known, eye.shape[1], room):
-            other = _added(layer.slope * high, (1 - layer.slope) * low, room) if layer.slope else low
+            other = (
+                _added(layer.slope * high, (1 - layer.slope) * low, room) if layer.slope else low
+            )
             units.append((_kept(torch.cat([high, other]), room), low))
         known[at] = units
     return Difference(net, tuple(_sums(net.output, known, eye.shape[1], room)), formal, not prune)
@@ -113,7 +121,9 @@ def _formal(layer: Layer, sizes: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     return high, low
 
 
-def _sums(layer: Layer, known: dict[int, list[Lists] | Tensor], columns: int, room: "_Room | None") -> list[Lists]:
+def _sums(
+    layer: Layer, known: dict[int, list[Lists] | Tensor], columns: int, room: "_Room | None"
+) -> list[Lists]:
     """H and G of every unit."""
     found = []
     for unit in range(layer.units):
@@ -127,7 +137,10 @@ def _sums(layer: Layer, known: dict[int, list[Lists] | Tensor], columns: int, ro
             for weight, (p, q) in zip(weights[unit].tolist(), values, strict=True):
                 if weight:
                     up, down = (p, q) if weight > 0 else (q, p)
-                    high, low = _added(high, abs(weight) * up, room), _added(low, abs(weight) * down, room)
+                    high, low = (
+                        _added(high, abs(weight) * up, room),
+                        _added(low, abs(weight) * down, room),
+                    )
         found.append((high, low))
     return found
 
@@ -143,12 +156,20 @@ def _kept(rows: Tensor, room: "_Room | None") -> Tensor:
 
 
 class _Room:
-    """Where the base can be while the input is in the box: within the convex hull of each ReLU of the first layer."""
+    """Where the base can be while the input is in the box: within the convex hull of each ReLU of
+    the first layer.
+    """
 
     def __init__(self, net: Piecewise, points: int = 2000) -> None:
         box, draw = net.box, torch.Generator().manual_seed(0)
-        x = box.lower + box.width * torch.rand(points, net.inputs, dtype=torch.float64, generator=draw)
-        corners = box.lower + box.width * torch.rand(points, net.inputs, dtype=torch.float64, generator=draw).round_()
+        x = box.lower + box.width * torch.rand(
+            points, net.inputs, dtype=torch.float64, generator=draw
+        )
+        corners = (
+            box.lower
+            + box.width
+            * torch.rand(points, net.inputs, dtype=torch.float64, generator=draw).round_()
+        )
         self.seen = base(net, torch.cat([x, corners]))
         lower, upper = box.lower[0], box.upper[0]
         rows = torch.zeros(0, self.seen.shape[1], dtype=torch.float64)
@@ -160,16 +181,27 @@ class _Room:
             low, high = (torch.maximum(z, first.slope * z) for z in (z_low, z_high))
             chord = (high - low) / (z_high - z_low).clamp_min(1e-300)
             eye = torch.eye(first.units, dtype=torch.float64)
-            rows = torch.cat([
-                torch.cat([-weight, eye, -first.bias[:, None]], 1), torch.cat([-first.slope * weight, eye,
-                                                                              -first.slope * first.bias[:, None]], 1),
-                torch.cat([chord[:, None] * weight, -eye, (low + chord * (first.bias - z_low))[:, None]], 1),
-            ])  # fmt: skip
+            rows = torch.cat(
+                [
+                    torch.cat([-weight, eye, -first.bias[:, None]], 1),
+                    torch.cat([-first.slope * weight, eye, -first.slope * first.bias[:, None]], 1),
+                    torch.cat(
+                        [
+                            chord[:, None] * weight,
+                            -eye,
+                            (low + chord * (first.bias - z_low))[:, None],
+                        ],
+                        1,
+                    ),
+                ]
+            )
             lower, upper = torch.cat([lower, low]), torch.cat([upper, high])
         self.rows, self.ends = rows, (lower, upper)
 
     def needed(self, rows: Tensor) -> Tensor:
-        """Those that may be the largest somewhere: seen at a point, or not excluded by a linear program."""
+        """Those that may be the largest somewhere: seen at a point, or not excluded by a linear
+        program.
+        """
         rows, _, _ = distinct(rows)
         if len(rows) == 1:
             return rows
@@ -187,12 +219,21 @@ class _Room:
         # variables: the base and the surplus t, which is at most row - other for each
         gaps = row - others
         scale = gaps.abs().amax().clamp_min(1e-300)
-        sides = torch.cat([gaps[:, :-1] / scale, -torch.ones(len(gaps), 1), gaps[:, -1:] / scale], 1)
+        sides = torch.cat(
+            [gaps[:, :-1] / scale, -torch.ones(len(gaps), 1), gaps[:, -1:] / scale], 1
+        )
         held = torch.cat([self.rows[:, :-1], torch.zeros(len(self.rows), 1), self.rows[:, -1:]], 1)
-        far = 1.0 + float((gaps.abs()[:, :-1] @ torch.maximum(self.ends[0].abs(), self.ends[1].abs())).max() / scale)
-        lower, upper = (torch.cat([end, torch.tensor([far * sign], dtype=torch.float64)]) for end, sign in
-                        zip(self.ends, (-1.0, 1.0), strict=True))  # fmt: skip
+        far = 1.0 + float(
+            (gaps.abs()[:, :-1] @ torch.maximum(self.ends[0].abs(), self.ends[1].abs())).max()
+            / scale
+        )
+        lower, upper = (
+            torch.cat([end, torch.tensor([far * sign], dtype=torch.float64)])
+            for end, sign in zip(self.ends, (-1.0, 1.0), strict=True)
+        )
         aim = np.zeros(len(lower) + 1)
         aim[-2] = -1.0
-        least, place = Polytope(torch.cat([sides, held]).numpy(), lower.numpy(), upper.numpy()).least(aim)
+        least, place = Polytope(
+            torch.cat([sides, held]).numpy(), lower.numpy(), upper.numpy()
+        ).least(aim)
         return 1.0 if place is None else -least + 1e-9

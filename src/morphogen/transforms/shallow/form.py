@@ -16,8 +16,8 @@ _AT_ONCE = 1 << 22  # numbers in one table of values
 
 @dataclass(frozen=True)
 class Form(ABC):
-    """A network as functions of one hidden layer each, put together by maxima. Inputs are (batch, *shape) as those of the
-    network, outputs (batch, *shape of its output), float64.
+    """A network as functions of one hidden layer each, put together by maxima. Inputs are (batch,
+    *shape) as those of the network, outputs (batch, *shape of its output), float64.
 
     net: what it is a form of.
     """
@@ -83,8 +83,8 @@ class Form(ABC):
 def one_hidden(net: Piecewise, hidden: Tensor, outer: Tensor, straight: Tensor) -> list[nn.Module]:
     """outer relu(hidden [x; 1]) + straight [x; 1] as modules that take whole examples.
 
-    hidden: (units, free + 1), outer: (terms, units), straight: (terms, free + 1). What is straight goes through two more units
-    an input, since t = relu(t) - relu(-t).
+    hidden: (units, free + 1), outer: (terms, units), straight: (terms, free + 1). What is straight
+    goes through two more units an input, since t = relu(t) - relu(-t).
     """
     carried = straight[:, :-1].any(0).nonzero()[:, 0]
     ways = torch.zeros(len(carried), hidden.shape[1], dtype=torch.float64)
@@ -94,9 +94,11 @@ def one_hidden(net: Piecewise, hidden: Tensor, outer: Tensor, straight: Tensor) 
     wide[:, list(net.free)] = rows[:, :-1]
     through = straight[:, carried]
     return [
-        nn.Flatten(), linear(wide, rows[:, -1]), nn.ReLU(),
+        nn.Flatten(),
+        linear(wide, rows[:, -1]),
+        nn.ReLU(),
         linear(torch.cat([outer, through, -through], 1), straight[:, -1]),
-    ]  # fmt: skip
+    ]
 
 
 def largest_of(groups: int, size: int) -> list[nn.Module]:
@@ -105,8 +107,9 @@ def largest_of(groups: int, size: int) -> list[nn.Module]:
 
 
 def relu_tree(net: nn.Sequential) -> nn.Sequential:
-    """Maxima as layers of ReLUs: max(u, v) = v + relu(u - v), with v carried as relu(v) - relu(-v). What it takes: modules of
-    `to_torch`, in which a linear layer comes before every maximum."""
+    """Maxima as layers of ReLUs: max(u, v) = v + relu(u - v), with v carried as relu(v) - relu(-v).
+    What it takes: modules of `to_torch`, in which a linear layer comes before every maximum.
+    """
     modules: list[nn.Module] = []
     for module in net:
         if isinstance(module, nn.MaxPool1d):
@@ -140,19 +143,27 @@ def _tree(values: nn.Linear, groups: int) -> list[nn.Module]:
         down = torch.block_diag(torch.cat([i, i, -i], 1), torch.cat([j, -j], 1))
         of_each = torch.eye(groups, dtype=torch.float64)
         for k, matrix in enumerate((up, down)):
-            modules.append(linear(torch.kron(of_each, matrix), torch.zeros(groups * len(matrix), dtype=torch.float64)))
+            modules.append(
+                linear(
+                    torch.kron(of_each, matrix),
+                    torch.zeros(groups * len(matrix), dtype=torch.float64),
+                )
+            )
             modules += [nn.ReLU()] if k == 0 else []
         size = math.ceil(size / 2)
     return modules
 
 
 def distinct(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(the different rows, which of these each is, where the first of each stands): equal to 1e-12 of the largest entry; no row
-    is rounded."""
+    """(the different rows, which of these each is, where the first of each stands): equal to 1e-12
+    of the largest entry; no row is rounded.
+    """
     scale = rows.abs().amax().clamp_min(1e-300) * 1e-12 if rows.numel() else torch.ones(())
     _, which = (rows / scale).round().unique(dim=0, return_inverse=True)
     count = int(which.max()) + 1 if len(which) else 0
-    first = torch.full((count,), len(rows)).scatter_reduce(0, which, torch.arange(len(rows)), "amin")
+    first = torch.full((count,), len(rows)).scatter_reduce(
+        0, which, torch.arange(len(rows)), "amin"
+    )
     return rows[first], which, first
 
 
@@ -173,7 +184,9 @@ def base(net: Piecewise, x: Tensor) -> Tensor:
 
 
 def over_base(net: Piecewise, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Functions of `base`, (terms, its columns), as `one_hidden` takes them: (hidden, outer, straight)."""
+    """Functions of `base`, (terms, its columns), as `one_hidden` takes them: (hidden, outer,
+    straight).
+    """
     if not net.layers:
         return rows.new_zeros(0, rows.shape[1]), rows.new_zeros(len(rows), 0), rows
     first = net.layers[0]
@@ -188,6 +201,7 @@ def refused(what: str, log2: float, limit: float) -> None:
     """Raise `Unsupported` where a form would have more than 2^limit terms."""
     if log2 > limit:
         raise Unsupported(
-            f"shallow: form={what!r} would have 2^{log2:.1f} terms, and the limit is 2^{limit:g}; give form='maximum', which "
+            f"shallow: form={what!r} would have 2^{log2:.1f} terms, and the limit is "
+            f"2^{limit:g}; give form='maximum', which "
             "needs one for each cell, a smaller box, or a larger limit"
         )

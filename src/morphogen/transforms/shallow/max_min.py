@@ -1,13 +1,17 @@
-"""A network over its first hidden layer as max over patterns s, min over patterns t, of one affine function each: `max_min`.
+"""A network over its first hidden layer as max over patterns s, min over patterns t, of one affine
+function each: `max_min`.
 
-Two passes from the same first layer, coupled by the signs of weights: one stays above the network if s is the true pattern, one
-below if t is,
+Two passes from the same first layer, coupled by the signs of weights: one stays above the network
+if s is the true pattern, one below if t is,
 
-    Z+ = W+ H+ - W- H- + b,   Z- = W+ H- - W- H+ + b,   H+ <- s Z+,   H- <- t Z-,   g(s, t) = a+ H+ - a- H- + c,
+    Z+ = W+ H+ - W- H- + b,   Z- = W+ H- - W- H+ + b,   H+ <- s Z+,   H- <- t Z-,   g(s, t) = a+ H+
+    - a- H- + c,
 
-so the true pattern in both places is a saddle point, and it is enough to take patterns that occur on the box.
+so the true pattern in both places is a saddle point, and it is enough to take patterns that occur
+on the box.
 
-Source: ours; it makes the difference of maxima of An et al. 2017 (arXiv 1703.10355) as small as the box allows.
+Source: ours; it makes the difference of maxima of An et al. 2017 (arXiv 1703.10355) as small as the
+box allows.
 """
 
 from collections.abc import Sequence
@@ -20,12 +24,23 @@ from torch import Tensor, nn
 from morphogen.formats.modules import linear
 from morphogen.linear_regions.piecewise import Layer, Piecewise, slopes
 from morphogen.linear_regions.regions import Regions
-from morphogen.transforms.shallow.form import Form, base, distinct, largest_of, one_hidden, over_base, refused, shaped
+from morphogen.transforms.shallow.form import (
+    Form,
+    base,
+    distinct,
+    largest_of,
+    one_hidden,
+    over_base,
+    refused,
+    shaped,
+)
 
 
 @dataclass(frozen=True)
 class MaxMin(Form):
-    """f = max over `upper_patterns` of min over `lower_patterns`, of the layers after the first, (patterns, units) each."""
+    """f = max over `upper_patterns` of min over `lower_patterns`, of the layers after the first,
+    (patterns, units) each.
+    """
 
     upper_patterns: Tensor
     lower_patterns: Tensor
@@ -44,7 +59,9 @@ class MaxMin(Form):
 
     @cached_property
     def _rows(self) -> Tensor:
-        """(patterns above, patterns below, outputs, base + 1): functions of `base`, the constant last."""
+        """(patterns above, patterns below, outputs, base + 1): functions of `base`, the constant
+        last.
+        """
         size = self.net.inputs + self.n_units
         start = torch.eye(size, size + 1, dtype=torch.float64)
         pairs = (len(self.upper_patterns), len(self.lower_patterns))
@@ -75,7 +92,8 @@ class MaxMin(Form):
         listed = patterns.repeat(len(x), 1)
         ahead = base(self.net, x)[:, :-1].repeat_interleave(len(patterns), 0)
         sources = [part[..., None] for part in ahead.split([self.net.inputs, self.n_units], 1)]
-        sources = [torch.cat([torch.zeros_like(part), part], 2) for part in sources]  # functions of nothing: constants
+        # functions of nothing: constants
+        sources = [torch.cat([torch.zeros_like(part), part], 2) for part in sources]
         g, _ = _coupled(self.net, sources, *((listed, true) if above else (true, listed)))
         found: Tensor = g[..., -1].unflatten(0, (len(x), len(patterns)))
         return found
@@ -84,7 +102,11 @@ class MaxMin(Form):
         """Without patterns whose functions are all those of another."""
         rows = self._rows
         keep = [distinct(rows.transpose(0, side).flatten(1))[2] for side in (0, 1)]
-        return replace(self, upper_patterns=self.upper_patterns[keep[0]], lower_patterns=self.lower_patterns[keep[1]])
+        return replace(
+            self,
+            upper_patterns=self.upper_patterns[keep[0]],
+            lower_patterns=self.lower_patterns[keep[1]],
+        )
 
     def to_torch(self) -> nn.Sequential:
         rows = self._rows.permute(2, 0, 1, 3)  # outputs, then patterns above, then those below
@@ -92,10 +114,12 @@ class MaxMin(Form):
         hidden, outer, straight = over_base(self.net, -rows.flatten(0, 2))
         eye = torch.eye(outputs * ups, dtype=torch.float64)
         return nn.Sequential(
-            *one_hidden(self.net, hidden, outer, straight), *largest_of(outputs * ups, downs),
-            linear(-eye, eye.new_zeros(len(eye))), *largest_of(outputs, ups),
+            *one_hidden(self.net, hidden, outer, straight),
+            *largest_of(outputs * ups, downs),
+            linear(-eye, eye.new_zeros(len(eye))),
+            *largest_of(outputs, ups),
             *shaped(self.net),
-        )  # fmt: skip
+        )
 
 
 def max_min(net: Piecewise, cells: Regions, limit: float) -> MaxMin:
@@ -107,9 +131,13 @@ def max_min(net: Piecewise, cells: Regions, limit: float) -> MaxMin:
     return MaxMin(net, patterns, patterns)
 
 
-def _coupled(net: Piecewise, sources: Sequence[Tensor], above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
-    """g and its opposite, which is at most the network where the first is at least it: (rows, outputs, columns). sources: the
-    input and the first layer's values, (units, columns) or (rows, units, columns); above, below: (rows, units)."""
+def _coupled(
+    net: Piecewise, sources: Sequence[Tensor], above: Tensor, below: Tensor
+) -> tuple[Tensor, Tensor]:
+    """g and its opposite, which is at most the network where the first is at least it: (rows,
+    outputs, columns). sources: the input and the first layer's values, (units, columns) or (rows,
+    units, columns); above, below: (rows, units).
+    """
     high: list[Tensor] = list(sources)
     low: list[Tensor] = list(sources)
     sizes = [layer.units for layer in net.layers[1:]]
@@ -121,7 +149,9 @@ def _coupled(net: Piecewise, sources: Sequence[Tensor], above: Tensor, below: Te
     return _pair(net.output, high, low, len(above))
 
 
-def _pair(layer: Layer, high: Sequence[Tensor], low: Sequence[Tensor], rows: int) -> tuple[Tensor, Tensor]:
+def _pair(
+    layer: Layer, high: Sequence[Tensor], low: Sequence[Tensor], rows: int
+) -> tuple[Tensor, Tensor]:
     columns = high[0].shape[-1]
     up = torch.zeros(rows, layer.units, columns, dtype=torch.float64)
     up[..., -1] = layer.bias

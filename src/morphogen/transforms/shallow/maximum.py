@@ -1,16 +1,20 @@
-"""Any rectifier network as one maximum, or one minimum, of networks with a single hidden layer: `maximum`, `minimum`.
+"""Any rectifier network as one maximum, or one minimum, of networks with a single hidden layer:
+`maximum`, `minimum`.
 
-Where units have the signs s, the network is A_s x + c_s. Elsewhere it is at least that less a penalty for every sign that is
-wrong, which is a ReLU of an affine function of x:
+Where units have the signs s, the network is A_s x + c_s. Elsewhere it is at least that less a
+penalty for every sign that is wrong, which is a ReLU of an affine function of x:
 
-    psi_s(x) = A_s x + c_s - sum_u mu_u (1 - slope_u) relu(-+ Z_u(x)),    f = max_s psi_s over the patterns of the cells.
+    psi_s(x) = A_s x + c_s - sum_u mu_u (1 - slope_u) relu(-+ Z_u(x)),    f = max_s psi_s over the
+    patterns of the cells.
 
-With L and U >= 0 such that H - L <= h <= H + U, H the values with the signs s: L = s (W+ L + W- U), since h >= s z, and
-U = (1 - slope) relu(-+ Z) + W+ U + W- L, since h grows at most as z does. Then f - A_s x - c_s >= -(a+ L + a- U), and mu is
-what this comes to for each unit, gathered from the output back.
+With L and U >= 0 such that H - L <= h <= H + U, H the values with the signs s: L = s (W+ L + W- U),
+since h >= s z, and U = (1 - slope) relu(-+ Z) + W+ U + W- L, since h grows at most as z does. Then
+f - A_s x - c_s >= -(a+ L + a- U), and mu is what this comes to for each unit, gathered from the
+output back.
 
-Source: the claim of An et al. 2017 (arXiv 1703.10355), whose abstract alone was to be had; the construction is ours. Differs: L
-takes the factor s, so units that are off pass nothing on: smaller penalties, tighter bounds.
+Source: the claim of An et al. 2017 (arXiv 1703.10355), whose abstract alone was to be had; the
+construction is ours. Differs: L takes the factor s, so units that are off pass nothing on: smaller
+penalties, tighter bounds.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +36,9 @@ _SAME = 1e-11  # relative
 
 @dataclass(frozen=True)
 class Maximum(Form):
-    """f = max over terms, or min with `least`. cells: those of the patterns. terms: which patterns there are terms of."""
+    """f = max over terms, or min with `least`. cells: those of the patterns. terms: which patterns
+    there are terms of.
+    """
 
     cells: Regions
     terms: tuple[int, ...]
@@ -52,16 +58,24 @@ class Maximum(Form):
 
     @cached_property
     def _pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(violations as affine functions (terms, units, free + 1), functions (terms, outputs, free + 1), the penalties of a
-        lower and of an upper bound (terms, outputs, units))."""
+        """(violations as affine functions (terms, units, free + 1), functions (terms, outputs, free
+        + 1), the penalties of a lower and of an upper bound (terms, outputs, units)).
+        """
         pattern = self.cells.patterns[list(self.terms)]
         z, functions = self.net.affine(pattern)
         wrong = torch.where(pattern, -1.0, 1.0).double()[..., None] * z
-        return wrong, functions, penalties(self.net, pattern, False), penalties(self.net, pattern, True)
+        return (
+            wrong,
+            functions,
+            penalties(self.net, pattern, False),
+            penalties(self.net, pattern, True),
+        )
 
     @cached_property
     def _hidden(self) -> tuple[Tensor, Tensor]:
-        """(the different units (hidden, free + 1), which of them each term's are (terms, units), -1 without a penalty)."""
+        """(the different units (hidden, free + 1), which of them each term's are (terms, units), -1
+        without a penalty).
+        """
         wrong, _, below, above = self._pieces
         used = ((above if self.least else below) > 0).any(1) & wrong[..., :-1].any(2)
         rows, which, _ = distinct(wrong[used])
@@ -88,7 +102,9 @@ class Maximum(Form):
         return straight + penalty if above else straight - penalty
 
     def prune(self) -> "Maximum":
-        """Without terms that others replace: on each cell one term is enough. Greedily; within a logarithm of the fewest."""
+        """Without terms that others replace: on each cell one term is enough. Greedily; within a
+        logarithm of the fewest.
+        """
         covers = self._covers()
         left, kept = torch.ones(covers.shape[1], dtype=torch.bool), []
         while bool(left.any()):
@@ -108,7 +124,8 @@ class Maximum(Form):
         sizes = torch.tensor(self.cells.sizes)
         wanted = torch.zeros(len(sizes), dtype=torch.bool)
         wanted[list(self.terms)] = True
-        # a term is concave and at most the network, which is affine on a cell: equal at all corners, it is equal inside
+        # a term is concave and at most the network, which is affine on a cell: equal at all
+        # corners, it is equal inside
         x = self.cells.corners[wanted.repeat_interleave(sizes)]
         cell = torch.arange(int(wanted.sum())).repeat_interleave(sizes[wanted])
         f = self.net(x)
@@ -116,20 +133,27 @@ class Maximum(Form):
         result = torch.ones(self.n_terms, int(wanted.sum()), dtype=torch.bool)
         rows = max(1, (1 << 22) // self._size)
         for part, values, cells in zip(x.split(rows), f.split(rows), cell.split(rows), strict=True):
-            off = ((self._terms(part, self.least) - values[:, None]).abs() > room).any(2)  # (corners, terms)
+            # (corners, terms)
+            off = ((self._terms(part, self.least) - values[:, None]).abs() > room).any(2)
             spoilt = torch.zeros_like(result).T.index_put_((cells,), off, accumulate=True)
             result &= ~spoilt.T
         order = torch.tensor(self.terms).argsort().argsort()
         return result[:, order]
 
     def _covers_by_programs(self) -> Tensor:
-        """Where corners are not known: a term covers a cell of the same function on which none of its penalties bite."""
+        """Where corners are not known: a term covers a cell of the same function on which none of
+        its penalties bite.
+        """
         wrong, _, below, above = self._pieces
         used = ((above if self.least else below) > 0).any(1)
         kinds = self.cells.pieces[list(self.terms)]
         inside = self.cells.inside[list(self.terms)]
         f = self.net(inside)
-        fits = ((self._terms(inside, self.least) - f[:, None]).abs() <= 100 * _SAME * f.abs().amax()).all(2).T
+        fits = (
+            ((self._terms(inside, self.least) - f[:, None]).abs() <= 100 * _SAME * f.abs().amax())
+            .all(2)
+            .T
+        )
         result = torch.eye(self.n_terms, dtype=torch.bool)
         centre, radius = self.net.box.centre[0].numpy(), self.net.box.radius[0].numpy()
         for s, cell in enumerate(self.terms):
@@ -137,7 +161,9 @@ class Maximum(Form):
             if candidates == [s]:
                 continue
             rows, _ = sides(self.net, self.cells.patterns[cell].numpy(), centre, radius)
-            polytope = Polytope(rows, -torch.ones(len(centre)).numpy(), torch.ones(len(centre)).numpy())
+            polytope = Polytope(
+                rows, -torch.ones(len(centre)).numpy(), torch.ones(len(centre)).numpy()
+            )
             for t in candidates:
                 functions = wrong[t][used[t]].numpy().copy()
                 functions[:, -1] += functions[:, :-1] @ centre
@@ -152,11 +178,17 @@ class Maximum(Form):
         outputs = functions.shape[1]
         sign = 1.0 if self.least else -1.0
         outer = torch.zeros(self.n_terms, outputs, len(rows) + 1, dtype=torch.float64)
-        outer.scatter_add_(2, places[:, None].expand(-1, outputs, -1) % (len(rows) + 1), sign * weight)
-        outer = outer[..., :-1].transpose(0, 1).flatten(0, 1)  # an output's terms one after the other
+        outer.scatter_add_(
+            2, places[:, None].expand(-1, outputs, -1) % (len(rows) + 1), sign * weight
+        )
+        # an output's terms one after the other
+        outer = outer[..., :-1].transpose(0, 1).flatten(0, 1)
         straight = functions.transpose(0, 1).flatten(0, 1)
         flip = -1.0 if self.least else 1.0  # the least is minus the largest of minus
-        modules = [*one_hidden(self.net, rows, flip * outer, flip * straight), *largest_of(outputs, self.n_terms)]
+        modules = [
+            *one_hidden(self.net, rows, flip * outer, flip * straight),
+            *largest_of(outputs, self.n_terms),
+        ]
         eye = torch.eye(outputs, dtype=torch.float64)
         if self.least:
             modules.append(linear(-eye, eye.new_zeros(outputs)))
@@ -174,10 +206,17 @@ def minimum(net: Piecewise, cells: Regions, limit: float) -> Maximum:
 
 
 def penalties(net: Piecewise, pattern: Tensor, above: bool) -> Tensor:
-    """What a wrong sign may cost, (patterns, outputs, units), in a lower bound or in one from above."""
+    """What a wrong sign may cost, (patterns, outputs, units), in a lower bound or in one from
+    above.
+    """
     slopes, outputs = net.slopes(pattern), len(net.output.bias)
-    low = {0: torch.zeros(()), **{i + 1: torch.zeros(len(pattern), outputs, layer.units, dtype=torch.float64)
-                                  for i, layer in enumerate(net.layers)}}  # fmt: skip
+    low = {
+        0: torch.zeros(()),
+        **{
+            i + 1: torch.zeros(len(pattern), outputs, layer.units, dtype=torch.float64)
+            for i, layer in enumerate(net.layers)
+        },
+    }
     high = {source: value.clone() for source, value in low.items()}
     for source, weight in net.output.weights.items():
         if source:

@@ -1,11 +1,15 @@
-"""A network whose last hidden layer is gone, as a difference of two maxima of networks that share all layers before: `split`.
+"""A network whose last hidden layer is gone, as a difference of two maxima of networks that share
+all layers before: `split`.
 
-    f = c + max over S of sum_{j in S} a_j z_j  -  max over T of sum_{j in T} |a_j| z_j,   a_j > 0 in S, a_j < 0 in T,
+    f = c + max over S of sum_{j in S} a_j z_j  -  max over T of sum_{j in T} |a_j| z_j,   a_j > 0
+    in S, a_j < 0 in T,
 
-z the last layer before its ReLU. With two hidden layers every term has one. Formally there are 2^P + 2^N terms, P and N the
-numbers of positive and negative weights; on a box only the subsets that occur are needed.
+z the last layer before its ReLU. With two hidden layers every term has one. Formally there are 2^P
++ 2^N terms, P and N the numbers of positive and negative weights; on a box only the subsets that
+occur are needed.
 
-Source: the two-layer case behind An et al. 2017 (arXiv 1703.10355): a (z)+ = max over s in {0, 1} of a s z for a >= 0.
+Source: the two-layer case behind An et al. 2017 (arXiv 1703.10355): a (z)+ = max over s in {0, 1}
+of a s z for a >= 0.
 """
 
 from dataclasses import dataclass, replace
@@ -18,13 +22,22 @@ from morphogen.errors import Unsupported
 from morphogen.formats.modules import linear
 from morphogen.linear_regions.piecewise import Piecewise, slopes
 from morphogen.linear_regions.regions import Regions
-from morphogen.transforms.shallow.form import Form, base, distinct, largest_of, one_hidden, over_base, shaped
+from morphogen.transforms.shallow.form import (
+    Form,
+    base,
+    distinct,
+    largest_of,
+    one_hidden,
+    over_base,
+    shaped,
+)
 
 
 @dataclass(frozen=True)
 class Split(Form):
-    """patterns: of the last layer, by output: those of its units with positive weights, and with negative ones, (subsets,
-    units) each, False for the others."""
+    """patterns: of the last layer, by output: those of its units with positive weights, and with
+    negative ones, (subsets, units) each, False for the others.
+    """
 
     patterns: tuple[tuple[Tensor, Tensor], ...]
 
@@ -45,19 +58,26 @@ class Split(Form):
     @property
     def _weights(self) -> Tensor:
         """Of the last layer in the output, (outputs, units)."""
-        none = torch.zeros(len(self.net.output.bias), self.net.layers[-1].units, dtype=torch.float64)
+        none = torch.zeros(
+            len(self.net.output.bias), self.net.layers[-1].units, dtype=torch.float64
+        )
         return self.net.output.weights.get(2, none)
 
     @cached_property
     def _rows(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """By output the terms of either maximum, as functions of `base`. The rest of the output is in the first."""
+        """By output the terms of either maximum, as functions of `base`. The rest of the output is
+        in the first.
+        """
         last = self.net.layers[-1]
         size = self.net.inputs + self.n_units
         z = torch.zeros(last.units, size + 1, dtype=torch.float64)
         rest = torch.zeros(len(self.net.output.bias), size + 1, dtype=torch.float64)
         z[:, -1], rest[:, -1] = last.bias, self.net.output.bias
         for into, weights in ((z, last.weights), (rest, self.net.output.weights)):
-            for source, columns in ((0, slice(0, self.net.inputs)), (1, slice(self.net.inputs, size))):
+            for source, columns in (
+                (0, slice(0, self.net.inputs)),
+                (1, slice(self.net.inputs, size)),
+            ):
                 if source in weights:
                     into[:, columns] += weights[source]
         found = []
@@ -107,21 +127,35 @@ class Split(Form):
 def difference_of_maxima(net: Piecewise, rows: tuple[tuple[Tensor, Tensor], ...]) -> nn.Sequential:
     """As modules. rows: by output, functions of `base`, (terms, columns) of either maximum."""
     size = max(len(own) for pair in rows for own in pair)
-    padded = [torch.cat([own, own[:1].expand(size - len(own), -1)]) for pair in rows for own in pair]
+    padded = [
+        torch.cat([own, own[:1].expand(size - len(own), -1)]) for pair in rows for own in pair
+    ]
     outputs = len(rows)
-    sign = torch.kron(torch.eye(outputs, dtype=torch.float64), torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    sign = torch.kron(
+        torch.eye(outputs, dtype=torch.float64), torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    )
     return nn.Sequential(
-        *one_hidden(net, *over_base(net, torch.cat(padded))), *largest_of(2 * outputs, size),
-        linear(sign, sign.new_zeros(outputs)), *shaped(net),
-    )  # fmt: skip
+        *one_hidden(net, *over_base(net, torch.cat(padded))),
+        *largest_of(2 * outputs, size),
+        linear(sign, sign.new_zeros(outputs)),
+        *shaped(net),
+    )
 
 
 def split(net: Piecewise, cells: Regions, limit: float) -> Split:
-    """Of the subsets that occur on the cells. Raises `Unsupported` unless there are two hidden layers."""
+    """Of the subsets that occur on the cells. Raises `Unsupported` unless there are two hidden
+    layers.
+    """
     if len(net.layers) != 2:
         raise Unsupported(
-            f"shallow: form='split' is of two hidden layers, this network has {len(net.layers)}; give form='maximum'"
+            f"shallow: form='split' is of two hidden layers, this network has {len(net.layers)}; "
+            f"give form='maximum'"
         )
     last = cells.patterns[:, net.layers[0].units :]
-    weights = net.output.weights.get(2, torch.zeros(len(net.output.bias), last.shape[1], dtype=torch.float64))
-    return Split(net, tuple(((last & (a > 0)).unique(dim=0), (last & (a < 0)).unique(dim=0)) for a in weights))
+    weights = net.output.weights.get(
+        2, torch.zeros(len(net.output.bias), last.shape[1], dtype=torch.float64)
+    )
+    return Split(
+        net,
+        tuple(((last & (a > 0)).unique(dim=0), (last & (a < 0)).unique(dim=0)) for a in weights),
+    )

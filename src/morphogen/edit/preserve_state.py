@@ -1,4 +1,4 @@
-"""Running a model only to look at it: `untouched(model)`."""
+"""Running a model only to look at it: `preserve_state(model)`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,9 @@ from morphogen.tracing.modes import attributes_kept, random_kept, values_kept
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Under one seed; afterwards buffers, the modules' attributes and the random state are what they were."""
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Under one seed; afterwards buffers, the modules' attributes and the random state are what
+    they were.
+    """
     with random_kept(0), values_kept(model.buffers()), attributes_kept(model):
         yield
