@@ -22,13 +22,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from fit import RESULTS, environment
-from morphogen.bounds.alpha import alpha
+from morphogen.bounds.alpha_crown import alpha_crown
 from morphogen.bounds.box import Box
+from morphogen.bounds.crown import crown, lower_bound
 from morphogen.bounds.dual import dual
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import linear, lower_bound
-from morphogen.bounds.lp import least_of
+from morphogen.bounds.lp import lp_minimum
 from morphogen.layers.linked import LKReLU
 from morphogen.tracing.program import program
 from morphogen.verification.pgd import attack
@@ -38,8 +38,8 @@ from morphogen.verification.verify import verify
 TECHNIQUES = {
     "interval": interval,
     "forward": forward,
-    "linear": linear,
-    "alpha": lambda net, box: alpha(net, box, 3),
+    "linear": crown,
+    "alpha": lambda net, box: alpha_crown(net, box, 3),
 }
 CURVED = [
     nn.ReLU,
@@ -190,11 +190,11 @@ def tiny(seed: int, counts: Counter[str]) -> None:
         counts["wrong verdicts of tiny networks"] += found not in (status, "unknown")
         counts["tiny networks left open"] += found == "unknown"
     net, spec = program(model, box.lower.repeat(2, 1)), row[None]
-    boxes = linear(net, box)
+    boxes = crown(net, box)
     loosest = float(lower_bound(net, interval(net, box), spec))
     plain, best = float(lower_bound(net, boxes, spec)), float(dual(net, boxes, spec).bound)
-    tightest, _ = least_of(net, boxes, row, torch.zeros(1))
-    whole, _ = least_of(net, boxes, row, torch.zeros(1), whole=True)
+    tightest, _ = lp_minimum(net, boxes, row, torch.zeros(1))
+    whole, _ = lp_minimum(net, boxes, row, torch.zeros(1), exact=True)
     chain = [plain, best, tightest, truth]
     counts["orders that do not hold"] += sum(a > b + NEAR for a, b in pairwise(chain)) + (
         loosest > truth

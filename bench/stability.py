@@ -32,7 +32,7 @@ from morphogen.experiments.compression.stable_nets import (
     trained,
 )
 from morphogen.transforms.compress import compress
-from morphogen.verification.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
+from morphogen.verification.stability import ACTIVE, INACTIVE, UNDECIDED, UNSTABLE, stability
 
 NETS = (
     ("mnist", (400, 400), 1e-4),
@@ -71,8 +71,8 @@ def decided(name: str, model: nn.Sequential, x: Tensor, test: Part) -> dict[str,
         "candidates": sum(how.values()) - how["sampling"],
         "active": found.count(ACTIVE),
         "inactive": found.count(INACTIVE),
-        "both": found.count(BOTH),
-        "undecided": found.count(OPEN),
+        "both": found.count(UNSTABLE),
+        "undecided": found.count(UNDECIDED),
         "seconds": seconds,
         "by": dict(how),
         "seconds by": dict(found.seconds),

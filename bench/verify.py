@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from fit import RESULTS, environment
-from morphogen.bounds.box import ball
-from morphogen.bounds.linear import linear
+from morphogen.bounds.box import linf_ball
+from morphogen.bounds.crown import crown
 from morphogen.tracing.program import program
 from morphogen.verification.instances import Result, run_instances
 from turns import in_turns
@@ -71,8 +71,8 @@ def many(count: int = 100) -> dict[str, float]:
     )
     found = {}
     for dtype in (torch.float32, torch.float64):
-        net, box = program(model, x, dtype), ball(x.to(dtype), 0.01, 0.0, 1.0)
-        times = in_turns({"run": lambda net=net, box=box: linear(net, box)}, turns=3, warm_up=1)
+        net, box = program(model, x, dtype), linf_ball(x.to(dtype), 0.01, 0.0, 1.0)
+        times = in_turns({"run": lambda net=net, box=box: crown(net, box)}, turns=3, warm_up=1)
         found[str(dtype).removeprefix("torch.")] = min(times["run"])
     return found
 
@@ -101,7 +101,7 @@ def main() -> None:
             FOLDER / f"{name}.csv",
             given.seconds,
             given.jobs,
-            tell=lambda r, left: print(left, r, flush=True),
+            callback=lambda r, left: print(left, r, flush=True),
         )
         limit = {"limit s": given.seconds or "as listed"}
         stored[name] = {

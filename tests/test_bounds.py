@@ -16,19 +16,19 @@ from torch.func import jacrev
 import morphogen as mg
 from morphogen import ShapeError, Unsupported
 from morphogen.bounds.activation import ACTIVATIONS, extremes, leaky
-from morphogen.bounds.alpha import alpha, optimised
-from morphogen.bounds.box import Box, ball, few, within
+from morphogen.bounds.alpha_crown import alpha_crown, optimised
+from morphogen.bounds.box import Box, l0_ball, linf_ball, lp_ball
+from morphogen.bounds.crown import Variables, crown, linear_relaxation, lower_bound
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.dual import dual
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import Free, linear, lines, lower_bound
-from morphogen.bounds.lp import least_of
+from morphogen.bounds.lp import lp_minimum
 from morphogen.bounds.maximum import looked_at, relaxed, windows
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
 from morphogen.tracing.program import program
-from morphogen.verification.stability import ACTIVE, BOTH, INACTIVE, OPEN, stability
+from morphogen.verification.stability import ACTIVE, INACTIVE, UNDECIDED, UNSTABLE, stability
 from morphogen.verification.unsafe import Unsafe
 
 
@@ -117,12 +117,12 @@ def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None
     model, x = build().eval(), torch.randn(3, *shape)
     net = program(model, x)
     torch.testing.assert_close(net(x), model.double()(x.double()), rtol=0, atol=1e-12)
-    box = ball(x.double(), radius)
+    box = linf_ball(x.double(), radius)
     loose, tight, other, best = (
         interval(net, box),
-        linear(net, box),
+        crown(net, box),
         forward(net, box),
-        alpha(net, box, 3),
+        alpha_crown(net, box, 3),
     )
     for point in inside(box, 60, torch.Generator().manual_seed(1)):
         values = net.values(point)
@@ -150,8 +150,8 @@ def test_derivatives_lie_in_their_ranges_which_shrink_to_them(name: str) -> None
     net = program(model, centre)
     apart = []
     for radius in (0.2, 1e-7):
-        box = ball(centre, radius)
-        ranges = derivative(net, linear(net, box))
+        box = linf_ball(centre, radius)
+        ranges = derivative(net, crown(net, box))
         for _ in range(20):
             x = box.lower + box.width * torch.rand_like(box.lower)
             known = jacrev(net)(x)[range(3), :, range(3)].flatten(2).transpose(1, 2)
@@ -177,14 +177,14 @@ def test_a_network_by_hand() -> None:
         second.bias.fill_(0.5)
     net = program(nn.Sequential(first, nn.ReLU(), second), torch.zeros(2, 2))
     box = Box(-torch.ones(1, 2), torch.ones(1, 2))
-    for technique in (linear, interval):
+    for technique in (crown, interval):
         assert [float(v) for v in vars(technique(net, box)[net.output]).values()] == pytest.approx(
             [-1.5, 2.5], abs=1e-12
         )
-    free = Free({"relu": torch.ones(1, 1, 1, 2).double()})
+    free = Variables({"relu": torch.ones(1, 1, 1, 2).double()})
     # with slope 1 below: a + b - ((a - b) / 2 + 1) + 0.5, least at -1, -1: -2 - 1 + 0.5
     assert float(
-        lower_bound(net, linear(net, box), torch.ones(1, 1, 1), free=free)
+        lower_bound(net, crown(net, box), torch.ones(1, 1, 1), free=free)
     ) == pytest.approx(-2.5)
 
 
@@ -252,10 +252,10 @@ def test_bounds_are_those_of_the_paper(sizes: tuple[int, ...]) -> None:
 def test_an_affine_network_is_bounded_exactly() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
-    net, box = program(model, torch.randn(2, 4)), ball(torch.randn(2, 4).double(), 0.5)
+    net, box = program(model, torch.randn(2, 4)), linf_ball(torch.randn(2, 4).double(), 0.5)
     corners = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 4)
     values = torch.stack([net(box.centre + corner) for corner in corners])
-    found = linear(net, box)[net.output]
+    found = crown(net, box)[net.output]
     torch.testing.assert_close(found.lower, values.amin(0))
     torch.testing.assert_close(found.upper, values.amax(0))
 
@@ -281,11 +281,11 @@ def test_the_extremes_of_an_activation_less_a_line(name: str) -> None:
         torch.testing.assert_close(least, seen.amin(0), rtol=1e-2, atol=5e-3)
         torch.testing.assert_close(most, seen.amax(0), rtol=1e-2, atol=5e-3)
     box = Box(lower[None], upper[None])
-    found = lines(h, box)
+    found = linear_relaxation(h, box)
     z = z[:, None, None]
     rounding = 1e-12 * (1 + h.value(z).abs().amax(0))
-    assert (found.below * z + found.below_at <= h.value(z) + rounding).all()
-    assert (found.above * z + found.above_at >= h.value(z) - rounding).all()
+    assert (found.below * z + found.lower_bias <= h.value(z) + rounding).all()
+    assert (found.above * z + found.upper_bias >= h.value(z) - rounding).all()
 
 
 def test_what_cannot_be_bounded_is_refused() -> None:
@@ -294,7 +294,7 @@ def test_what_cannot_be_bounded_is_refused() -> None:
             return x * x.sigmoid()
 
     x = torch.randn(2, 3)
-    for technique in (interval, linear):
+    for technique in (interval, crown):
         net = program(Product(), x)
         with pytest.raises(Unsupported, match="no rule bounds 'mul' at node 'mul'"):
             technique(net, Box(x, x))
@@ -310,7 +310,7 @@ def test_what_cannot_be_bounded_is_refused() -> None:
     with pytest.raises(ShapeError, match="'weight' holds NaN or infinite values"):
         program(broken, x)
     endless = Box(torch.full((1, 4), -torch.inf), torch.ones(1, 4))
-    for technique in (interval, linear, forward, alpha):
+    for technique in (interval, crown, forward, alpha_crown):
         with pytest.raises(
             ShapeError, match=r"from -inf to 1.0 at \(0, 0\); give inputs finite ends"
         ):
@@ -323,11 +323,11 @@ def test_alpha_ends_in_time_with_linear_bounds() -> None:
         program(between(nn.ReLU()), torch.zeros(2, 6)),
         Box(-torch.ones(1, 6), torch.ones(1, 6)),
     )
-    late, plain = alpha(net, box, 20, seconds=0.0), linear(net, box)
+    late, plain = alpha_crown(net, box, 20, seconds=0.0), crown(net, box)
     for name, ends in plain.items():
         assert torch.equal(late[name].lower, ends.lower)
         assert torch.equal(late[name].upper, ends.upper)
-    assert float((alpha(net, box, 20)[net.output].width < plain[net.output].width).sum()) > 0
+    assert float((alpha_crown(net, box, 20)[net.output].width < plain[net.output].width).sum()) > 0
 
 
 def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
@@ -343,14 +343,14 @@ def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
             Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double()),
         )
         row = torch.tensor([1.0, -1.0]).double()
-        boxes, spec = linear(net, box), row.view(1, 1, 2)
+        boxes, spec = crown(net, box), row.view(1, 1, 2)
         out = interval(net, box)[net.output]
         plain, best = (
             float(lower_bound(net, boxes, spec)),
             float(optimised(net, boxes, spec, steps=200).bound),
         )
-        relaxed, point = least_of(net, boxes, row[None], torch.zeros(1))
-        exact, where = least_of(net, boxes, row[None], torch.zeros(1), whole=True)
+        relaxed, point = lp_minimum(net, boxes, row[None], torch.zeros(1))
+        exact, where = lp_minimum(net, boxes, row[None], torch.zeros(1), exact=True)
         axis = torch.linspace(-1, 1, 41, dtype=torch.float64)
         seen = float((net(torch.cartesian_prod(axis, axis, axis)) @ row).min())
         assert float(out.lower[0, 0] - out.upper[0, 1]) - 1e-9 <= plain <= best + 1e-9
@@ -369,7 +369,7 @@ def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> 
         program(model, torch.randn(2, 2)),
         Box(-torch.ones(1, 2).double(), torch.ones(1, 2).double()),
     )
-    boxes, name, spec = linear(net, box), net.steps[0].name, torch.ones(1, 1, 1).double()
+    boxes, name, spec = crown(net, box), net.steps[0].name, torch.ones(1, 1, 1).double()
     points = box.lower + 2 * torch.rand(4000, 2).double()
     z, y = net.values(points)[name], net(points)[:, 0]
     for unit in range(4):
@@ -387,7 +387,7 @@ def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> 
             if bool(there.any()):
                 assert float(held) <= float(y[there].min()) + 1e-9
                 assert (
-                    least_of(net, cut, torch.ones(1, 1).double(), torch.zeros(1))[0]
+                    lp_minimum(net, cut, torch.ones(1, 1).double(), torch.zeros(1))[0]
                     <= float(y[there].min()) + 1e-9
                 )
     # x >= 0.9 and x <= -0.9 at once: the linear program says that there is none
@@ -399,9 +399,9 @@ def test_what_is_known_of_signs_tightens_bounds_and_an_empty_part_has_none() -> 
         program(both, torch.zeros(2, 1)),
         Box(-torch.ones(1, 1).double(), torch.ones(1, 1).double()),
     )
-    boxes, name = linear(net, box), net.steps[0].name
+    boxes, name = crown(net, box), net.steps[0].name
     empty = {**boxes, name: Box(torch.zeros(1, 2).double(), boxes[name].upper)}
-    assert least_of(net, empty, torch.ones(1, 1).double(), torch.zeros(1)) == (torch.inf, None)
+    assert lp_minimum(net, empty, torch.ones(1, 1).double(), torch.zeros(1)) == (torch.inf, None)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -418,7 +418,7 @@ def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> Non
     )
     net, axis = program(model, torch.zeros(2, 3)), torch.linspace(-1, 1, 31, dtype=torch.float64)
     values = net.values(torch.cartesian_prod(axis, axis, axis))
-    assert found.count(ACTIVE) + found.count(INACTIVE) + found.count(BOTH) == 24
+    assert found.count(ACTIVE) + found.count(INACTIVE) + found.count(UNSTABLE) == 24
     assert found.count(ACTIVE) > 0
     assert found.count(INACTIVE) > 0
     for name, units in found.units.items():
@@ -426,18 +426,18 @@ def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> Non
         assert (z[:, units.sign == ACTIVE] >= 0).all()
         assert (z[:, units.sign == INACTIVE] <= 0).all()
         assert all(units.how)
-        for unit in (units.sign == BOTH).nonzero()[:, 0].tolist():
+        for unit in (units.sign == UNSTABLE).nonzero()[:, 0].tolist():
             assert float(net.values(units.positive[unit][None])[name][0, unit]) > 0
             assert float(net.values(units.negative[unit][None])[name][0, unit]) < 0
     hurried = stability(model, Box(-torch.ones(1, 3), torch.ones(1, 3)), points=0, seconds=0.0)
-    assert str(hurried).endswith(f"{hurried.count(OPEN)} undecided")
+    assert str(hurried).endswith(f"{hurried.count(UNDECIDED)} undecided")
 
 
 SETS: dict[str, Callable[[Tensor], Box]] = {
-    "box": lambda x: ball(x, 0.3),
-    "l2": lambda x: within(x, 0.5, 2.0, -1.0, 1.0),
-    "l1": lambda x: within(x, 0.5, 1.0),
-    "few": lambda x: few(x, 2, -1.0, 1.0),
+    "box": lambda x: linf_ball(x, 0.3),
+    "l2": lambda x: lp_ball(x, 0.5, 2.0, -1.0, 1.0),
+    "l1": lambda x: lp_ball(x, 0.5, 1.0),
+    "few": lambda x: l0_ball(x, 2, -1.0, 1.0),
 }
 
 
@@ -462,9 +462,9 @@ def test_a_set_holds_its_points_and_its_least_values_are_attained(kind: str) -> 
         elif kind != "box":
             assert (away.norm(2.0 if kind == "l2" else 1.0, 1) <= 0.5 + 1e-9).all()
     with pytest.raises(ShapeError, match="norm=3"):
-        within(x, 0.5, 3)
+        lp_ball(x, 0.5, 3)
     with pytest.raises(ShapeError, match="count=9"):
-        few(x, 9, -1, 1)
+        l0_ball(x, 9, -1, 1)
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -496,13 +496,13 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(
     x = torch.randn(2, *shape).double().clamp(-0.9, 0.9)
     net = program(model, x.float())
     found, spec = SETS[kind](x), torch.randn(1, 2, 3).double()
-    boxes = linear(net, found)
+    boxes = crown(net, found)
     plain, best = lower_bound(net, boxes, spec), dual(net, boxes, spec, steps=15)
     assert best.path[0] == pytest.approx(float(plain.mean()), abs=1e-12)
     assert (best.bound >= plain - 1e-12).all()
     assert list(best.path) == sorted(best.path)
     wild = {n: c + torch.randn(c.shape).double() for n, c in best.multipliers.items()}
-    loose = lower_bound(net, boxes, spec, free=Free(duals=wild))
+    loose = lower_bound(net, boxes, spec, free=Variables(duals=wild))
     for _ in range(200):
         points = found.inside(found.lower + found.width * torch.rand(x.shape).double())
         y = torch.einsum("nko,bo->bk", spec, net(points))
@@ -544,10 +544,10 @@ def test_the_dual_comes_to_the_optimum_of_the_relaxation() -> None:
     )
     x, spec = torch.randn(1, 4).double(), torch.randn(1, 2, 3).double()
     net = program(model, torch.zeros(2, 4))
-    boxes = linear(net, ball(x, 0.5))
+    boxes = crown(net, linf_ball(x, 0.5))
     found = dual(net, boxes, spec).bound[0]
     for row, bound in zip(spec[0], found, strict=True):
-        assert -1e-9 <= least_of(net, boxes, row[None], torch.zeros(1))[0] - float(bound) < 1e-3
+        assert -1e-9 <= lp_minimum(net, boxes, row[None], torch.zeros(1))[0] - float(bound) < 1e-3
 
 
 def test_the_largest_value_between_the_ends_of_a_sigmoid_is_found() -> None:
@@ -605,7 +605,7 @@ def test_what_is_rounded_moves_bounds_outward(dtype: torch.dtype) -> None:
     truth = [exactly(model, [Fraction(v) for v in row]) for row in x.tolist()]
     spec = torch.eye(3, dtype=dtype)[None]
     missed = 0
-    for technique in (interval, linear, alpha):
+    for technique in (interval, crown, alpha_crown):
         boxes = technique(net, Box(x, x))
         found = boxes[net.output]
         low = [found.lower] + [
@@ -649,7 +649,7 @@ def test_operations_in_place_are_bounded_as_their_twins(build: Callable[[], nn.M
         model, x = build(), torch.linspace(-1, 1, 401).double()[:, None]
         net, box = program(model, torch.zeros(2, 1)), Box(x[:1].clone(), x[-1:].clone())
         y = model.double()(x.clone()).detach()
-        for technique in (interval, linear, alpha, forward):
+        for technique in (interval, crown, alpha_crown, forward):
             found = technique(net, box)[net.output]
             assert float(found.lower[0, 0]) <= float(y.min())
             assert float(found.upper[0, 0]) >= float(y.max())
@@ -681,7 +681,10 @@ class Applied(nn.Module):
 )
 def test_what_only_looks_affine_is_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(Unsupported, match=said):
-        linear(program(Applied(function), torch.randn(3, 4)), ball(torch.zeros(1, 4).double(), 0.1))
+        crown(
+            program(Applied(function), torch.randn(3, 4)),
+            linf_ball(torch.zeros(1, 4).double(), 0.1),
+        )
 
 
 def test_another_set_is_kept_by_every_technique() -> None:
@@ -689,16 +692,18 @@ def test_another_set_is_kept_by_every_technique() -> None:
     model = nn.Sequential(
         nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2)
     )
-    net, found = program(model, torch.zeros(2, 20)), within(torch.zeros(1, 20).double(), 1.0, 2.0)
+    net, found = program(model, torch.zeros(2, 20)), lp_ball(torch.zeros(1, 20).double(), 1.0, 2.0)
     spec = torch.tensor([[[1.0, -1.0]]]).double()
-    assert alpha(net, found)[net.input] is not None
-    assert type(alpha(net, found)[net.input]) is type(found)
-    plain, best = (lower_bound(net, technique(net, found), spec) for technique in (linear, alpha))
+    assert alpha_crown(net, found)[net.input] is not None
+    assert type(alpha_crown(net, found)[net.input]) is type(found)
+    plain, best = (
+        lower_bound(net, technique(net, found), spec) for technique in (crown, alpha_crown)
+    )
     assert float(best) >= float(plain) - 1e-9
     units = stability(
-        nn.Sequential(nn.Linear(2, 1), nn.ReLU()), within(torch.zeros(1, 2), 0.5, 1.0), points=50
+        nn.Sequential(nn.Linear(2, 1), nn.ReLU()), lp_ball(torch.zeros(1, 2), 0.5, 1.0), points=50
     )
-    assert sum(units.count(sign) for sign in (ACTIVE, INACTIVE, BOTH)) == 1
+    assert sum(units.count(sign) for sign in (ACTIVE, INACTIVE, UNSTABLE)) == 1
 
 
 def test_a_unit_that_only_the_corners_of_its_box_reach_is_no_witness() -> None:
@@ -706,7 +711,7 @@ def test_a_unit_that_only_the_corners_of_its_box_reach_is_no_witness() -> None:
     with torch.no_grad():
         model[0].weight.fill_(1.0)
         model[0].bias.fill_(-0.6)
-    assert str(stability(model, within(torch.zeros(1, 2), 0.5, 1.0))).startswith(
+    assert str(stability(model, lp_ball(torch.zeros(1, 2), 0.5, 1.0))).startswith(
         "0 active, 1 inactive"
     )
 
@@ -731,7 +736,7 @@ def test_a_cast_to_a_coarser_type_is_refused(
     )
     with pytest.raises(Unsupported, match=said):
         program(model, torch.zeros(2, 4))
-    for use in (mg.transforms.compress, mg.transforms.regions):
+    for use in (mg.compress, mg.regions):
         with pytest.raises(Unsupported, match="float"):
             use(model, Box(torch.zeros(1, 4), torch.ones(1, 4)))
 
@@ -759,8 +764,8 @@ def test_casts_that_lose_nothing_stay() -> None:
         half,
         nn.Sequential(half, Applied(lambda x: x.float().bfloat16())),
     ):
-        net, box = program(model, torch.zeros(2, 4)), ball(torch.zeros(1, 4).double(), 0.1)
-        assert bool((linear(net, box)[net.output].upper >= net(box.upper)).all())
+        net, box = program(model, torch.zeros(2, 4)), linf_ball(torch.zeros(1, 4).double(), 0.1)
+        assert bool((crown(net, box)[net.output].upper >= net(box.upper)).all())
 
 
 def test_a_program_holds_the_numbers_of_its_model() -> None:
@@ -781,8 +786,8 @@ def test_a_program_holds_the_numbers_of_its_model() -> None:
     assert float(found.lower.double()) <= 0.1
     assert float(found.upper.double()) >= 0.3
     assert float(found.width) < 0.2 + 1e-7
-    with pytest.raises(ShapeError, match="Ball: float32 does not hold"):
-        within(ends[0], 0.05, 2.0).as_input(torch.float32)
+    with pytest.raises(ShapeError, match="LpBall: float32 does not hold"):
+        lp_ball(ends[0], 0.05, 2.0).as_input(torch.float32)
 
 
 def special(name: str) -> Tensor:
@@ -824,17 +829,17 @@ def test_lines_hold_for_what_torch_computes_beside_every_odd_number(name: str) -
         )
         if name == "exp":
             z, box = z.clamp_max(50), Box(box.lower.clamp_max(50), box.upper.clamp_max(50))
-        value, found = h.value(z)[:, None, None], lines(h, box)
+        value, found = h.value(z)[:, None, None], linear_relaxation(h, box)
         z = z[:, None, None]
         size = 1e-14 * (1 + value.abs() + (found.below * z).abs() + (found.above * z).abs())
-        assert bool((found.below * z + found.below_at <= value + size).all())
-        assert bool((found.above * z + found.above_at >= value - size).all())
+        assert bool((found.below * z + found.lower_bias <= value + size).all())
+        assert bool((found.above * z + found.upper_bias >= value - size).all())
         least, most = extremes(h, torch.zeros_like(odd), box.lower[0], box.upper[0])
         flat, room = value[:, 0, 0], 1e-14 * (1 + value[:, 0, 0].abs())
         assert bool(((flat >= least - room) & (flat <= most + room)).all())
 
 
-@pytest.mark.parametrize("technique", [interval, linear, forward, alpha])
+@pytest.mark.parametrize("technique", [interval, crown, forward, alpha_crown])
 def test_softplus_falls_behind_twenty(technique: Callable[..., dict[str, Box]]) -> None:
     net = program(nn.Sequential(nn.Softplus()), torch.zeros(2, 1))
     for low, high in (
@@ -914,15 +919,15 @@ def test_linear_programs_do_not_depend_on_the_size_of_numbers(size: float) -> No
     ).double()
     box, row = Box(-torch.ones(1, 3).double(), torch.ones(1, 3).double()), torch.ones(1, 1).double()
     net = program(model, torch.zeros(2, 3))
-    truth, _ = least_of(net, linear(net, box), row, torch.zeros(1).double(), True)
+    truth, _ = lp_minimum(net, crown(net, box), row, torch.zeros(1).double(), True)
     with torch.no_grad():
         model[0].weight.mul_(size)
         model[0].bias.mul_(size)
         model[2].bias.mul_(size)
         model[4].bias.mul_(size)
     net = program(model, torch.zeros(2, 3))
-    relaxed, _ = least_of(net, linear(net, box), row, torch.zeros(1).double())
-    whole, where = least_of(net, linear(net, box), row, torch.zeros(1).double(), True)
+    relaxed, _ = lp_minimum(net, crown(net, box), row, torch.zeros(1).double())
+    whole, where = lp_minimum(net, crown(net, box), row, torch.zeros(1).double(), True)
     assert relaxed <= whole
     assert whole == pytest.approx(truth * size, rel=1e-7)
     assert float(net(where)) >= whole

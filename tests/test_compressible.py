@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from morphogen import ShapeError, Unsupported
-from morphogen.bounds.box import ball
+from morphogen.bounds.box import linf_ball
 from morphogen.training.compressible import MEASURES, adversarial, instability, l1_step
 
 
@@ -34,7 +34,7 @@ def test_instability_falls_under_training_and_is_zero_without_such_units(measure
         nn.Linear(5, 2),
     )
     x = torch.rand(6, 1, 4, 4)
-    box = ball(x, 0.05, 0.0, 1.0)
+    box = linf_ball(x, 0.05, 0.0, 1.0)
     before = instability(model, box, measure)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(50):
@@ -42,14 +42,14 @@ def test_instability_falls_under_training_and_is_zero_without_such_units(measure
         instability(model, box, measure).backward()
         optimizer.step()
     assert float(instability(model, box, measure).detach()) < float(before.detach())
-    exact = instability(model, ball(x, 0.0), "gap")
+    exact = instability(model, linf_ball(x, 0.0), "gap")
     assert float(exact.detach()) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_gap_is_the_height_of_the_triangle() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU()).double()
     nn.init.ones_(model[0].weight)
-    found = instability(model, ball(torch.tensor([[0.5], [7.0]]).double(), 2.0))
+    found = instability(model, linf_ball(torch.tensor([[0.5], [7.0]]).double(), 2.0))
     assert float(found.detach()) == pytest.approx(1.5 * 2.5 / 4 / 2)  # of two boxes one bends
 
 
@@ -67,13 +67,13 @@ def test_adversarial_examples_are_near_and_worse() -> None:
 
 
 def test_what_has_no_bounds_is_refused_by_name() -> None:
-    box = ball(torch.rand(2, 4), 0.1)
+    box = linf_ball(torch.rand(2, 4), 0.1)
     with pytest.raises(Unsupported, match="no bounds for Tanh"):
         instability(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), box)
     with pytest.raises(Unsupported, match="padding_mode='circular'"):
         instability(
             nn.Sequential(nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")),
-            ball(torch.rand(2, 1, 4), 0.1),
+            linf_ball(torch.rand(2, 1, 4), 0.1),
         )
     with pytest.raises(ShapeError, match="'area'"):
         instability(nn.Sequential(nn.Linear(4, 4)), box, "area")

@@ -118,14 +118,14 @@ def test_values_are_those_of_the_matrix(how: dict, linked: bool) -> None:
 def test_sparse_is_dense_with_zeros(kind: str, two: bool, dtype: torch.dtype, fan_in: int) -> None:
     torch.manual_seed(0)
     model = Dag(9, 50, wiring="random", fan_in=fan_in, activation=kind, linked=two)
-    layout, sources, starts = model.layout, model.sources, model.starts
+    layout, indices, indptr = model.layout, model.indices, model.indptr
     x, _, bias = given(layout, dtype)
-    weight = (torch.randn(len(sources), dtype=dtype) / 3).requires_grad_()
+    weight = (torch.randn(len(indices), dtype=dtype) / 3).requires_grad_()
     flat = torch.zeros(layout.weights, dtype=dtype).index_copy(
-        0, places(layout, sources, starts), weight
+        0, places(layout, indices, indptr), weight
     )
     expected = evaluated(dag(x, flat, bias, layout, "loop"), (x, weight, bias))
-    wired = wiring(sources, starts, 9, layout.width)
+    wired = wiring(indices, indptr, 9, layout.width)
     for solver in ("auto", "levels"):
         found = sparse_dag(x, weight, bias, wired, kind, two, solver)
         close(evaluated(found, (x, weight, bias)), expected, dtype)
@@ -276,10 +276,10 @@ def test_memory_for_the_backward_pass_is_that_of_the_values() -> None:
 
 
 def test_levels_are_longest_ways() -> None:
-    sources, starts = torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor([0, 1, 2, 4, 6])
+    indices, indptr = torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor([0, 1, 2, 4, 6])
     # two inputs; node 0 reads input 0, node 1 input 1, node 2 node 0 and input 0 (unsorted), node 3
     # nodes 1 and 2
-    assert levels(sources, starts, 2).tolist() == [1, 1, 2, 3]
+    assert levels(indices, indptr, 2).tolist() == [1, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("n", "d", "hops"), [(1024, 784, 1.84), (512, 64, None)])
@@ -454,7 +454,7 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     assert torch.equal(loaded(x), model(x))
     step(loaded, other, x)
     base = mg.replay(load_ledger(tmp_path / "net"), inside_a_network(how, out)[0], x)
-    # sources are drawn edit by edit; those of the checkpoint count
+    # indices are drawn edit by edit; those of the checkpoint count
     if how.get("wiring") != "random":
         assert {k: v.shape for k, v in base.state_dict().items()} == {
             k: v.shape for k, v in model.state_dict().items()
@@ -491,8 +491,8 @@ def test_copies_and_loaded_ones_get_the_same_new_sources(tmp_path: Path) -> None
     other = copy.deepcopy(model)
     mg.save(tmp_path / "net", model)
     resize(model, [Grow("2", 5)], example=x, ema=[other])
-    assert torch.equal(model[2].sources, other[2].sources)
-    assert model[2].sources is not other[2].sources
+    assert torch.equal(model[2].indices, other[2].indices)
+    assert model[2].indices is not other[2].indices
     assert torch.equal(model(x), other(x))
 
     def build() -> nn.Module:
@@ -501,7 +501,7 @@ def test_copies_and_loaded_ones_get_the_same_new_sources(tmp_path: Path) -> None
 
     loaded, _ = mg.load(tmp_path / "net", build)
     resize(loaded, [Grow("2", 5)], example=x)
-    assert torch.equal(loaded[2].sources, model[2].sources)
+    assert torch.equal(loaded[2].indices, model[2].indices)
 
 
 def test_a_plan_for_another_wiring_is_refused() -> None:
@@ -577,7 +577,7 @@ def test_weights_move_to_where_the_gradient_is(linked: bool) -> None:
     loss(model(x)).backward()
     gradient = full_gradient(model, x, loss)
     torch.testing.assert_close(
-        gradient[places(model.layout, model.sources, model.starts)], model.weight.grad
+        gradient[places(model.layout, model.indices, model.indptr)], model.weight.grad
     )
     matrix, count, before = model.matrix(), model.weight.numel(), model(x)
     applied = rewire(model, 0.25, gradient, optimizers=[optimizer])

@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import morphogen as mg
-from morphogen.bounds.alpha import alpha, optimised
+from morphogen.bounds.alpha_crown import alpha_crown, optimised
 from morphogen.bounds.box import Box
+from morphogen.bounds.crown import crown, lower_bound
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.dual import dual
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import linear, lower_bound
-from morphogen.bounds.lp import least_of
+from morphogen.bounds.lp import lp_minimum
 from morphogen.bounds.rounding import magnitudes
 from morphogen.cli import verify as verb
 from morphogen.deadline import NEVER, Deadline, OutOfTime, deadline
@@ -33,7 +33,7 @@ from morphogen.tracing.program import Program, program
 from morphogen.tracing.trace import trace
 from morphogen.verification.input_split import split_inputs
 from morphogen.verification.pgd import attack
-from morphogen.verification.relu_split import split_units
+from morphogen.verification.relu_split import split_relus
 from morphogen.verification.unsafe import Unsafe
 from morphogen.verification.vnncomp import verify_file
 
@@ -127,15 +127,15 @@ def techniques() -> dict[str, Callable[[Program], object]]:
         "values": lambda net: net(BOX.lower),
         "interval": lambda net: interval(net, BOX),
         "forward": lambda net: forward(net, BOX),
-        "linear": lambda net: linear(net, BOX),
+        "linear": lambda net: crown(net, BOX),
         "lower_bound": lambda net: lower_bound(net, boxes, ROW),
         "magnitudes": lambda net: magnitudes(net, boxes),
-        "alpha": lambda net: alpha(net, BOX, 1),
+        "alpha": lambda net: alpha_crown(net, BOX, 1),
         "optimised": lambda net: optimised(net, boxes, ROW, steps=3),
         "dual": lambda net: dual(net, boxes, ROW, steps=3),
         "derivative": lambda net: derivative(net, boxes),
         "attack": lambda net: attack(net, unsafe, BOX, 4, 3),
-        "least_of": lambda net: least_of(net, boxes, rows, limits),
+        "least_of": lambda net: lp_minimum(net, boxes, rows, limits),
     }
 
 
@@ -180,7 +180,7 @@ def test_tracing_stops(stage: str) -> None:
 @pytest.mark.parametrize(
     ("search", "model"),
     [
-        (split_units, chain(4)),
+        (split_relus, chain(4)),
         (split_inputs, chain(2, inputs=3)),
         (split_inputs, chain(3, nn.Tanh, 3)),
     ],

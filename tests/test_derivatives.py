@@ -50,8 +50,8 @@ def placed(kind: str, two: bool) -> Case:
 
 def wired(kind: str, two: bool, solver: str) -> Case:
     # node 2 reads nothing
-    sources, starts = torch.tensor([0, 2, 1, 3, 0, 4]), torch.tensor([0, 2, 4, 4, 6])
-    known = wiring(sources, starts, 3, 2 if two else 1)
+    indices, indptr = torch.tensor([0, 2, 1, 3, 0, 4]), torch.tensor([0, 2, 4, 4, 6])
+    known = wiring(indices, indptr, 3, 2 if two else 1)
     return lambda x, w, b: sparse_dag(x, w, b, known, kind, two, solver), (
         draw(2, 3),
         draw(6),

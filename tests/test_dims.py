@@ -128,7 +128,7 @@ def test_a_link_in_a_network_of_sequences() -> None:
         torch.randn(3, 5, 4).double(),
     )
     before = model(x)
-    link(model, x, start="keep")
+    link(model, x, init="preserve")
     assert model[1].dim == 2
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
     unlink(model, x)
@@ -152,7 +152,7 @@ def test_slopes_of_units_have_a_plain_form_along_dimension_1_alone() -> None:
             (link if isinstance(model[1], nn.PReLU) else unlink)(model, x)
     model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 2)).double()
     before = model(x.double())
-    link(model, x.double(), start="keep")
+    link(model, x.double(), init="preserve")
     torch.testing.assert_close(model(x.double()), before, rtol=0, atol=1e-12)
 
 

@@ -101,7 +101,7 @@ def hooked(rank: int, draw: torch.Generator) -> None:
         PlanError, match=r"different edits: rank 0 .*'drop': \(0,\).*, rank 1 .*'drop': \(1,\)"
     ):
         resize_distributed(ddp, [Shrink("0", [rank])], example=example, optimizers=[optimizer])
-    with pytest.raises(PlanError, match="ask for different fresh"):
+    with pytest.raises(PlanError, match="ask for different new_state_fraction"):
         resize_distributed(
             ddp,
             [Grow("0", 1)],
@@ -117,7 +117,7 @@ def hooked(rank: int, draw: torch.Generator) -> None:
     }
     with pytest.raises(PlanError, match="'0.weight' is not the same on all ranks"):
         resize_distributed(
-            ddp, [Grow("0", 1)], starts=drawn, example=example, optimizers=[optimizer]
+            ddp, [Grow("0", 1)], inits=drawn, example=example, optimizers=[optimizer]
         )
     for call in (
         lambda: mg.adapt(ddp.module, [optimizer]),
@@ -171,14 +171,14 @@ def interrupted(
     def stop(*_: object) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    starts = {**INITS, "scale": stop} if rank == 1 else {**INITS, "scale": constant(1.0)}
-    starts["scale"].__qualname__ = "same"
+    inits = {**INITS, "scale": stop} if rank == 1 else {**INITS, "scale": constant(1.0)}
+    inits["scale"].__qualname__ = "same"
     with pytest.raises(
         KeyboardInterrupt if rank == 1 else PlanError,
         match="" if rank == 1 else "rank 1 says: KeyboardInt",
     ):
         resize_distributed(
-            ddp, [Grow("0", 1)], starts=starts, example=example, optimizers=[optimizer]
+            ddp, [Grow("0", 1)], inits=inits, example=example, optimizers=[optimizer]
         )
 
 

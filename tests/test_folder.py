@@ -113,7 +113,7 @@ def test_many_at_once_get_a_folder_each(tmp_path: Path) -> None:
 
 
 def test_one_of_many_gets_one_folder_over_and_over(tmp_path: Path) -> None:
-    """Claims and releases that meet: two threads are never inside at once."""
+    """Claims and releases that intersect: two threads are never inside at once."""
     inside, most, folder = [0], [0], tmp_path / "run"
 
     def again() -> None:

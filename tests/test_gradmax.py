@@ -13,12 +13,12 @@ from morphogen.edit.inits.constant import INITS, normal
 from problems import problem
 
 
-def grown(model: nn.Module, x: Tensor, name: str, units: int, starts=INITS) -> mg.Applied:
+def grown(model: nn.Module, x: Tensor, name: str, units: int, inits=INITS) -> mg.Applied:
     return resize(
         model,
         [Grow(name, units)],
         example=x,
-        starts=starts,
+        inits=inits,
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -40,8 +40,8 @@ def test_linear_units_end_at_the_leading_singular_vectors() -> None:
     out = model(x).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(F.mse_loss(out, y), out)
     _, values, right = torch.linalg.svd(gradient.T @ x, full_matrices=False)
-    starts = found(model, x, "0", 2, lambda m: F.mse_loss(m(x), y), rounds=300)
-    receipt = grown(model, x, "0", 2, starts).receipt
+    inits = found(model, x, "0", 2, lambda m: F.mse_loss(m(x), y), rounds=300)
+    receipt = grown(model, x, "0", 2, inits).receipt
     assert receipt.keeps
     assert receipt.change <= 1e-12
     new = F.normalize(model[0].weight.detach()[6:])
@@ -63,12 +63,12 @@ def test_the_gradient_is_never_smaller_than_that_of_the_usual_start(name: str) -
         w.name for w in widths(trace(model, x)).values() if not w.fixed and not w.not_preserved
     )
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    starts = found(model, x, width, 3, loss)
+    inits = found(model, x, width, 3, loss)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
     usual, best = copy.deepcopy(model), copy.deepcopy(model)
-    plain, sharp = grown(usual, x, width, 3), grown(best, x, width, 3, starts)
+    plain, sharp = grown(usual, x, width, 3), grown(best, x, width, 3, inits)
     assert sharp.receipt.keeps
     assert sharp.receipt.change <= 1e-9
 

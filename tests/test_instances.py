@@ -32,7 +32,7 @@ def test_a_killed_process_costs_no_other_problem(listing: Path, tmp_path: Path) 
     out, left = tmp_path / "results.csv", []
     found = {
         result.prop: result
-        for result in run_instances(listing, out, jobs=2, tell=lambda _, n: left.append(n))
+        for result in run_instances(listing, out, jobs=2, callback=lambda _, n: left.append(n))
     }
     statuses = {prop: result.status for prop, result in found.items()}
     assert statuses == {"0": "unsat", "00": "unsat", "1": "unsat", "2": "error"}
@@ -43,7 +43,7 @@ def test_a_killed_process_costs_no_other_problem(listing: Path, tmp_path: Path) 
     again = []
     found = {
         result.prop: result
-        for result in run_instances(listing, out, tell=lambda result, _: again.append(result))
+        for result in run_instances(listing, out, callback=lambda result, _: again.append(result))
     }
     assert [(result.prop, result.status) for result in again] == [("2", "unsat")]
     assert len(found) == 4

@@ -358,22 +358,22 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return str((model, model.state_dict(), state["param_groups"], sorted(state["state"].items())))
 
 
-@pytest.mark.parametrize("start", ["keep", "looks-linear"])
-def test_link_rewrites_a_network_and_undo_takes_it_back(start: str) -> None:
+@pytest.mark.parametrize("init", ["preserve", "looks-linear"])
+def test_link_rewrites_a_network_and_undo_takes_it_back(init: str) -> None:
     model, x = plain()
     optimizer = torch.optim.AdamW(model.parameters())
     model(x).square().sum().backward()
     optimizer.step()
     before, out = everything(model, optimizer), model(x)
-    done = link(model, x, optimizers=[optimizer], start=start)
+    done = link(model, x, optimizers=[optimizer], init=init)
     assert [type(model[i]) for i in (2, 5, 8, 11)] == [LKReLU, LKSwish, LKPReLU, LKSELU]
     assert [model[i].weight.shape[1] for i in (4, 7, 10, 12)] == [10, 32, 12, 14]
     assert model[4].in_channels == 10
     assert mg.doctor(model, optimizer) == []
-    assert done.receipt.keeps == (start == "keep")
+    assert done.receipt.keeps == (init == "preserve")
     assert done.receipt.edits == ("link 2", "link 5", "link 8", "link 11")
     assert done.receipt.parameters[1] == sum(p.numel() for p in model.parameters())
-    if start == "keep":
+    if init == "preserve":
         torch.testing.assert_close(model(x), out, rtol=0, atol=1e-12)
     else:
         assert done.receipt.change == pytest.approx(float((model(x) - out).abs().max().detach()))
@@ -386,7 +386,7 @@ def test_unlink_gives_the_plain_network_back() -> None:
     model, x = plain()
     optimizer = torch.optim.AdamW(model.parameters())
     twin, out = copy.deepcopy(model), model(x)
-    link(model, x, optimizers=[optimizer], start="keep")
+    link(model, x, optimizers=[optimizer], init="preserve")
     done = unlink(model, x, optimizers=[optimizer])
     assert done.receipt.keeps
     assert mg.doctor(model, optimizer) == []
@@ -433,7 +433,7 @@ class Residual(nn.Module):
 def test_what_a_residual_stream_reads_stays_plain() -> None:
     torch.manual_seed(0)
     model, x = Residual().double(), torch.randn(3, 4).double()
-    done = link(model, x, start="keep")
+    done = link(model, x, init="preserve")
     assert done.receipt.edits == ("link inner",)
     assert type(model.outer) is nn.ReLU
     assert model.second.in_features == 10

@@ -69,7 +69,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor, Any], Any]] = {
     "adapt": lambda m, x, path: mg.adapt(m),
     "freeze": lambda m, x, path: mg.freeze(m, x),
     "fold_batchnorm": lambda m, x, path: fold_batchnorm(m, x),
-    "link": lambda m, x, path: link(m, x, start="keep"),
+    "link": lambda m, x, path: link(m, x, init="preserve"),
     "export_onnx": lambda m, x, path: export_onnx(m, x, path / "m.onnx"),
     "predict": lambda m, x, path: predict(m, x),
     "save": lambda m, x, path: mg.save(path / "m", m),
@@ -93,7 +93,7 @@ PLAINLY: dict[str, Callable[[nn.Module, Tensor, Any], Any]] = {
     "robust_accuracy": lambda m, x, path: mg.robust_accuracy(
         m, x, predict(m, x).argmax(1), radius=0.01
     ),
-    "unlink": lambda m, x, path: (link(m, x, start="keep"), unlink(m, x)),
+    "unlink": lambda m, x, path: (link(m, x, init="preserve"), unlink(m, x)),
 }
 
 

@@ -54,8 +54,8 @@ def test_more_units_never_gain_less_and_nothing_is_touched() -> None:
     assert torch.equal(random, torch.get_rng_state())
     model[3].p = 0.0  # the masks of two sizes have nothing in common
     small = natural_norm(model, loss, damping=1e-9)
-    starts = gradmax(model, plan(model, widths(trace(model, x)), [Grow("0", 2)]), loss)
-    resize(model, [Grow("0", 2)], example=x, starts=starts)
+    inits = gradmax(model, plan(model, widths(trace(model, x)), [Grow("0", 2)]), loss)
+    resize(model, [Grow("0", 2)], example=x, inits=inits)
     assert natural_norm(model, loss, damping=1e-9) >= small * (1 - 1e-6)
 
 

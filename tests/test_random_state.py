@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen import layers, models
-from morphogen.bounds.alpha import alpha
-from morphogen.bounds.box import ball
+from morphogen.bounds.alpha_crown import alpha_crown
+from morphogen.bounds.box import linf_ball
+from morphogen.bounds.crown import crown
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import linear
 from morphogen.data import preparation
 from morphogen.data.dataset import from_arrays
 from morphogen.data.from_frame import from_frame
@@ -47,7 +47,7 @@ from morphogen.transforms import TRANSFORMS
 from morphogen.transforms.compress import RULES
 from morphogen.transforms.shallow.approximate import approximate_shallow
 from morphogen.verification.pgd import attack
-from morphogen.verification.verify import other_classes
+from morphogen.verification.verify import misclassified
 
 
 def state() -> tuple[Any, ...]:
@@ -106,9 +106,9 @@ class Room:
         self.dag = models.dagnet(3, 2).eval()
         self.deep = models.mlp(3, 2, 4, 0.1)
         self.optimizer = torch.optim.Adam(self.deep.parameters())
-        self.box = ball(torch.full((1, 3), 0.5), 0.2)
+        self.box = linf_ball(torch.full((1, 3), 0.5), 0.2)
         self.program = program(self.net, torch.zeros(2, 3))
-        self.unsafe = other_classes(0, 2)
+        self.unsafe = misclassified(0, 2)
         draw = np.random.default_rng(0)
         self.rows = draw.normal(size=(60, 3))
         self.y01 = (self.rows[:, 0] > 0).astype(int)
@@ -189,21 +189,21 @@ def planned(r: Room) -> Any:
 KEEPS: dict[str, Callable[[Room], Any]] = {
     **{f"transforms.{name}": rewritten(name) for name in TRANSFORMS},
     "transforms.compress into layers": lambda r: mg.compress(
-        r.straight, mg.ball(r.x[:1], 1e-3), rules=RULES
+        r.straight, mg.linf_ball(r.x[:1], 1e-3), rules=RULES
     ),
     "transforms.shallow as modules": lambda r: mg.shallow(r.net, r.box)[0].to_torch(),
     "transforms.freeze a dag": lambda r: mg.freeze(r.dag, r.x),
-    "transforms.link keep": lambda r: mg.link(r.net, r.x, start="keep"),
-    "transforms.unlink": lambda r: (mg.link(r.net, r.x, start="keep"), mg.unlink(r.net, r.x)),
+    "transforms.link keep": lambda r: mg.link(r.net, r.x, init="preserve"),
+    "transforms.unlink": lambda r: (mg.link(r.net, r.x, init="preserve"), mg.unlink(r.net, r.x)),
     "transforms.regions": lambda r: mg.regions(r.net, r.box),
     **{
         f"bounds.{each.__name__}": bounded(each)
-        for each in (alpha, forward, interval, linear, mg.stability)
+        for each in (alpha_crown, forward, interval, crown, mg.stability)
     },
-    "bounds.around": lambda r: mg.around(r.x),
+    "bounds.around": lambda r: mg.bounding_box(r.x),
     "bounds.attack": lambda r: attack(r.program, r.unsafe[0], r.box),
-    "bounds.ball": lambda r: mg.ball(r.x[:1], 0.1),
-    "bounds.other_classes": lambda r: mg.other_classes(0, 2),
+    "bounds.ball": lambda r: mg.linf_ball(r.x[:1], 0.1),
+    "bounds.other_classes": lambda r: mg.misclassified(0, 2),
     "bounds.program": lambda r: program(r.deep.eval(), r.x),
     "bounds.verify": lambda r: mg.verify(r.net, r.box, r.unsafe, seconds=5),
     "bounds.robust_accuracy": lambda r: mg.robust_accuracy(r.net, r.x, r.y, 0.01, seconds=2),

@@ -241,10 +241,10 @@ def test_the_walk_goes_through_facets_of_several_units(
     width = len(first) if second is None else len(second)
     model = nn.Sequential(layer(first), nn.ReLU(), *between, layer([[1.0] * width]))
     assert len(regions(model, cube(7))) == cells
-    few = nn.Sequential(
+    l0_ball = nn.Sequential(
         layer([row[:2] for row in first]), nn.ReLU(), *between, layer([[1.0] * width])
     )
-    assert len(regions(few, cube(2))) == len(regions(few, cube(2), method="walk")) == cells
+    assert len(regions(l0_ball, cube(2))) == len(regions(l0_ball, cube(2), method="walk")) == cells
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -186,7 +186,7 @@ def test_units_that_nothing_reads_leave_without_loss_and_it_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fresh", "low", "high"), [(1.0, 0.0, 1.2), (0.1, 1.2, 3.0), (0.0, 3.0, 10.0)]
+    ("new_state_fraction", "low", "high"), [(1.0, 0.0, 1.2), (0.1, 1.2, 3.0), (0.0, 3.0, 10.0)]
 )
 def test_how_fresh_state_starts_is_a_choice(
     new_state_fraction: float, low: float, high: float

@@ -53,8 +53,8 @@ def test_what_must_be_below_a_limit_may_touch_it(inputs: int) -> None:
 def test_a_set_counts_what_touches_a_strict_limit_as_safe() -> None:
     y = torch.tensor([[0.5, 0.25], [0.5, 0.75], [0.0, 0.0]]).double()
     strict = Unsafe(torch.eye(2), torch.tensor([0.5, 0.5]), torch.tensor([True, False]))
-    assert (strict.excess(y) <= 0).tolist() == [False, False, True]
-    assert (Unsafe(torch.eye(2), torch.tensor([0.5, 0.5])).excess(y) <= 0).tolist() == [
+    assert (strict.margin(y) <= 0).tolist() == [False, False, True]
+    assert (Unsafe(torch.eye(2), torch.tensor([0.5, 0.5])).margin(y) <= 0).tolist() == [
         True,
         False,
         True,
@@ -77,17 +77,17 @@ def test_a_replayed_counterexample_of_a_strict_row_must_be_below_its_limit(tmp_p
     assert told == {"<": [True, False, False, False], "<=": [True, True, True, False]}
 
 
-@pytest.mark.parametrize("excess", [1e-9, 0.05])
+@pytest.mark.parametrize("margin", [1e-9, 0.05])
 def test_a_witness_is_one_only_where_the_model_agrees(
-    excess: float, monkeypatch: pytest.MonkeyPatch
+    margin: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = relu(20)
     box = Box(-torch.ones(1, 20).double(), torch.ones(1, 20).double())
     witness = torch.zeros(20).double()
-    witness[0] = 0.5 + excess
+    witness[0] = 0.5 + margin
     found = Verdict("sat", -1.0, witness)
     monkeypatch.setattr(
-        "morphogen.verification.verify.split_units", lambda *given, **options: found
+        "morphogen.verification.verify.split_relus", lambda *given, **options: found
     )
     verdict = mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])))
     assert (verdict.status, verdict.witness) == ("unknown", None)

@@ -24,7 +24,7 @@ from morphogen.formats.vnnlib import parse_vnnlib, read_vnnlib
 from morphogen.tracing.program import program
 from morphogen.verification.input_split import split_inputs
 from morphogen.verification.instances import run_instances
-from morphogen.verification.relu_split import split_units
+from morphogen.verification.relu_split import split_relus
 from morphogen.verification.unsafe import Unsafe
 from morphogen.verification.vnncomp import verify_file
 
@@ -104,7 +104,7 @@ def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
         assert found.status == status
         if found.witness is not None:
             assert float((net(found.witness[None]) @ rows.T)[0, 0]) <= limit
-        found = split_units(
+        found = split_relus(
             net, [Unsafe(rows, torch.tensor([limit - far]).double()) for far in (1.0, 0.0)], box, 60
         )
         assert found.status == status
@@ -115,7 +115,7 @@ def test_verdicts_of_small_networks_are_those_of_a_fine_grid(seed: int) -> None:
         == "unknown"
     )
     assert (
-        split_units(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status
+        split_relus(net, [Unsafe(rows, torch.tensor([least - 1e-4]).double())], box, 0.0).status
         == "unknown"
     )
 

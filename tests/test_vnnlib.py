@@ -359,7 +359,9 @@ def searched(
 def test_verdicts_on_formulas_are_those_of_a_grid(
     monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
-    """few: with 1 every choice is decided by what a point misses, as it is where there are many."""
+    """few: with 1 every choice is decided by what a point misses, as it is where there are
+    many.
+    """
     monkeypatch.setattr(formulas, "_FEW", few)
     monkeypatch.setattr(formulas, "_FLAT", few)
     draw, seen = random.Random(few), set()

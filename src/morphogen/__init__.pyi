@@ -1,8 +1,10 @@
-from .bounds.box import Ball as Ball
 from .bounds.box import Box as Box
-from .bounds.box import Few as Few
-from .bounds.box import around as around
-from .bounds.box import ball as ball
+from .bounds.box import L0Ball as L0Ball
+from .bounds.box import LpBall as LpBall
+from .bounds.box import bounding_box as bounding_box
+from .bounds.box import l0_ball as l0_ball
+from .bounds.box import linf_ball as linf_ball
+from .bounds.box import lp_ball as lp_ball
 from .data.load import load_data as load_data
 from .edit.adapt import adapt as adapt
 from .edit.apply import Applied as Applied
@@ -67,7 +69,7 @@ from .verification.stability import Stability as Stability
 from .verification.stability import stability as stability
 from .verification.unsafe import Unsafe as Unsafe
 from .verification.unsafe import Verdict as Verdict
-from .verification.verify import other_classes as other_classes
+from .verification.verify import misclassified as misclassified
 from .verification.verify import robust_accuracy as robust_accuracy
 from .verification.verify import verify as verify
 

@@ -45,7 +45,7 @@ class Box:
     def width(self) -> Tensor:
         return self.upper - self.lower
 
-    def meet(self, other: "Box") -> "Box":
+    def intersect(self, other: "Box") -> "Box":
         """What lies in both; both hold what is bounded, so rounding that makes them miss each other
         is mended. A set that is more than a box stays as it is.
         """
@@ -130,7 +130,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Ball(Box):
+class LpBall(Box):
     """What of a box lies within `radius` of its point `middle` in the norm 1 or 2."""
 
     middle: Tensor
@@ -163,7 +163,7 @@ class Ball(Box):
 
 
 @dataclass(frozen=True)
-class Few(Box):
+class L0Ball(Box):
     """What of a box differs from its point `middle` in at most `count` coordinates."""
 
     middle: Tensor
@@ -186,7 +186,7 @@ class Few(Box):
         return self.middle + away * moved
 
 
-def within(
+def lp_ball(
     x: Tensor,
     radius: float,
     norm: float = torch.inf,
@@ -196,41 +196,43 @@ def within(
     """All points within `radius` of x, (batch, ...), in the norm 1, 2 or infinity, cut to [low,
     high].
     """
-    box = ball(x, radius, low, high)
+    box = linf_ball(x, radius, low, high)
     if norm == torch.inf:
         return box
     if norm not in (1, 2):
-        raise ShapeError(f"within: norm={norm}; give 1, 2 or torch.inf")
+        raise ShapeError(f"lp_ball: norm={norm}; give 1, 2 or torch.inf")
     if bool(((x < low) | (x > high)).any()):
-        raise ShapeError(f"within: x leaves [{low}, {high}]; give an x that is there")
-    return Ball(box.lower, box.upper, x.clamp(low, high), radius, float(norm))
+        raise ShapeError(f"lp_ball: x leaves [{low}, {high}]; give an x that is there")
+    return LpBall(box.lower, box.upper, x.clamp(low, high), radius, float(norm))
 
 
-def few(x: Tensor, count: int, low: float, high: float) -> Few:
+def l0_ball(x: Tensor, count: int, low: float, high: float) -> L0Ball:
     """All points that differ from x, (batch, ...), in at most `count` coordinates, which go
     anywhere in [low, high].
     """
     if not 1 <= count <= x[0].numel():
         raise ShapeError(
-            f"few: count={count}; give a number from 1 to {x[0].numel()}, the coordinates of an "
+            f"l0_ball: count={count}; give a number from 1 to {x[0].numel()}, the coordinates "
+            f"of an "
             f"input"
         )
     if bool(((x < low) | (x > high)).any()):
-        raise ShapeError(f"few: x leaves [{low}, {high}]; give an x that is there")
-    return Few(torch.full_like(x, low), torch.full_like(x, high), x, count)
+        raise ShapeError(f"l0_ball: x leaves [{low}, {high}]; give an x that is there")
+    return L0Ball(torch.full_like(x, low), torch.full_like(x, high), x, count)
 
 
-def around(rows: Tensor) -> Box:
+def bounding_box(rows: Tensor) -> Box:
     """The smallest box that holds all rows, (n, *shape), as one example, (1, *shape)."""
     if not len(rows):
-        raise ShapeError("around: there are no rows; give at least one")
+        raise ShapeError("bounding_box: there are no rows; give at least one")
     return Box(rows.amin(0, keepdim=True), rows.amax(0, keepdim=True))
 
 
-def ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf) -> Box:
+def linf_ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = torch.inf) -> Box:
     """All points within `radius` of x in every coordinate, cut to [low, high]. x: (batch, ...)."""
     if bool(((x + radius < low) | (x - radius > high)).any()):
         raise ShapeError(
-            f"ball: nothing within {radius} of x lies in [{low}, {high}]; give an x that is there"
+            f"linf_ball: nothing within {radius} of x lies in [{low}, {high}]; give an x that is "
+            f"there"
         )
     return Box((x - radius).clamp(low, high), (x + radius).clamp(low, high))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import places
+from morphogen.bounds.crown import places
 from morphogen.bounds.maximum import looked_at, windows
-from morphogen.bounds.rules import absolute, activation, affine
+from morphogen.bounds.rules import abs_jacobian, activation, affine
 from morphogen.tracing.program import Program, Step, run
 
 # numbers in the ranges of one value that are found at once, so that no single step takes long
@@ -70,7 +70,7 @@ def _next(step: Step, known: Mapping[str, Box], boxes: Mapping[str, Box], inputs
     if affine(step):
         added = run(step, {n: torch.zeros_like(known[n].lower[:1]) for n in step.reads})
         centre = run(step, {n: known[n].centre for n in step.reads}) - added
-        radius = absolute(step, {n: known[n].radius for n in step.reads})
+        radius = abs_jacobian(step, {n: known[n].radius for n in step.reads})
         return Box(centre - radius, centre + radius)
     (read,) = (known[n] for n in step.reads)
     h = activation(step)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import Free, backward, lines, lower_bound
+from morphogen.bounds.crown import Variables, backward, linear_relaxation, lower_bound
 from morphogen.bounds.maximum import lined, windows
 from morphogen.bounds.rules import activation
 from morphogen.tracing.program import Program
@@ -56,7 +56,7 @@ def dual(
     best, path = torch.full(_shape(net, boxes, spec), -torch.inf, dtype=net.dtype), []
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
-            bound = lower_bound(net, boxes, spec, name, Free(duals=multipliers))
+            bound = lower_bound(net, boxes, spec, name, Variables(duals=multipliers))
         best = torch.maximum(best, bound.detach())
         path.append(float(best.mean()))
         if optimizer is None or not bound.requires_grad:
@@ -84,7 +84,7 @@ def of_lines(
             if h is None:
                 found[step.name], _ = lined(windows(step, net.shapes[read]), a, boxes[read])
             else:
-                line = lines(h, boxes[read])
+                line = linear_relaxation(h, boxes[read])
                 found[step.name] = a.clamp_min(0) * line.below + a.clamp_max(0) * line.above
     return found
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.interval import passed
-from morphogen.bounds.linear import lines
-from morphogen.bounds.rules import absolute, activation, affine, carried
+from morphogen.bounds.crown import linear_relaxation
+from morphogen.bounds.interval import interval_step
+from morphogen.bounds.rules import abs_jacobian, activation, affine, linear_step
 from morphogen.tracing.program import Program, Step
 
 
@@ -57,9 +57,9 @@ def forward(net: Program, box: Box) -> dict[str, Box]:
     known = {net.input: Between(start, torch.zeros_like(start))}
     boxes = {net.input: box}
     for step in net.forth():
-        boxes[step.name] = passed(step, boxes)
+        boxes[step.name] = interval_step(step, boxes)
         known[step.name] = _next(step, known, boxes)
-        boxes[step.name] = boxes[step.name].meet(known[step.name].box(flat))
+        boxes[step.name] = boxes[step.name].intersect(known[step.name].box(flat))
     return boxes
 
 
@@ -67,8 +67,8 @@ def _next(step: Step, known: dict[str, Between], boxes: dict[str, Box]) -> Betwe
     read = {name: known[name] for name in step.reads}
     first = read[step.reads[0]].middle
     if affine(step):
-        middle = carried(step, {name: value.middle for name, value in read.items()})
-        half = absolute(step, {name: value.half.flatten(0, 1) for name, value in read.items()})
+        middle = linear_step(step, {name: value.middle for name, value in read.items()})
+        half = abs_jacobian(step, {name: value.half.flatten(0, 1) for name, value in read.items()})
         return Between(middle, half.unflatten(0, first.shape[:2]))
     h = activation(step)
     if h is None:  # a maximum: between two numbers
@@ -77,9 +77,9 @@ def _next(step: Step, known: dict[str, Between], boxes: dict[str, Box]) -> Betwe
         return Between(
             torch.cat([box.centre[:, None], zeros], 1), torch.cat([box.radius[:, None], zeros], 1)
         )
-    found, (value,) = lines(h, boxes[step.reads[0]]), read.values()
+    found, (value,) = linear_relaxation(h, boxes[step.reads[0]]), read.values()
     below = found.below * value.middle - found.below.abs() * value.half
     above = found.above * value.middle + found.above.abs() * value.half
-    below = torch.cat([below[:, :1] + found.below_at, below[:, 1:]], 1)
-    above = torch.cat([above[:, :1] + found.above_at, above[:, 1:]], 1)
+    below = torch.cat([below[:, :1] + found.lower_bias, below[:, 1:]], 1)
+    above = torch.cat([above[:, :1] + found.upper_bias, above[:, 1:]], 1)
     return Between((above + below) / 2, (above - below) / 2)

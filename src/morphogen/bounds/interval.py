@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from morphogen.bounds.activation import RELU, extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.rounding import outward, rounded
-from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, refuse
+from morphogen.bounds.rules import MAXIMA, abs_jacobian, activation, affine, refuse
 from morphogen.tracing.program import RESHAPES, Program, Step, run
 
 
@@ -17,11 +17,11 @@ def interval(net: Program, box: Box) -> dict[str, Box]:
     """Bounds on every value by name. box: of inputs, (batch, *net.shapes[net.input])."""
     found: dict[str, Box] = {net.input: box.as_input(net.dtype)}
     for step in net.forth():
-        found[step.name] = passed(step, found)
+        found[step.name] = interval_step(step, found)
     return found
 
 
-def passed(step: Step, boxes: Mapping[str, Box]) -> Box:
+def interval_step(step: Step, boxes: Mapping[str, Box]) -> Box:
     """Bounds on a step's value from those on what it reads. Raises `Unsupported` where no rule
     does.
     """
@@ -40,5 +40,5 @@ def passed(step: Step, boxes: Mapping[str, Box]) -> Box:
     if not affine(step):
         raise refuse(step, "interval")
     centre = run(step, {n: boxes[n].centre for n in step.reads})
-    radius = absolute(step, {n: boxes[n].radius for n in step.reads}) + rounded(step, boxes)
+    radius = abs_jacobian(step, {n: boxes[n].radius for n in step.reads}) + rounded(step, boxes)
     return Box(centre - radius, centre + radius)

@@ -22,10 +22,18 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
+from morphogen.bounds.crown import linear_relaxation
 from morphogen.bounds.highs import solver
-from morphogen.bounds.linear import lines
 from morphogen.bounds.rounding import size, unit
-from morphogen.bounds.rules import MAXIMA, absolute, activation, affine, carried, rectifier, refuse
+from morphogen.bounds.rules import (
+    MAXIMA,
+    abs_jacobian,
+    activation,
+    affine,
+    linear_step,
+    rectifier,
+    refuse,
+)
 from morphogen.deadline import Deadline
 from morphogen.tracing.program import Program, Step, run
 
@@ -66,7 +74,7 @@ class _Rows:
 
 
 @dataclass
-class _Bends:
+class _Unstable:
     """By open unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which is 0
     where it is off; the row of the chord, y; slope; and reach, how large y can be.
     """
@@ -78,7 +86,7 @@ class _Bends:
     slope: list[float] = field(default_factory=list)
     reach: list[float] = field(default_factory=list)
 
-    def among(self, rows: np.ndarray, columns: np.ndarray) -> "_Bends":
+    def among(self, rows: np.ndarray, columns: np.ndarray) -> "_Unstable":
         """Those whose variable is among some columns, by their places in some rows and columns."""
         there = np.isin(self.column, columns).nonzero()[0]
         on, off, chord, column = (
@@ -91,25 +99,25 @@ class _Bends:
             )
         )
         slope, reach = (np.array(values)[there].tolist() for values in (self.slope, self.reach))
-        return _Bends(on, off, chord, column, slope, reach)
+        return _Unstable(on, off, chord, column, slope, reach)
 
 
-def least_of(
+def lp_minimum(
     net: Program,
     boxes: Mapping[str, Box],
     rows: Tensor,
     limits: Tensor,
-    whole: bool = False,
+    exact: bool = False,
     seconds: float = torch.inf,
-    enough: float = torch.inf,
+    stop_above: float = torch.inf,
 ) -> tuple[float, Tensor | None]:
     """(a lower bound on the largest of rows . output - limits, the input (1, *shape) at the
     solver's optimum).
 
     boxes: of every value, for one example, from `linear` or `alpha`; where one ends at 0, that is a
-    constraint of its own. rows: (k, *shape of the output); limits: (k,). whole: with ReLUs decided
+    constraint of its own. rows: (k, *shape of the output); limits: (k,). exact: with ReLUs decided
     one after the other, which makes the bound exact, to 1e-9 of the size of rows . output and
-    limits, for networks of (leaky) ReLUs, if there is time. enough: it may end with a bound so
+    limits, for networks of (leaky) ReLUs, if there is time. stop_above: it may end with a bound so
     large, or with a point below 0. Infinite where no input fits the boxes, minus infinity where the
     program is too large to be built. Raises `OutOfTime` where `net.until` passes before there is a
     program; afterwards what was found by then is returned.
@@ -119,7 +127,7 @@ def least_of(
     )
     if variables * max(3 * variables, net.numbers) > _LARGEST:
         return -torch.inf, None
-    wanted, units, far, held, lower, upper, bends = _encoded(net, boxes)
+    wanted, units, far, held, lower, upper, unstable = _encoded(net, boxes)
     by_size = rows.flatten(1).abs().T
     surplus = wanted.function.flatten(1) @ rows.flatten(1).T
     off = wanted.off.flatten() @ by_size
@@ -139,9 +147,9 @@ def least_of(
     cost[-1] = 1
     held.add(cost[:, None] - surplus, 0.0, torch.inf, off)
     until = net.until.within(seconds)
-    relaxed = _Relaxation(cost, held, lower, upper, bends, units[1:].numpy(), until)
-    bends = relaxed.bends
-    first = relaxed.solve({}, bends)
+    relaxed = _Relaxation(cost, held, lower, upper, unstable, units[1:].numpy(), until)
+    unstable = relaxed.unstable
+    first = relaxed.solve({}, unstable)
     box = boxes[net.input]
 
     def point(found: _Found) -> Tensor | None:
@@ -152,25 +160,25 @@ def least_of(
         x[relaxed.columns[inputs]] = torch.from_numpy(found.values[inputs])
         return x.view_as(box.lower).clamp(box.lower, box.upper)
 
-    if not whole or first.values is None:
+    if not exact or first.values is None:
         return first.bound, point(first)
 
     def true(x: Tensor) -> float:
         return float((net(x).flatten(1) @ rows.flatten(1).T - limits).amax())
 
     return _searched(
-        relaxed, bends, first, point, true, until, enough, _TIGHT * float(sizes.amax())
+        relaxed, unstable, first, point, true, until, stop_above, _TIGHT * float(sizes.amax())
     )
 
 
 def _searched(
     relaxed: "_Relaxation",
-    bends: _Bends,
+    unstable: _Unstable,
     first: "_Found",
     point: Callable[["_Found"], Tensor | None],
     true: Callable[[Tensor], float],
     until: Deadline,
-    enough: float,
+    stop_above: float,
     tight: float,
 ) -> tuple[float, Tensor | None]:
     """Best bound first: the unit whose relaxation costs the most at the optimum is decided, on and
@@ -184,19 +192,19 @@ def _searched(
         x = point(found)
         if x is not None and (value := true(x)) < best:
             best, where = value, x
-        heapq.heappush(waiting, (found.bound, count, decided, found.widest(bends, decided)))
+        heapq.heappush(waiting, (found.bound, count, decided, found.widest(unstable, decided)))
         count += 1
 
     look(first, {})
     while waiting:
         bound, _, decided, unit = waiting[0]
-        known = bound >= min(enough, best - tight) or (enough < torch.inf and best < 0)
+        known = bound >= min(stop_above, best - tight) or (stop_above < torch.inf and best < 0)
         if known or unit is None or until.left() <= 0:
             return bound, where
         heapq.heappop(waiting)
         for on in (False, True):
             child = {**decided, unit: on}
-            found = relaxed.solve(child, bends)
+            found = relaxed.solve(child, unstable)
             if found.bound < torch.inf:
                 # what is infeasible for the solver and for no certificate keeps its mother's bound,
                 # and is decided no further
@@ -216,7 +224,7 @@ class _Known:
 
 def _encoded(
     net: Program, boxes: Mapping[str, Box]
-) -> tuple[_Known, Tensor, Tensor, _Rows, list[Tensor], list[Tensor], _Bends]:
+) -> tuple[_Known, Tensor, Tensor, _Rows, list[Tensor], list[Tensor], _Unstable]:
     """(the output, with one more variable; the unit of each variable, a 1 first; its largest size
     in that; constraints; bounds of the variables but the last; which of these are of ReLUs).
 
@@ -238,7 +246,7 @@ def _encoded(
         [boxes[net.input].lower.flatten() / first],
         [boxes[net.input].upper.flatten() / first],
     )
-    bends = _Bends()
+    unstable = _Unstable()
     for step in net.forth():
         if affine(step):
             known[step.name] = _carried(step, known, far)
@@ -274,18 +282,23 @@ def _encoded(
             places.append(len(rows))
             chord = (high - slope * low) / (high - low)
             rows.add(y[:, new] - chord * z[:, new], -torch.inf, slope * low - chord * low, room)
-            for found, place in zip((bends.on, bends.off, bends.chord), places, strict=True):
+            for found, place in zip(
+                (unstable.on, unstable.off, unstable.chord), places, strict=True
+            ):
                 found += range(place, place + len(new))
-            bends.column += range(at - 1, at - 1 + len(new))
-            bends.slope += [slope] * len(new)
-            bends.reach += torch.maximum(high, -slope * low).tolist()
+            unstable.column += range(at - 1, at - 1 + len(new))
+            unstable.slope += [slope] * len(new)
+            unstable.reach += torch.maximum(high, -slope * low).tolist()
             lower.append(slope * low / unit_)
             upper.append(high / unit_)
         elif h is not None:
-            lined = lines(h, Box(box.lower[None], box.upper[None]))
+            lined = linear_relaxation(h, Box(box.lower[None], box.upper[None]))
             below, above = (
                 (slope[0, 0], offset[0, 0])
-                for slope, offset in ((lined.below, lined.below_at), (lined.above, lined.above_at))
+                for slope, offset in (
+                    (lined.below, lined.lower_bias),
+                    (lined.above, lined.upper_bias),
+                )
             )
             for (steep, offset), (least, most) in (
                 (below, (below[1], torch.inf)),
@@ -304,23 +317,23 @@ def _encoded(
         far[at : at + len(new)] = torch.maximum(lower[-1].abs(), upper[-1].abs())
         at += len(new)
         known[step.name] = _Known(y.view(-1, *step.shape), y_off.view(step.shape))
-    return known[net.output], units, far, rows, lower, upper, bends
+    return known[net.output], units, far, rows, lower, upper, unstable
 
 
 def _carried(step: Step, known: Mapping[str, _Known], far: Tensor) -> _Known:
     """Through an affine step, with what its sums may be off, see `rounding`. far: of each variable,
     a 1 first.
     """
-    function = carried(step, {name: known[name].function[None] for name in step.reads})[0]
+    function = linear_step(step, {name: known[name].function[None] for name in step.reads})[0]
     added: Tensor = run(
         step, {name: torch.zeros_like(known[name].off)[None] for name in step.reads}
     )
     sizes = {name: torch.tensordot(far, known[name].function.abs(), 1)[None] for name in step.reads}
-    off = absolute(step, {name: known[name].off[None] for name in step.reads})
+    off = abs_jacobian(step, {name: known[name].off[None] for name in step.reads})
     terms = sum(known[name].off.numel() for name in step.reads)
     # what is added is added to every coefficient, and taken away again
     off = off + unit(function.dtype, terms) * (
-        absolute(step, sizes) + (1 + far.sum()) * added.abs()
+        abs_jacobian(step, sizes) + (1 + far.sum()) * added.abs()
     )
     return _Known(function, off[0])
 
@@ -359,18 +372,18 @@ class _Found:
     above: np.ndarray | None = None
     duals: np.ndarray | None = None
 
-    def widest(self, bends: _Bends, decided: Mapping[int, bool]) -> int | None:
+    def widest(self, unstable: _Unstable, decided: Mapping[int, bool]) -> int | None:
         """The unit whose relaxation costs the most here, None where no unit is off its ReLU."""
-        if self.values is None or self.above is None or self.duals is None or not bends.on:
+        if self.values is None or self.above is None or self.duals is None or not unstable.on:
             return None
-        y = self.values[bends.column]
-        z = y - self.above[bends.on]
-        gap = y - np.maximum(z, np.array(bends.slope) * z)
+        y = self.values[unstable.column]
+        z = y - self.above[unstable.on]
+        gap = y - np.maximum(z, np.array(unstable.slope) * z)
         gap[list(decided)] = 0.0
-        far = gap > _TIGHT * np.array(bends.reach)
+        far = gap > _TIGHT * np.array(unstable.reach)
         if not bool(far.any()):
             return None
-        cost = np.where(far, gap * np.abs(self.duals[bends.chord]), -1.0)
+        cost = np.where(far, gap * np.abs(self.duals[unstable.chord]), -1.0)
         return int(cost.argmax() if cost.max() > 0 else gap.argmax())
 
 
@@ -402,7 +415,7 @@ class _Relaxation:
         rows: _Rows,
         lower: list[Tensor],
         upper: list[Tensor],
-        bends: _Bends,
+        unstable: _Unstable,
         units: np.ndarray,
         until: Deadline,
     ) -> None:
@@ -411,9 +424,9 @@ class _Relaxation:
         until.check()
         kept, self.columns = _needed(matrix)
         until.check()
-        self.matrix, self.bends = (
+        self.matrix, self.unstable = (
             matrix[np.ix_(kept, self.columns)],
-            bends.among(kept, self.columns),
+            unstable.among(kept, self.columns),
         )
         self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
@@ -445,15 +458,15 @@ class _Relaxation:
         self.step = until.now() - began
         self.decided: Mapping[int, bool] = {}
 
-    def solve(self, decided: Mapping[int, bool], bends: _Bends) -> _Found:
+    def solve(self, decided: Mapping[int, bool], unstable: _Unstable) -> _Found:
         """With these units on (True) or off: y - z is 0, or y - slope z is."""
         row_high = self.row_high.copy()
         for place, on in decided.items():
-            row = bends.on[place] if on else bends.off[place]
+            row = unstable.on[place] if on else unstable.off[place]
             row_high[row] = self.row_low[row] + self.room[row]
         for place in {*decided, *self.decided}:
             if self.decided.get(place) is not decided.get(place):
-                for row in (bends.on[place], bends.off[place]):
+                for row in (unstable.on[place], unstable.off[place]):
                     self.solver.changeRowBounds(
                         row,
                         self.row_low[row] / self.row_unit[row],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
-from morphogen.bounds.rules import absolute, activation, affine
+from morphogen.bounds.rules import abs_jacobian, activation, affine
 from morphogen.tracing.program import Program, Step, run
 
 # an activation's value is off by a few units in the last place; its lines' slopes, offsets and
@@ -59,7 +59,7 @@ def magnitude(step: Step, boxes: Mapping[str, Box]) -> Tensor:
         return own + size(boxes[step.reads[0]]) if curved else own
     sizes = {name: size(boxes[name]) for name in step.reads}
     offset: Tensor = run(step, {name: torch.zeros_like(value[:1]) for name, value in sizes.items()})
-    return absolute(step, sizes) + offset.abs()
+    return abs_jacobian(step, sizes) + offset.abs()
 
 
 def rounded(step: Step, boxes: Mapping[str, Box]) -> Tensor:

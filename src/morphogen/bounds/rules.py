@@ -115,7 +115,7 @@ def _varies(arg: Any) -> bool:
     return any(True for _ in refs(arg))
 
 
-def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
+def abs_jacobian(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
     """|J| radius, J the derivative of an affine step: how far its value can move when what it reads
     moves by `radius`.
     """
@@ -147,7 +147,7 @@ def absolute(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def carried(step: Step, functions: Mapping[str, Tensor]) -> Tensor:
+def linear_step(step: Step, functions: Mapping[str, Tensor]) -> Tensor:
     """Affine functions, (batch, 1 + n, *shape) each: a constant, then coefficients, through an
     affine step: coefficients go without what is added.
     """

@@ -85,7 +85,7 @@ def read_domain(text: str, shape: tuple[int, ...]) -> "tuple[Box, Tensor | None]
     """
     import torch
 
-    from morphogen.bounds.box import Box, around
+    from morphogen.bounds.box import Box, bounding_box
 
     ends = text.split(",")
     if len(ends) == 2 and all(map(_number, ends)):
@@ -94,7 +94,7 @@ def read_domain(text: str, shape: tuple[int, ...]) -> "tuple[Box, Tensor | None]
             raise DataError(f"--domain {text}: give two finite numbers, the lower one first")
         return Box(torch.full((1, *shape), low), torch.full((1, *shape), high)), None
     rows = read_points(Path(text), shape)
-    return around(rows), rows
+    return bounding_box(rows), rows
 
 
 def read_points(path: Path, shape: tuple[int, ...]) -> "Tensor":

@@ -114,12 +114,12 @@ def resize_distributed(
 
 def _said(edits: Sequence[Edit], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """All that must be the same on every rank, as plain values."""
-    inits = arguments.get("starts") or {}
+    inits = arguments.get("inits") or {}
     return {
         "edits": [edit_to_dict(edit) for edit in edits],
         "arguments": sorted(arguments),
-        "fresh": repr(arguments.get("fresh")),
-        "starts": {
+        "new_state_fraction": repr(arguments.get("new_state_fraction")),
+        "inits": {
             role: getattr(init, "__qualname__", type(init).__name__) for role, init in inits.items()
         },
         "values": {

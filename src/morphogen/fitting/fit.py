@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from morphogen.bounds.box import around
+from morphogen.bounds.box import bounding_box
 from morphogen.data.dataset import Dataset
 from morphogen.draws import own_draws
 from morphogen.edit.apply import count_parameters
@@ -631,7 +631,9 @@ def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
     """
     began = time.perf_counter()
     rows = torch.as_tensor(dataset.x_train)
-    small, certificate = compress(fitted.plain, around(rows), samples=rows[:_LOOKED_AT], seconds=10)
+    small, certificate = compress(
+        fitted.plain, bounding_box(rows), samples=rows[:_LOOKED_AT], seconds=10
+    )
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
     problem = Problem(dataset, fitted.recipe, fitted.settings)

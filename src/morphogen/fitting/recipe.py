@@ -8,15 +8,15 @@ class Recipe:
     """Everything about training that is not structure. Nothing here was chosen on test data.
 
     batch: examples a step. rate: learning rate of AdamW while the structure changes, after a
-    warm-up of `warm_up` steps; then it falls to zero over the annealing phase. decay: weight decay of
-    matrices and kernels. depth_scale: learning rate of the depths as a multiple. depth_penalty:
+    warm-up of `warm_up` steps; then it falls to zero over the annealing phase. decay: weight decay
+    of matrices and kernels. depth_scale: learning rate of the depths as a multiple. depth_penalty:
     penalty depth_price * w^2 of every learned depth. steps: optimizer steps a round. anneal: the
-    annealing phase lasts as long as the growth phase times this, and at least `epochs` epochs. rounds:
-    at most so many rounds of growth. width: units of every layer at the start. smoothing: of the
-    labels in the annealing phase. shrink_and_perturb_share: share of every weight that is fresh when
-    the annealing phase begins. shift: images move by up to so many pixels. price, granularity: of the
-    policy; operations: the share of floating point operations, beside parameters, in what it
-    prices.
+    annealing phase lasts as long as the growth phase times this, and at least `epochs` epochs.
+    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing:
+    of the labels in the annealing phase. shrink_and_perturb_share: share of every weight that is
+    fresh when the annealing phase begins. shift: images move by up to so many pixels. price,
+    granularity: of the policy; operations: the share of floating point operations, beside
+    parameters, in what it prices.
     """
 
     batch: int

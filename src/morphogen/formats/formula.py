@@ -354,14 +354,14 @@ def within(bound: Bound, x: float) -> bool:
     return (x < bound.near) == bound.upper
 
 
-def excess(row: Row, y: Sequence[float]) -> float:
+def margin(row: Row, y: Sequence[float]) -> float:
     """By how much outputs miss a row; it holds where it is at most 0, below 0 for a strict one."""
     return sum(weight * y[number] for number, weight in row.terms) - row.limit
 
 
 def kept(row: Row, y: Sequence[float]) -> bool:
     """Whether outputs keep a row; what is no number keeps none."""
-    far = excess(row, y)
+    far = margin(row, y)
     return far < 0 if row.strict else far <= 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
 from morphogen.bounds.maximum import windows
-from morphogen.bounds.rules import MAXIMA, affine, carried, rectifier
+from morphogen.bounds.rules import MAXIMA, affine, linear_step, rectifier
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.tracing.program import Program, Step, program
 
@@ -276,7 +276,7 @@ class _Reader:
             elif step.kind in MAXIMA:
                 self.values[step.name] = self.largest(step)
             elif affine(step):
-                self.values[step.name] = carried(
+                self.values[step.name] = linear_step(
                     step, {name: self.wide(self.values[name]) for name in step.reads}
                 )
             else:

@@ -39,10 +39,10 @@ SEARCHES: dict[
 ] = {
     "": lambda model, plan, loss, generator: {},
     "random": lambda model, plan, loss, generator: {
-        "starts": INITS | dict.fromkeys(("in", "in a group"), normal(0.01))
+        "inits": INITS | dict.fromkeys(("in", "in a group"), normal(0.01))
     },
     "gradmax": lambda model, plan, loss, generator: {
-        "starts": gradmax(model, plan, loss(), generator)
+        "inits": gradmax(model, plan, loss(), generator)
     },
     "firefly": lambda model, plan, loss, generator: {
         "values": firefly(model, plan, loss(), generator).values

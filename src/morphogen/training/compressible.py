@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.bounds.box import Box, ball
+from morphogen.bounds.box import Box, linf_ball
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.training.proximal import soft
 from morphogen.verification.pgd import descent
@@ -103,7 +103,7 @@ def adversarial(
         return -F.cross_entropy(model(at), y, reduction="none")
 
     try:
-        *_, (worst, _) = descent(score, ball(x, radius, low, high), torch.rand_like(x), steps)
+        *_, (worst, _) = descent(score, linf_ball(x, radius, low, high), torch.rand_like(x), steps)
     finally:
         for parameter, wanted in zip(model.parameters(), held, strict=True):
             parameter.requires_grad_(wanted)

@@ -396,16 +396,16 @@ def _bypassed(
     )
     if gained <= 0 or bool(still.all()):
         return None
-    skip, bends = _product(first, slopes, second), ~still
-    inner = undrawn(nn.Linear, first.in_features, int(bends.sum()), dtype=first.weight.dtype)
+    skip, unstable = _product(first, slopes, second), ~still
+    inner = undrawn(nn.Linear, first.in_features, int(unstable.sum()), dtype=first.weight.dtype)
     outer = undrawn(nn.Linear, inner.out_features, second.out_features, dtype=first.weight.dtype)
-    inner.weight.copy_(first.weight[bends])
-    inner.bias.copy_(first.bias[bends] if first.bias is not None else 0.0)
-    outer.weight.copy_(second.weight[:, bends])
+    inner.weight.copy_(first.weight[unstable])
+    inner.bias.copy_(first.bias[unstable] if first.bias is not None else 0.0)
+    outer.weight.copy_(second.weight[:, unstable])
     outer.bias.copy_(skip.bias + (second.bias if second.bias is not None else 0.0))
     skip.register_parameter("bias", None)
     told = (
-        f"a linear skip ({count} units that bend nowhere, past {int(bends.sum())} that do, "
+        f"a linear skip ({count} units that bend nowhere, past {int(unstable.sum())} that do, "
         f"into {{}})"
     )
     return bypass(inner, copy.deepcopy(bend), outer, skip), told

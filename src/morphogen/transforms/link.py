@@ -67,13 +67,14 @@ def link(
     An activation module is linked where linear and convolution layers alone read it, perhaps
     through pooling, dropout and flatten; others stay as they are, such as those after a residual
     addition, which would double the whole stream. init: "looks-linear" draws the readers anew,
-    `looks_linear_` where g(z) - g(-z) is a multiple of z, else `variance_`; "keep" gives the new
-    columns zeros, so that the function stays. `undo()` of what is returned takes all of it back.
-    Raises `Unsupported`, with the reason for each, where no activation can be linked. Source: Riera
-    Molina & Pujol 2017 (arXiv 1712.02609); the start, Balduzzi et al. 2017 (arXiv 1702.08591).
+    `looks_linear_` where g(z) - g(-z) is a multiple of z, else `variance_`; "preserve" gives the
+    new columns zeros, so that the function stays. `undo()` of what is returned takes all of it
+    back. Raises `Unsupported`, with the reason for each, where no activation can be linked. Source:
+    Riera Molina & Pujol 2017 (arXiv 1712.02609); the start, Balduzzi et al. 2017 (arXiv
+    1702.08591).
     """
-    if init not in ("looks-linear", "keep"):
-        raise ShapeError(f"link: init={init!r}; give 'looks-linear' or 'keep'")
+    if init not in ("looks-linear", "preserve"):
+        raise ShapeError(f"link: init={init!r}; give 'looks-linear' or 'preserve'")
     graph = trace(model, example)
     found, refused = _found(model, graph, tuple(_LINKS))
     if not found:
@@ -89,7 +90,9 @@ def link(
         for name in dict.fromkeys(name for use in found for name in use.consumers)
     ]
     before = probe(model, example)
-    done = apply_(model, Plan((), tuple(rows), (), {}, {}, init == "keep"), optimizers=optimizers)
+    done = apply_(
+        model, Plan((), tuple(rows), (), {}, {}, init == "preserve"), optimizers=optimizers
+    )
     with all_or_nothing(done._undo_stack):
         for use in found:
             old = model.get_submodule(use.name)
@@ -100,7 +103,7 @@ def link(
             for name in use.consumers if init == "looks-linear" else ():
                 _begin(model, name, new, done._undo_stack)
         change = change_of(
-            before, probe(model, example), "link, init='keep'" if init == "keep" else None
+            before, probe(model, example), "link, init='preserve'" if init == "preserve" else None
         )
     return _settled(model, "link", done, found, change)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import linear, lower_bound
+from morphogen.bounds.crown import crown, lower_bound
 from morphogen.deadline import Deadline, OutOfTime
 from morphogen.formats.formula import (
     All,
@@ -26,8 +26,8 @@ from morphogen.formats.formula import (
     arrays,
     cases,
     choice,
-    excess,
     holds,
+    margin,
     tighter,
 )
 from morphogen.tracing.program import Program
@@ -62,14 +62,14 @@ def search(
     outputs: int,
     until: Deadline,
     agrees: Agrees,
-    tell: Callable[[float, int], None] | None = None,
+    callback: Callable[[float, int], None] | None = None,
 ) -> Found:
     """Prove that no input is in a case, or find one that is.
 
     agrees: asked of every counterexample; where it is none after all, the search goes on, and does
-    not end with "unsat". until: then the answer is "unknown". tell: see `split_inputs`.
+    not end with "unsat". until: then the answer is "unknown". callback: see `split_inputs`.
     """
-    searching = _Search(replace(net, until=until), outputs, agrees, tell)
+    searching = _Search(replace(net, until=until), outputs, agrees, callback)
     try:
         return searching.run(case)
     except OutOfTime:
@@ -80,9 +80,13 @@ class _Search:
     """What stays the same during one search, and what it has seen."""
 
     def __init__(
-        self, net: Program, outputs: int, agrees: Agrees, tell: Callable[[float, int], None] | None
+        self,
+        net: Program,
+        outputs: int,
+        agrees: Agrees,
+        callback: Callable[[float, int], None] | None,
     ) -> None:
-        self.net, self.outputs, self.agrees, self.tell = net, outputs, agrees, tell
+        self.net, self.outputs, self.agrees, self.callback = net, outputs, agrees, callback
         self.least, self.boxes, self.open = torch.inf, 0, False
         self.impossible: dict[bytes, frozenset[Row]] = {}
 
@@ -124,7 +128,7 @@ class _Search:
         unsafe = [
             Unsafe(*(torch.tensor(part) for part in arrays(rows, self.outputs))) for rows in sets
         ]
-        found = verify(self.net, self.box(ends), unsafe, until, self.tell)
+        found = verify(self.net, self.box(ends), unsafe, until, self.callback)
         self.boxes += found.boxes
         return found
 
@@ -171,7 +175,7 @@ class _Search:
             and (leaf := _leaf(case, x, y)) is not None
             and self.agrees(point, [leaf])
         ):
-            self.least = max((excess(row, y) for row in leaf.rows), default=0.0)
+            self.least = max((margin(row, y) for row in leaf.rows), default=0.0)
             return None
         return _branches(case, _smallest(missed or case.choices), y)
 
@@ -205,7 +209,7 @@ class _Search:
         rows = list(dict.fromkeys(_rows(case)))[:_ROWS]
         weights, limits, _ = (torch.tensor(part) for part in arrays(rows, self.outputs))
         spec = weights.to(self.net.dtype).unflatten(1, self.net.shapes[self.net.output])[None]
-        boxes = linear(self.net, self.box(around))
+        boxes = crown(self.net, self.box(around))
         surplus = (
             torch.cat([lower_bound(self.net, boxes, part)[0] for part in spec.split(_FEW, 1)])
             - limits
@@ -252,7 +256,7 @@ def _branches(case: Case, decided: Choice, y: Sequence[float] | None) -> Iterato
         if y is not None:
             parts = tuple(
                 sorted(
-                    parts, key=lambda part: max((excess(row, y) for row in part.rows), default=0.0)
+                    parts, key=lambda part: max((margin(row, y) for row in part.rows), default=0.0)
                 )
             )
         return (found for part in parts if (found := rest.joined(part)) is not None)

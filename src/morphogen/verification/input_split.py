@@ -15,14 +15,14 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU
 from morphogen.bounds.box import Box
+from morphogen.bounds.crown import bounded, crown
 from morphogen.bounds.derivative import derivative
-from morphogen.bounds.linear import bounded, linear
-from morphogen.bounds.lp import LEAST, least_of
+from morphogen.bounds.lp import LEAST, lp_minimum
 from morphogen.bounds.rules import activation, affine
 from morphogen.deadline import Deadline, OutOfTime, deadline
 from morphogen.tracing.program import Program
 from morphogen.verification.pgd import attack, nearest
-from morphogen.verification.unsafe import Unsafe, Verdict, excess_of, stacked
+from morphogen.verification.unsafe import Unsafe, Verdict, margin_of, stacked
 
 _RESTARTS = 1024  # of an attack on the whole box; inputs are few
 _SHARE = 0.1  # of the time goes into such attacks, of which there is one before the search
@@ -37,16 +37,16 @@ def split_inputs(
     box: Box,
     seconds: float | Deadline,
     batch: int = 256,
-    tell: Callable[[float, int], None] | None = None,
+    callback: Callable[[float, int], None] | None = None,
 ) -> Verdict:
     """Prove that no input of a box is in any of the unsafe sets, or find one that is.
 
     box: of one example, (1, *shape). seconds: after which the answer is "unknown", wherever the
-    search is then; or a deadline. tell: called with the least bound and the number of open boxes as
-    the search goes on.
+    search is then; or a deadline. callback: called with the least bound and the number of open
+    boxes as the search goes on.
     """
     until = deadline(seconds)
-    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(
+    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, callback).run(
         batch
     )
 
@@ -60,9 +60,15 @@ class _Search:
         unsafe: Sequence[Unsafe],
         box: Box,
         until: Deadline,
-        tell: Callable[[float, int], None] | None,
+        callback: Callable[[float, int], None] | None,
     ) -> None:
-        self.net, self.unsafe, self.box, self.until, self.tell = net, unsafe, box, until, tell
+        self.net, self.unsafe, self.box, self.until, self.callback = (
+            net,
+            unsafe,
+            box,
+            until,
+            callback,
+        )
         self.began, self.seen = until.now(), 0
         self.rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
         self.open = box  # boxes that are not proved
@@ -81,8 +87,8 @@ class _Search:
                 witness = self.attacked() or self.halved(batch)
                 if witness is not None:
                     return Verdict("sat", witness[1], witness[0][0], self.seen, self.spent)
-                if self.tell:
-                    self.tell(
+                if self.callback:
+                    self.callback(
                         float(self.bounds.min()) if len(self.bounds) else self.proved,
                         len(self.bounds),
                     )
@@ -92,27 +98,27 @@ class _Search:
         return Verdict("unsat", self.proved, None, self.seen, self.spent)
 
     def attacked(self) -> tuple[Tensor, float] | None:
-        """An unsafe point of the whole box and its excess, where it is time to look for one, and
+        """An unsafe point of the whole box and its margin, where it is time to look for one, and
         there is one.
         """
         if self.attacks > _SHARE * (began := self.spent):
             return None
         for each in self.unsafe:
-            point, excess = attack(self.net, each, self.box, _RESTARTS, generator=self.draw)
-            if excess <= 0:
-                return point, excess
+            point, margin = attack(self.net, each, self.box, _RESTARTS, generator=self.draw)
+            if margin <= 0:
+                return point, margin
         self.attacks += self.spent - began
         return None
 
     def halved(self, batch: int) -> tuple[Tensor, float] | None:
         """Bound the worst boxes and cut those that stay open, or find an unsafe point in one of
-        them, and its excess.
+        them, and its margin.
         """
         net, rows, limits = self.net, self.rows, self.limits
         worst = self.bounds.topk(min(batch, len(self.bounds)), largest=False).indices
         rest = torch.ones(len(self.bounds), dtype=torch.bool).index_fill(0, worst, False)
         here = self.open[worst]
-        boxes = linear(net, here)
+        boxes = crown(net, here)
         surplus, coefficients = _bounded(net, boxes, rows, limits)
         self.seen += len(worst)
         surplus, points = _programmed(net, boxes, rows, limits, surplus)
@@ -120,12 +126,12 @@ class _Search:
         # in every box from its centre and from the corner where its bound is attained
         share = torch.cat([(coefficients <= 0).to(net.dtype), torch.full_like(coefficients, 0.5)])
         twice = here[torch.arange(len(worst)).repeat(2)]
-        point, excess = nearest(lambda x: excess_of(self.unsafe, net(x)), twice, share, _STEPS)
+        point, margin = nearest(lambda x: margin_of(self.unsafe, net(x)), twice, share, _STEPS)
         for other in points:
-            if (value := float(excess_of(self.unsafe, net(other)))) < excess:
-                point, excess = other, value
-        if excess <= 0:
-            return point, excess
+            if (value := float(margin_of(self.unsafe, net(other)))) < margin:
+                point, margin = other, value
+        if margin <= 0:
+            return point, margin
         open_ = ~(least > 0)  # what is no number proves nothing
         effects = _effects(
             net, rows, ~(surplus > 0)[open_], {name: each[open_] for name, each in boxes.items()}
@@ -175,9 +181,9 @@ def _programmed(
             {name: box[i : i + 1] for name, box in boxes.items()},
             rows[k].unflatten(1, net.shapes[net.output]),
         )
-        bound, point = least_of(net, one, row, limits[k])
+        bound, point = lp_minimum(net, one, row, limits[k])
         if not bound > 0:
-            bound, point = least_of(net, one, row, limits[k], True, _SECONDS, LEAST)
+            bound, point = lp_minimum(net, one, row, limits[k], True, _SECONDS, LEAST)
         surplus[i, k] = torch.fmax(surplus[i, k], surplus.new_tensor(bound))
         points += [] if point is None else [point]
     return surplus, points

@@ -46,15 +46,15 @@ def run_instances(
     out: Path,
     timeout: float | None = None,
     jobs: int = 1,
-    tell: Callable[[Result, int], None] | None = None,
+    callback: Callable[[Result, int], None] | None = None,
 ) -> list[Result]:
     """Verify every pair that a listing names, and append each result to `out` (CSV) as it comes.
 
     listing: lines of network, property, seconds, as in VNN-COMP; paths are relative to it, and may
     have lost their .gz. What `out` already has is not run again, unless it was an error. timeout:
     instead of the listing's seconds. jobs: processes; where one is killed, its problem is tried
-    once more after all others, and then is an error. tell: called with each new result and how many
-    are left. Raises `DataError` for a listing that cannot be read so.
+    once more after all others, and then is an error. callback: called with each new result and how
+    many are left. Raises `DataError` for a listing that cannot be read so.
     """
     wanted = dict.fromkeys(_listed(listing, timeout))
     pairs = {row[:2] for row in wanted}
@@ -76,8 +76,8 @@ def run_instances(
             writer.writerow(asdict(result))
             file.flush()
             done.append(result)
-            if tell:
-                tell(result, len(left) - number)
+            if callback:
+                callback(result, len(left) - number)
     return done
 
 

@@ -21,7 +21,7 @@ def attack(
     steps: int = 30,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, float]:
-    """(the input (1, *shape) that comes nearest to being unsafe, its excess), by signed gradient
+    """(the input (1, *shape) that comes nearest to being unsafe, its margin), by signed gradient
     steps from random corners, random points and the centre. box: of one example, (1, *shape).
     generator: None for one of our own. The points of a large network descend some after the others,
     so that no single operation takes long.
@@ -34,11 +34,11 @@ def attack(
     share[:1] = 0.5
     best, least = box.centre, torch.inf
     for part in share.split(max(1, _CHUNK // max(map(math.prod, net.shapes.values())))):
-        point, excess = nearest(
-            lambda x: unsafe.excess(net(x)), box.repeated(len(part)), part, steps
+        point, margin = nearest(
+            lambda x: unsafe.margin(net(x)), box.repeated(len(part)), part, steps
         )
-        if excess < least:
-            best, least = point, excess
+        if margin < least:
+            best, least = point, margin
         if least <= 0:
             break
     return best, least

@@ -1,5 +1,5 @@
 """A complete search over the signs of ReLUs: parts whose bounds do not decide are cut where one
-unit is 0, `split_units`.
+unit is 0, `split_relus`.
 
 Complete where a network is piecewise linear, whatever the number of inputs: once every unit has its
 sign, a linear program decides. Parts are bounded in batches, the worst first; the unit that is cut
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from morphogen.bounds.activation import RELU
-from morphogen.bounds.alpha import Found, alpha, optimised
+from morphogen.bounds.alpha_crown import Found, alpha_crown, optimised
 from morphogen.bounds.box import Box
+from morphogen.bounds.crown import Variables, crown, lower_bound
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import Free, linear, lower_bound
-from morphogen.bounds.lp import LEAST, least_of
+from morphogen.bounds.lp import LEAST, lp_minimum
 from morphogen.bounds.rounding import magnitudes, size
 from morphogen.bounds.rules import activation, affine
 from morphogen.deadline import Deadline, OutOfTime, deadline
@@ -40,16 +40,16 @@ _TRIED = 4  # units that may be cut are compared by their halves
 
 
 @dataclass(frozen=True)
-class Part:
+class Subproblem:
     """One part of the inputs: those with these signs (int8, without a batch). clause: which of the
-    unsafe sets is in question. bound: of its excess. free: for its halves to begin from. seen: see
+    unsafe sets is in question. bound: of its margin. free: for its halves to begin from. seen: see
     `alpha.Found`.
     """
 
     clause: int
     signs: dict[str, Tensor]
     bound: float
-    free: Free
+    free: Variables
     seen: dict[str, Tensor]
 
 
@@ -58,19 +58,19 @@ def splittable(net: Program) -> bool:
     return all(affine(step) or activation(step) is RELU for step in net.steps)
 
 
-def split_units(
+def split_relus(
     net: Program,
     unsafe: Sequence[Unsafe],
     box: Box,
     seconds: float | Deadline,
     batch: int = 32,
-    tell: Callable[[float, int], None] | None = None,
+    callback: Callable[[float, int], None] | None = None,
 ) -> Verdict:
     """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as
     for `split_inputs`.
     """
     until = deadline(seconds)
-    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, tell).run(
+    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, callback).run(
         batch
     )
 
@@ -84,9 +84,9 @@ class _Search:
         unsafe: Sequence[Unsafe],
         box: Box,
         until: Deadline,
-        tell: Callable[[float, int], None] | None,
+        callback: Callable[[float, int], None] | None,
     ) -> None:
-        self.net, self.unsafe, self.box, self.tell = net, unsafe, box, tell
+        self.net, self.unsafe, self.box, self.callback = net, unsafe, box, callback
         self.until, self.began, self.stuck = until, until.now(), False
         rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
         self.rows = rows.unflatten(2, net.shapes[net.output])
@@ -94,7 +94,7 @@ class _Search:
         self.seen, self.proved = 0, torch.inf
         self.witness: tuple[Tensor, float] | None = None
         self.least = -torch.inf  # of what is open, before there are parts
-        self.heap: list[tuple[float, int, Part]] = []
+        self.heap: list[tuple[float, int, Subproblem]] = []
         self.number = count()
 
     @property
@@ -102,7 +102,7 @@ class _Search:
         return self.until.now() - self.began
 
     def run(self, batch: int) -> Verdict:
-        worst: list[Part] = []
+        worst: list[Subproblem] = []
         try:
             self.keep(self.roots())
             self.least = torch.inf
@@ -111,8 +111,8 @@ class _Search:
                 worst = [heappop(self.heap)[2] for _ in range(min(batch, len(self.heap)))]
                 self.keep(self.halved(worst))
                 worst = []
-                if self.tell:
-                    self.tell(self.heap[0][0] if self.heap else self.proved, len(self.heap))
+                if self.callback:
+                    self.callback(self.heap[0][0] if self.heap else self.proved, len(self.heap))
             open_ = bool(self.heap)
         except OutOfTime:
             open_ = True
@@ -129,16 +129,16 @@ class _Search:
         )
         return Verdict("unknown" if open_ else "unsat", least, None, self.seen, self.spent)
 
-    def keep(self, parts: Iterator[Part]) -> None:
+    def keep(self, parts: Iterator[Subproblem]) -> None:
         """Open parts, as they come."""
         for part in parts:
             heappush(self.heap, (part.bound, next(self.number), part))
 
-    def roots(self) -> Iterator[Part]:
+    def roots(self) -> Iterator[Subproblem]:
         """The clauses that cheaper ways leave open: intervals and one linear bound, linear bounds
         of every value, an attack, then bounds with the best lines.
         """
-        for technique in (interval, linear):
+        for technique in (interval, crown):
             self.boxes = technique(self.net, self.box)
             surplus = self.surplus()
             open_ = (~(surplus > 0)).nonzero()[:, 0].tolist()  # what is no number proves nothing
@@ -151,9 +151,9 @@ class _Search:
             self.look(attack(self.net, self.unsafe[clause], self.box)[0], clause)
             if self.witness is not None:
                 return
-        self.boxes = alpha(self.net, self.box, _STEPS, self.until.left())
+        self.boxes = alpha_crown(self.net, self.box, _STEPS, self.until.left())
         self.sizes = magnitudes(self.net, self.boxes)
-        whole = [Part(clause, {}, -torch.inf, Free(), {}) for clause in open_]
+        whole = [Subproblem(clause, {}, -torch.inf, Variables(), {}) for clause in open_]
         yield from self.parts(
             self.bounded(whole, [{} for _ in open_], 2 * _STEPS), open_, [{} for _ in open_]
         )
@@ -165,7 +165,7 @@ class _Search:
         found = lower_bound(self.net, self.boxes, self.rows.flatten(0, 1)[None])
         return (found.view(self.limits.shape) - self.limits).amax(1)
 
-    def halved(self, parts: Sequence[Part]) -> Iterator[Part]:
+    def halved(self, parts: Sequence[Subproblem]) -> Iterator[Subproblem]:
         """The halves of each part that remain open."""
         chosen = self.choices(parts)
         undecided = [part for part, units in zip(parts, chosen, strict=True) if not units]
@@ -180,7 +180,7 @@ class _Search:
 
     def parts(
         self, found: Found, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]
-    ) -> Iterator[Part]:
+    ) -> Iterator[Subproblem]:
         """Those that are not proved, after a look at the points where their bounds are attained."""
         surplus = found.bound[:, 0]
         self.seen += len(surplus)
@@ -189,15 +189,15 @@ class _Search:
         for i, clause in enumerate(clauses):
             self.look(corners[i : i + 1], clause)
             if not float(surplus[i]) > 0:
-                free = Free(
-                    {n: s[:, i] for n, s in found.free.slopes.items()},
-                    {v: s[i] for v, s in found.free.shifts.items()},
-                    None if found.free.mix is None else found.free.mix[i],
+                free = Variables(
+                    {n: s[:, i] for n, s in found.free.alpha.items()},
+                    {v: s[i] for v, s in found.free.beta.items()},
+                    None if found.free.mixing is None else found.free.mixing[i],
                 )
                 seen = {n: a[i, 0] for n, a in found.seen.items()}
-                yield Part(clause, signs[i], float(surplus[i]), free, seen)
+                yield Subproblem(clause, signs[i], float(surplus[i]), free, seen)
 
-    def choices(self, parts: Sequence[Part]) -> list[list[tuple[str, int]]]:
+    def choices(self, parts: Sequence[Subproblem]) -> list[list[tuple[str, int]]]:
         """A few units of each part, by what their lines may lose; none where no line loses
         anything.
         """
@@ -210,18 +210,18 @@ class _Search:
                     continue
                 box = _cut(self.boxes[read], part.signs.get(read))
                 lower, upper = box.lower[0], box.upper[0]
-                a, bends = part.seen[step], (lower < 0) & (upper > 0)
+                a, unstable = part.seen[step], (lower < 0) & (upper > 0)
                 chord = upper * -lower / (upper - lower).clamp_min(1e-300)
                 share = (
-                    part.free.slopes[step][0, 0]
-                    if step in part.free.slopes
+                    part.free.alpha[step][0, 0]
+                    if step in part.free.alpha
                     else torch.zeros_like(lower)
                 )
                 loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * torch.maximum(
                     share * -lower, (1 - share) * upper
                 )
                 names.append(read)
-                scores.append(torch.where(bends, loss, 0.0).flatten())
+                scores.append(torch.where(unstable, loss, 0.0).flatten())
                 sizes.append(loss.numel())
             if not names:
                 found.append([])
@@ -242,8 +242,8 @@ class _Search:
         return float((reach + self.limits[clause].abs()).amax())
 
     def best_cuts(
-        self, chosen: Sequence[tuple[Part, Sequence[tuple[str, int]]]]
-    ) -> tuple[list[Part], list[dict[str, Tensor]]]:
+        self, chosen: Sequence[tuple[Subproblem, Sequence[tuple[str, int]]]]
+    ) -> tuple[list[Subproblem], list[dict[str, Tensor]]]:
         """Each part twice, with its two halves by the unit whose worse half has the best bound."""
         owners = [part for part, units in chosen for _ in units for _ in (1, -1)]
         signs = [
@@ -262,7 +262,7 @@ class _Search:
             first += len(units)
         return [owners[i] for i in kept], [signs[i] for i in kept]
 
-    def with_sign(self, part: Part, unit: tuple[str, int], sign: int) -> dict[str, Tensor]:
+    def with_sign(self, part: Subproblem, unit: tuple[str, int], sign: int) -> dict[str, Tensor]:
         name, place = unit
         old = part.signs.get(name)
         new = torch.zeros(self.net.shapes[name], dtype=torch.int8) if old is None else old.clone()
@@ -270,7 +270,7 @@ class _Search:
         return {**part.signs, name: new}
 
     def bounded(
-        self, parts: Sequence[Part], signs: Sequence[dict[str, Tensor]], steps: int
+        self, parts: Sequence[Subproblem], signs: Sequence[dict[str, Tensor]], steps: int
     ) -> Found:
         """Bounds of parts, each with the signs given."""
         size = len(parts)
@@ -289,37 +289,37 @@ class _Search:
         }
         boxes = {name: _cut(self.boxes[name].repeated(size), every.get(name)) for name in wanted}
         slopes = {
-            n: torch.stack([part.free.slopes[n] for part in parts], 1)
-            for n in _common(p.free.slopes for p in parts)
+            n: torch.stack([part.free.alpha[n] for part in parts], 1)
+            for n in _common(p.free.alpha for p in parts)
         }
-        shifts = {
+        beta = {
             v: torch.stack(
                 [
-                    part.free.shifts[v]
-                    if v in part.free.shifts
+                    part.free.beta[v]
+                    if v in part.free.beta
                     else torch.zeros(1, *self.net.shapes[v], dtype=self.net.dtype)
                     for part in parts
                 ]
             )
             for v in names
         }
-        mixes = [part.free.mix for part in parts if part.free.mix is not None]
+        mixes = [part.free.mixing for part in parts if part.free.mixing is not None]
         mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
-        free, limits = Free(slopes, shifts, mix), self.limits[clauses]
+        free, limits = Variables(slopes, beta, mix), self.limits[clauses]
         return optimised(
             self.net, boxes, self.rows[clauses], None, every, free, steps, 0.0, limits, self.sizes
         )
 
-    def decided(self, part: Part) -> Iterator[Part]:
+    def decided(self, part: Subproblem) -> Iterator[Subproblem]:
         """No line loses anything, as where every unit has its sign: a linear program decides, case
         by case if need be.
         """
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows, limits = self.rows[part.clause], self.limits[part.clause]
-        bound, point = least_of(self.net, boxes, rows, limits)
+        bound, point = lp_minimum(self.net, boxes, rows, limits)
         if not bound > 0:
-            bound, point = least_of(self.net, boxes, rows, limits, True, enough=LEAST)
+            bound, point = lp_minimum(self.net, boxes, rows, limits, True, stop_above=LEAST)
         if point is not None:
             self.look(point, part.clause)
         if bound > 0:
@@ -335,9 +335,9 @@ class _Search:
 
     def look(self, x: Tensor, clause: int) -> None:
         x = self.box.inside(x)
-        excess = float(self.unsafe[clause].excess(self.net(x)))
-        if excess <= 0 and self.witness is None:
-            self.witness = x[0], excess
+        margin = float(self.unsafe[clause].margin(self.net(x)))
+        if margin <= 0 and self.witness is None:
+            self.witness = x[0], margin
 
 
 def _cut(box: Box, sign: Tensor | None) -> Box:

@@ -19,24 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.bounds.activation import RELU
-from morphogen.bounds.alpha import alpha
+from morphogen.bounds.alpha_crown import alpha_crown
 from morphogen.bounds.box import Box
+from morphogen.bounds.crown import crown
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import linear
-from morphogen.bounds.lp import least_of
+from morphogen.bounds.lp import lp_minimum
 from morphogen.bounds.rules import activation
 from morphogen.tracing.program import Program, needed, program
 from morphogen.verification.pgd import descent
 
-ACTIVE, INACTIVE, BOTH, OPEN = 1, -1, 0, 2
+ACTIVE, INACTIVE, UNSTABLE, UNDECIDED = 1, -1, 0, 2
 
 
 @dataclass
 class Signs:
     """Of the units of one value, flat. sign: `ACTIVE` (proved: never below 0), `INACTIVE` (proved:
-    never above), `BOTH` (seen on either side) or `OPEN`. how: what decided, a name each. positive,
-    negative: an input where the unit is above and below 0, NaN where none was seen, (units, *shape
-    of the input).
+    never above), `UNSTABLE` (seen on either side) or `UNDECIDED`. how: what decided, a name each.
+    positive, negative: an input where the unit is above and below 0, NaN where none was seen,
+    (units, *shape of the input).
     """
 
     sign: Tensor
@@ -53,7 +53,7 @@ class Signs:
     def witnessed(self, how: str) -> None:
         """Decide the units that were seen on both sides."""
         both = ~(self.lacks(1) | self.lacks(-1))
-        self.decide((both & (self.sign == OPEN)).nonzero()[:, 0], BOTH, how)
+        self.decide((both & (self.sign == UNDECIDED)).nonzero()[:, 0], UNSTABLE, how)
 
     def lacks(self, sign: int) -> Tensor:
         """Which units have no witness of a sign."""
@@ -62,7 +62,7 @@ class Signs:
     @property
     def open(self) -> Tensor:
         """Units that are not decided."""
-        return (self.sign == OPEN).nonzero()[:, 0]
+        return (self.sign == UNDECIDED).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Stability:
         return sum(int((found.sign == sign).sum()) for found in self.units.values())
 
     def __str__(self) -> str:
-        names = {ACTIVE: "active", INACTIVE: "inactive", BOTH: "both", OPEN: "undecided"}
+        names = {ACTIVE: "active", INACTIVE: "inactive", UNSTABLE: "both", UNDECIDED: "undecided"}
         return ", ".join(f"{self.count(sign)} {name}" for sign, name in names.items())
 
 
@@ -96,7 +96,7 @@ def stability(
 
     box: of one example, (1, *shape). samples: inputs to look at first, (n, *shape), those outside
     the box left out, such as training data; besides them there are the centre and `points` random
-    ones. seconds: for linear programs; what they have not decided by then stays `OPEN`. Raises
+    ones. seconds: for linear programs; what they have not decided by then stays `UNDECIDED`. Raises
     `Unsupported` for a network that has an operation without a rule.
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
@@ -121,7 +121,11 @@ def stability(
     boxes: dict[str, Box] = {}
     with _clock(spent, "sampling"):
         units = _sampled(net, reads, seen)
-    for name, technique in {"interval": interval, "linear": linear, "alpha": alpha}.items():
+    for name, technique in {
+        "interval": interval,
+        "CROWN": crown,
+        "alpha-CROWN": alpha_crown,
+    }.items():
         with _clock(spent, name):
             if not boxes or any(len(found.open) for found in units.values()):
                 boxes = technique(net, box)
@@ -155,7 +159,7 @@ def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
         for witnesses, sign in zip(kept, (1, -1), strict=True):
             farthest, at = (sign * z).max(0)
             witnesses[farthest > 0] = x[at[farthest > 0]]
-        found[name] = Signs(torch.full((count,), OPEN, dtype=torch.int8), [""] * count, *kept)
+        found[name] = Signs(torch.full((count,), UNDECIDED, dtype=torch.int8), [""] * count, *kept)
         found[name].witnessed("sampling")
     return found
 
@@ -163,7 +167,7 @@ def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
 def _proved(signs: Signs, box: Box, how: str) -> None:
     """What bounds prove. A unit that is 0 everywhere counts as inactive."""
     lower, upper = box.lower.flatten(), box.upper.flatten()
-    open_ = signs.sign == OPEN
+    open_ = signs.sign == UNDECIDED
     signs.decide((open_ & (upper <= 0)).nonzero()[:, 0], INACTIVE, how)
     signs.decide((open_ & (upper > 0) & (lower >= 0)).nonzero()[:, 0], ACTIVE, how)
 
@@ -221,7 +225,7 @@ def _solved(
                 continue  # it was seen on that side
             # least of sign * z: above 0 if the unit is never on the other side
             row.view(-1)[unit] = sign
-            bound, point = least_of(part, boxes, row, zero, whole, left, 0.0)
+            bound, point = lp_minimum(part, boxes, row, zero, whole, left, 0.0)
             if bound >= 0:
                 signs.decide(torch.tensor([unit]), proof, how)
                 break

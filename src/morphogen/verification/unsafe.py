@@ -49,7 +49,7 @@ class Unsafe:
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "limits", limits)
 
-    def excess(self, y: Tensor) -> Tensor:
+    def margin(self, y: Tensor) -> Tensor:
         """By how much outputs (batch, ...) are safe: the largest row's surplus, (batch,); unsafe
         where it is at most 0.
         """
@@ -78,9 +78,9 @@ class Unsafe:
         return bool(((alone | signed) & self.strict).any())
 
 
-def excess_of(sets: Sequence[Unsafe], y: Tensor) -> Tensor:
-    """Of outputs (batch, ...) the excess of the set that they come nearest to, (batch,)."""
-    return torch.stack([each.excess(y) for each in sets]).amin(0)
+def margin_of(sets: Sequence[Unsafe], y: Tensor) -> Tensor:
+    """Of outputs (batch, ...) the margin of the set that they come nearest to, (batch,)."""
+    return torch.stack([each.margin(y) for each in sets]).amin(0)
 
 
 def stacked(sets: Sequence[Unsafe]) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def stacked(sets: Sequence[Unsafe]) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class Verdict:
     """status: "unsat" (no input of the box is unsafe: proved), "sat" (witness is one) or "unknown".
-    bound: the excess of every input is at least so much. boxes: how many parts were bounded.
+    bound: the margin of every input is at least so much. boxes: how many parts were bounded.
     seconds: that it took.
     """
 

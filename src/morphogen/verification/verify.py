@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from morphogen.bounds.box import Box, ball
+from morphogen.bounds.box import Box, linf_ball
+from morphogen.bounds.crown import crown, lower_bound
 from morphogen.bounds.interval import interval
-from morphogen.bounds.linear import linear, lower_bound
 from morphogen.deadline import Deadline, OutOfTime, deadline
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.tracing.program import Program, dtype_of, program
 from morphogen.tracing.trace import eval_mode
 from morphogen.verification.input_split import split_inputs
 from morphogen.verification.pgd import attack
-from morphogen.verification.relu_split import split_units, splittable
-from morphogen.verification.unsafe import Unsafe, Verdict, excess_of
+from morphogen.verification.relu_split import split_relus, splittable
+from morphogen.verification.unsafe import Unsafe, Verdict, margin_of
 
 _FEW = 16  # inputs of a network whose boxes are worth cutting
 
@@ -28,7 +28,7 @@ def verify(
     box: Box,
     unsafe: Unsafe | Sequence[Unsafe],
     seconds: float | Deadline = 60.0,
-    tell: Callable[[float, int], None] | None = None,
+    callback: Callable[[float, int], None] | None = None,
 ) -> Verdict:
     """Prove that no input of a box gets into any of the unsafe sets, or find one that does ("sat").
 
@@ -36,9 +36,9 @@ def verify(
     themselves, otherwise the signs of ReLUs. A counterexample is one only once the model itself, in
     its own precision, agrees; a proof is of the network in real arithmetic, and every bound is
     moved outward by what rounding may do to it, so that one above 0 is enough. seconds: for all of
-    it, from tracing on, or a deadline; then the answer is "unknown". tell: called with the least
-    bound and the number of open parts as the search goes on. Raises `Unsupported` for a network
-    that has an operation without a rule.
+    it, from tracing on, or a deadline; then the answer is "unknown". callback: called with the
+    least bound and the number of open parts as the search goes on. Raises `Unsupported` for a
+    network that has an operation without a rule.
     """
     until = deadline(seconds)
     began = until.now()
@@ -74,9 +74,9 @@ def verify(
             "around the set"
         )
     if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):
-        found = split_units(net, sets, box, until, tell=tell)
+        found = split_relus(net, sets, box, until, callback=callback)
     else:
-        found = split_inputs(net, sets, box, until, tell=tell)
+        found = split_inputs(net, sets, box, until, callback=callback)
     witness = found.witness
     if isinstance(model, nn.Module) and witness is not None and not _agrees(model, witness, sets):
         found = replace(found, status="unknown", witness=None)
@@ -86,10 +86,10 @@ def verify(
 def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:
     with eval_mode(model), torch.no_grad():
         y = model(witness[None].to(dtype_of(model)))
-    return float(excess_of(sets, y)) <= 0
+    return float(margin_of(sets, y)) <= 0
 
 
-def other_classes(label: int, classes: int) -> list[Unsafe]:
+def misclassified(label: int, classes: int) -> list[Unsafe]:
     """What must not be of a classifier: that another class has at least the score of `label`, a set
     for each.
     """
@@ -143,12 +143,12 @@ def robust_accuracy(
     robust, broken = 0, 0
     for part in right.split(batch):
         spec = eye[y[part], None] - eye  # the own class's row is 0, and is left out below
-        around = ball(x[part].to(net.dtype), radius, low, high)
-        margins = lower_bound(net, linear(net, around), spec).scatter(1, y[part, None], torch.inf)
+        around = linf_ball(x[part].to(net.dtype), radius, low, high)
+        margins = lower_bound(net, crown(net, around), spec).scatter(1, y[part, None], torch.inf)
         proved = margins.amin(1) > 0
         robust += int(proved.sum())
         for i in (~proved).nonzero()[:, 0].tolist():
-            sets, box = other_classes(int(y[part[i]]), scores.shape[1]), around[torch.tensor([i])]
+            sets, box = misclassified(int(y[part[i]]), scores.shape[1]), around[torch.tensor([i])]
             if seconds > 0:  # the search begins with an attack
                 status = verify(net, box, sets, seconds).status
             else:

@@ -44,13 +44,13 @@ def verify_file(
     network: str | Path,
     prop: str | Path,
     seconds: float | Deadline = 60.0,
-    tell: Callable[[float, int], None] | None = None,
+    callback: Callable[[float, int], None] | None = None,
 ) -> Answer:
     """Search for an input that a VNN-LIB property calls unsafe, in an ONNX file's network, or prove
     that there is none.
 
     A counterexample is one only once the file itself, run by onnxruntime, agrees. seconds: for all
-    of it, reading the files too, or a deadline; then it is "unknown". tell: see `split_inputs`.
+    of it, reading the files too, or a deadline; then it is "unknown". callback: see `split_inputs`.
     Raises `DataError` where the property is over another number of inputs or outputs than the
     network has.
     """
@@ -74,7 +74,7 @@ def verify_file(
         seen.append((witness, output, clauses[0].ends))
         return any(_unsafe(clause, wanted.outputs, output) for clause in clauses)
 
-    found = search(steps, wanted.case, wanted.outputs, until, agrees, tell)
+    found = search(steps, wanted.case, wanted.outputs, until, agrees, callback)
     spent = until.now() - began
     if found.status != "sat":
         return Answer(found.status, found.bound, None, None, found.boxes, spent)

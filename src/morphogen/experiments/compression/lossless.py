@@ -19,7 +19,7 @@ from statistics import fmean
 
 from torch import nn
 
-from morphogen.bounds.box import ball
+from morphogen.bounds.box import linf_ball
 from morphogen.edit.apply import count_parameters
 from morphogen.experiments.compression.stable_nets import (
     Part,
@@ -107,7 +107,7 @@ def one(how: Training, parts: Mapping[str, Part], config: Config, seed: int) -> 
     for radius in config.local:
         gone = []
         for image in parts["test"][0][: config.images]:
-            local, _ = compress(model, ball(image[None], radius, 0.0, 1.0), seconds=5)
+            local, _ = compress(model, linf_ball(image[None], radius, 0.0, 1.0), seconds=5)
             gone.append(100 * (1 - _hidden(local) / units))
         figures[f"units gone within {radius:g}, %"] = fmean(gone)
     return figures

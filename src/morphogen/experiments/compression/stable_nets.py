@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.bounds.box import Box, ball
+from morphogen.bounds.box import Box, linf_ball
 from morphogen.data.load import load_data
 from morphogen.training.compressible import adversarial, instability, l1_step
 
@@ -75,7 +75,9 @@ def trained(part: Part, how: Training, seed: int) -> nn.Sequential:
             optimizer.zero_grad()
             loss = F.cross_entropy(model(given), y[at])
             if how.stable:
-                loss = loss + how.stable * instability(model, ball(x[at], how.radius, 0.0, 1.0))
+                loss = loss + how.stable * instability(
+                    model, linf_ball(x[at], how.radius, 0.0, 1.0)
+                )
             loss.backward()
             optimizer.step()
             if how.price:

@@ -28,7 +28,7 @@ class Chain:
     """What the strategies know. layers: names in order, the last one gives the classes. first: the
     sizes that all the others keep at least. judged: what decides. std: of new weights on both
     sides. threshold: of the L1 norm of outgoing weights, below which a feature leaves.
-    new_state_fraction: see `optim.checked_fresh`. counts: what was done.
+    new_state_fraction: see `optim.checked_fraction`. counts: what was done.
     """
 
     layers: tuple[str, ...]
@@ -100,7 +100,11 @@ def _random(chain: Chain, size: int) -> int:
 def _change(chain: Chain, state: State, edit: Edit) -> Applied:
     inits = INITS | dict.fromkeys(("out", "in", "bias"), normal(chain.std))
     planned = plan(state.model, chain.widths, [edit])
-    options = {"starts": inits, "generator": chain.draw, "fresh": chain.new_state_fraction}
+    options = {
+        "inits": inits,
+        "generator": chain.draw,
+        "new_state_fraction": chain.new_state_fraction,
+    }
     return apply_(state.model, planned, optimizers=[state.optimizer], **options)  # type: ignore[arg-type]
 
 

@@ -184,7 +184,7 @@ class Dag(nn.Module):
         """A stored wiring replaces the one that was drawn; linked, it may have another number of
         weights.
         """
-        stored = state.get(f"{prefix}sources")
+        stored = state.get(f"{prefix}indices")
         if self.indices is not None and stored is not None and len(stored) != len(self.indices):
             self.indices = torch.empty_like(stored, device=self.indices.device)
             self.weight.data = self.weight.new_empty(len(stored))
@@ -410,7 +410,7 @@ def blocks_of(nodes: int, block_size: int | None) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Moved:
     """A wiring after inputs or nodes came and went: entry j of the weight was entry index[j], or is
-    new (-1). first: the first of the new nodes. before: layout, sources and starts as they were.
+    new (-1). first: the first of the new nodes. before: layout, indices and indptr as they were.
     """
 
     before: tuple[Layout, Tensor | None, Tensor | None]

@@ -22,7 +22,7 @@ class Wiring:
     """Who reads whom, by reader and by source. Rows of values are the inputs, then `width` for each
     node.
 
-    indices: rows of values, node after node, rising within a node; starts (nodes + 1): where each
+    indices: rows of values, node after node, rising within a node; indptr (nodes + 1): where each
     node's begin. order, readers, ends (values + 1): the same entries by the row that is read:
     places in `indices`, and the nodes there. levels: of each node, 1 + the highest of its sources,
     inputs being 0.

@@ -23,7 +23,7 @@ from torch.optim import Adam
 
 from morphogen.bounds.activation import RELU, Activation
 from morphogen.bounds.box import Box
-from morphogen.bounds.linear import Free, bounded, linear, places, tightest
+from morphogen.bounds.crown import Variables, bounded, crown, places, tightest
 from morphogen.bounds.rounding import magnitudes, unit
 from morphogen.bounds.rules import activation
 from morphogen.bounds.sums import dot
@@ -41,12 +41,14 @@ class Found:
     """
 
     bound: Tensor
-    free: Free
+    free: Variables
     coefficients: Tensor
     seen: Mapping[str, Tensor]
 
 
-def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) -> dict[str, Box]:
+def alpha_crown(
+    net: Program, box: Box, steps: int = 20, seconds: float = math.inf
+) -> dict[str, Box]:
     """Bounds on every value by name, at least as tight as those of `linear`; arguments as there.
     steps: of ascent, of which there are none once `seconds` have gone.
     """
@@ -59,12 +61,12 @@ def alpha(net: Program, box: Box, steps: int = 20, seconds: float = math.inf) ->
             net, boxes, spec, name, steps=steps if until.left() > 0 else 0, sizes=sizes
         ).bound
 
-    plain, best = linear(net, box), linear(net, box, bound=bound)
+    plain, best = crown(net, box), crown(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
     met = {}
     for name, found in best.items():
         net.until.check()
-        met[name] = found.meet(plain[name])
+        met[name] = found.intersect(plain[name])
     return met
 
 
@@ -74,9 +76,9 @@ def optimised(
     spec: Tensor,
     name: str | None = None,
     signs: Mapping[str, Tensor] | None = None,
-    start: Free | None = None,
+    start: Variables | None = None,
     steps: int = 20,
-    enough: float = torch.inf,
+    stop_above: float = torch.inf,
     limits: Tensor | None = None,
     sizes: Mapping[str, Tensor] | None = None,
 ) -> Found:
@@ -85,8 +87,8 @@ def optimised(
 
     boxes: cut to what the signs say. signs: by value, (batch, *shape), 1 where it is at least 0, -1
     where it is at most 0, and 0 where nothing is known. start: of an earlier call, shares and
-    multipliers. enough: bounds above it need not rise. limits: (batch, count); with them there is
-    one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean. sizes:
+    multipliers. stop_above: bounds above it need not rise. limits: (batch, count); with them there
+    is one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean. sizes:
     `rounding.magnitudes` of these boxes, or of larger ones.
     """
     batch, rows = len(boxes[net.input].lower), spec.shape[1]
@@ -95,13 +97,13 @@ def optimised(
         v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())
     }
     ends = _ends(net, boxes)
-    begun = start or Free()
+    begun = start or Variables()
     shares = {
-        n: begun.slopes[n] if n in begun.slopes else _plain(h, low, high, boxes[read], batch, count)
+        n: begun.alpha[n] if n in begun.alpha else _plain(h, low, high, boxes[read], batch, count)
         for n, (h, read, low, high) in ends.items()
     }
     multipliers = {
-        v: begun.shifts[v] if v in begun.shifts else sign.new_zeros(batch, count, *sign.shape[2:])
+        v: begun.beta[v] if v in begun.beta else sign.new_zeros(batch, count, *sign.shape[2:])
         for v, sign in known.items()
     }
     shares, multipliers = (
@@ -109,7 +111,9 @@ def optimised(
         for of in (shares, multipliers)
     )
     mix = (
-        spec.new_full((batch, rows), 1 / rows, dtype=net.dtype) if begun.mix is None else begun.mix
+        spec.new_full((batch, rows), 1 / rows, dtype=net.dtype)
+        if begun.mixing is None
+        else begun.mixing
     )
     mix = mix.detach().clone().requires_grad_(limits is not None and rows > 1)
     free = [*shares.values(), mix] if mix.requires_grad else [*shares.values()]
@@ -120,7 +124,7 @@ def optimised(
     optimizer = Adam(groups, lr=_RATE) if free or multipliers else None
     best = Found(
         spec.new_full((batch, count), -torch.inf, dtype=net.dtype),
-        Free(shares, multipliers, mix),
+        Variables(shares, multipliers, mix),
         spec,
         {},
     )
@@ -130,7 +134,7 @@ def optimised(
             slopes = {
                 n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()
             }
-            shifts = {v: known[v] * m for v, m in multipliers.items()}
+            beta = {v: known[v] * m for v, m in multipliers.items()}
             wanted = (
                 spec
                 if limits is None
@@ -139,7 +143,7 @@ def optimised(
                 ]
             )
             seen: dict[str, Tensor] = {}
-            found = bounded(net, boxes, wanted, name, Free(slopes, shifts), sizes, seen)
+            found = bounded(net, boxes, wanted, name, Variables(slopes, beta), sizes, seen)
             bound = found.least
             bound = (
                 bound
@@ -148,12 +152,16 @@ def optimised(
             )
         net.until.check()
         best = _better(
-            best, bound.detach(), Free(shares, multipliers, mix), found.coefficients.detach(), seen
+            best,
+            bound.detach(),
+            Variables(shares, multipliers, mix),
+            found.coefficients.detach(),
+            seen,
         )
-        if optimizer is None or not bound.requires_grad or bool((best.bound > enough).all()):
+        if optimizer is None or not bound.requires_grad or bool((best.bound > stop_above).all()):
             break
         optimizer.zero_grad()
-        (-bound[best.bound <= enough].sum()).backward()
+        (-bound[best.bound <= stop_above].sum()).backward()
         net.until.check()
         optimizer.step()
         net.until.check()
@@ -184,7 +192,7 @@ def _ends(
     net: Program, boxes: Mapping[str, Box]
 ) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
     """For each activation that bends on its interval: (it, what it reads, the least and the largest
-    slope of a line that may touch it there), shaped as `Free.slopes`.
+    slope of a line that may touch it there), shaped as `Variables.alpha`.
     """
     found = {}
     for step in net.forth():
@@ -218,19 +226,21 @@ def _plain(h: Activation, low: Tensor, high: Tensor, box: Box, batch: int, count
 
 
 def _better(
-    best: Found, bound: Tensor, free: Free, coefficients: Tensor, seen: Mapping[str, Tensor]
+    best: Found, bound: Tensor, free: Variables, coefficients: Tensor, seen: Mapping[str, Tensor]
 ) -> Found:
     """The best of each bound, with what it was found by."""
     better = bound > best.bound
 
-    def chosen(new: Tensor, old: Tensor, lines: int) -> Tensor:
-        where = better.view(*(1,) * lines, *better.shape, *(1,) * (new.dim() - lines - 2))
+    def chosen(new: Tensor, old: Tensor, linear_relaxation: int) -> Tensor:
+        where = better.view(
+            *(1,) * linear_relaxation, *better.shape, *(1,) * (new.dim() - linear_relaxation - 2)
+        )
         return torch.where(where, new.detach(), old.detach())
 
-    slopes = {n: chosen(share, best.free.slopes[n], 1) for n, share in free.slopes.items()}
-    shifts = {v: chosen(m, best.free.shifts[v], 0) for v, m in free.shifts.items()}
-    assert free.mix is not None
-    assert best.free.mix is not None
-    mix = torch.where(better[:, :1], free.mix.detach(), best.free.mix.detach())
+    slopes = {n: chosen(share, best.free.alpha[n], 1) for n, share in free.alpha.items()}
+    beta = {v: chosen(m, best.free.beta[v], 0) for v, m in free.beta.items()}
+    assert free.mixing is not None
+    assert best.free.mixing is not None
+    mix = torch.where(better[:, :1], free.mixing.detach(), best.free.mixing.detach())
     read = {n: a.detach() for n, a in seen.items()}
-    return Found(torch.maximum(bound, best.bound), Free(slopes, shifts, mix), coefficients, read)
+    return Found(torch.maximum(bound, best.bound), Variables(slopes, beta, mix), coefficients, read)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from morphogen.bounds.activation import RELU, Activation, extremes
 from morphogen.bounds.box import Box
-from morphogen.bounds.interval import passed
+from morphogen.bounds.interval import interval_step
 from morphogen.bounds.maximum import added_up, lined, relaxed, windows
 from morphogen.bounds.rounding import magnitude, magnitudes, of_input, slack
 from morphogen.bounds.rules import MAXIMA, WEIGHTED, activation, affine, refuse
@@ -27,13 +27,13 @@ _CHUNK = 2**22
 
 
 @dataclass(frozen=True)
-class Lines:
+class LinearRelaxation:
     """below z + below_at <= h(z) <= above z + above_at on an interval, elementwise."""
 
     below: Tensor
-    below_at: Tensor
+    lower_bias: Tensor
     above: Tensor
-    above_at: Tensor
+    upper_bias: Tensor
 
 
 class Bound(Protocol):
@@ -49,7 +49,7 @@ class Bound(Protocol):
     ) -> Tensor: ...
 
 
-def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
+def crown(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
     """Bounds on every value by name, at least as tight as `interval`. What activations read, and
     the output, is bounded by linear functions of the input, everything else from what it reads.
     box: of inputs, (batch, *net.shapes[net.input]). bound: how those functions are found,
@@ -59,18 +59,18 @@ def linear(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]
     sizes = {net.input: of_input(boxes[net.input])}
     wanted = {name for step in net.steps if not affine(step) for name in step.reads} | {net.output}
     # values that are no affine function of the input: their intervals are not exact
-    bent: set[str] = set()
+    nonlinear: set[str] = set()
     for step in net.forth():
-        boxes[step.name] = passed(step, boxes)
+        boxes[step.name] = interval_step(step, boxes)
         sizes[step.name] = magnitude(step, boxes)
-        if not affine(step) or bent.intersection(step.reads):
-            bent.add(step.name)
+        if not affine(step) or nonlinear.intersection(step.reads):
+            nonlinear.add(step.name)
         # intervals are exact
         first = (
             step.kind in WEIGHTED and step.reads == (net.input,) and type(boxes[net.input]) is Box
         )
-        if step.name in wanted and (step.name in bent or not first):
-            boxes[step.name] = boxes[step.name].meet(
+        if step.name in wanted and (step.name in nonlinear or not first):
+            boxes[step.name] = boxes[step.name].intersect(
                 _tightened(net, step.name, boxes, bound or _plain, sizes)
             )
             sizes[step.name] = magnitude(step, boxes)
@@ -112,20 +112,20 @@ def _tightened(
 
 
 @dataclass(frozen=True)
-class Free:
-    """What a linear bound may choose, all of it sound.
+class Variables:
+    """What a linear bound may choose, all of it sound; alpha and beta are those of the papers.
 
-    slopes: by activation, (lines, batch, 1 or count, *shape): of the lines below and above it; a
-    ReLU has one, below. shifts: by value, (batch, 1 or count, *shape): functions that are at least
-    0 on the set in question, given by their coefficients on that value, and taken away. mix:
-    (batch, count), weights of several bounds for one, see `alpha.optimised`. duals: by activation,
-    (batch, count, *shape): coefficients on what it reads, in the place of those that lines give; of
-    a maximum (batch, count, values, k), on the entries of its windows.
+    alpha: slopes, by activation, (lines, batch, 1 or count, *shape): of the lines below and above
+    it; a ReLU has one, below. beta: by value, (batch, 1 or count, *shape): functions that are at
+    least 0 on the set in question, given by their coefficients on that value, and taken away.
+    mixing: (batch, count), weights of several bounds for one, see `alpha_crown.optimised`. duals:
+    by activation, (batch, count, *shape): coefficients on what it reads, in the place of those that
+    lines give; of a maximum (batch, count, values, k), on the entries of its windows.
     """
 
-    slopes: Mapping[str, Tensor] = field(default_factory=dict)
-    shifts: Mapping[str, Tensor] = field(default_factory=dict)
-    mix: Tensor | None = None
+    alpha: Mapping[str, Tensor] = field(default_factory=dict)
+    beta: Mapping[str, Tensor] = field(default_factory=dict)
+    mixing: Tensor | None = None
     duals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -134,7 +134,7 @@ def lower_bound(
     boxes: Mapping[str, Box],
     spec: Tensor,
     name: str | None = None,
-    free: Free | None = None,
+    free: Variables | None = None,
 ) -> Tensor:
     """The least values, (batch, count), that linear functions of a value (the output's by default)
     can have.
@@ -162,12 +162,12 @@ def bounded(
     boxes: Mapping[str, Box],
     spec: Tensor,
     name: str | None = None,
-    free: Free | None = None,
+    free: Variables | None = None,
     sizes: Mapping[str, Tensor] | None = None,
-    seen: dict[str, Tensor] | None = None,
+    coefficients_out: dict[str, Tensor] | None = None,
 ) -> Bounded:
     """`lower_bound`, with what it was found by. sizes: `rounding.magnitudes`, where they are known.
-    seen: receives the coefficients on each activation and maximum, by name.
+    coefficients_out: receives the coefficients on each activation and maximum, by name.
     """
     known = magnitudes(net, boxes) if sizes is None else sizes
     off = spec.new_zeros(len(boxes[net.input].lower), spec.shape[1], dtype=net.dtype)
@@ -175,7 +175,7 @@ def bounded(
     def count(value: str, a: Tensor) -> None:
         off.add_(dot(a.detach().abs(), known[value][:, None]))
 
-    coefficients, constant = backward(net, boxes, spec, name, free, seen, count)
+    coefficients, constant = backward(net, boxes, spec, name, free, coefficients_out, count)
     return Bounded(
         constant + boxes[net.input].lowest(coefficients) - slack(net) * off, coefficients
     )
@@ -186,28 +186,28 @@ def backward(
     boxes: Mapping[str, Box],
     spec: Tensor,
     name: str | None = None,
-    free: Free | None = None,
-    seen: dict[str, Tensor] | None = None,
+    free: Variables | None = None,
+    coefficients_out: dict[str, Tensor] | None = None,
     count: Callable[[str, Tensor], None] = lambda value, a: None,
 ) -> tuple[Tensor, Tensor]:
     """A, (batch, count, *input), and d, (batch, count), such that A x + d is at most spec . value
     for every input x.
 
-    seen: receives the coefficients on each activation and maximum, by name. count: called with a
-    value's name and the coefficients that each of its readers gives it.
+    coefficients_out: receives the coefficients on each activation and maximum, by name. count:
+    called with a value's name and the coefficients that each of its readers gives it.
     """
-    name, batch, free = name or net.output, len(boxes[net.input].lower), free or Free()
+    name, batch, free = name or net.output, len(boxes[net.input].lower), free or Variables()
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
     count(name, waiting[name])
     constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
     for step in net.back(name):
         if (a := waiting.pop(step.name, None)) is None:
             continue
-        if step.name in free.shifts:
-            a = a - free.shifts[step.name]
-        if seen is not None and not affine(step):
-            seen[step.name] = a
-        c, slope = free.duals.get(step.name), free.slopes.get(step.name)
+        if step.name in free.beta:
+            a = a - free.beta[step.name]
+        if coefficients_out is not None and not affine(step):
+            coefficients_out[step.name] = a
+        c, slope = free.duals.get(step.name), free.alpha.get(step.name)
         found, added = (
             _back(step, a, net, boxes, slope) if c is None else _relaxed(step, a, c, boxes, count)
         )
@@ -230,12 +230,12 @@ def _back(
     h = activation(step)
     if h is not None:
         (read,) = step.reads
-        found = lines(h, boxes[read], slope)
+        found = linear_relaxation(h, boxes[read], slope)
         # a below-line where a is positive, the other one elsewhere, in as few passes as can be
         down = a.clamp_max(0)
-        constant = dot(down, found.above_at - found.below_at)
-        if bool(found.below_at.any()):
-            constant = constant + dot(a, found.below_at)
+        constant = dot(down, found.upper_bias - found.lower_bias)
+        if bool(found.lower_bias.any()):
+            constant = constant + dot(a, found.lower_bias)
         return {read: torch.addcmul(a * found.below, down, found.above - found.below)}, constant
     if step.kind in MAXIMA:
         (read,) = step.reads
@@ -287,8 +287,8 @@ def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor],
     )
 
 
-def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:
-    """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: see `Free`."""
+def linear_relaxation(h: Activation, box: Box, slope: Tensor | None = None) -> LinearRelaxation:
+    """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: see `Variables`."""
     lower, upper = box.lower[:, None], box.upper[:, None]
     if h is RELU:
         chord = upper / (upper - lower).clamp_min(1e-300)
@@ -297,11 +297,11 @@ def lines(h: Activation, box: Box, slope: Tensor | None = None) -> Lines:
         free = (upper > -lower).to(lower.dtype) if slope is None else slope[0]
         above = torch.where(both, chord, active)
         zero = torch.zeros_like(lower)
-        return Lines(
+        return LinearRelaxation(
             torch.where(both, free, active), zero, above, torch.where(both, -chord * lower, zero)
         )
     below, above = tightest(h, lower, upper) if slope is None else slope
-    return Lines(
+    return LinearRelaxation(
         below, extremes(h, below, lower, upper)[0], above, extremes(h, above, lower, upper)[1]
     )
 
