@@ -96,7 +96,7 @@ def cheat(factor: float, seed: int) -> dict[str, float]:
         (loss + penalty(model)).backward()
         optimizer.step()
         if number % 50 == 0:
-            mg.adapt(model, [optimizer])
+            mg.adapt(model, optimizers=[optimizer])
     model.eval()
     bits = torch.randint(2, (5_000, 8)).float()
     gains = [

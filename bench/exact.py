@@ -116,7 +116,7 @@ def main() -> None:
             )
         cells, walked = (
             regions(model, box),
-            regions(model, box, method="walk") if number % 4 == 0 else None,
+            regions(model, box, method="reverse search") if number % 4 == 0 else None,
         )
         note(
             "regions",

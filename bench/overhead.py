@@ -68,7 +68,7 @@ def controlled(
     def losses(m: nn.Module) -> Tensor:
         return F.cross_entropy(m(x), y, reduction="none").detach()
 
-    return Controller(model, [optimizer], OneByOne(), losses, x[:2])
+    return Controller(model, OneByOne(), losses, x[:2], optimizers=[optimizer])
 
 
 def timed(run: Callable[[], Any]) -> float:

@@ -50,7 +50,7 @@ def main() -> None:
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            found = regions(model, box, budget=10_000_000)
+            found = regions(model, box, max_cells=10_000_000)
             times.append(time.perf_counter() - began)
         row = {
             "inputs": inputs,
@@ -62,7 +62,7 @@ def main() -> None:
             row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(found)))
         if len(found) < 6000:
             began = time.perf_counter()
-            walked = regions(model, box, method="walk")
+            walked = regions(model, box, method="reverse search")
             row["walk: cells"], row["walk: cells a second"] = (
                 len(walked),
                 len(walked) / (time.perf_counter() - began),

@@ -90,15 +90,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         step(model, optimizer, x, 1)
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
-    return mg.save(tmp_path_factory.mktemp("base") / "run", model, optimizer)
+    return mg.save(model, tmp_path_factory.mktemp("base") / "run", optimizer=optimizer)
 
 
 def test_the_base_model_itself_is_taken_again_and_again(saved: Path, tmp_path: Path) -> None:
     model, optimizer = mg.load(saved, built)
-    again, _ = mg.load(mg.save(tmp_path / "again", model, optimizer), built)
+    again, _ = mg.load(mg.save(model, tmp_path / "again", optimizer=optimizer), built)
     mg.resize(again, [Grow("0", 1)], example=torch.zeros(2, 1, 8, 8))
     mg.resize(again, [AddBlock("6")], example=torch.zeros(2, 1, 8, 8))
-    third, _ = mg.load(mg.save(tmp_path / "third", copy.deepcopy(again)), built)
+    third, _ = mg.load(mg.save(copy.deepcopy(again), tmp_path / "third"), built)
     assert third[0].out_channels == 8
     assert len(third[6].blocks) == 3
 
@@ -161,7 +161,7 @@ def test_settings_of_modules_are_compared(
     def build(act: Any) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 6), act(), nn.Linear(6, 2))
 
-    path = mg.save(tmp_path / "run", build(first))
+    path = mg.save(build(first), tmp_path / "run")
     mg.load(path, lambda: build(first))
     with pytest.raises(RunError, match=message):
         mg.load(path, lambda: build(second))
@@ -171,7 +171,7 @@ def test_an_encoder_whose_activation_is_a_function_is_told_apart(tmp_path: Path)
     def build(activation: str) -> nn.Module:
         return nn.TransformerEncoderLayer(8, 2, 16, activation=activation, batch_first=True)
 
-    path = mg.save(tmp_path / "run", build("relu"))
+    path = mg.save(build("relu"), tmp_path / "run")
     mg.load(path, lambda: build("relu"))
     with pytest.raises(RunError, match="activation=relu, build\\(\\) makes it gelu"):
         mg.load(path, lambda: build("gelu"))
@@ -186,7 +186,7 @@ def test_a_counter_can_be_passed_over(tmp_path: Path) -> None:
         new_state_fraction[1].calls = 0
         return new_state_fraction
 
-    path = mg.save(tmp_path / "run", model)
+    path = mg.save(model, tmp_path / "run")
     with pytest.raises(RunError, match=r"'1' \(Acting\) has calls=7, build\(\) makes it 0"):
         mg.load(path, build)
     mg.load(path, build, ignore=["calls"])
@@ -198,7 +198,7 @@ def test_every_problem_and_edit_is_taken_by_its_own_base(name: str, tmp_path: Pa
     for width in PROBLEMS[name][2]:
         mg.resize(model, [Grow(width, 2)], example=x)
         mg.resize(model, [Shrink(width, [0])], example=x)
-    loaded, _ = mg.load(mg.save(tmp_path / "run", model), lambda: problem(name)[0])
+    loaded, _ = mg.load(mg.save(model, tmp_path / "run"), lambda: problem(name)[0])
     assert torch.equal(loaded.eval()(x), model.eval()(x))
     json.dumps(mg.structure(loaded))
 
@@ -218,7 +218,7 @@ def test_a_rewrite_makes_another_base(tmp_path: Path) -> None:
     mg.resize(model, [Grow("0", 2)], example=x)
     link(model, x)
     mg.resize(model, [Grow("0", 1)], example=x)
-    path = mg.save(tmp_path / "run", model)
+    path = mg.save(model, tmp_path / "run")
     loaded, _ = mg.load(path, linked)
     assert torch.equal(loaded(x), model(x))
     with pytest.raises(RunError, match="'1' is LinkedReLU|'1' is LKReLU|'1' is Linked"):
@@ -232,7 +232,7 @@ def test_stages_that_were_begun_are_no_part_of_the_base(tmp_path: Path) -> None:
 
     model, x = build(), torch.randn(5, 4)
     add_stage(model, 3)
-    path = mg.save(tmp_path / "run", model)
+    path = mg.save(model, tmp_path / "run")
     mg.load(path, build)
     with pytest.raises(RunError, match="another base model"):
         mg.load(path, lambda: Cascade(4, 4, 2))
@@ -262,14 +262,14 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
 
     (model, optimizer), x = build(), torch.randint(11, (3, 4))
     step(model, optimizer, x)
-    path = mg.save(tmp_path / "run", model, optimizer)
+    path = mg.save(model, tmp_path / "run", optimizer=optimizer)
     loaded, other = mg.load(path, build)
     assert loaded.head.weight is loaded.table.weight
     for _ in range(2):
         assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
     assert (
         path.stat().st_size
-        < mg.save(tmp_path / "apart", Tied(False)).stat().st_size + 4 * 2 * (88 + 72) + 5000
+        < mg.save(Tied(False), tmp_path / "apart").stat().st_size + 4 * 2 * (88 + 72) + 5000
     )
     with pytest.raises(
         RunError, match="tied weights are .*'head.weight', 'table.weight'.*, build\\(\\) ties none"
@@ -280,7 +280,7 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
 def test_models_of_every_precision_are_saved(dtype: torch.dtype, tmp_path: Path) -> None:
     model = nn.Linear(4, 3).to(dtype)
-    loaded, _ = mg.load(mg.save(tmp_path / "run", model), lambda: nn.Linear(4, 3).to(dtype))
+    loaded, _ = mg.load(mg.save(model, tmp_path / "run"), lambda: nn.Linear(4, 3).to(dtype))
     assert loaded.weight.dtype == dtype
     assert torch.equal(loaded.weight, model.weight)
 
@@ -294,7 +294,7 @@ def test_bfloat16_trains_on_bit_for_bit(tmp_path: Path) -> None:
     (model, optimizer), x = build(), torch.randn(5, 4).bfloat16()
     mg.resize(model, [Grow("0", 3)], optimizers=[optimizer], example=x)
     step(model, optimizer, x)
-    loaded, other = mg.load(mg.save(tmp_path / "run", model, optimizer), build)
+    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
     assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
@@ -364,7 +364,7 @@ def test_the_next_step_is_bit_identical_under_every_optimizer(name: str, tmp_pat
     mg.resize(model, [Grow("0", 3), Shrink("2", [1])], optimizers=[optimizer], example=x)
     model.train()
     step(model, optimizer, x)
-    loaded, other = mg.load(mg.save(tmp_path / "run", model, optimizer), build)
+    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
     assert {k: (v.dtype, v.shape) for k, v in tensors(other).items()} == {
         k: (v.dtype, v.shape) for k, v in tensors(optimizer).items()
     }
@@ -389,7 +389,7 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
     }
     group["lr"].fill_(0.3)
     step(model, optimizer, torch.randn(2, 4))
-    path = mg.save(tmp_path / "run", model, optimizer)
+    path = mg.save(model, tmp_path / "run", optimizer=optimizer)
     _, other = mg.load(path, build)
     found = other.param_groups[0]
     assert isinstance(found["lr"], Tensor)
@@ -414,7 +414,7 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match="parameter group's 'mine' is a object, which a file cannot hold"
     ):
-        mg.save(tmp_path / "other", model, optimizer)
+        mg.save(model, tmp_path / "other", optimizer=optimizer)
 
 
 def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
     mg.resize(model, [Grow("0", 3)], optimizers=[optimizer], example=x)
     model.train()
     step(model, optimizer, x)
-    loaded, other = mg.load(mg.save(tmp_path / "run", model, optimizer), build)
+    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
     assert other.param_groups[0]["fused"] is True
     for _ in range(2):
         assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
@@ -437,7 +437,7 @@ def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
 def test_a_schedule_that_holds_the_rate_goes_on(tmp_path: Path) -> None:
     model = nn.Linear(4, 3)
     path = mg.save(
-        tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+        model, tmp_path / "run", optimizer=torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
     )
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -470,7 +470,7 @@ def test_lists_of_tensors_in_the_state_are_saved(tmp_path: Path) -> None:
         return closure().item()
 
     run(model, optimizer)
-    loaded, other = mg.load(mg.save(tmp_path / "run", model, optimizer), build)
+    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
     assert isinstance(other.state[loaded.weight]["old_dirs"], list)
     assert [run(loaded, other) for _ in range(3)] == [run(model, optimizer) for _ in range(3)]
 
@@ -479,11 +479,11 @@ def test_state_that_would_be_lost_is_refused(tmp_path: Path) -> None:
     model = nn.Linear(4, 3)
     outer = Lookahead(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
     with pytest.raises(RunError, match="Lookahead wraps SGD, whose state would be lost"):
-        mg.save(tmp_path / "run", model, outer)
+        mg.save(model, tmp_path / "run", optimizer=outer)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     optimizer.state["all"] = {"count": 3}
     with pytest.raises(RunError, match=r"keeps state of \['all'\], no parameter of the model"):
-        mg.save(tmp_path / "run", model, optimizer)
+        mg.save(model, tmp_path / "run", optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_a_ledger_is_replayed_whole_or_not_at_all(bad: Any, error: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert tensors(optimizer).keys() == state.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in tensors(optimizer).items())
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     assert model.training == mode
     mg.replay(good, model, x, [optimizer])
 

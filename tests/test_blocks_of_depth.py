@@ -327,15 +327,15 @@ def test_parts_that_blocks_share_stay_shared_and_are_trained_once() -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model[0].w.data.fill_(1.5)
-    mg.adapt(model, [optimizer])
+    mg.adapt(model, optimizers=[optimizer])
     assert model[0].blocks[1][0] is shared
     assert shared.weight.dtype == torch.float64
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len({id(p) for p in held})
     model(x).sum().backward()
     model[0].w.data.fill_(0.5)
-    mg.adapt(model, [optimizer])
+    mg.adapt(model, optimizers=[optimizer])
     assert any(p is shared.weight for group in optimizer.param_groups for p in group["params"])
     # a copy would get its new blocks' parts from the network that it was copied from
     twin, before = copy.deepcopy(model), shared.weight.clone()
@@ -416,12 +416,12 @@ def test_what_goes_on_after_a_checkpoint_gets_the_same_blocks(tmp_path) -> None:
             model(torch.randn(8, 3, generator=draw)).square().sum().backward()
             optimizer.step()
             model.deep.w.data.fill_(1.0 + 0.5 * number)
-            mg.adapt(model, [optimizer], generator=draw)
+            mg.adapt(model, optimizers=[optimizer], generator=draw)
 
     model, optimizer = build()
     mg.resize(model, [Grow("first", 2)], example=torch.randn(5, 3), optimizers=[optimizer])
     steps(model, optimizer, range(3))
-    mg.save(tmp_path / "run", model, optimizer)
+    mg.save(model, tmp_path / "run", optimizer=optimizer)
     resumed = mg.load(tmp_path / "run", build)
     steps(model, optimizer, range(3, 6))
     steps(*resumed, range(3, 6))

@@ -81,7 +81,7 @@ def test_an_average_of_another_model_changes_nothing() -> None:
             model, [Grow("first", 2)], optimizers=[optimizer], ema=[nn.Linear(2, 2)], example=x
         )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
 
 
 def test_a_gradient_scaler_goes_on() -> None:
@@ -94,14 +94,14 @@ def test_a_gradient_scaler_goes_on() -> None:
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
 
 
 def test_the_doctor_finds_nothing_in_a_healthy_run() -> None:
     model, x, optimizer = start()
     mg.resize(model, [Grow("first", 2), Shrink("side", [1])], optimizers=[optimizer], example=x)
     step(model, optimizer, x)
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
 
 
 def test_the_doctor_names_every_fault() -> None:
@@ -112,7 +112,7 @@ def test_the_doctor_names_every_fault() -> None:
     optimizer.state[model[2].weight]["exp_avg"] = torch.zeros(3, 3)
     optimizer.param_groups[1]["params"].append(model[2].bias)
     model[2].bias.data[0] = float("nan")
-    text = "\n".join(mg.doctor(model, optimizer))
+    text = "\n".join(mg.doctor(model, optimizers=[optimizer]))
     for fault in (
         r"holds 2 parameters that are not the model's (shapes (8, 4), (4, 4))",
         "'0.weight' is held by no optimizer",
@@ -144,11 +144,11 @@ def test_the_next_step_after_loading_is_bit_identical(tmp_path: Path) -> None:
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
     step(model, optimizer, x)
     optimizer.param_groups[0]["lr"] = 0.003
-    mg.save(tmp_path / "run" / "ckpt", model, optimizer, ledger)
+    mg.save(model, tmp_path / "run" / "ckpt", optimizer=optimizer, ledger=ledger)
     loaded, its_optimizer = mg.load(tmp_path / "run" / "ckpt", build)
     assert its_optimizer is not None
     assert load_ledger(tmp_path / "run" / "ckpt") == tuple(ledger)
-    assert mg.doctor(loaded, its_optimizer) == []
+    assert mg.doctor(loaded, optimizers=[its_optimizer]) == []
     for _ in range(3):
         assert step(model, optimizer, x) == step(loaded, its_optimizer, x)
     assert all(
@@ -160,7 +160,7 @@ def test_the_next_step_after_loading_is_bit_identical(tmp_path: Path) -> None:
 def test_a_checkpoint_loads_in_a_new_process(tmp_path: Path) -> None:
     model, x, optimizer = start("chain")
     mg.resize(model, [Grow("0", 3)], optimizers=[optimizer], example=x)
-    mg.save(tmp_path / "ckpt", model, optimizer)
+    mg.save(model, tmp_path / "ckpt", optimizer=optimizer)
     torch.save(x, tmp_path / "x.pt")
     expected = float(model.eval()(x).square().mean())
     code = f"""
@@ -180,7 +180,7 @@ print(repr(float(model.eval()(torch.load({str(tmp_path / "x.pt")!r})).square().m
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model, _, optimizer = start("chain")
-    mg.save(tmp_path / "ckpt", model, optimizer)
+    mg.save(model, tmp_path / "ckpt", optimizer=optimizer)
     with pytest.raises(RunError, match="has no tensor"):
         mg.load(
             tmp_path / "ckpt",
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         )
     stranger = torch.optim.SGD([nn.Parameter(torch.zeros(3))])
     with pytest.raises(RunError, match="not the model's; see morphogen.doctor"):
-        mg.save(tmp_path / "ckpt", model, stranger)
+        mg.save(model, tmp_path / "ckpt", optimizer=stranger)
 
 
 def test_recurrent_weights_stay_where_their_module_looks_for_them() -> None:

@@ -391,7 +391,7 @@ def test_nodes_join_and_undo_takes_it_back(how: dict) -> None:
     assert torch.equal(state_of(model, optimizer)[:20, : matrix.shape[1]], momenta)
     assert (model.matrix()[20:] != 0).any(1).all()
     assert [id(p) for p in model.parameters()] == identities
-    assert not doctor(model, optimizer)
+    assert not doctor(model, optimizers=[optimizer])
     twin = copy.deepcopy(model)
     torch.testing.assert_close(by_hand(twin, x), twin.values(x), rtol=0, atol=1e-12)
     applied.undo()
@@ -432,7 +432,7 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     assert torch.equal(state_of(dag, optimizer)[:20][:, old_columns], momentum)
     assert not dag.matrix()[:20, 5 : 5 + added].any()
     assert (dag.matrix()[20:] != 0).any(1).all()
-    assert not doctor(model, optimizer)
+    assert not doctor(model, optimizers=[optimizer])
     for _ in range(2):
         step(model, optimizer, x)
     matrix, momentum = dag.matrix(), state_of(dag, optimizer)
@@ -444,7 +444,12 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     torch.testing.assert_close(
         by_hand(dag, model[:2](x)), dag.values(model[:2](x)), rtol=0, atol=1e-12
     )
-    mg.save(tmp_path / "net", model, optimizer, [Grow("2", 9), *more, Shrink("2", drop)])
+    mg.save(
+        model,
+        tmp_path / "net",
+        optimizer=optimizer,
+        ledger=[Grow("2", 9), *more, Shrink("2", drop)],
+    )
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         base = inside_a_network(how, out)[0]
@@ -489,7 +494,7 @@ def test_what_a_node_weighs_and_what_cannot_be_done_to_it() -> None:
 def test_copies_and_loaded_ones_get_the_same_new_sources(tmp_path: Path) -> None:
     model, x = inside_a_network({"wiring": "random", "fan_in": 3}, 3)
     other = copy.deepcopy(model)
-    mg.save(tmp_path / "net", model)
+    mg.save(model, tmp_path / "net")
     resize(model, [Grow("2", 5)], example=x, ema=[other])
     assert torch.equal(model[2].indices, other[2].indices)
     assert model[2].indices is not other[2].indices
@@ -595,7 +600,7 @@ def test_weights_move_to_where_the_gradient_is(linked: bool) -> None:
     new &= ~kept
     free = size.matrix() * (matrix == 0)
     assert free[new].min() >= free[~new].max()
-    assert not doctor(model, optimizer)
+    assert not doctor(model, optimizers=[optimizer])
     step(model, optimizer, x)
     with pytest.raises(PlanError, match="changed since"):
         applied.undo()

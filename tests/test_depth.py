@@ -290,7 +290,7 @@ def test_blocks_of_several_kinds_alternate() -> None:
     for kind in (nn.Sequential, nn.Linear):
         mg.resize(model, [AddBlock("1")], example=x, optimizers=[optimizer])
         assert type(deep.blocks[-1]) is kind
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     deep.w.data.fill_(4.0)
     assert model(x).shape == (7, 2)
 
@@ -305,10 +305,10 @@ def test_adapt_gives_every_depth_its_blocks_and_the_optimizer_the_live_parameter
     state = copy.deepcopy(optimizer.state[model[0].blocks[0][0].weight])
     model[0].w.data.fill_(3.4)
     model[0].blocks[0][1].w.data.fill_(2.2)
-    edits = mg.adapt(model, [optimizer])
+    edits = mg.adapt(model, optimizers=[optimizer])
     assert sorted(map(str, edits))[-1] == "add a block to 0.blocks.0.1"
     assert (len(model[0].blocks), len(model[0].blocks[0][1].blocks)) == (4, 3)
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     assert all(
         torch.equal(a, b)
         for a, b in zip(
@@ -316,10 +316,10 @@ def test_adapt_gives_every_depth_its_blocks_and_the_optimizer_the_live_parameter
         )
     )
     model[0].w.data.fill_(0.5)
-    mg.adapt(model, [optimizer])
+    mg.adapt(model, optimizers=[optimizer])
     assert len(model[0].blocks) == 1
-    assert mg.doctor(model, optimizer) == []
-    assert mg.adapt(model, [optimizer]) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
+    assert mg.adapt(model, optimizers=[optimizer]) == []
 
 
 def test_hovering_at_an_integer_does_not_flip_the_structure() -> None:

@@ -91,9 +91,9 @@ def test_sequences_are_resized_frozen_and_exported(tmp_path) -> None:
         model, [Grow("3", 2), Grow("5", 1)], example=x, optimizers=[optimizer]
     ).receipt.keeps
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
-    assert mg.adapt(model, [optimizer], example=x) == [mg.Shrink("0", [5])]
+    assert mg.adapt(model, optimizers=[optimizer], example=x) == [mg.Shrink("0", [5])]
     model[2].log_w.data.fill_(math.log(7.2))
-    assert mg.adapt(model, [optimizer], example=x) == [Grow("0", 3)]
+    assert mg.adapt(model, optimizers=[optimizer], example=x) == [Grow("0", 3)]
     assert model[3].in_features == 8
     plain, certificate = mg.freeze(model, x)
     assert certificate.max_error <= 1e-10

@@ -54,7 +54,7 @@ def learned_depth(rank: int, folder: str, draw: torch.Generator) -> None:
             optimizer.zero_grad()
             ddp(torch.randn(8, 4, generator=draw)).square().mean().backward()
             optimizer.step()
-    assert mg.doctor(ddp.module, optimizer) == []
+    assert mg.doctor(ddp.module, optimizers=[optimizer]) == []
     torch.save([p.detach() for p in ddp.parameters()], f"{folder}/deep{rank}")
 
 
@@ -120,8 +120,8 @@ def hooked(rank: int, draw: torch.Generator) -> None:
             ddp, [Grow("0", 1)], inits=drawn, example=example, optimizers=[optimizer]
         )
     for call in (
-        lambda: mg.adapt(ddp.module, [optimizer]),
-        lambda: mg.adapt(ddp, [optimizer]),
+        lambda: mg.adapt(ddp.module, optimizers=[optimizer]),
+        lambda: mg.adapt(ddp, optimizers=[optimizer]),
         lambda: mg.resize(ddp.module, [Grow("0", 1)], example=example, optimizers=[optimizer]),
     ):
         with pytest.raises(
@@ -159,7 +159,7 @@ def hooked(rank: int, draw: torch.Generator) -> None:
         if name not in ("module", "process_group")
     } == expected
     assert (ddp.note, ddp.training, ddp.module.training) == ("mine", True, True)
-    assert mg.doctor(ddp.module, optimizer) == []
+    assert mg.doctor(ddp.module, optimizers=[optimizer]) == []
     compressed(draw)
 
 
@@ -223,7 +223,7 @@ def worker(rank: int, folder: str) -> None:
             ddp, [edit], seed=number + 10 * rank, example=example, optimizers=[optimizer]
         )
         step()
-    assert mg.doctor(ddp.module, optimizer) == []
+    assert mg.doctor(ddp.module, optimizers=[optimizer]) == []
     before = [t.clone() for t in everything(ddp.module, optimizer)]
     with pytest.raises(PlanError, match="ranks ask for different edits"):
         resize_distributed(ddp, [Grow("0", 1 + rank)], example=example, optimizers=[optimizer])

@@ -49,7 +49,7 @@ def test_to_torch_takes_the_columns_as_given() -> None:
 def test_the_same_seed_gives_the_same_predictions() -> None:
     x, y = load_diabetes(return_X_y=True)
     a, b = (
-        MorphogenRegressor(random_state=1, time_limit=60).fit(x[:100], y[:100]).predict(x)
+        MorphogenRegressor(random_state=1, seconds=60).fit(x[:100], y[:100]).predict(x)
         for _ in range(2)
     )
     assert np.array_equal(a, b)

@@ -141,7 +141,7 @@ def test_optimizer_follows_and_undo_takes_it_back() -> None:
     found = searched(model, x, edits, lambda m: F.mse_loss(m(x), y))
     applied = resize(model, edits, example=x, optimizers=[optimizer], values=found.values)
     assert not applied.receipt.keeps
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     assert all(p.is_contiguous() for p in model.parameters())
     assert all(p is not value for p in model.parameters() for value in found.values.values())
     applied.undo()

@@ -190,7 +190,7 @@ def test_the_budget_is_kept() -> None:
 
 def test_the_time_limit_is_kept() -> None:
     long = replace(QUICK, epochs=100_000, rounds=10_000)
-    fitted = fit(table(), Settings(time_limit=3), recipe=long)
+    fitted = fit(table(), Settings(seconds=3), recipe=long)
     assert fitted.seconds < 10  # generous: it must end, not be punctual
     assert fitted.report.rounds[-1].phase == "anneal"
 
@@ -275,7 +275,7 @@ def test_a_compressed_result_is_the_same_function_smaller(regression: bool) -> N
     x = draw.normal(size=(300, 3)).astype(np.float32)
     y = 50 + 20 * x[:, 0] * x[:, 1] if regression else np.where(x[:, 0] > 0, "a", "b")
     dataset = from_arrays(x, y, name="made", task="regression" if regression else "classification")
-    fitted = fit(dataset, Settings(time_limit=2))
+    fitted = fit(dataset, Settings(seconds=2))
     with torch.no_grad():  # a unit that is never above 0
         first = fitted.plain[0]
         first.bias[0] = -1e3

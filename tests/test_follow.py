@@ -88,7 +88,7 @@ def test_declared_attributes_are_saved_and_replayed(tmp_path: Path) -> None:
         mg.resize(model, [edit], example=x)
     replayed = mg.replay(ledger, build(), x)
     assert (replayed.attn.head_dim, replayed.attn.dim) == (6, 10)
-    loaded, _ = mg.load(mg.save(tmp_path / "run", model, ledger=ledger), lambda: net()[0])
+    loaded, _ = mg.load(mg.save(model, tmp_path / "run", ledger=ledger), lambda: net()[0])
     assert torch.equal(loaded(x), model(x))
 
 

@@ -93,7 +93,7 @@ def test_a_checkpoint_s_metadata_is_used_or_refused(tmp_path: Path) -> None:
     model, optimizer = pair()
     model(torch.rand(5, 3)).sum().backward()
     optimizer.step()
-    path = mg.save(tmp_path / "c", model, optimizer, [Grow("0", 1)])
+    path = mg.save(model, tmp_path / "c", optimizer=optimizer, ledger=[Grow("0", 1)])
     tensors, about = load_tensors(path)
     refused = []
     for bad in changed({key: value for key, value in about.items() if key != "structure"}):

@@ -215,7 +215,7 @@ def test_linked_nets_grow_and_shrink() -> None:
         optimizers=[optimizer],
     )
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
 
 
 def test_slopes_are_trained_each_on_its_own() -> None:
@@ -369,7 +369,7 @@ def test_link_rewrites_a_network_and_undo_takes_it_back(init: str) -> None:
     assert [type(model[i]) for i in (2, 5, 8, 11)] == [LKReLU, LKSwish, LKPReLU, LKSELU]
     assert [model[i].weight.shape[1] for i in (4, 7, 10, 12)] == [10, 32, 12, 14]
     assert model[4].in_channels == 10
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     assert done.receipt.keeps == (init == "preserve")
     assert done.receipt.edits == ("link 2", "link 5", "link 8", "link 11")
     assert done.receipt.parameters[1] == sum(p.numel() for p in model.parameters())
@@ -389,7 +389,7 @@ def test_unlink_gives_the_plain_network_back() -> None:
     link(model, x, optimizers=[optimizer], init="preserve")
     done = unlink(model, x, optimizers=[optimizer])
     assert done.receipt.keeps
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     assert str(model) == str(twin)
     assert torch.equal(model(x), out)
     assert all(

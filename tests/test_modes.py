@@ -72,7 +72,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor, Any], Any]] = {
     "link": lambda m, x, path: link(m, x, init="preserve"),
     "export_onnx": lambda m, x, path: export_onnx(m, x, path / "m.onnx"),
     "predict": lambda m, x, path: predict(m, x),
-    "save": lambda m, x, path: mg.save(path / "m", m),
+    "save": lambda m, x, path: mg.save(m, path / "m"),
     "dead_units": lambda m, x, path: dead_units(m, x),
     "unit_importance": lambda m, x, path: unit_importance(m, mg.widths(mg.trace(m, x)), "0"),
     "natural_norm": lambda m, x, path: natural_norm(m, changing(False)),
@@ -139,7 +139,9 @@ def test_a_look_leaves_every_mode_whatever_is_called(name: str | None, mode: boo
 
     optimizer = torch.optim.AdamW(model.parameters())
     policy = None if name is None else POLICIES[name]()
-    controller = Controller(model, [optimizer], policy, losses, x, cost=cost, loss=changing(mode))
+    controller = Controller(
+        model, policy, losses, x, optimizers=[optimizer], cost=cost, loss=changing(mode)
+    )
     for round in range(2):
         changes = controller.step(round, 0.0, generator(round))
         after = modes(model)
@@ -168,7 +170,7 @@ def test_a_look_that_fails_leaves_every_mode() -> None:
             return [], memory, False
 
     with pytest.raises(RuntimeError, match="no data"):
-        Controller(model, [], Rash(), losses, x).step(0, 0.0, generator(0))
+        Controller(model, Rash(), losses, x, optimizers=[]).step(0, 0.0, generator(0))
     assert modes(model) == before
-    Controller(model, [], Rash(), lambda m: torch.ones(4), x).step(0, 0.0, generator(0))
+    Controller(model, Rash(), lambda m: torch.ones(4), x, optimizers=[]).step(0, 0.0, generator(0))
     assert modes(model) == before

@@ -71,7 +71,7 @@ def test_it_grows_where_units_are_missing_and_then_stops() -> None:
     each = lambda m: (m(x) - y).square().mean(1).detach()  # noqa: E731
     first = float(loss(model).detach())
     controller = Controller(
-        model, [optimizer], Natural(granularity=1, threshold=1.1), each, x[:2], loss=loss
+        model, Natural(granularity=1, threshold=1.1), each, x[:2], optimizers=[optimizer], loss=loss
     )
     for round in range(40):
         for _ in range(30):
@@ -89,6 +89,8 @@ def test_it_grows_where_units_are_missing_and_then_stops() -> None:
 
 def test_without_a_training_loss_it_says_what_is_missing() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
-    controller = Controller(model, [], Natural(), lambda m: m(x).square().mean(1).detach(), x)
+    controller = Controller(
+        model, Natural(), lambda m: m(x).square().mean(1).detach(), x, optimizers=[]
+    )
     with pytest.raises(PlanError, match=r"Natural needs Controller\(..., loss=...\)"):
         controller.step(0, 0.0, generator(0))

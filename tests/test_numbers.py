@@ -71,7 +71,7 @@ def test_logits_with_a_key_value_cache_are_those_without(make, stack: str, tmp_p
     plain = logits(model, tokens, False)
     assert (plain - before).abs().max() > 1e-3  # the new block does something now
     torch.testing.assert_close(logits(model, tokens, True), plain, rtol=0, atol=1e-12)
-    loaded, _ = mg.load(mg.save(tmp_path / "ckpt", model), make)
+    loaded, _ = mg.load(mg.save(model, tmp_path / "ckpt"), make)
     torch.testing.assert_close(logits(loaded.eval(), tokens, True), plain, rtol=0, atol=1e-12)
     with torch.no_grad():
         dropped = resize(model, [DropBlock(stack)], example=tokens)

@@ -111,11 +111,11 @@ def test_policies_keep_the_budget_and_optimizers_follow(name: str) -> None:
 
     controller = Controller(
         model,
-        [opt],
         POLICIES[name](),
         validation,
         x,
-        budget,
+        budget=budget,
+        optimizers=[opt],
         loss=lambda m: m.train()(x).square().mean(),
     )
     for round in range(12):
@@ -153,10 +153,10 @@ def test_an_attempt_leaves_no_trace(start: str) -> None:
     # in training mode: a batch norm's averages and the random state would move
     controller = Controller(
         model,
-        [opt],
         Trial(),
         lambda m: m.train()(x).square().mean(1) + torch.rand(3),
         x,
+        optimizers=[opt],
         loss=lambda m: m(x).square().mean(),
     )
     model.train()(x).square().mean().backward()
@@ -179,7 +179,7 @@ def test_an_attempt_leaves_no_trace(start: str) -> None:
 def test_what_was_attempted_is_what_is_done() -> None:
     model, x = problem("convnet", torch.float32)
     controller = Controller(
-        model, [], Stochastic(), lambda m: m.eval()(x).square().mean(1).detach(), x
+        model, Stochastic(), lambda m: m.eval()(x).square().mean(1).detach(), x, optimizers=[]
     )
     tried, cost = controller._attempt([Grow("conv1", 2)], "random", 7)
     controller._apply(Proposal(Grow("conv1", 2), "r", "random", 7), 0, 0.0, generator(0))

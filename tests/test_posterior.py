@@ -80,14 +80,14 @@ def test_blocks_follow_the_quantile_and_the_optimizer_follows_the_blocks() -> No
     optimizer.step()
     before = len(model.blocks)
     model.mean.data.fill_(5.0)
-    mg.adapt(model, [optimizer])
+    mg.adapt(model, optimizers=[optimizer])
     assert len(model.blocks) == 6 > before
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     model.mean.data.fill_(1.5)
-    mg.adapt(model, [optimizer])
+    mg.adapt(model, optimizers=[optimizer])
     assert len(model.blocks) < 6
-    assert mg.doctor(model, optimizer) == []
-    assert mg.adapt(model, [optimizer]) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
+    assert mg.adapt(model, optimizers=[optimizer]) == []
     assert posterior(9.0, max_blocks=4).wanted() == 4
 
 

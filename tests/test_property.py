@@ -68,7 +68,7 @@ def check(seed: int) -> tuple[int, int, float]:
             edit = Grow(width.name, draw.randint(1, 3))
         before = everything(model, optimizer)
         applied = mg.apply_(model, mg.plan(model, found, [edit]), optimizers=[optimizer], example=x)
-        assert mg.doctor(model, optimizer) == []
+        assert mg.doctor(model, optimizers=[optimizer]) == []
         if applied.receipt.keeps:
             keeping, largest = keeping + 1, max(largest, applied.receipt.change or 0.0)
         if draw.random() < 0.5:

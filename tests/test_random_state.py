@@ -213,15 +213,19 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "edit.plan": planned,
     "edit.compiled": lambda r: mg.compiled(r.net),
     "edit.diff": lambda r: mg.diff(r.net, r.deep),
-    "edit.doctor": lambda r: mg.doctor(r.deep, r.optimizer),
+    "edit.doctor": lambda r: mg.doctor(r.deep, optimizers=[r.optimizer]),
     "edit.ledger_to_json": lambda r: ledger_to_json([mg.Shrink("0", [0])]),
     "edit.ledger_from_json": lambda r: ledger_from_json(
         [{"edit": "Shrink", "width": "0", "drop": [0]}]
     ),
     "edit.replay": lambda r: mg.replay([mg.Shrink("0", [0])], r.net, r.x),
-    "edit.save": lambda r: mg.save(r.folder / "c", r.deep, r.optimizer),
-    "edit.load_ledger": lambda r: load_ledger(mg.save(r.folder / "c", r.deep, r.optimizer)),
-    "edit.read_structure": lambda r: read_structure(mg.save(r.folder / "c", r.deep, r.optimizer)),
+    "edit.save": lambda r: mg.save(r.deep, r.folder / "c", optimizer=r.optimizer),
+    "edit.load_ledger": lambda r: load_ledger(
+        mg.save(r.deep, r.folder / "c", optimizer=r.optimizer)
+    ),
+    "edit.read_structure": lambda r: read_structure(
+        mg.save(r.deep, r.folder / "c", optimizer=r.optimizer)
+    ),
     "edit.structure": lambda r: mg.structure(r.deep),
     "edit.resized": lambda r: resized(mg.widths(mg.trace(r.net, r.x)), planned(r)),
     "tracing.trace": lambda r: mg.trace(r.normed.train(), r.x),
@@ -257,11 +261,11 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "train.train": trained,
     "train.predict": lambda r: predict(r.deep, r.x),
     "estimator.MorphogenClassifier": lambda r: mg.MorphogenClassifier(
-        time_limit=1, random_state=3
+        seconds=1, random_state=3
     ).fit(r.rows, r.y01),
-    "estimator.MorphogenRegressor": lambda r: mg.MorphogenRegressor(
-        time_limit=1, random_state=3
-    ).fit(r.rows, r.y01),
+    "estimator.MorphogenRegressor": lambda r: mg.MorphogenRegressor(seconds=1, random_state=3).fit(
+        r.rows, r.y01
+    ),
     "formats.read_network onnx": lambda r: network_files.read_network(written(r, "onnx")),
     "formats.read_network pt2": lambda r: network_files.read_network(written(r, "pt2")),
     "formats.largest_output": lambda r: network_files.largest_output(
@@ -273,7 +277,7 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
 DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
     "edit.adapt": (
         "new blocks are drawn as the user's own layers are",
-        lambda r: mg.adapt(r.deep, [r.optimizer], example=r.x),
+        lambda r: mg.adapt(r.deep, optimizers=[r.optimizer], example=r.x),
     ),
     "edit.gradmax": (
         "the search starts from drawn directions",
@@ -285,7 +289,7 @@ DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
     ),
     "edit.load": (
         "build() is the user's own",
-        lambda r: mg.load(mg.save(r.folder / "c", r.net), lambda: again(r)),
+        lambda r: mg.load(mg.save(r.net, r.folder / "c"), lambda: again(r)),
     ),
     "models.convnet": (
         "a network is built, as by torch",
@@ -305,7 +309,7 @@ DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
     ),
     "estimator without random_state": (
         "scikit-learn's convention: None is numpy's global state",
-        lambda r: mg.MorphogenClassifier(time_limit=1).fit(r.rows, r.y01),
+        lambda r: mg.MorphogenClassifier(seconds=1).fit(r.rows, r.y01),
     ),
 }
 """Calls that may move it, and why."""

@@ -35,8 +35,8 @@ def faces(found: Regions) -> list[int]:
         rows = z[cell, facets].numpy()
         rows = rows / np.linalg.norm(rows[:, :-1], axis=1, keepdims=True)
         on = np.abs(own @ rows[:, :-1].T + rows[:, -1]) < 1e-7
-        sides = np.abs(np.concatenate([own - ends[0], own + ends[1]], 1)) < 1e-7
-        on = np.concatenate([on, sides], 1)
+        halfspaces = np.abs(np.concatenate([own - ends[0], own + ends[1]], 1)) < 1e-7
+        on = np.concatenate([on, halfspaces], 1)
         assert (on.sum(1) == d).all(), "not in general position"
         for k in range(d):
             for corner in range(size):
@@ -50,7 +50,7 @@ def faces(found: Regions) -> list[int]:
 @pytest.mark.parametrize("seed", range(3))
 def test_cells_are_those_of_the_walk_and_fill_the_box(name: str, seed: int) -> None:
     model, box = drawn(name, seed)
-    found, walked = regions(model, box), regions(model, box, method="walk")
+    found, walked = regions(model, box), regions(model, box, method="reverse search")
     assert found.complete
     assert walked.complete
     assert {tuple(row) for row in found.patterns.tolist()} == {
@@ -139,7 +139,7 @@ def test_units_that_are_nowhere_above_zero_cut_nothing() -> None:
     model[0].weight[1], model[0].bias[1] = 0.0, 0.0  # on the border everywhere
     found = regions(model, box)
     assert not found.patterns[:, :2].any()
-    assert len(found) == len(regions(model, box, method="walk"))
+    assert len(found) == len(regions(model, box, method="reverse search"))
 
 
 def test_fixed_inputs_and_planes_are_slices() -> None:
@@ -172,12 +172,12 @@ def test_fixed_inputs_and_planes_are_slices() -> None:
 
 def test_a_stopped_search_says_so() -> None:
     model, box = drawn("deep", 0)
-    for method in ("corners", "walk"):
-        found = regions(model, box, budget=5, method=method)
+    for method in ("corners", "reverse search"):
+        found = regions(model, box, max_cells=5, method=method)
         assert (len(found), found.complete) == (5, False)
         assert str(found).startswith("at least 5 activation patterns")
         assert torch.equal(found.net.pattern(found.inside), found.patterns)
-    assert not regions(model, box, seconds=0.0, method="walk").complete
+    assert not regions(model, box, seconds=0.0, method="reverse search").complete
 
 
 def test_convolutions_and_poolings_are_cut_alike() -> None:
@@ -195,7 +195,7 @@ def test_convolutions_and_poolings_are_cut_alike() -> None:
     directions = torch.randn(2, 1, 3, 3, dtype=torch.float64)
     found, walked = (
         regions(model, cube(2), along=(origin, directions), method=how)
-        for how in ("corners", "walk")
+        for how in ("corners", "reverse search")
     )
     assert len(found) == len(walked) > 5
     assert found.n_pieces == walked.n_pieces <= len(found)
@@ -244,7 +244,11 @@ def test_the_walk_goes_through_facets_of_several_units(
     l0_ball = nn.Sequential(
         layer([row[:2] for row in first]), nn.ReLU(), *between, layer([[1.0] * width])
     )
-    assert len(regions(l0_ball, cube(2))) == len(regions(l0_ball, cube(2), method="walk")) == cells
+    assert (
+        len(regions(l0_ball, cube(2)))
+        == len(regions(l0_ball, cube(2), method="reverse search"))
+        == cells
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -256,7 +260,9 @@ def test_corners_and_walk_agree_where_hyperplanes_meet(seed: int) -> None:
         if isinstance(part, nn.Linear):
             part.weight[:] = torch.randint(-2, 3, part.weight.shape)
             part.bias[:] = torch.randint(-1, 2, part.bias.shape) if seed % 3 else 0.0
-    found, walked = (regions(model, cube(inputs), method=how) for how in ("corners", "walk"))
+    found, walked = (
+        regions(model, cube(inputs), method=how) for how in ("corners", "reverse search")
+    )
     assert {tuple(row) for row in found.patterns.tolist()} == {
         tuple(row) for row in walked.patterns.tolist()
     }
@@ -267,7 +273,7 @@ def test_corners_and_walk_agree_where_hyperplanes_meet(seed: int) -> None:
         assert volume == pytest.approx(6.0**inputs, rel=1e-9)
 
 
-@pytest.mark.parametrize("method", ["corners", "walk"])
+@pytest.mark.parametrize("method", ["corners", "reverse search"])
 def test_weights_of_very_different_size_cut_alike(method: str) -> None:
     for first, bias, last in (
         ([[1e8, 0], [0, 1e-8]], None, [[1e-8, 1e8]]),
@@ -296,7 +302,7 @@ def test_a_stopped_walk_has_a_cell() -> None:
     assert regions(plain(7, (3,), 1).double(), cube(7), seconds=0).n_connected == 1
 
 
-@pytest.mark.parametrize("method", ["corners", "walk"])
+@pytest.mark.parametrize("method", ["corners", "reverse search"])
 def test_deep_networks_lose_no_cells_to_rounding(method: str) -> None:
     torch.manual_seed(2)
     model = plain(1, (8,) * 30, 1).double().requires_grad_(False)

@@ -355,7 +355,7 @@ def test_named_children_keep_their_names_through_blocks_undo_and_files(
     assert torch.equal(model(x), expected)
     resize(model, [AddBlock("")], example=x)
     assert torch.equal(model(x), expected)
-    loaded, _ = mg.load(mg.save(tmp_path / "run", model), build)
+    loaded, _ = mg.load(mg.save(model, tmp_path / "run"), build)
     assert list(loaded._modules) == list(model._modules)
     assert torch.equal(loaded(x), model(x))
 
@@ -432,7 +432,7 @@ def test_blocks_of_an_ordinary_stack_are_saved_and_replayed(tmp_path: Path) -> N
     ledger = (AddBlock("blocks"), Grow("blocks.2.pwconv1", 3))
     for edit in ledger:
         resize(model, [edit], example=x)
-    path = mg.save(tmp_path / "ckpt", model, ledger=ledger)
+    path = mg.save(model, tmp_path / "ckpt", ledger=ledger)
     loaded, _ = mg.load(path, make)
     assert torch.equal(loaded.eval()(x), model(x))
     assert mg.diff(replay(ledger, make(), x), model) == ""

@@ -178,7 +178,7 @@ def test_regions_of_a_file_are_counted_and_drawn(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert drawn.stat().st_size > 1000
-    result = CliRunner().invoke(app, [*run, "--budget", "2"])
+    result = CliRunner().invoke(app, [*run, "--max-cells", "2"])
     assert result.exit_code == 3
     assert "at least 2" in result.output
 

@@ -52,7 +52,7 @@ def test_a_form_is_the_network(name: str, form: str) -> None:
 @pytest.mark.parametrize("form", ["maximum", "minimum", "max-min"])
 def test_some_terms_are_bounds_everywhere(name: str, form: str) -> None:
     model, box = drawn(name, 1)
-    made, certificate = shallow(model, box, form, budget=3)
+    made, certificate = shallow(model, box, form, max_cells=3)
     assert (certificate.kind, certificate.proved) == ("bounds", True)
     assert "stopped at 3" in certificate.reason
     x = 10 * torch.randn(5000, box.lower.shape[1], dtype=torch.float64)
@@ -61,7 +61,9 @@ def test_some_terms_are_bounds_everywhere(name: str, form: str) -> None:
     near = made.net.box.lower + made.net.box.width * torch.rand(
         5000, made.net.inputs, dtype=torch.float64
     )
-    known = (made.net.pattern(near)[:, None] == regions(made.net, budget=3).patterns).all(2).any(1)
+    known = (
+        (made.net.pattern(near)[:, None] == regions(made.net, max_cells=3).patterns).all(2).any(1)
+    )
     for bound in {"maximum": [made.lower], "minimum": [made.upper]}.get(
         form, [made.lower, made.upper]
     ):
@@ -72,7 +74,7 @@ def test_terms_of_a_walk_are_pruned_by_programs() -> None:
     model = plain(2, (6, 4), 1).double().requires_grad_(False)
     model[2].weight.abs_()
     model[4].weight.abs_()  # convex: one term each of the different functions is enough
-    cells = regions(model, cube(2), method="walk")
+    cells = regions(model, cube(2), method="reverse search")
     made = maximum_form.maximum(cells.net, cells, 20.0)
     assert made.n_units == 0
     pruned = made.prune()
@@ -123,7 +125,7 @@ def test_too_many_terms_are_refused_before_any_is_built() -> None:
 def test_an_unpruned_difference_is_the_network_everywhere() -> None:
     model, box = drawn("plain", 2)
     net = piecewise(model, box)
-    made = difference(net, regions(net, budget=1), 20.0, prune=False)
+    made = difference(net, regions(net, max_cells=1), 20.0, prune=False)
     x = 30 * torch.randn(2000, 2, dtype=torch.float64)
     torch.testing.assert_close(made.lower(x), model(x), rtol=0, atol=1e-10)
     small = made.prune()
@@ -143,7 +145,7 @@ def test_an_approximation_is_exact_but_in_thin_tubes() -> None:
     sizes = [[m.out_features for m in net if isinstance(m, nn.Linear)] for net, _ in made]
     assert sizes[0] == sizes[1]
     with pytest.raises(Unsupported, match="more than 2 cells"):
-        approximate_shallow(model, box, 1e3, budget=2)
+        approximate_shallow(model, box, 1e3, max_cells=2)
     with pytest.raises(ShapeError, match="kappa=0"):
         approximate_shallow(model, box, 0)
 

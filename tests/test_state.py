@@ -383,9 +383,12 @@ def test_an_optimizer_inside_another_is_cut_too() -> None:
     mg.resize(model, [Grow("0", 2)], optimizers=[outer], example=x)
     assert inner.state[model[0].weight]["momentum_buffer"].shape == (10, 4)
     step(model, outer, x, 3)
-    assert mg.doctor(model, outer) == []
+    assert mg.doctor(model, optimizers=[outer]) == []
     inner.state[model[0].weight]["momentum_buffer"] = torch.zeros(3, 3)
-    assert "state 'momentum_buffer' of '0.weight' has shape (3, 3)" in mg.doctor(model, outer)[0]
+    assert (
+        "state 'momentum_buffer' of '0.weight' has shape (3, 3)"
+        in mg.doctor(model, optimizers=[outer])[0]
+    )
 
 
 def test_a_block_joins_groups_that_two_optimizers_share_once() -> None:
@@ -394,9 +397,9 @@ def test_a_block_joins_groups_that_two_optimizers_share_once() -> None:
     outer = Lookahead(inner)
     outer.param_groups = inner.param_groups
     applied = mg.resize(model, [AddBlock("depth")], optimizers=[outer], example=x)
-    assert mg.doctor(model, outer) == []
+    assert mg.doctor(model, optimizers=[outer]) == []
     applied.undo()
-    assert mg.doctor(model, outer) == []
+    assert mg.doctor(model, optimizers=[outer]) == []
 
 
 def accumulate(model: nn.Module, x: Tensor, share: float) -> None:

@@ -51,7 +51,7 @@ def test_a_module_of_another_kind_leaves_and_comes() -> None:
 def test_files_and_checkpoints_are_compared_by_the_command(tmp_path: Path) -> None:
     base, model, ledger = grown()
     (tmp_path / "structure.json").write_text(json.dumps(mg.structure(base)))
-    checkpoint = mg.save(tmp_path / "grown", model, ledger=ledger)
+    checkpoint = mg.save(model, tmp_path / "grown", ledger=ledger)
     assert read_structure(checkpoint) == mg.structure(model, ledger)
     result = CliRunner().invoke(app, ["diff", str(tmp_path / "structure.json"), str(checkpoint)])
     assert result.exit_code == 0

@@ -262,7 +262,7 @@ def test_threads_resize_models_of_their_own() -> None:
                 faults.append(str(error))
             if not all(module.training for module in model.modules()):
                 faults.append("left in evaluation mode")
-        faults.extend(mg.doctor(model, optimizer))
+        faults.extend(mg.doctor(model, optimizers=[optimizer]))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:

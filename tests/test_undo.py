@@ -165,7 +165,7 @@ def test_an_interruption_at_every_line_changes_nothing(name: str) -> None:
         at += stride
     assert at > 40
     assert same(before, run.everything()) != []
-    assert mg.doctor(run.model, run.optimizer) == []
+    assert mg.doctor(run.model, optimizers=[run.optimizer]) == []
 
 
 def test_an_interruption_in_the_probe_changes_nothing() -> None:
@@ -283,7 +283,7 @@ def test_resizes_of_a_dag_and_a_cascade_are_taken_back_by_an_interruption() -> N
             } == set()
             assert learned == {name: p.requires_grad for name, p in whole.named_parameters()}
             assert torch.equal(whole(data), expected)
-            assert mg.doctor(whole, optimizer) == []
+            assert mg.doctor(whole, optimizers=[optimizer]) == []
             at += 1
         assert at > 10
 
@@ -414,9 +414,9 @@ def test_adapt_makes_all_edits_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys.modules["morphogen.edit.adapt"], "apply_", stop)
     with pytest.raises(KeyboardInterrupt):
-        adapt(model, [optimizer])
+        adapt(model, optimizers=[optimizer])
     assert (len(model[1].blocks), {n: id(p) for n, p in model.named_parameters()}) == (
         blocks,
         before,
     )
-    assert mg.doctor(model, optimizer) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []

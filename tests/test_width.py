@@ -78,15 +78,15 @@ def test_units_come_and_go_and_the_optimizer_follows() -> None:
     model(x).square().mean().backward()
     optimizer.step()
     before, state = model(x), copy.deepcopy(optimizer.state[model[0].weight]["exp_avg"])
-    assert mg.adapt(model, [optimizer], example=x) == [mg.Shrink("0", range(6, 8))]
+    assert mg.adapt(model, optimizers=[optimizer], example=x) == [mg.Shrink("0", range(6, 8))]
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
     assert torch.equal(optimizer.state[model[0].weight]["exp_avg"], state[:6])
     model[2].log_w.data.fill_(math.log(8.5))
-    assert mg.adapt(model, [optimizer], example=x) == [mg.Grow("0", 3)]
+    assert mg.adapt(model, optimizers=[optimizer], example=x) == [mg.Grow("0", 3)]
     assert model[2].ones.tolist() == [1.0] * 9
     assert model[0].out_features == model[3].in_features == 9
-    assert mg.doctor(model, optimizer) == []
-    assert mg.adapt(model, [optimizer], example=x) == []
+    assert mg.doctor(model, optimizers=[optimizer]) == []
+    assert mg.adapt(model, optimizers=[optimizer], example=x) == []
 
 
 def test_a_width_that_hovers_does_not_flip_the_structure() -> None:
@@ -143,7 +143,7 @@ def test_freeze_says_where_a_width_cannot_go() -> None:
 def test_save_and_load(tmp_path) -> None:
     model, x = perceptron()
     mg.adapt(model, example=x)
-    mg.save(tmp_path / "m.safetensors", model)
+    mg.save(model, tmp_path / "m.safetensors")
     new_state_fraction, _ = mg.load(tmp_path / "m.safetensors", lambda: perceptron()[0])
     assert torch.equal(new_state_fraction(x), model(x))
 
@@ -192,14 +192,14 @@ def test_a_width_is_learned_from_both_sides(start: int) -> None:
     model = nn.Sequential(nn.Linear(6, start), nn.ReLU(), layer, nn.Linear(start, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     losses = lambda m: F.mse_loss(m(x), y, reduction="none")[:, 0].detach()  # noqa: E731
-    controller = Controller(model, [optimizer], Trial(), losses, x[:2])
+    controller = Controller(model, Trial(), losses, x[:2], optimizers=[optimizer])
     assert controller.sizes() == {}
     for step in range(1500):
         optimizer.zero_grad()
         (F.mse_loss(model(x), y) + penalty(model)).backward()
         optimizer.step()
         if step % 25 == 24:
-            mg.adapt(model, [optimizer], example=x[:2])
-    assert mg.doctor(model, optimizer) == []
+            mg.adapt(model, optimizers=[optimizer], example=x[:2])
+    assert mg.doctor(model, optimizers=[optimizer]) == []
     assert 4 <= layer.active_units <= 12
     assert float(losses(model).mean()) < 0.05 * float(y.var())

@@ -77,7 +77,7 @@ def fit(
         quiet=quiet,
         budget=budget,
         seed=seed,
-        time_limit=time_limit,
+        seconds=time_limit,
         device=device,
         policy=policy,
         wiring=wiring,

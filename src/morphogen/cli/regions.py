@@ -19,7 +19,7 @@ def regions(
             "coefficients"
         ),
     ] = None,
-    budget: Annotated[int, typer.Option(min=1, help="stop after so many")] = 1_000_000,
+    max_cells: Annotated[int, typer.Option(min=1, help="stop after so many")] = 1_000_000,
     seconds: Annotated[float, typer.Option(help="stop after so long")] = 60.0,
     picture: Annotated[
         Path | None,
@@ -43,7 +43,7 @@ def regions(
         along = rows[0], rows[1:] - rows[0]
     box, _ = read_domain(domain, read.shape if along is None else (len(along[1]),))
     began = time.perf_counter()
-    found = count(read.model, box, along, budget, seconds)
+    found = count(read.model, box, along, max_cells, seconds)
     Console(soft_wrap=True, highlight=False).print(f"{found} ({time.perf_counter() - began:.2f} s)")
     if picture is not None:
         tiled(found.picture(f"linear regions of {model.name}")).savefig(picture, dpi=150)

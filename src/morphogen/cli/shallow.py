@@ -19,7 +19,7 @@ def shallow(
         typer.Option(help="the shallow network, .onnx or .pt2; none is written unless given"),
     ] = None,
     relus: Annotated[bool, typer.Option("--relus", help="maxima as layers of ReLUs")] = False,
-    budget: Annotated[
+    max_cells: Annotated[
         int,
         typer.Option(
             min=1, help="linear regions, at most; with fewer it is a lower or upper bound"
@@ -39,7 +39,9 @@ def shallow(
 
     read = read_network(model, trust)
     box, _ = read_domain(domain, read.shape)
-    made, certificate = certified(lambda: rewrite(read.model, box, form, budget=budget, prune=True))
+    made, certificate = certified(
+        lambda: rewrite(read.model, box, form, max_cells=max_cells, prune=True)
+    )
     network = made.to_torch()
     if relus:
         network = relu_tree(network)

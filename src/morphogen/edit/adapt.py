@@ -65,6 +65,7 @@ def learned(known: Mapping[str, Width], layer: str) -> str:
 
 def adapt(
     model: nn.Module,
+    *,
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     example: Tensor | tuple[Any, ...] | None = None,

@@ -1,7 +1,7 @@
 """A run on disk: the shape of every tensor, the tensors, the optimizer's state and the ledger;
 never a pickled module.
 
-    save("run/ckpt", model, optimizer, ledger)
+    save(model, "run/ckpt", optimizer=optimizer, ledger=ledger)
     model, optimizer = load("run/ckpt", build)      # build() makes the network that everything
     started from
 
@@ -43,8 +43,9 @@ _MOST_BLOCKS = 10_000  # a number beyond it is a fault, and building them would 
 
 
 def save(
-    path: str | Path,
     model: nn.Module,
+    path: str | Path,
+    *,
     optimizer: Optimizer | None = None,
     ledger: Iterable[Edit] = (),
 ) -> Path:

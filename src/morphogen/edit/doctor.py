@@ -6,7 +6,7 @@ resize steps them, and the network stands still.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from morphogen.edit.apply import kept_sizes
 from morphogen.edit.optim import at_home, whole
 
 
-def doctor(model: nn.Module, *optimizers: Optimizer) -> list[str]:
+def doctor(model: nn.Module, *, optimizers: Sequence[Optimizer] = ()) -> list[str]:
     """Every fault in words, with what to do; [] for a model that is ready to train.
 
     Looks for parameters that the optimizers hold and the model does not, or the other way round, or
@@ -26,7 +26,7 @@ def doctor(model: nn.Module, *optimizers: Optimizer) -> list[str]:
     """
     names = {id(p): name for name, p in model.named_parameters()}
     return [
-        *_parameters(model, names, optimizers),
+        *_parameters(model, names, tuple(optimizers)),
         *_states(names, whole(optimizers)),
         *_modules(model),
         *_values(model),

@@ -25,14 +25,14 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         budget: int | None = None,
-        time_limit: float | None = None,
+        seconds: float | None = None,
         policy: str = "trial",
         device: str = "cpu",
         random_state: Any = None,
         wiring: str = "layers",
     ) -> None:
         self.budget = budget
-        self.time_limit = time_limit
+        self.seconds = seconds
         self.policy = policy
         self.device = device
         self.random_state = random_state
@@ -53,7 +53,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
         settings = Settings(
-            self.budget, int(seed), self.time_limit, self.device, self.policy, self.wiring
+            self.budget, int(seed), self.seconds, self.device, self.policy, self.wiring
         )
         fitted = fit(data, settings)
         # far from 0, in spreads, float32 would lose what the columns or the target say
@@ -89,7 +89,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
 class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
-    budget: most parameters. time_limit: seconds. policy: a name of `POLICIES`. device: a torch
+    budget: most parameters. seconds: for the search. policy: a name of `POLICIES`. device: a torch
     device. wiring: "layers" or "dag". random_state: an int for reproducible results. After `fit`:
     `history_` (one `Round` a round), `changes_`, `structure_` (the layers), `classes_`. Columns are
     standardised inside, also in the network of `to_torch()`.

@@ -72,13 +72,13 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may ask for. budget: most parameters. time_limit: seconds for the search. policy:
+    """What a user may ask for. budget: most parameters. seconds: for the search. policy:
     a name of POLICIES. wiring: a name of WIRINGS.
     """
 
     budget: int | None = None
     seed: int = 0
-    time_limit: float | None = None
+    seconds: float | None = None
     device: str = "cpu"
     policy: str = "trial"
     wiring: str = "layers"
@@ -126,7 +126,7 @@ def fit(
 
     folder: where checkpoints go, at every round's end (at most one a second); no other run may be
     at it. resume: go on from the one there; with the same data, settings and device type "cpu" it
-    ends as the uninterrupted run would have, bit for bit, unless `time_limit` cut one of them.
+    ends as the uninterrupted run would have, bit for bit, unless `seconds` cut one of them.
     Raises `DataError` where there are too few rows and `RunError` for a checkpoint of another run
     or a folder that another run is at.
     """
@@ -384,13 +384,13 @@ class _Search:
         self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
         self.controller = Controller(
             model,
-            [self.state.optimizer],
             _policy(settings, self.recipe),
             self.problem.losses,
             self.problem.example[:2],
-            settings.budget,
-            weighed(self.problem.example[:2], self.recipe.operations),
-            self._training_loss,
+            budget=settings.budget,
+            cost=weighed(self.problem.example[:2], self.recipe.operations),
+            loss=self._training_loss,
+            optimizers=[self.state.optimizer],
         )
         self.phase, self.history = _Phase(), _History(notes=list(dataset.notes))
         self.before = 0.0  # seconds of earlier sessions of this run
@@ -449,7 +449,7 @@ class _Search:
         return self.problem.objective(model.train(), x, y)
 
     def _late(self, share: float) -> bool:
-        limit = self.settings.time_limit
+        limit = self.settings.seconds
         return limit is not None and self.elapsed >= share * limit
 
     def _settle(self) -> None:
@@ -458,10 +458,8 @@ class _Search:
         """
         per_epoch, steps = self.problem.batches.per_epoch, self.recipe.steps
         wanted = max(self.recipe.anneal * self.state.step, self.recipe.epochs * per_epoch)
-        if self.settings.time_limit is not None:
-            wanted = min(
-                wanted, (self.settings.time_limit - self.elapsed) / self._seconds_per_step()
-            )
+        if self.settings.seconds is not None:
+            wanted = min(wanted, (self.settings.seconds - self.elapsed) / self._seconds_per_step())
         self.phase = _Phase(self.state.step, max(1, math.ceil(wanted / steps)) * steps)
         if self.recipe.shrink_and_perturb_share:
             shrink_and_perturb(
@@ -513,7 +511,7 @@ class _Search:
             "version": _VERSION,
             "data": self.problem.dataset.fingerprint,
             "settings": {
-                k: v for k, v in asdict(self.settings).items() if k not in ("time_limit", "device")
+                k: v for k, v in asdict(self.settings).items() if k not in ("seconds", "device")
             },
             "recipe": asdict(self.recipe),
         }

@@ -53,7 +53,7 @@ class Growth(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             raise Unsupported(
-                f"Growth: {trainer.world_size} processes; use morphogen.edit.resize_distributed "
+                f"Growth: {trainer.world_size} processes; use morphogen.resize_distributed "
                 f"in your own loop"
             )
         # of all hooks, only the module's own is called between reading a checkpoint and loading its
@@ -78,11 +78,11 @@ class Growth(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.controller = Controller(
             self._network(pl_module),
-            trainer.optimizers,
             self.policy,
             self.losses,
             self.example,
-            self.budget,
+            budget=self.budget,
+            optimizers=trainer.optimizers,
             loss=self.loss,
         )
         self._seen = trainer.global_step

@@ -57,17 +57,17 @@ class Growth(TrainerCallback):
     ) -> None:
         if args.world_size > 1:
             raise Unsupported(
-                f"Growth: {args.world_size} processes; use morphogen.edit.resize_distributed in "
+                f"Growth: {args.world_size} processes; use morphogen.resize_distributed in "
                 f"your own loop"
             )
         plain = getattr(given["optimizer"], "optimizer", given["optimizer"])  # accelerate wraps it
         self.controller = Controller(
             given["model"],
-            [plain],
             self.policy,
             self.losses,
             self.example,
-            self.budget,
+            budget=self.budget,
+            optimizers=[plain],
             loss=self.loss,
         )
         if state.global_step:

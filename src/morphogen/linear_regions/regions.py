@@ -3,7 +3,7 @@
 A network of ReLUs is one affine function on each of the convex cells that its units cut the box
 into. Up to six inputs the cells are cut one layer after the other, each by its corners
 (`cells.py`), whatever their number of inputs: intervals, polygons, polytopes. Above that a walk
-goes from cell to cell through their facets, by linear programs (`walk.py`).
+goes from cell to cell through their facets, by linear programs (`reverse_search.py`).
 
 Source: exact counting by subdivision, Berzins 2023 (arXiv 2306.07212); the facet walk is reverse
 search, Avis and Fukuda 1996. Differs: cells keep their corners and facets, not edges of the whole
@@ -38,7 +38,7 @@ from morphogen.linear_regions.piecewise import (
     slopes,
     steepest,
 )
-from morphogen.linear_regions.reverse_search import walk
+from morphogen.linear_regions.reverse_search import reverse_search
 from morphogen.record import Tiling
 
 CORNERS = 6  # inputs up to which cells are kept by their corners
@@ -177,7 +177,7 @@ def regions(
     model: nn.Module | Piecewise,
     box: Box | None = None,
     along: tuple[Tensor, Tensor] | None = None,
-    budget: int = 1_000_000,
+    max_cells: int = 1_000_000,
     seconds: float = float("inf"),
     method: str | None = None,
 ) -> Regions:
@@ -186,8 +186,8 @@ def regions(
 
     along: (an input (*shape), directions (d, *shape)): only those on this plane, the box being of
     coefficients, (1, d). budget, seconds: after so many cells, or so long, it ends with what it
-    has, and says so (`complete`). method: "corners" (up to six free inputs) or "walk"; what fits,
-    by itself. Raises `Unsupported` for a network that is not piecewise linear.
+    has, and says so (`complete`). method: "corners" (up to six free inputs) or "reverse search";
+    what fits, by itself. Raises `Unsupported` for a network that is not piecewise linear.
     """
     if isinstance(model, Piecewise):
         net = model
@@ -198,8 +198,8 @@ def regions(
         )
     else:
         net = piecewise(model, box, along)
-    if budget < 1:
-        raise ShapeError(f"regions: budget={budget}; give at least 1 cell")
+    if max_cells < 1:
+        raise ShapeError(f"regions: max_cells={max_cells}; give at least 1 cell")
     until = time.perf_counter() + seconds
     if net.inputs == 0:
         middle = net.box.centre
@@ -213,12 +213,12 @@ def regions(
             (0,),
             True,
         )
-    method = method or ("corners" if net.inputs <= CORNERS else "walk")
-    if method == "walk":
-        return Regions(net, *walk(net, budget, until))
+    method = method or ("corners" if net.inputs <= CORNERS else "reverse search")
+    if method == "reverse search":
+        return Regions(net, *reverse_search(net, max_cells, until))
     if method != "corners":
-        raise ShapeError(f"regions: method={method!r}; give 'corners' or 'walk'")
-    return _by_corners(net, budget, until)
+        raise ShapeError(f"regions: method={method!r}; give 'corners' or 'reverse search'")
+    return _by_corners(net, max_cells, until)
 
 
 def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
@@ -231,7 +231,7 @@ def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
+def _by_corners(net: Piecewise, max_cells: int, until: float) -> Regions:
     centre, radius = net.box.centre[0], net.box.radius[0]
     unit = _in_the_cube(net, centre, radius)
     found: list[tuple[Tensor, _Part]] = []
@@ -240,25 +240,25 @@ def _by_corners(net: Piecewise, budget: int, until: float) -> Regions:
     for above, part in _descend(
         unit, 0, *start, torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)
     ):
-        if count >= budget or (found and time.perf_counter() > until):
+        if count >= max_cells or (found and time.perf_counter() > until):
             complete = False
             break
         found.append((above, part))
         count += len(part.start)
-    patterns = torch.cat([above for above, _ in found])[:budget]
+    patterns = torch.cat([above for above, _ in found])[:max_cells]
     corners = centre + radius * torch.from_numpy(
         np.concatenate([part.corners for _, part in found])
     )
-    sizes = np.concatenate([part.count for _, part in found])[:budget]
+    sizes = np.concatenate([part.count for _, part in found])[:max_cells]
     corners = corners[: sizes.sum()]
     first = np.concatenate([[0], sizes.cumsum()[:-1]])
     inside = torch.from_numpy(np.add.reduceat(corners.numpy(), first) / sizes[:, None])
     whose, facets = (
         np.concatenate(side) for side in zip(*(part.borders for _, part in found), strict=True)
     )
-    facets = facets[:budget]
+    facets = facets[:max_cells]
     borders = torch.from_numpy(whose[: facets.sum()].astype(np.int64))
-    complete = complete and count <= budget
+    complete = complete and count <= max_cells
     return Regions(
         net,
         patterns,
@@ -410,7 +410,7 @@ def _cut(
         if status == cells.CROWDED:
             raise Unsupported(
                 f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give "
-                f"method='walk' or fewer inputs"
+                f"method='reverse search' or fewer inputs"
             )
         if reached == first and status == cells.FULL:
             room_cells, room_points = 4 * room_cells, 4 * room_points

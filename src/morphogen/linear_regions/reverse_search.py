@@ -26,8 +26,8 @@ _POINTS = 10_000  # where it is looked, at last, for cells that no facet led to
 Found = tuple[Tensor, Tensor, Tensor, tuple[int, ...], Tensor, tuple[int, ...], bool]
 
 
-def walk(net: Piecewise, budget: int, until: float) -> Found:
-    """The fields of `regions.Regions` after its network. budget: cells, at most; until: by the
+def reverse_search(net: Piecewise, max_cells: int, until: float) -> Found:
+    """The fields of `regions.Regions` after its network. max_cells: cells, at most; until: by the
     clock.
     """
     draw = np.random.default_rng(0)
@@ -54,11 +54,11 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
             looked = True
             wait(patterns_at(draw.uniform(-1, 1, (_POINTS, net.inputs))))
             continue
-        if len(inside) >= budget or (inside and time.perf_counter() > until):
+        if len(inside) >= max_cells or (inside and time.perf_counter() > until):
             complete = False
             break
         pattern = waiting.popleft()
-        rows, units = sides(net, pattern, centre, radius)
+        rows, units = halfspaces(net, pattern, centre, radius)
         cell = Polytope(rows, *ends)
         middle, room = cell.ball()
         if room <= _THIN:
@@ -68,7 +68,7 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
         for row, place in _facets(cell, rows, middle, draw, until):
             own.append(int(units[row][0]))
             wait(
-                _across(
+                _neighbour_pattern(
                     net, pattern, int(units[row][0]), place, rows[row, :-1] * -1, centre, radius
                 )[None]
             )
@@ -85,7 +85,7 @@ def walk(net: Piecewise, budget: int, until: float) -> Found:
     return torch.from_numpy(patterns), torch.from_numpy(points), none, (), flat, sizes, complete
 
 
-def sides(
+def halfspaces(
     net: Piecewise, pattern: np.ndarray, centre: np.ndarray, radius: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """(rows of length 1 that are above 0 inside, of inputs from -1 to 1; whose each is, several
@@ -147,7 +147,7 @@ def _facets(
     return sorted(found.items())
 
 
-def _across(
+def _neighbour_pattern(
     net: Piecewise,
     pattern: np.ndarray,
     unit: int,

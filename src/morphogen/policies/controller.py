@@ -64,10 +64,11 @@ class Controller:
     def __init__(
         self,
         model: nn.Module,
-        optimizers: Sequence[Optimizer],
         policy: Policy | None,
         losses: Callable[[nn.Module], Tensor],
         example: Tensor | tuple[Any, ...],
+        *,
+        optimizers: Sequence[Optimizer] = (),
         budget: int | None = None,
         cost: Cost = count_parameters,
         loss: Callable[[nn.Module], Tensor] | None = None,

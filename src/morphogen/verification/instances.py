@@ -44,19 +44,19 @@ _COLUMNS = [column.name for column in fields(Result)]
 def run_instances(
     listing: Path,
     out: Path,
-    timeout: float | None = None,
+    seconds: float | None = None,
     jobs: int = 1,
     callback: Callable[[Result, int], None] | None = None,
 ) -> list[Result]:
     """Verify every pair that a listing names, and append each result to `out` (CSV) as it comes.
 
     listing: lines of network, property, seconds, as in VNN-COMP; paths are relative to it, and may
-    have lost their .gz. What `out` already has is not run again, unless it was an error. timeout:
+    have lost their .gz. What `out` already has is not run again, unless it was an error. seconds:
     instead of the listing's seconds. jobs: processes; where one is killed, its problem is tried
     once more after all others, and then is an error. callback: called with each new result and how
     many are left. Raises `DataError` for a listing that cannot be read so.
     """
-    wanted = dict.fromkeys(_listed(listing, timeout))
+    wanted = dict.fromkeys(_listed(listing, seconds))
     pairs = {row[:2] for row in wanted}
     done = [
         result
@@ -196,7 +196,7 @@ def _there(path: Path) -> Path:
     return packed if not path.exists() and packed.exists() else path
 
 
-def _listed(listing: Path, timeout: float | None) -> list[tuple[str, str, float]]:
+def _listed(listing: Path, seconds: float | None) -> list[tuple[str, str, float]]:
     try:
         with listing.open(newline="") as file:
             rows = [row for row in csv.reader(file) if row]
@@ -205,8 +205,8 @@ def _listed(listing: Path, timeout: float | None) -> list[tuple[str, str, float]
     found = []
     for row in rows:
         try:
-            network, prop, seconds = (cell.strip() for cell in row)
-            found.append((network, prop, timeout or float(seconds)))
+            network, prop, listed = (cell.strip() for cell in row)
+            found.append((network, prop, seconds or float(listed)))
         except ValueError:
             raise DataError(
                 f"{listing}: {','.join(row)!r}; each line is network, property, seconds"

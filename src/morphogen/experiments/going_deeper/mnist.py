@@ -170,7 +170,7 @@ def run(config: Config, seed: int) -> Fit:
             loss.backward()
             optimizer.step()
             if step % 20 == 0:
-                adapt(model, [optimizer])
+                adapt(model, optimizers=[optimizer])
         depths.append(tuple(layer.depth for layer in layers))
         scores.append(accuracy(model, *test))
     seconds = time.perf_counter() - began

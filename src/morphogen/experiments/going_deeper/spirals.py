@@ -180,7 +180,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
             model, optimizer, config, loss + penalty(model) if layer.w.requires_grad else loss, step
         )
         if step % config.every == 0 and layer.w.requires_grad:
-            adapt(model, [optimizer])
+            adapt(model, optimizers=[optimizer])
         if step % config.every == 0:
             steps.append(step)
             path.append(layer.depth)
@@ -256,7 +256,7 @@ def posterior(found: Data, config: Config, seed: int) -> Fit:
     for step in range(config.steps):
         if step % config.every == 0:
             if step < config.search * config.steps:
-                adapt(model, [optimizer])
+                adapt(model, optimizers=[optimizer])
             steps.append(step)
             path.append(layer.depth)
         loss = layer.losses(stem(found.train[0]), found.train[1], each, config.points)

@@ -246,7 +246,12 @@ def ours(config: Config, data: Images, seed: int, fixed: tuple[int, ...] = ()) -
 
     policy = Trial(penalty=config.our_price, granularity=config.our_multiple)
     controller = Controller(
-        model, [state.optimizer], policy, losses, data.train[0][:2], config.our_budget
+        model,
+        policy,
+        losses,
+        data.train[0][:2],
+        budget=config.our_budget,
+        optimizers=[state.optimizer],
     )
     changes: list[str] = []
 

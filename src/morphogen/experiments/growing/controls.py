@@ -277,10 +277,10 @@ def decide(state: State, run: Run, policy: Policy | None) -> None:
 def _controller(run: Run, policy: Policy | None) -> Controller:
     run.controller = run.controller or Controller(
         run.state.model,
-        [run.state.optimizer],
         policy,
         run.losses,
         run.data.train.x[:2],
+        optimizers=[run.state.optimizer],
         loss=run.loss,
     )
     return run.controller

@@ -13,7 +13,7 @@ after row, without the zeros; columns begin to end are worked on.
 import numpy as np
 from numba import njit
 
-from morphogen.layers.kernels.linked import NUMBERS, _0, _back, _pair
+from morphogen.layers.kernels.linked import NUMBERS, ZERO, backward, pair
 
 __all__ = ["NUMBERS", "products", "solve", "solve_back", "sparse", "sparse_back"]
 
@@ -43,7 +43,7 @@ def _stored(tile, row, into, at, begin, wide):
 @_helper
 def _put_out(kind, two, sums, row, values, at, wide):
     for i in range(wide):
-        positive, negative = _pair(kind, sums[row, i])
+        positive, negative = pair(kind, sums[row, i])
         values[at, i] = positive
         if two:
             values[at + 1, i] = negative
@@ -69,7 +69,9 @@ def _activate(kind, two, sums, row, values, at, wide):
 @_helper
 def _taken_back(kind, two, z, gradients, at, deltas, row, wide):
     for i in range(wide):
-        deltas[row, i] = _back(kind, z[i], gradients[at, i], gradients[at + 1, i] if two else _0)
+        deltas[row, i] = backward(
+            kind, z[i], gradients[at, i], gradients[at + 1, i] if two else ZERO
+        )
 
 
 @_helper
@@ -82,7 +84,7 @@ def _pull(kind, two, sums, node, values, source, gradients, at, deltas, row, beg
         if two:
             second = values[source + 1, begin : begin + wide]
             for i in range(wide):
-                deltas[row, i] = _back(
+                deltas[row, i] = backward(
                     0, first[i] - second[i], gradients[at, i], gradients[at + 1, i]
                 )
         else:

@@ -10,7 +10,7 @@ from numba import carray, cfunc, njit, types
 # The kinds by number, in the order of the tables below.
 NUMBERS = {"relu": 0, "elu": 1, "selu": 2, "silu": 3, "gelu": 4}
 
-_0, _1, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+ZERO, ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _ALPHA = np.float32(1.6732632423543772848170429916717)
 _SCALE = np.float32(1.0507009873554804934193349852946)
 _ROOT_HALF, _DENSITY = np.float32(0.70710678118654752), np.float32(0.39894228040143268)
@@ -62,51 +62,51 @@ def _exp(x):
 @_plain
 def _expm1(x):
     power, rest = _parts(x)
-    return power * rest + (power - _1)
+    return power * rest + (power - ONE)
 
 
 @_plain
 def _relu(z):
-    return (_0 if z <= _0 else z), (_0 if z >= _0 else -z)
+    return (ZERO if z <= ZERO else z), (ZERO if z >= ZERO else -z)
 
 
 @_plain
 def _relu_back(z, positive, negative):
     # chosen, not multiplied: what is blocked may be infinite
-    return (_0 if z <= _0 else positive) - (_0 if z >= _0 else negative)
+    return (ZERO if z <= ZERO else positive) - (ZERO if z >= ZERO else negative)
 
 
 @_plain
 def _elu(z):
     rest = _expm1(-abs(z))
-    return (rest if z <= _0 else z), (rest if z >= _0 else -z)
+    return (rest if z <= ZERO else z), (rest if z >= ZERO else -z)
 
 
 @_plain
 def _elu_slopes(z):
     flat = _exp(-abs(z))
-    return (flat if z <= _0 else _1), (flat if z >= _0 else _1)
+    return (flat if z <= ZERO else ONE), (flat if z >= ZERO else ONE)
 
 
 @_plain
 def _selu(z):
     rest = _ALPHA * _expm1(-abs(z))
-    return _SCALE * (rest if z <= _0 else z), _SCALE * (rest if z >= _0 else -z)
+    return _SCALE * (rest if z <= ZERO else z), _SCALE * (rest if z >= ZERO else -z)
 
 
 @_plain
 def _selu_slopes(z):
     flat = _ALPHA * _exp(-abs(z))
-    return _SCALE * (flat if z <= _0 else _1), _SCALE * (flat if z >= _0 else _1)
+    return _SCALE * (flat if z <= ZERO else ONE), _SCALE * (flat if z >= ZERO else ONE)
 
 
 @_plain
 def _shares(z):
     """(sigmoid(z), sigmoid(-z)), the small one exact too."""
     small = _exp(-abs(z))
-    large = _1 / (_1 + small)
+    large = ONE / (ONE + small)
     small *= large
-    return (small if z < _0 else large), (large if z < _0 else small)
+    return (small if z < ZERO else large), (large if z < ZERO else small)
 
 
 @_plain
@@ -125,11 +125,11 @@ def _silu_slopes(z):
 def _normal(z):
     """(distribution(z), distribution(-z), density(z)) of the standard normal."""
     size = abs(z) * _ROOT_HALF
-    t = _1 / (_1 + _P * size)
+    t = ONE / (ONE + _P * size)
     bell = _exp(-size * size)
     small = _HALF * ((((_Q5 * t + _Q4) * t + _Q3) * t + _Q2) * t + _Q1) * t * bell
-    large = _1 - small
-    return (small if z < _0 else large), (large if z < _0 else small), _DENSITY * bell
+    large = ONE - small
+    return (small if z < ZERO else large), (large if z < ZERO else small), _DENSITY * bell
 
 
 @_plain
@@ -145,7 +145,7 @@ def _gelu_slopes(z):
 
 
 @_plain
-def _pair(kind, z):
+def pair(kind, z):
     if kind == 0:
         return _relu(z)
     if kind == 1:
@@ -169,7 +169,7 @@ def _slopes(kind, z):
 
 
 @_plain
-def _back(kind, z, positive, negative):
+def backward(kind, z, positive, negative):
     if kind == 0:
         return _relu_back(z, positive, negative)
     up, down = _slopes(kind, z)
@@ -188,7 +188,7 @@ def _write_pair(kind, z, out, begin, end, inner):
             out[(2 * row + 1) * inner : 2 * (row + 1) * inner],
         )
         for i in range(inner):
-            positive, negative = _pair(kind, given[i])
+            positive, negative = pair(kind, given[i])
             first[i] = positive
             second[i] = negative
 
@@ -200,7 +200,7 @@ def _write_back(kind, gradient, z, out, begin, end, inner):
         first = gradient[2 * row * inner : (2 * row + 1) * inner]
         second = gradient[(2 * row + 1) * inner : 2 * (row + 1) * inner]
         for i in range(inner):
-            result[i] = _back(kind, given[i], first[i], second[i])
+            result[i] = backward(kind, given[i], first[i], second[i])
 
 
 _FLOATS, _WHOLE = types.CPointer(types.float32), types.intp

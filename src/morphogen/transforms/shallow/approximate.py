@@ -35,21 +35,21 @@ def approximate_shallow(
     box: Box,
     kappa: float,
     along: tuple[Tensor, Tensor] | None = None,
-    budget: int = 10_000,
+    max_cells: int = 10_000,
 ) -> tuple[nn.Sequential, Certificate]:
     """A network with two hidden layers (float64), and a certificate that says how often and how far
     it is off.
 
     kappa: the steepness; the number of units is the same for all. Raises `Unsupported` for more
-    cells than `budget`, since a part of them would say nothing of the others.
+    cells than `max_cells`, since a part of them would say nothing of the others.
     """
     if not kappa > 0:
         raise ShapeError(f"approximate_shallow: kappa={kappa}; give a number above 0, such as 1e4")
     net = piecewise(model, box, along)
-    cells = regions(net, budget=budget)
+    cells = regions(net, max_cells=max_cells)
     if not cells.complete:
         raise Unsupported(
-            f"approximate_shallow: more than {budget:,} cells; give a smaller box, or a larger "
+            f"approximate_shallow: more than {max_cells:,} cells; give a smaller box, or a larger "
             f"budget"
         )
     z, functions = net.affine(cells.patterns)
@@ -110,7 +110,7 @@ def approximate_shallow(
         ends,
         False,
         f"equal inside {count:,} cells but for tubes of width at most {2 * bound / kappa:.1e} at "
-        f"their sides: exact at "
+        f"their halfspaces: exact at "
         f"{exact:.2%} of 10,000 random points, {float(off.mean()):.1e} off in the mean; "
         f"{hidden + net.inputs:,} and "
         f"{len(u) + len(w):,} units, whatever kappa is; the largest error does not vanish",

@@ -219,7 +219,7 @@ class _Room:
         # variables: the base and the surplus t, which is at most row - other for each
         gaps = row - others
         scale = gaps.abs().amax().clamp_min(1e-300)
-        sides = torch.cat(
+        halfspaces = torch.cat(
             [gaps[:, :-1] / scale, -torch.ones(len(gaps), 1), gaps[:, -1:] / scale], 1
         )
         held = torch.cat([self.rows[:, :-1], torch.zeros(len(self.rows), 1), self.rows[:, -1:]], 1)
@@ -234,6 +234,6 @@ class _Room:
         aim = np.zeros(len(lower) + 1)
         aim[-2] = -1.0
         least, place = Polytope(
-            torch.cat([sides, held]).numpy(), lower.numpy(), upper.numpy()
+            torch.cat([halfspaces, held]).numpy(), lower.numpy(), upper.numpy()
         ).least(aim)
         return 1.0 if place is None else -least + 1e-9

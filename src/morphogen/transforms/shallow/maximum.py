@@ -28,7 +28,7 @@ from morphogen.formats.modules import linear
 from morphogen.linear_regions.piecewise import Piecewise
 from morphogen.linear_regions.polytope import Polytope
 from morphogen.linear_regions.regions import Regions
-from morphogen.linear_regions.reverse_search import sides
+from morphogen.linear_regions.reverse_search import halfspaces
 from morphogen.transforms.shallow.form import Form, distinct, largest_of, one_hidden, shaped
 
 _SAME = 1e-11  # relative
@@ -160,7 +160,7 @@ class Maximum(Form):
             candidates = (fits[:, s] & (kinds == kinds[s])).nonzero()[:, 0].tolist()
             if candidates == [s]:
                 continue
-            rows, _ = sides(self.net, self.cells.patterns[cell].numpy(), centre, radius)
+            rows, _ = halfspaces(self.net, self.cells.patterns[cell].numpy(), centre, radius)
             polytope = Polytope(
                 rows, -torch.ones(len(centre)).numpy(), torch.ones(len(centre)).numpy()
             )

@@ -45,7 +45,7 @@ def shallow(
     box: Box,
     form: str = "maximum",
     along: tuple[Tensor, Tensor] | None = None,
-    budget: int = 100_000,
+    max_cells: int = 100_000,
     seconds: float = float("inf"),
     limit: float = 20.0,
     prune: bool = False,
@@ -53,16 +53,16 @@ def shallow(
     """`model` on the box of one example, (1, *shape), as functions of one hidden layer each; the
     model stays as it is.
 
-    form: see this file's table. along, budget, seconds: of the cells, as in `regions`; where these
-    end early the certificate says "bounds": `lower` and `upper` then hold the network between them,
-    everywhere, and are equal where its cells were found. limit: log2 of the most terms. prune:
-    leave out terms that the others replace on the box. Raises `Unsupported` for a network that is
-    not piecewise linear and beyond the limit.
+    form: see this file's table. along, max_cells, seconds: of the cells, as in `regions`; where
+    these end early the certificate says "bounds": `lower` and `upper` then hold the network between
+    them, everywhere, and are equal where its cells were found. limit: log2 of the most terms.
+    prune: leave out terms that the others replace on the box. Raises `Unsupported` for a network
+    that is not piecewise linear and beyond the limit.
     """
     if form not in FORMS:
         raise ShapeError(f"shallow: form={form!r}; give one of {', '.join(FORMS)}")
     net = piecewise(model, box, along)
-    cells = regions(net, budget=1 if form == "difference" else budget, seconds=seconds)
+    cells = regions(net, max_cells=1 if form == "difference" else max_cells, seconds=seconds)
     whole = FORMS[form](net, cells, limit)
     made = whole.prune() if prune else whole
     complete = cells.complete or form == "difference"

@@ -1,0 +1,125 @@
+"""The house: every name in the documentation leads somewhere, nothing hides a module, no cycles,
+and the command answers before torch is loaded.
+"""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import networkx as nx
+import pytest
+
+import morphogen as mg
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "morphogen"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = sorted(SOURCE.rglob("*.py"))
+# names of operations, of a file and of a folder in the cache
+OTHERS = {"morphogen.dag", "morphogen.sparse_dag", "morphogen.linked", "morphogen.json"}
+
+
+def modules() -> list[str]:
+    return [module.name for module in pkgutil.walk_packages(mg.__path__, "morphogen.")]
+
+
+def resolved(name: str) -> bool:
+    """Whether a dotted name is a module, or what stands in one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("path", [*PAGES, *FILES], ids=lambda path: path.name)
+def test_dotted_names_lead_somewhere(path: Path) -> None:
+    names = set(re.findall(r"\bmorphogen(?:\.[A-Za-z]\w*)+\b(?![:/])", path.read_text()))
+    names |= {f"morphogen.{name}" for name in re.findall(r"\bmg\.(\w+)", path.read_text())}
+    files = {name for name in names if name.endswith((".py", ".md", ".lock"))}
+    assert [name for name in sorted(names - files - OTHERS) if not resolved(name)] == []
+
+
+def test_no_module_is_hidden_by_what_its_package_exports() -> None:
+    for name in modules():
+        importlib.import_module(name)
+    for name in modules():
+        package, _, child = name.rpartition(".")
+        assert isinstance(getattr(sys.modules[package], child), ModuleType), name
+
+
+def imports(path: Path) -> list[tuple[str, list[str]]]:
+    """(module, names) of the imports of our own that run when a file is loaded."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("morphogen"):
+            found.append((str(node.module), [alias.name for alias in node.names]))
+    return found
+
+
+def test_no_cycles() -> None:
+    graph = nx.DiGraph()
+    known = {"morphogen", *modules()}
+    for path in FILES:
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        for module, names in imports(path):
+            inner = [f"{module}.{child}" for child in names if f"{module}.{child}" in known]
+            graph.add_edges_from((name, target) for target in inner or [module])
+    assert list(nx.simple_cycles(graph)) == []
+
+
+def test_private_names_stay_in_their_file() -> None:
+    for path in FILES:
+        for module, names in imports(path):
+            assert not [name for name in names if name.startswith("_")], (path, module)
+
+
+@pytest.mark.parametrize("verb", ["", "fit", "reproduce", "verify", "compress", "diff"])
+def test_help_loads_no_torch(verb: str) -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from morphogen.cli.app import app\n"
+        f"result = CliRunner().invoke(app, {[*verb.split(), '--help']})\n"
+        "assert result.exit_code == 0, result.output\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = {"torch", "numpy", "onnx", "sklearn", "pandas", "matplotlib", "scipy", "numba"}
+    assert heavy & set(loaded.stdout.split()) == set()
+
+
+def test_the_package_is_light_until_it_is_used() -> None:
+    code = (
+        "import sys, morphogen\n"
+        "heavy = {'onnx', 'sklearn', 'pandas', 'matplotlib', 'torch'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "morphogen.Grow, morphogen.widths, morphogen.resize, morphogen.verify\n"
+        "heavy.remove('torch')\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_public_names_can_be_used() -> None:
+    assert "verify" in dir(mg)
+    for name in mg.__all__:
+        assert getattr(mg, name) is not None
+    with pytest.raises(AttributeError, match="grwo"):
+        mg.grwo  # noqa: B018
