@@ -13,7 +13,7 @@ after row, without the zeros; columns begin to end are worked on.
 import numpy as np
 from numba import njit
 
-from morphogen.layers.kernels.linked import NUMBERS, ZERO, backward, pair
+from morphogen.layers.kernels.linked import NUMBERS, ZERO, pair
 
 __all__ = ["NUMBERS", "products", "solve", "solve_back", "sparse", "sparse_back"]
 
@@ -69,7 +69,7 @@ def _activate(kind, two, sums, row, values, at, wide):
 @_helper
 def _taken_back(kind, two, z, gradients, at, deltas, row, wide):
     for i in range(wide):
-        deltas[row, i] = backward(
+        deltas[row, i] = chain_rule(
             kind, z[i], gradients[at, i], gradients[at + 1, i] if two else ZERO
         )
 
@@ -84,7 +84,7 @@ def _pull(kind, two, sums, node, values, source, gradients, at, deltas, row, beg
         if two:
             second = values[source + 1, begin : begin + wide]
             for i in range(wide):
-                deltas[row, i] = backward(
+                deltas[row, i] = chain_rule(
                     0, first[i] - second[i], gradients[at, i], gradients[at + 1, i]
                 )
         else:

@@ -169,7 +169,7 @@ def _slopes(kind, z):
 
 
 @_plain
-def backward(kind, z, positive, negative):
+def chain_rule(kind, z, positive, negative):
     if kind == 0:
         return _relu_back(z, positive, negative)
     up, down = _slopes(kind, z)
@@ -200,7 +200,7 @@ def _write_back(kind, gradient, z, out, begin, end, inner):
         first = gradient[2 * row * inner : (2 * row + 1) * inner]
         second = gradient[(2 * row + 1) * inner : 2 * (row + 1) * inner]
         for i in range(inner):
-            result[i] = backward(kind, given[i], first[i], second[i])
+            result[i] = chain_rule(kind, given[i], first[i], second[i])
 
 
 _FLOATS, _WHOLE = types.CPointer(types.float32), types.intp
