@@ -1,8 +1,8 @@
 """Linear bounds with the best lines, `alpha(net, box)`, and under splits, `optimised(net, boxes,
 spec, signs=...)`.
 
-Which line lies below an activation is free where it bends (a ReLU's may have any slope from 0 to
-1), and where a unit's sign is known, any multiple of that fact may be added. Both are found for
+Which line lies below an activation is free where it is unstable (a ReLU's may have any slope from 0
+to 1), and where a unit's sign is known, any multiple of that fact may be added. Both are found for
 every bound by gradient ascent; each step is sound, the best one counts, and the first is the plain
 linear bound.
 
@@ -191,8 +191,8 @@ def _mixed(net: Program, spec: Tensor, limits: Tensor, mix: Tensor, sizes: Tenso
 def _ends(
     net: Program, boxes: Mapping[str, Box]
 ) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
-    """For each activation that bends on its interval: (it, what it reads, the least and the largest
-    slope of a line that may touch it there), shaped as `Variables.alpha`.
+    """For each activation that is unstable on its interval: (it, what it reads, the least and the
+    largest slope of a line that may touch it there), shaped as `Variables.alpha`.
     """
     found = {}
     for step in net.forth():

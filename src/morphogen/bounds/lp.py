@@ -75,8 +75,8 @@ class _Rows:
 
 @dataclass
 class _Unstable:
-    """By open unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which is 0
-    where it is off; the row of the chord, y; slope; and reach, how large y can be.
+    """By unstable unit: the row of y - z, which is 0 where it is on; the row of y - slope z, which
+    is 0 where it is off; the row of the chord, y; slope; and reach, how large y can be.
     """
 
     on: list[int] = field(default_factory=list)

@@ -16,7 +16,7 @@ def compress(
         typer.Option(help="the smaller network, .onnx or .pt2; default MODEL-small.onnx"),
     ] = None,
     skips: Annotated[
-        bool, typer.Option("--skips", help="also put linear skips past units that bend nowhere")
+        bool, typer.Option("--skips", help="also put linear skips past stable units")
     ] = False,
     tolerance: Annotated[
         float, typer.Option(help="by which outputs may differ, relative to the largest, in float64")

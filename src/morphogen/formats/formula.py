@@ -360,7 +360,7 @@ def margin(row: Row, y: Sequence[float]) -> float:
 
 
 def kept(row: Row, y: Sequence[float]) -> bool:
-    """Whether outputs keep a row; what is no number keeps none."""
+    """Whether outputs keep a row; NaN keeps none."""
     far = margin(row, y)
     return far < 0 if row.strict else far <= 0
 

@@ -285,10 +285,7 @@ def _dependent(
     constants = bias[others] - factors @ bias[basis]
     for row in fit.nonzero()[:, 0].tolist():
         terms = dict(zip(basis.tolist(), factors[row].tolist(), strict=True))
-        why = (
-            f"a combination of other units that bend nowhere ({rank} of {len(stable)} of them "
-            f"are enough)"
-        )
+        why = f"a combination of other stable units ({rank} of {len(stable)} of them are enough)"
         yield Relation(int(others[row]), terms, float(constants[row]), why)
 
 
@@ -298,7 +295,7 @@ def _slopes(layer: Rectified, sign: Tensor) -> Tensor:
 
 
 def _affine(layer: Rectified, sign: Tensor) -> Tensor:
-    """Which units bend nowhere, those that are 0 left out."""
+    """Which units are stable, those that are 0 left out."""
     return (sign == ACTIVE) | ((sign == INACTIVE) & (layer.slope > 0))
 
 
@@ -381,14 +378,14 @@ def _merged(
     if second.bias is not None:
         merged.bias.add_(second.bias)
     fewer = count_parameters(merged) <= count_parameters(first) + count_parameters(second)
-    return (merged, "a layer that bends nowhere (multiplied into {})") if fewer else None
+    return (merged, "a stable layer (multiplied into {})") if fewer else None
 
 
 @torch.no_grad()
 def _bypassed(
     first: nn.Linear, bend: nn.Module, still: Tensor, slopes: Tensor, second: nn.Linear
 ) -> tuple[nn.Module, str] | None:
-    """A linear skip in the place of the units that bend nowhere."""
+    """A linear skip in the place of the stable units."""
     count = int(still.sum())
     gained = (
         count * (first.in_features + 1 + second.out_features)
@@ -404,10 +401,7 @@ def _bypassed(
     outer.weight.copy_(second.weight[:, unstable])
     outer.bias.copy_(skip.bias + (second.bias if second.bias is not None else 0.0))
     skip.register_parameter("bias", None)
-    told = (
-        f"a linear skip ({count} units that bend nowhere, past {int(unstable.sum())} that do, "
-        f"into {{}})"
-    )
+    told = f"a linear skip ({count} stable units, past {int(unstable.sum())} that do, into {{}})"
     return bypass(inner, copy.deepcopy(bend), outer, skip), told
 
 
@@ -441,7 +435,7 @@ drop_dead = partial(compress, rules=("inactive", "constant", "unread"))
 merge_duplicates = partial(compress, rules=("duplicate",))
 """Only units that are a positive multiple of another one."""
 collapse = partial(compress, rules=("collapse",))
-"""Only layers between which no unit bends on the box: they become one."""
+"""Only layers whose units are all stable on the box: they become one."""
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ class _Search:
                 point, margin = other, value
         if margin <= 0:
             return point, margin
-        open_ = ~(least > 0)  # what is no number proves nothing
+        open_ = ~(least > 0)  # NaN proves nothing
         effects = _effects(
             net, rows, ~(surplus > 0)[open_], {name: each[open_] for name, each in boxes.items()}
         )

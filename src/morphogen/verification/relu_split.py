@@ -141,7 +141,7 @@ class _Search:
         for technique in (interval, crown):
             self.boxes = technique(self.net, self.box)
             surplus = self.surplus()
-            open_ = (~(surplus > 0)).nonzero()[:, 0].tolist()  # what is no number proves nothing
+            open_ = (~(surplus > 0)).nonzero()[:, 0].tolist()  # NaN proves nothing
             if not open_:
                 self.settle(surplus)
                 return

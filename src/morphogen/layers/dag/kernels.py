@@ -13,7 +13,7 @@ after row, without the zeros; columns begin to end are worked on.
 import numpy as np
 from numba import njit
 
-from morphogen.layers.kernels.linked import NUMBERS, ZERO, pair
+from morphogen.layers.kernels.linked import NUMBERS, ZERO, chain_rule, pair
 
 __all__ = ["NUMBERS", "products", "solve", "solve_back", "sparse", "sparse_back"]
 
