@@ -170,7 +170,7 @@ def build():
     m = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
     return m, torch.optim.AdamW(m.parameters())
 model, optimizer = mg.load({str(tmp_path / "ckpt")!r}, build)
-print(repr(float(model.eval()(torch.load({str(tmp_path / "x.pt")!r})).square().mean())), mg.doctor(model, optimizer))
+print(repr(float(model.eval()(torch.load({str(tmp_path / "x.pt")!r})).square().mean())), mg.doctor(model, optimizers=[optimizer]))
 """
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -102,7 +102,8 @@ def test_every_operator_is_equal_or_refused_by_name(tmp_path: Path) -> None:
     assert [key for key, said in found.items() if said == "wrong"] == []
     refused = {key: said for key, said in found.items() if said != "equal"}
     assert len(refused) < len(found) / 3
-    assert shown == set(OPERATORS)
+    # what is greater is no number; `test_activations` has it in front of a Where
+    assert shown == set(OPERATORS) - {"Greater"}
 
 
 def test_whatever_is_in_a_file_is_read_or_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ a new activation is a new row.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -79,7 +80,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     """max(z, slope z), for slopes of at most 1."""
     return Activation(
         lambda z: F.leaky_relu(z, slope),
-        lambda z: torch.where(z > 0, 1.0, slope).to(z.dtype),
+        lambda z: (z > 0).to(z.dtype) + slope * (z <= 0).to(z.dtype),
         kinks(0.0),
         slope >= 0,
     )
@@ -208,9 +209,7 @@ def gelu(approximate: str = "none") -> Activation:
             lambda z: F.gelu(z, approximate="tanh"), _tanh_gelu_slope, stationary, False
         )
     root = math.sqrt(2)
-    return Activation(
-        F.gelu, _gelu_slope, inverse(_gelu_slope, -_FAR, -root, root, _FAR), False
-    )
+    return Activation(F.gelu, _gelu_slope, inverse(_gelu_slope, -_FAR, -root, root, _FAR), False)
 
 
 def _gelu_slope(z: Tensor) -> Tensor:
@@ -341,7 +340,7 @@ ACTIVATIONS: Mapping[str, Kind] = {
     "hardtanh": Kind(hardtanh, nn.Hardtanh, _MIN_MAX),
     "clamp": Kind(clamp, None, {"min": None, "max": None}),
     "clamp_min": Kind(clamp, None, {"min": None}),
-    "clamp_max": Kind(lambda high: clamp(None, high), None, {"max": None}),
+    "clamp_max": Kind(partial(clamp, None), None, {"max": None}),
     "hardsigmoid": Kind(
         hardsigmoid, nn.Hardsigmoid,
         onnx=Onnx("HardSigmoid", (6, 22), _hard_sigmoid, {"alpha": 0.2, "beta": 0.5}),
@@ -354,7 +353,7 @@ ACTIVATIONS: Mapping[str, Kind] = {
     ),
     "tanh": Kind(_always(TANH), nn.Tanh, onnx=Onnx("Tanh", (6, 13), torch.tanh)),
     "elu": Kind(elu, nn.ELU, _ELU_OPTIONS, Onnx("Elu", (6, 22), F.elu, {"alpha": 1.0})),
-    "celu": Kind(celu, nn.CELU, {"alpha": 1.0}, Onnx("Celu", (12, 12), F.celu, {"alpha": 1.0})),
+    "celu": Kind(celu, nn.CELU, {"alpha": 1.0}, Onnx("Celu", (12, 28), F.celu, {"alpha": 1.0})),
     "selu": Kind(_always(SELU), nn.SELU, onnx=Onnx("Selu", (6, 22), _selu, _SELU_OPTIONS)),
     "gelu": Kind(
         gelu, nn.GELU, {"approximate": "none"},

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from morphogen.bounds.activation import RELU, Activation
+from morphogen.activations import RELU, Activation
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import Variables, bounded, crown, places, tightest
 from morphogen.bounds.rounding import magnitudes, unit

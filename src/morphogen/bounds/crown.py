@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import RELU, Activation, extremes
+from morphogen.activations import RELU, Activation, extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.interval import interval_step
 from morphogen.bounds.maximum import added_up, lined, relaxed, windows
@@ -28,11 +28,14 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class LinearRelaxation:
-    """below z + below_at <= h(z) <= above z + above_at on an interval, elementwise."""
+    """On an interval, elementwise:
 
-    below: Tensor
+    lower_slope z + lower_bias <= h(z) <= upper_slope z + upper_bias.
+    """
+
+    lower_slope: Tensor
     lower_bias: Tensor
-    above: Tensor
+    upper_slope: Tensor
     upper_bias: Tensor
 
 
@@ -236,7 +239,9 @@ def _back(
         constant = dot(down, found.upper_bias - found.lower_bias)
         if bool(found.lower_bias.any()):
             constant = constant + dot(a, found.lower_bias)
-        return {read: torch.addcmul(a * found.below, down, found.above - found.below)}, constant
+        return {
+            read: torch.addcmul(a * found.lower_slope, down, found.upper_slope - found.lower_slope)
+        }, constant
     if step.kind in MAXIMA:
         (read,) = step.reads
         at = windows(step, net.shapes[read])

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import RELU
+from morphogen.activations import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import places
 from morphogen.bounds.maximum import looked_at, windows

@@ -85,7 +85,9 @@ def of_lines(
                 found[step.name], _ = lined(windows(step, net.shapes[read]), a, boxes[read])
             else:
                 line = linear_relaxation(h, boxes[read])
-                found[step.name] = a.clamp_min(0) * line.below + a.clamp_max(0) * line.above
+                found[step.name] = (
+                    a.clamp_min(0) * line.lower_slope + a.clamp_max(0) * line.upper_slope
+                )
     return found
 
 

@@ -78,8 +78,8 @@ def _next(step: Step, known: dict[str, Between], boxes: dict[str, Box]) -> Betwe
             torch.cat([box.centre[:, None], zeros], 1), torch.cat([box.radius[:, None], zeros], 1)
         )
     found, (value,) = linear_relaxation(h, boxes[step.reads[0]]), read.values()
-    below = found.below * value.middle - found.below.abs() * value.half
-    above = found.above * value.middle + found.above.abs() * value.half
+    below = found.lower_slope * value.middle - found.lower_slope.abs() * value.half
+    above = found.upper_slope * value.middle + found.upper_slope.abs() * value.half
     below = torch.cat([below[:, :1] + found.lower_bias, below[:, 1:]], 1)
     above = torch.cat([above[:, :1] + found.upper_bias, above[:, 1:]], 1)
     return Between((above + below) / 2, (above - below) / 2)

@@ -6,7 +6,7 @@ cheapest: three passes, of which one is for what rounding may do.
 
 from collections.abc import Mapping
 
-from morphogen.bounds.activation import RELU, extremes
+from morphogen.activations import RELU, extremes
 from morphogen.bounds.box import Box
 from morphogen.bounds.rounding import outward, rounded
 from morphogen.bounds.rules import MAXIMA, abs_jacobian, activation, affine, refuse

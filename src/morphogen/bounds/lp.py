@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import RELU
+from morphogen.activations import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import linear_relaxation
 from morphogen.bounds.highs import solver
@@ -296,8 +296,8 @@ def _encoded(
             below, above = (
                 (slope[0, 0], offset[0, 0])
                 for slope, offset in (
-                    (lined.below, lined.lower_bias),
-                    (lined.above, lined.upper_bias),
+                    (lined.lower_slope, lined.lower_bias),
+                    (lined.upper_slope, lined.upper_bias),
                 )
             )
             for (steep, offset), (least, most) in (

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import RELU
+from morphogen.activations import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.rules import abs_jacobian, activation, affine
 from morphogen.tracing.program import Program, Step, run

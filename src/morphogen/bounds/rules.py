@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import ACTIVATIONS, Activation, leaky, softplus
+from morphogen.activations import ACTIVATIONS, Activation
 from morphogen.errors import Unsupported
 from morphogen.tracing.program import RESHAPES, Step, run
-from morphogen.tracing.trace import Node, refs
+from morphogen.tracing.trace import Node, Ref, refs
 
 # Linear with coefficients that are not negative: bounds go through as values do.
 MONOTONE = RESHAPES | frozenset(
@@ -64,26 +64,27 @@ def _odd(step: Step) -> bool:
 
 
 def activation(step: Step) -> Activation | None:
-    """What the step applies to each entry, None where it is no activation."""
-    given = step.args[1:]
-    if step.kwargs.get("approximate", "none") != "none":
+    """What the step applies to each entry, None where it is no activation, or one with options that
+    are not understood.
+    """
+    kind = ACTIVATIONS.get(step.kind)
+    options = {} if kind is None else {**kind.options}
+    given, named = step.args[1:], step.kwargs
+    if kind is None or len(given) > len(options) or not named.keys() <= options.keys():
         return None
-    if step.kind == "leaky_relu":
-        return leaky(given[0] if given else 0.01)
-    if step.kind == "softplus":
-        beta, threshold = map(float, given + (1.0, 20.0)[len(given) :])
-        return softplus(threshold) if beta == 1 else None
-    plain = not given or step.kind in (
-        "relu",
-        "sigmoid",
-        "tanh",
-        "selu",
-        "exp",
-        "abs",
-        "silu",
-        "square",
-    )
-    return ACTIVATIONS.get(step.kind) if plain or _usual(step) else None
+    if any(refs(given)) or not isinstance(step.args[0], Ref):
+        return None
+    options |= dict(zip(options, given, strict=False)) | named
+    return kind.of(*(_along_channels(option, len(step.shape)) for option in options.values()))
+
+
+def _along_channels(option: Any, rank: int) -> Any:
+    """An option that is a tensor has an entry for each channel, the first of `rank` dimensions of
+    an example, or one for all.
+    """
+    if not isinstance(option, Tensor):
+        return option
+    return option.reshape(-1, *[1] * (rank - 1)) if option.numel() > 1 else option.reshape(())
 
 
 def rectifier(step: Step | Node) -> float | None:
@@ -94,12 +95,6 @@ def rectifier(step: Step | Node) -> float | None:
         float((*step.args[1:], 0.01)[0]) if step.kind.removesuffix("_") == "leaky_relu" else -1.0
     )
     return slope if 0 <= slope < 1 else None
-
-
-def _usual(step: Step) -> bool:
-    """Whether an activation's options are the usual ones."""
-    usual: Mapping[str, tuple[Any, ...]] = {"elu": (1.0, 1.0, 1.0)}
-    return tuple(step.args[1:]) == usual.get(step.kind, ())[: len(step.args) - 1]
 
 
 def refuse(step: Step, technique: str) -> Unsupported:

@@ -1,4 +1,4 @@
-"""What is wrong between a model and its optimizers: `doctor(model, optimizer) -> list of
+"""What is wrong between a model and its optimizers: `doctor(model, optimizers=...) -> list of
 sentences`, [] where nothing is.
 
 Every fault it knows trains without an error: an optimizer that holds parameters from before a

@@ -5,6 +5,7 @@ which can be resized and rewritten; a chain becomes a `nn.Sequential`, anything 
 `torch.fx` around the same layers.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.fx import Node as FxNode
 
+from morphogen.activations import ACTIVATIONS, Kind
 from morphogen.draws import undrawn
 from morphogen.tracing.program import RESHAPES, Program, Step
 from morphogen.tracing.trace import Ref, refs
@@ -188,20 +190,40 @@ def _pool(kind: type[Any]) -> Callable[..., nn.Module]:
     return make
 
 
-_MAKERS: dict[str, Callable[..., nn.Module]] = {
+def _activation(kind: Kind) -> Callable[..., nn.Module | None]:
+    """The module with a step's options; None where it has one that the module cannot have."""
+
+    def make(*given: Any, **named: Any) -> nn.Module | None:
+        options = dict(zip(kind.options, given, strict=False)) | named
+        if "weight" in options:  # a slope for each channel
+            return _prelu(options["weight"])
+        module: Any = kind.module
+        of_module = inspect.signature(module).parameters
+        if any(
+            value != kind.options[key] for key, value in options.items() if key not in of_module
+        ):
+            return None
+        made: nn.Module = module(**{k: v for k, v in options.items() if k in of_module})
+        return made
+
+    return make
+
+
+def _prelu(slopes: Tensor) -> nn.Module:
+    layer = nn.PReLU(slopes.numel(), dtype=slopes.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(slopes.flatten())
+    return layer
+
+
+_MAKERS: dict[str, Callable[..., nn.Module | None]] = {
     "linear": linear,
     "matmul": lambda weight: linear(weight.T),
     "mm": lambda weight: linear(weight.T),
     "conv1d": _conv(nn.Conv1d),
     "conv2d": _conv(nn.Conv2d),
     "conv3d": _conv(nn.Conv3d),
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
+    **{name: _activation(kind) for name, kind in ACTIVATIONS.items() if kind.module},
     "batch_norm": _norm,
     **{
         f"{kind.lower()}_pool{d}d": _pool(getattr(nn, f"{kind}Pool{d}d"))

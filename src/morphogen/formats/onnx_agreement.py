@@ -118,7 +118,7 @@ def _terms(given: list[Tensor]) -> int:
 
 
 def _nudged(t: Tensor, relative: float, absolute: float, draw: torch.Generator) -> Tensor:
-    if not relative and not absolute:
+    if not t.is_floating_point() or (not relative and not absolute):
         return t
     noise = torch.rand(t.shape, generator=draw) * 2 - 1
     return t + noise * (relative * t.abs() + absolute)

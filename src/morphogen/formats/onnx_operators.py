@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from morphogen.activations import ACTIVATIONS, Onnx
 from morphogen.errors import Unsupported
 from morphogen.formats.onnx_build import Builder, Value
 
@@ -65,32 +66,43 @@ def _axis(axis: int, rank: int) -> int:
     return axis % rank
 
 
-def _float32(default: float) -> float:
-    """What a file holds where it says nothing: attributes are float32, their defaults too."""
-    return float(np.float32(default))
+def _float32(default: float | str) -> float | str:
+    """What a file holds where it says nothing: numbers are float32, their defaults too."""
+    return default if isinstance(default, str) else float(np.float32(default))
 
 
-def unary(function: Callable[..., Tensor], **options: float) -> Callable[..., Value]:
-    """An activation; options: attributes that it takes, with their defaults."""
+def unary(function: Callable[..., Tensor]) -> Callable[..., Value]:
+    """A function of each entry."""
+    return lambda b, a, x: b.call(function, x, front=not x.leads)
+
+
+def activation(row: Onnx) -> Operator:
+    """From the table of activations; its options are the attributes."""
 
     def read(b: Builder, a: Attributes, x: Value) -> Value:
-        given = [a.get(name, _float32(default)) for name, default in options.items()]
-        return b.call(lambda t: function(t, *given), x, front=not x.leads)
+        given = [a.get(name, _float32(default)) for name, default in row.options.items()]
+        return b.call(lambda t: row.function(t, *given), x, front=not x.leads)
 
-    return read
+    known = {
+        name: _is("none", "tanh") if isinstance(default, str) else _number
+        for name, default in row.options.items()
+    }
+    return Operator(read, row.versions, known)
 
 
-def binary(function: Callable[..., Tensor]) -> Callable[..., Value]:
-    """Entry by entry, sizes of 1 and missing dimensions stretched, as numpy does."""
+def elementwise(function: Callable[..., Tensor]) -> Callable[..., Value]:
+    """Entry by entry of several values, sizes of 1 and missing dimensions stretched, as numpy
+    does.
+    """
 
-    def read(b: Builder, a: Attributes, x: Value, y: Value) -> Value:
-        rank = max(len(x.shape), len(y.shape))
+    def read(b: Builder, a: Attributes, *values: Value) -> Value:
+        rank = max(len(v.shape) for v in values)
         # a constant with several rows where the batch would be makes several of each example
         front = not all(
             v.leads if v.constant is None else len(v.shape) < rank or v.shape[0] == 1
-            for v in (x, y)
+            for v in values
         )
-        run, reads = _aligned(function, (x, y), rank, front)
+        run, reads = _aligned(function, values, rank, front)
         return b.call(run, *reads, front=front)
 
     return read
@@ -124,14 +136,7 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, y) if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
 
 
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) to the last bit: torch's own takes x above 20, where float64 still sees the
-    difference.
-    """
-    return F.softplus(x, 1.0, 40.0)
-
-
-_add = binary(torch.add)
+_add = elementwise(torch.add)
 
 
 def add(b: Builder, a: Attributes, x: Value, y: Value) -> Value:
@@ -517,6 +522,55 @@ def global_mean(b: Builder, a: Attributes, x: Value) -> Value:
     return b.call(lambda t: t.mean(dims, keepdim=True), x, front=False)
 
 
+def prelu(b: Builder, a: Attributes, x: Value, slope: Value) -> Value:
+    """A leaky ReLU whose slopes are constants."""
+    slopes = _constant(slope, "its slope")
+    assert slopes is not None
+    if slopes.numel() == 1:
+        factor = float(slopes)
+        return b.call(lambda t: F.leaky_relu(t, factor), x, front=not x.leads)
+    sizes = (*[1] * (len(x.shape) - slopes.dim()), *slopes.shape)
+    if x.leads and sizes == (1, x.shape[1], *[1] * (len(x.shape) - 2)):  # one for each channel
+        return b.call(F.prelu, x, slopes.flatten(), front=False)
+    above = b.call(F.relu, x, front=not x.leads)
+    below = elementwise(torch.mul)(b, {}, elementwise(torch.sub)(b, {}, x, above), slope)
+    return _add(b, {}, above, below)
+
+
+def clip(
+    b: Builder, a: Attributes, x: Value, low: Value | None = None, high: Value | None = None
+) -> Value:
+    """Between two numbers, which were attributes once."""
+    ends = [
+        a.get(name) if value is None else _scalar(value, f"its {name}")
+        for name, value in (("min", low), ("max", high))
+    ]
+    if ends == [None, None]:
+        return x
+    return b.call(lambda t: torch.clamp(t, *ends), x, front=not x.leads)
+
+
+def _scalar(value: Value, what: str) -> float:
+    found = _constant(value, what)
+    assert found is not None
+    if found.numel() != 1:
+        raise Unsupported(f"{what} is of shape {tuple(found.shape)}; one number can be read")
+    return float(found)
+
+
+def softmax(function: Callable[..., Tensor]) -> Callable[..., Value]:
+    """Along one dimension, the last by default."""
+
+    def read(b: Builder, a: Attributes, x: Value) -> Value:
+        axis = _axis(a.get("axis", -1), len(x.shape))
+        if x.leads and axis:
+            return b.call(lambda t: function(t, axis), x, front=False)
+        front = b.in_front(x)
+        return b.call(lambda t: function(front(t), axis + 1), x, front=True)
+
+    return read
+
+
 def dropout(
     b: Builder, a: Attributes, x: Value, ratio: Value | None = None, training: Value | None = None
 ) -> Value:
@@ -566,10 +620,6 @@ def _number(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
 def _whole(value: Any) -> bool:
     return isinstance(value, int)
 
@@ -597,6 +647,14 @@ _LOOKS: Mapping[str, Callable[[Any], bool]] = {
 # versions of version 6 and earlier that stretched sizes only where `broadcast` said so have other
 # meanings with that attribute
 OPERATORS: Mapping[str, Operator] = {
+    **{kind.onnx.operator: activation(kind.onnx) for kind in ACTIVATIONS.values() if kind.onnx},
+    "PRelu": Operator(prelu, (7, 16)),
+    "Clip": Operator(clip, (6, 13), {"min": _number, "max": _number}),
+    "Softmax": Operator(softmax(torch.softmax), (13, 13), {"axis": _whole}),
+    "LogSoftmax": Operator(softmax(torch.log_softmax), (13, 13), {"axis": _whole}),
+    "Log": Operator(unary(torch.log), (6, 13)),
+    "Greater": Operator(elementwise(torch.gt), (7, 13)),
+    "Where": Operator(elementwise(torch.where), (9, 16)),
     "Gemm": Operator(
         gemm, (7, 13), {"alpha": _number, "beta": _number, "transA": _flag, "transB": _flag}
     ),
@@ -626,18 +684,12 @@ OPERATORS: Mapping[str, Operator] = {
     "Transpose": Operator(transpose, (1, 25), {"perm": _wholes}),
     "Concat": Operator(concat, (4, 13), {"axis": _whole}),
     "Add": Operator(add, (6, 14)),
-    "Sub": Operator(binary(torch.sub), (6, 14)),
-    "Mul": Operator(binary(torch.mul), (6, 14)),
-    "Div": Operator(binary(_quotient), (6, 14)),
+    "Sub": Operator(elementwise(torch.sub), (6, 14)),
+    "Mul": Operator(elementwise(torch.mul), (6, 14)),
+    "Div": Operator(elementwise(_quotient), (6, 14)),
     "Neg": Operator(unary(torch.neg), (6, 13)),
     "Identity": Operator(lambda b, a, x: x, (1, 25)),
     "Dropout": Operator(dropout, (7, 22), {"ratio": _anything, "seed": _anything}),
-    "Relu": Operator(unary(F.relu), (6, 14)),
-    "LeakyRelu": Operator(unary(F.leaky_relu, alpha=0.01), (6, 16), {"alpha": _number}),
-    "Sigmoid": Operator(unary(torch.sigmoid), (6, 13)),
-    "Tanh": Operator(unary(torch.tanh), (6, 13)),
-    "Elu": Operator(unary(F.elu, alpha=1.0), (6, 22), {"alpha": _number}),
-    "Softplus": Operator(unary(softplus), (1, 22)),
     "Constant": Operator(
         constant, (1, 25), {"value": _anything, **dict.fromkeys(_WRITTEN, _anything)}
     ),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from morphogen.activations import MODULES
 from morphogen.errors import Unsupported
 
 
@@ -178,15 +179,10 @@ _KINDS = frozenset(
         nn.AvgPool2d,
         nn.AdaptiveAvgPool2d,
         nn.Flatten,
-        nn.ReLU,
-        nn.Tanh,
-        nn.Sigmoid,
-        nn.SiLU,
-        nn.SELU,
         nn.Identity,
-        nn.ELU,
-        nn.GELU,
-        nn.LeakyReLU,
+        nn.Softmax,
+        nn.LogSoftmax,
+        *MODULES,
     }
 )
 """Modules that keep what they were built with under the names of their constructor's arguments."""
@@ -197,10 +193,8 @@ def _arguments(name: str, module: nn.Module) -> Iterator[str]:
     not the default.
     """
     for argument in inspect.signature(type(module)).parameters.values():
-        if argument.kind is not argument.POSITIONAL_OR_KEYWORD or argument.name in (
-            "device",
-            "dtype",
-        ):
+        elsewhere = ("device", "dtype", "min_value", "max_value")  # the last two are old names
+        if argument.kind is not argument.POSITIONAL_OR_KEYWORD or argument.name in elsewhere:
             continue
         value, default = _square(getattr(module, argument.name)), argument.default
         if argument.name == "bias":

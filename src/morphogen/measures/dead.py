@@ -5,30 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from morphogen.activations import MODULES
 from morphogen.layers.linked import Linked, LKSine
 from morphogen.layers.units import unit_dim
 from morphogen.tracing.trace import eval_mode
 
-_ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.PReLU,
-    nn.LeakyReLU,
-    nn.SELU,
-    nn.ELU,
-    nn.CELU,
-    nn.SiLU,
-    nn.GELU,
-    nn.Mish,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Softplus,
-    Linked,
-    LKSine,
-)
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (*MODULES, Linked, LKSine)
 
 
 def dead_units(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Protocol
 
+from morphogen.activations import ACTIVATIONS
 from morphogen.errors import Unsupported
 from morphogen.tracing.trace import Node, Ref
 
@@ -635,14 +636,14 @@ def _index(node: Node, ties: Ties) -> Layout:
     return (*layout[: at[0]], *[None] * looked_up, *layout[at[-1] + 1 :])
 
 
-_ELEMENTWISE = """
-    relu relu_ relu6 sigmoid tanh gelu silu silu_ elu celu selu leaky_relu leaky_relu_ softplus
-    softsign logsigmoid hardtanh hardtanh_ hardswish hardswish_ hardsigmoid mish dropout dropout_
-    alpha_dropout feature_dropout clone contiguous neg abs exp expm1 log log1p sqrt rsqrt
-    reciprocal square sin cos tan sign floor round erf clamp clamp_ clamp_min clamp_max
-    logical_not bitwise_not type_as float alias detach detach_ to _to_copy zero_ fill_ fill relu6_
-    lift_fresh_copy masked_fill_
-""".split()
+_ELEMENTWISE = [
+    *(name for kind in ACTIVATIONS for name in (kind, f"{kind}_")),
+    *"""
+    dropout dropout_ alpha_dropout feature_dropout clone contiguous neg expm1 log log1p sqrt rsqrt
+    reciprocal sin cos tan sign floor round erf logical_not bitwise_not type_as float alias detach
+    detach_ to _to_copy zero_ fill_ fill lift_fresh_copy masked_fill_
+    """.split(),
+]
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _same),

@@ -9,13 +9,14 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from morphogen.activations import ACTIVATIONS, NUMBER, Activation, X
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.layers.dag.module import Dag
@@ -186,6 +187,7 @@ def program(
                     viewed.update((made.name, *made.reads))
                 shapes[node.name] = made.shape
                 steps.append(made)
+    steps = put_together(steps, shapes)
     net = Program(inputs[0].name, output, needed(steps, output), shapes, dtype, until)
     _alone(net, example)
     return net
@@ -366,6 +368,67 @@ def _operation(node: Node) -> Callable[..., Any]:
     for part in node.op.split("."):
         found = getattr(found, part.removesuffix("_") if part == f"{node.kind}" else part)
     return found  # type: ignore[no-any-return]
+
+
+def put_together(steps: Sequence[Step], shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:
+    """The steps with every activation that was written in several operations as one again, by the
+    patterns of its row; what only its parts read is then not `needed`.
+    """
+    made = {step.name: step for step in steps}
+    return [_whole(step, made, shapes) or step for step in steps]
+
+
+def _whole(
+    step: Step, made: Mapping[str, Step], shapes: Mapping[str, tuple[int, ...]]
+) -> Step | None:
+    for name, kind in ACTIVATIONS.items():
+        for pattern in kind.patterns:
+            numbers: list[float] = []
+            read: list[Ref] = []
+            if not _matches(pattern, Ref(step.name), made, read, numbers):
+                continue
+            defaults = list(kind.options.values())
+            options = [*defaults[: len(defaults) - len(numbers)], *numbers]
+            h = kind.of(*options)
+            if h is not None and shapes[read[0].name] == step.shape:
+                args = (read[0], *options)
+                return Step(step.name, name, partial(_value, h), args, {}, step.shape)
+    return None
+
+
+def _value(h: Activation, x: Tensor, *options: Any) -> Tensor:
+    return h.value(x)
+
+
+def _matches(
+    pattern: Any, arg: Any, made: Mapping[str, Step], read: list[Ref], numbers: list[float]
+) -> bool:
+    """Whether an argument was computed as a pattern says; what it reads and its numbers are
+    kept.
+    """
+    if pattern is X:
+        read.append(arg)
+        return isinstance(arg, Ref) and arg.name == read[0].name
+    if pattern is NUMBER or isinstance(pattern, float):
+        number = _number(arg)
+        if number is None or pattern not in (NUMBER, number):
+            return False
+        numbers += [number] if pattern is NUMBER else []
+        return True
+    step = made.get(arg.name) if isinstance(arg, Ref) else None
+    kind, *inner = pattern
+    if step is None or step.kind != kind or step.kwargs or len(step.args) != len(inner):
+        return False
+    pairs = zip(inner, step.args, strict=True)
+    return all(_matches(part, given, made, read, numbers) for part, given in pairs)
+
+
+def _number(arg: Any) -> float | None:
+    """What a constant is in all of its entries."""
+    if isinstance(arg, Tensor):
+        values = arg.unique()
+        return float(values) if values.numel() == 1 else None
+    return float(arg) if isinstance(arg, (int, float)) else None
 
 
 def needed(steps: Sequence[Step], output: str) -> tuple[Step, ...]:

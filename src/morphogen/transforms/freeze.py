@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from morphogen.activations import MODULES
 from morphogen.edit.apply import apply_
 from morphogen.edit.edit import Shrink
 from morphogen.edit.plan import live_size, plan, tensors_of
@@ -329,8 +330,7 @@ _WIDTH_HINT = (
     "LeakyReLU and pooling between"
 )
 _HOMOGENEOUS = (
-    nn.ReLU,
-    nn.LeakyReLU,
+    *(module for module, kind in MODULES.items() if kind.homogeneous),
     nn.MaxPool1d,
     nn.MaxPool2d,
     nn.MaxPool3d,
@@ -338,6 +338,7 @@ _HOMOGENEOUS = (
     nn.AvgPool2d,
     nn.AvgPool3d,
 )
+_NONNEGATIVE = tuple(module for module, kind in MODULES.items() if kind.nonnegative)
 
 
 def _producer(kept: list[tuple[str, nn.Module]]) -> int | None:
@@ -387,11 +388,11 @@ def _fuse(layer: nn.Module, norm: Any) -> nn.Module:
 
 
 def _nonnegative(kept: list[tuple[str, nn.Module]]) -> bool:
-    """Whether what comes out of the kept layers is a ReLU's output, possibly pooled or
-    flattened.
+    """Whether what comes out of the kept layers is never below 0: an activation's output, possibly
+    pooled or flattened.
     """
     for _, layer in reversed(kept):
-        if isinstance(layer, nn.ReLU):
+        if isinstance(layer, _NONNEGATIVE):
             return True
         if not isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)):
             return False

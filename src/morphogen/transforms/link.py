@@ -2,6 +2,7 @@
 example)`, `unlink(...)`.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from morphogen.activations import MODULES
 from morphogen.edit.apply import Applied, applied, apply_, change_of, count_parameters, probe
 from morphogen.edit.blocks import enrol, release
 from morphogen.edit.plan import NEW, Plan, Row, tensors_of
@@ -34,15 +36,12 @@ from morphogen.tracing.operations import flattens, is_view
 from morphogen.tracing.trace import Graph, Node, Ref, refs, trace, users_of
 
 _LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
+    **dict.fromkeys(MODULES, lambda act, dim: Linked(copy.deepcopy(act), dim)),
     nn.ReLU: lambda act, dim: LKReLU(dim),
     nn.SELU: lambda act, dim: LKSELU(dim),
     nn.SiLU: lambda act, dim: LKSwish(dim),
     nn.GELU: lambda act, dim: LKGELU(dim) if act.approximate == "none" else Linked(act, dim),
     nn.ELU: lambda act, dim: LKELU(dim) if act.alpha == 1.0 else Linked(act, dim),
-    nn.LeakyReLU: lambda act, dim: Linked(nn.LeakyReLU(act.negative_slope), dim),
-    nn.Tanh: lambda act, dim: Linked(nn.Tanh(), dim),
-    nn.Hardswish: lambda act, dim: Linked(nn.Hardswish(), dim),
-    nn.Mish: lambda act, dim: Linked(nn.Mish(), dim),
     nn.PReLU: lambda act, dim: _prelu(act, dim),
 }
 # What a feature passes through alone, so that two halves pass through as one does.

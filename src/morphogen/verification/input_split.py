@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import RELU
+from morphogen.activations import RELU
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import bounded, crown
 from morphogen.bounds.derivative import derivative

@@ -17,7 +17,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from morphogen.bounds.activation import RELU
+from morphogen.activations import RELU
 from morphogen.bounds.alpha_crown import Found, alpha_crown, optimised
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import Variables, crown, lower_bound

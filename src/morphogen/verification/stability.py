@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from morphogen.bounds.activation import RELU
+from morphogen.activations import RELU
 from morphogen.bounds.alpha_crown import alpha_crown
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import crown

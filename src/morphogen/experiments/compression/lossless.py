@@ -73,10 +73,10 @@ def trainings(config: Config) -> list[Training]:
     """All arms."""
     plain = Training(config.widths, config.epochs, settled=config.settled, rate=config.rate)
     return [
-        *(replace(plain, price=price) for price in config.prices),
-        *(replace(plain, price=1e-4, radius=radius) for radius in config.adversarial),
+        *(replace(plain, penalty=penalty) for penalty in config.prices),
+        *(replace(plain, penalty=1e-4, radius=radius) for radius in config.adversarial),
         *(
-            replace(plain, price=1e-4, radius=radius, stable=weight)
+            replace(plain, penalty=1e-4, radius=radius, stable=weight)
             for radius, weight in config.stable
         ),
     ]
@@ -136,7 +136,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         how.named: [one(how, parts, config, seed) for seed in range(config.seeds)]
         for how in trainings(config)
     }
-    by_price = {how.named: how.price for how in trainings(config) if not how.radius}
+    by_price = {how.named: how.penalty for how in trainings(config) if not how.radius}
     claims: list[Claim] = []
     source = "arXiv 2001.00218, table 1"
     for name, runs in found.items():

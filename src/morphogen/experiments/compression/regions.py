@@ -53,7 +53,7 @@ SMOKE = Config(
 def trainings(config: Config) -> list[Training]:
     plain = Training(config.widths, config.epochs)
     return [
-        *(replace(plain, price=price) for price in config.prices),
+        *(replace(plain, penalty=penalty) for penalty in config.prices),
         *(replace(plain, radius=radius) for radius in config.radii),
         *(replace(plain, radius=radius, stable=weight) for radius, weight in config.stable),
     ]
@@ -127,11 +127,11 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         )
         for key in ("regions on a plane", "units of one sign, %")
         for kind, field, some in (
-            ("l1, price in 1e-3", "price", [how for how in arms if not how.radius]),
+            ("l1, penalty in 1e-3", "penalty", [how for how in arms if not how.radius]),
             (
                 "adversarial, radius",
                 "radius",
-                [how for how in arms if not how.price and not how.stable],
+                [how for how in arms if not how.penalty and not how.stable],
             ),
         )
     ]
@@ -142,7 +142,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     axes = {key: ("strength", key) for key in ("regions on a plane", "units of one sign, %")}
     shown = [
         arms[0],
-        max(arms, key=lambda how: how.price),
+        max(arms, key=lambda how: how.penalty),
         max(arms, key=lambda how: how.radius * (not how.stable)),
         arms[-1],
     ]

@@ -21,14 +21,14 @@ class Training:
     """SGD as in the published grid: the rate 0.01, momentum 0.9, batch 128, the rate divided by ten
     twice.
 
-    settled: epochs after these without the penalty, in which weights of zero stay zero. price: of
+    settled: epochs after these without the penalty, in which weights of zero stay zero. penalty: of
     the l1 norm. radius: of adversarial examples, 0 for none. stable: weight of `instability` on
     boxes of `radius` around the examples.
     """
 
     widths: tuple[int, ...] = (100, 100)
     epochs: int = 30
-    price: float = 0.0
+    penalty: float = 0.0
     radius: float = 0.0
     stable: float = 0.0
     settled: int = 0
@@ -37,7 +37,7 @@ class Training:
 
     @property
     def named(self) -> str:
-        told = [f"l1 {self.price:g}"] if self.price else []
+        told = [f"l1 {self.penalty:g}"] if self.penalty else []
         told += [f"adversarial {self.radius:g}"] if self.radius and not self.stable else []
         told += [f"stable units {self.stable:g} at {self.radius:g}"] if self.stable else []
         return ", ".join(told) or "plain"
@@ -80,8 +80,8 @@ def trained(part: Part, how: Training, seed: int) -> nn.Sequential:
                 )
             loss.backward()
             optimizer.step()
-            if how.price:
-                l1_step(optimizer, how.price)
+            if how.penalty:
+                l1_step(optimizer, how.penalty)
         drops.step()
     _settle(model, part, how)
     return model

@@ -99,13 +99,13 @@ def dense_block(units: int, dropout: float, _: int) -> nn.Module:
 def network(config: Config, size: int, classes: int) -> nn.Sequential:
     """Images (batch, 1, size, size) -> logits (batch, classes)."""
     (first, second), hidden, trained = config.channels, config.hidden, not config.faithful
-    options = {"floor": None if config.faithful else 0.1, "ahead": not config.faithful}
+    options = {"floor": None if config.faithful else 0.1, "lookahead": not config.faithful}
 
     def cost(factor: float, layer: LearnedDepth) -> Tensor:
         return quadratic(layer, factor) + scale_penalty(layer, config.scale_penalty)
 
-    def deep(block: partial[nn.Module], price: float) -> LearnedDepth:
-        return LearnedDepth(block, penalty=partial(cost, price), **options)  # type: ignore[arg-type]
+    def deep(block: partial[nn.Module], penalty: float) -> LearnedDepth:
+        return LearnedDepth(block, penalty=partial(cost, penalty), **options)  # type: ignore[arg-type]
 
     return nn.Sequential(
         glorot(nn.Conv2d(1, first, 3, padding=1), trained),

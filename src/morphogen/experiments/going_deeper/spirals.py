@@ -57,7 +57,7 @@ class Config:
     scale: float = 2.0
     # of w^2: the largest of 3e-4, 1e-3, 3e-3 whose mean validation accuracy, over seeds 10 and 11,
     # is at least 0.997 everywhere
-    price: float = 3e-3
+    penalty: float = 3e-3
     depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)  # of the grid
     posterior: bool = True
 
@@ -159,7 +159,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
     torch.manual_seed(seed)
     layer = LearnedDepth(
         partial(block, config.width),
-        penalty=partial(quadratic, factor=config.price),
+        penalty=partial(quadratic, factor=config.penalty),
         floor=0.1,
         lookahead=True,
     )

@@ -41,7 +41,7 @@ class Config:
     width: int = 24
     blocks: int = 5
     dropout: float = 0.1
-    price: float = 1e-4  # of w^2
+    penalty: float = 1e-4  # of w^2
     scale_penalty: float = 1e-8  # of gate * gamma^2
     rate: float = 1e-3
     faithful: bool = True
@@ -145,7 +145,7 @@ class Parities(nn.Module):
     def penalty(self) -> Tensor:
         """Of each network, shape (networks,)."""
         squares = self.gamma.view(self.config.blocks, len(self.w), -1).square().sum(-1)
-        result: Tensor = self.config.price * self.w.square() + self.config.scale_penalty * (
+        result: Tensor = self.config.penalty * self.w.square() + self.config.scale_penalty * (
             self.gates() * squares.T
         ).sum(1)
         return result

@@ -50,7 +50,7 @@ def approximate_shallow(
     if not cells.complete:
         raise Unsupported(
             f"approximate_shallow: more than {max_cells:,} cells; give a smaller box, or a larger "
-            f"budget"
+            f"max_cells"
         )
     z, functions = net.affine(cells.patterns)
     cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells.facets))
