@@ -182,9 +182,9 @@ def test_a_counter_can_be_passed_over(tmp_path: Path) -> None:
     model[1].calls = 7
 
     def build() -> nn.Module:
-        new_state_fraction = nn.Sequential(nn.Linear(4, 6), Acting())
-        new_state_fraction[1].calls = 0
-        return new_state_fraction
+        fresh = nn.Sequential(nn.Linear(4, 6), Acting())
+        fresh[1].calls = 0
+        return fresh
 
     path = mg.save(model, tmp_path / "run")
     with pytest.raises(RunError, match=r"'1' \(Acting\) has calls=7, build\(\) makes it 0"):
@@ -404,8 +404,8 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
     assert found["text"] == "t"
 
     def plain() -> tuple[nn.Module, torch.optim.Optimizer]:
-        new_state_fraction = nn.Linear(4, 3)
-        return new_state_fraction, torch.optim.Adam(new_state_fraction.parameters())
+        fresh = nn.Linear(4, 3)
+        return fresh, torch.optim.Adam(fresh.parameters())
 
     # what was saved counts, also where build() begins with a number
     _, third = mg.load(path, plain)
@@ -441,9 +441,9 @@ def test_a_schedule_that_holds_the_rate_goes_on(tmp_path: Path) -> None:
     )
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-        new_state_fraction = nn.Linear(4, 3)
+        fresh = nn.Linear(4, 3)
         held.append(torch.tensor(0.7))
-        return new_state_fraction, torch.optim.SGD(new_state_fraction.parameters(), lr=held[-1])
+        return fresh, torch.optim.SGD(fresh.parameters(), lr=held[-1])
 
     held: list[Tensor] = []
     _, optimizer = mg.load(path, build)

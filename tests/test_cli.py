@@ -73,7 +73,7 @@ def test_a_run_leaves_its_files_and_says_the_result(finished: Path) -> None:
         "same shape from scratch",
     ]
     structure = json.loads((run / "structure.json").read_text())
-    assert structure["schema"] == 2
+    assert structure["schema"] == 3
     assert structure["shape"][-1]["units"] == 2
     for part in (
         "found ",

@@ -262,11 +262,11 @@ def test_renewal_mixes_every_weight_but_the_depths_and_depends_on_the_seed_only(
     shrink_and_perturb(whole, 1.0, seed=3)
     for name, p in half.named_parameters():
         assert torch.equal(p, dict(again.named_parameters())[name])
-        new_state_fraction = dict(whole.named_parameters())[name]
+        fresh = dict(whole.named_parameters())[name]
         if name.endswith(".w"):
             assert torch.equal(p, before[name])
         else:
-            torch.testing.assert_close(p, (before[name] + new_state_fraction) / 2)
+            torch.testing.assert_close(p, (before[name] + fresh) / 2)
 
 
 @pytest.mark.parametrize("regression", [False, True])

@@ -144,14 +144,14 @@ class TestTransformers:
         from morphogen.integrations.transformers import regrown
 
         whole, trainer, growth, words = self.parts(tmp_path / "a", 8)
-        new_state_fraction = copy.deepcopy(whole)
+        fresh = copy.deepcopy(whole)
         trainer.train()
         assert len(growth.changes) == 4
         assert holds_the_live_parameters(whole, trainer.optimizer.optimizer)
         _, trainer, _, _ = self.parts(tmp_path / "b", 4)
         trainer.train()
         checkpoint = tmp_path / "b" / "checkpoint-4"
-        model = regrown(new_state_fraction, checkpoint, (words[:2],))
+        model = regrown(fresh, checkpoint, (words[:2],))
         assert isinstance(model, BertForSequenceClassification)
         again, trainer, growth, _ = self.parts(tmp_path / "b", 8, model)
         trainer.train(resume_from_checkpoint=str(checkpoint))

@@ -77,8 +77,8 @@ def check(seed: int) -> tuple[int, int, float]:
         else:
             ledger.append(edit)
             train(model, optimizer, x)
-    new_state_fraction = mg.replay(ledger, RandomNet(seed).double(), x)
-    assert {n: t.shape for n, t in new_state_fraction.state_dict().items()} == {
+    fresh = mg.replay(ledger, RandomNet(seed).double(), x)
+    assert {n: t.shape for n, t in fresh.state_dict().items()} == {
         n: t.shape for n, t in model.state_dict().items()
     }
     return MOVES, keeping, largest

@@ -456,11 +456,11 @@ def test_ledger_replay_gives_the_same_structure() -> None:
         AddBlock("depth1"),
         DropBlock("depth1"),
     )
-    new_state_fraction, _ = problem("convnet")
+    fresh, _ = problem("convnet")
     for edit in ledger:
         resize(model, [edit], example=x)
-    replay(ledger_from_json(ledger_to_json(ledger)), new_state_fraction, x)
-    assert {n: t.shape for n, t in new_state_fraction.state_dict().items()} == {
+    replay(ledger_from_json(ledger_to_json(ledger)), fresh, x)
+    assert {n: t.shape for n, t in fresh.state_dict().items()} == {
         n: t.shape for n, t in model.state_dict().items()
     }
 

@@ -26,7 +26,7 @@ def grown() -> tuple[nn.Module, nn.Module, tuple[Grow, AddBlock]]:
 def test_a_structure_goes_through_json_and_holds_the_ledger() -> None:
     _, model, ledger = grown()
     found = json.loads(json.dumps(mg.structure(model, ledger)))
-    assert found["schema"] == 2
+    assert found["schema"] == 3
     assert [edit["edit"] for edit in found["ledger"]] == ["Grow", "AddBlock"]
     assert found["modules"]["hidden"] == {"kind": "Linear", "tensors": {"weight": [6, 5]}}
 
@@ -65,8 +65,8 @@ def test_files_and_checkpoints_are_compared_by_the_command(tmp_path: Path) -> No
     [
         (None, "no structure at"),
         ("{", "is no structure.json"),
-        ("[]", "has structure schema None; this morphogen reads 2"),
-        ('{"schema": 1}', "has structure schema 1; this morphogen reads 2"),
+        ("[]", "has structure schema None; this morphogen reads 3"),
+        ('{"schema": 1}', "has structure schema 1; this morphogen reads 3"),
     ],
 )
 def test_what_is_no_structure_is_refused(content: str | None, message: str, tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_save_and_load(tmp_path) -> None:
     model, x = perceptron()
     mg.adapt(model, example=x)
     mg.save(model, tmp_path / "m.safetensors")
-    new_state_fraction, _ = mg.load(tmp_path / "m.safetensors", lambda: perceptron()[0])
-    assert torch.equal(new_state_fraction(x), model(x))
+    fresh, _ = mg.load(tmp_path / "m.safetensors", lambda: perceptron()[0])
+    assert torch.equal(fresh(x), model(x))
 
 
 def test_compiled_and_half_precision() -> None:

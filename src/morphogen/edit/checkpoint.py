@@ -38,7 +38,7 @@ from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.record import revive
 
-_VERSION = 3
+_VERSION = 4
 _MOST_BLOCKS = 10_000  # a number beyond it is a fault, and building them would take forever
 
 

@@ -6,7 +6,7 @@ weights.
     or checkpoints
 
 Schema 2:
-    schema   2
+    schema   3
     modules  {name: {"kind": class name, "tensors": {tensor name: [sizes]}}}, modules that hold
     tensors, in order
     ledger   the edits that led here from the first network, as `ledger_to_json` writes them
@@ -26,7 +26,7 @@ from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors
 from morphogen.record import revive
 
-SCHEMA = 2
+SCHEMA = 3
 
 Structure = dict[str, Any]
 

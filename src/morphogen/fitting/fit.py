@@ -54,7 +54,7 @@ from morphogen.transforms.freeze import freeze
 CHECKPOINT = "checkpoints/last.safetensors"
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
-_VERSION = 1
+_VERSION = 2
 # spreads from 0 up to which a target stays in float32, which rounds it there to 3e-5 of its spread
 FAR = 1000
 _LOOKED_AT = 2000  # validation examples of one look; more would cost time and decide nothing
