@@ -319,13 +319,13 @@ def test_units_that_bend_nowhere_become_a_smaller_skip(slope: float) -> None:
     model = nn.Sequential(nn.Linear(4, 30), bend, nn.Linear(30, 2)).double()
     with torch.no_grad():
         model[0].bias[:20] += 9.0
-    l0_ball, _ = compress(model, CUBE, rules=("skip",))
+    skipped, _ = compress(model, CUBE, rules=("skip",))
     small, certificate = compress(
         model, CUBE, rules=(*(name for name in RULES if name != "dependent"),)
     )
     assert "a linear skip (20 stable units, past 10 that do, into 2)" in certificate.steps[-1]
     x = 2 * torch.rand(3000, 4).double() - 1
-    for one in (l0_ball, small):
+    for one in (skipped, small):
         torch.testing.assert_close(one(x), model(x), rtol=0, atol=1e-9)
     assert sum(p.numel() for p in small.parameters()) == 10 * 4 + 10 + 2 * 10 + 2 + 2 * 4
     again, other = compress(small, CUBE, rules=tuple(RULES))

@@ -35,8 +35,8 @@ def faces(found: Regions) -> list[int]:
         rows = z[cell, facets].numpy()
         rows = rows / np.linalg.norm(rows[:, :-1], axis=1, keepdims=True)
         on = np.abs(own @ rows[:, :-1].T + rows[:, -1]) < 1e-7
-        halfspaces = np.abs(np.concatenate([own - ends[0], own + ends[1]], 1)) < 1e-7
-        on = np.concatenate([on, halfspaces], 1)
+        sides = np.abs(np.concatenate([own - ends[0], own + ends[1]], 1)) < 1e-7
+        on = np.concatenate([on, sides], 1)
         assert (on.sum(1) == d).all(), "not in general position"
         for k in range(d):
             for corner in range(size):
@@ -241,12 +241,12 @@ def test_the_walk_goes_through_facets_of_several_units(
     width = len(first) if second is None else len(second)
     model = nn.Sequential(layer(first), nn.ReLU(), *between, layer([[1.0] * width]))
     assert len(regions(model, cube(7))) == cells
-    l0_ball = nn.Sequential(
+    narrow = nn.Sequential(
         layer([row[:2] for row in first]), nn.ReLU(), *between, layer([[1.0] * width])
     )
     assert (
-        len(regions(l0_ball, cube(2)))
-        == len(regions(l0_ball, cube(2), method="reverse search"))
+        len(regions(narrow, cube(2)))
+        == len(regions(narrow, cube(2), method="reverse search"))
         == cells
     )
 

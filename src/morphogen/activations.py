@@ -287,6 +287,7 @@ class Kind:
     of: options -> the function, None where it is not understood. module: its class, whose
     attributes are called as the options. options: of torch's operation after its input, with their
     defaults. patterns: see `Pattern`. homogeneous: h(c z) = c h(z) for c >= 0. nonnegative: h >= 0.
+    zero: h(0) = 0, whatever the options.
     """
 
     of: Callable[..., Activation | None]
@@ -296,6 +297,7 @@ class Kind:
     patterns: tuple[Pattern, ...] = ()
     homogeneous: bool = False
     nonnegative: bool = False
+    zero: bool = True
 
 
 def _always(h: Activation) -> Callable[[], Activation]:
@@ -337,19 +339,19 @@ ACTIVATIONS: Mapping[str, Kind] = {
     ),
     "prelu": Kind(prelu, nn.PReLU, {"weight": None}, homogeneous=True),
     "relu6": Kind(lambda: hardtanh(0.0, 6.0), nn.ReLU6, nonnegative=True),
-    "hardtanh": Kind(hardtanh, nn.Hardtanh, _MIN_MAX),
-    "clamp": Kind(clamp, None, {"min": None, "max": None}),
-    "clamp_min": Kind(clamp, None, {"min": None}),
-    "clamp_max": Kind(partial(clamp, None), None, {"max": None}),
+    "hardtanh": Kind(hardtanh, nn.Hardtanh, _MIN_MAX, zero=False),
+    "clamp": Kind(clamp, None, {"min": None, "max": None}, zero=False),
+    "clamp_min": Kind(clamp, None, {"min": None}, zero=False),
+    "clamp_max": Kind(partial(clamp, None), None, {"max": None}, zero=False),
     "hardsigmoid": Kind(
         hardsigmoid, nn.Hardsigmoid,
         onnx=Onnx("HardSigmoid", (6, 22), _hard_sigmoid, {"alpha": 0.2, "beta": 0.5}),
-        nonnegative=True,
+        nonnegative=True, zero=False
     ),
     "hardswish": Kind(hardswish, nn.Hardswish, onnx=Onnx("HardSwish", (14, 22), F.hardswish)),
     "sigmoid": Kind(
         _always(SIGMOID), nn.Sigmoid, onnx=Onnx("Sigmoid", (6, 13), torch.sigmoid),
-        nonnegative=True,
+        nonnegative=True, zero=False
     ),
     "tanh": Kind(_always(TANH), nn.Tanh, onnx=Onnx("Tanh", (6, 13), torch.tanh)),
     "elu": Kind(elu, nn.ELU, _ELU_OPTIONS, Onnx("Elu", (6, 22), F.elu, {"alpha": 1.0})),
@@ -366,16 +368,16 @@ ACTIVATIONS: Mapping[str, Kind] = {
     "mish": Kind(mish, nn.Mish, onnx=Onnx("Mish", (18, 22), F.mish)),
     "softplus": Kind(
         softplus, nn.Softplus, _SOFTPLUS_OPTIONS, Onnx("Softplus", (1, 22), _softplus),
-        (("where", ("gt", X, NUMBER), X, ("softplus", X, 1.0, 40.0)),), nonnegative=True,
+        (("where", ("gt", X, NUMBER), X, ("softplus", X, 1.0, 40.0)),), nonnegative=True, zero=False
     ),
     "softsign": Kind(
         softsign, nn.Softsign, onnx=Onnx("Softsign", (1, 22), F.softsign),
         patterns=(("div", X, ("add", ("abs", X), 1.0)), ("div", X, ("add", 1.0, ("abs", X)))),
     ),
     "log_sigmoid": Kind(
-        _always(LOG_SIGMOID), nn.LogSigmoid, patterns=(("log", ("sigmoid", X)),)
+        _always(LOG_SIGMOID), nn.LogSigmoid, patterns=(("log", ("sigmoid", X)),), zero=False
     ),
-    "exp": Kind(_always(EXP), onnx=Onnx("Exp", (6, 13), torch.exp), nonnegative=True),
+    "exp": Kind(_always(EXP), onnx=Onnx("Exp", (6, 13), torch.exp), nonnegative=True, zero=False),
     "abs": Kind(
         _always(ABS), onnx=Onnx("Abs", (6, 13), torch.abs), homogeneous=True, nonnegative=True
     ),

@@ -9,28 +9,20 @@ from torch import Tensor
 
 from morphogen.activations import ACTIVATIONS, Activation
 from morphogen.errors import Unsupported
-from morphogen.tracing.program import RESHAPES, Step, run
+from morphogen.tracing.program import Step, run
 from morphogen.tracing.trace import Node, Ref, refs
+from morphogen.tracing.traits import named
 
 # Linear with coefficients that are not negative: bounds go through as values do.
-MONOTONE = RESHAPES | frozenset(
-    "cat stack permute transpose swapaxes t numpy_T expand slice select index_select split "
-    "split_with_sizes chunk getitem "
-    "unbind narrow to _to_copy dropout feature_dropout alpha_dropout add mean sum "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d pad constant_pad_nd "
-    "roll flip upsample_nearest2d pixel_shuffle repeat".split()
-)
+MONOTONE = named(lambda traits: traits.affine == "monotone")
 # Each entry of the result is an affine function of one entry: its ends are those of the bounds, in
 # one order or the other.
-SCALED = frozenset("mul div neg rsub batch_norm instance_norm".split())
+SCALED = named(lambda traits: traits.affine == "scaled")
 # (weight, bias) among the arguments.
-WEIGHTED = dict.fromkeys(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (1, 2)
-)
-PRODUCTS = frozenset("matmul mm".split())
+WEIGHTED = dict.fromkeys(named(lambda traits: traits.affine == "weighted"), (1, 2))
+PRODUCTS = named(lambda traits: traits.affine == "product")
+DIFFERENCES = named(lambda traits: traits.affine == "difference")
 MAXIMA = frozenset("max_pool1d max_pool2d max_pool3d".split())
-DIFFERENCES = frozenset("sub".split())
 
 
 def affine(step: Step) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from morphogen.activations import ACTIVATIONS
 from morphogen.errors import Unsupported
 from morphogen.tracing.trace import Node, Ref
+from morphogen.tracing.traits import traits_of
 
 Spans = tuple[tuple[int, int], ...]
 """Consecutive (variable, repeat): each of the variable's entries fills a block of `repeat`. A
@@ -724,23 +725,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-_VIEWS = set(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims t "
-    "numpy_T expand alias detach "
-    "to _to_copy _weight_norm".split()
-)
-
-
-def flattens(before: Node, after: Node) -> bool:
-    """Whether a view leaves every dimension, or joins all but the first, so that what is side by
-    side stays so.
-    """
-    return after.shape in (before.shape, (before.shape[0], prod(before.shape[1:])))
-
-
 def is_view(node: Node) -> bool:
     """Whether the result is its first argument in another shape."""
-    return node.kind in _VIEWS
+    traits = traits_of(node)
+    return traits.same or traits.rearranged or node.kind == "_weight_norm"
 
 
 def has_rule(node: Node) -> bool:

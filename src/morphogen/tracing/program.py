@@ -22,6 +22,7 @@ from morphogen.errors import ShapeError, Unsupported
 from morphogen.layers.dag.module import Dag
 from morphogen.layers.dag.unrolled import without_dags
 from morphogen.tracing.trace import Node, Ref, refs, trace
+from morphogen.tracing.traits import named
 
 
 @dataclass(frozen=True)
@@ -308,14 +309,8 @@ def run(step: Step, values: Mapping[str, Any]) -> Any:
     return step.op(*_filled(step.args, values), **step.kwargs)
 
 
-RESHAPES = frozenset(
-    "view reshape flatten unflatten _unsafe_view squeeze unsqueeze detach alias clone "
-    "contiguous".split()
-)
-VIEWS = RESHAPES - {"clone"} | frozenset(
-    "slice select getitem transpose permute swapaxes t numpy_T expand split split_with_sizes "
-    "chunk unbind narrow".split()
-)
+RESHAPES = named(lambda traits: traits.same)
+VIEWS = named(lambda traits: traits.view)
 
 
 def _filled(arg: Any, values: Mapping[str, Any]) -> Any:

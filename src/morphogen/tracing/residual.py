@@ -2,7 +2,9 @@
 
 from morphogen.tracing.operations import is_view
 from morphogen.tracing.trace import Graph, Node, Ref
+from morphogen.tracing.traits import traits_of
 
+# What these give is zero where their first argument is.
 # What these give is zero where their first argument is.
 _KEEP_ZERO = {
     *"relu relu_ leaky_relu leaky_relu_ gelu silu silu_ mish elu elu_ selu tanh hardswish "
@@ -47,7 +49,7 @@ def closing(graph: Graph, module: str) -> tuple[str, ...]:
 
 def keeps_zero(node: Node) -> bool:
     """Whether the node's value is zero wherever its first argument is."""
-    return node.kind in _KEEP_ZERO or is_view(node)
+    return traits_of(node).zero or is_view(node)
 
 
 def _zeroed_by(node: Node, nodes: dict[str, Node], inside: str) -> tuple[str, ...]:

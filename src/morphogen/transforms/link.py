@@ -32,8 +32,8 @@ from morphogen.layers.linked import (
     variance_,
 )
 from morphogen.layers.units import unit_dim
-from morphogen.tracing.operations import flattens, is_view
-from morphogen.tracing.trace import Graph, Node, Ref, refs, trace, users_of
+from morphogen.tracing.consumers import consumers
+from morphogen.tracing.trace import Graph, Node, refs, trace, users_of
 
 _LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
     **dict.fromkeys(MODULES, lambda act, dim: Linked(copy.deepcopy(act), dim)),
@@ -44,12 +44,6 @@ _LINKS: dict[type[nn.Module], Callable[[Any, int], Linked]] = {
     nn.ELU: lambda act, dim: LKELU(dim) if act.alpha == 1.0 else Linked(act, dim),
     nn.PReLU: lambda act, dim: _prelu(act, dim),
 }
-# What a feature passes through alone, so that two halves pass through as one does.
-_THROUGH = set("dropout feature_dropout alpha_dropout clone contiguous".split())
-_THROUGH |= set("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split())
-_THROUGH |= set(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split()
-)
 
 
 @torch.no_grad()
@@ -192,7 +186,7 @@ def _found(
             nodes[one] for one in made if any(user.name not in made for user in users.get(one, []))
         ]
         try:
-            read = [hit for node in last for hit in _consumers(node, node, nodes, users)]
+            read = [hit for node in last for hit in _layers(node, nodes, users)]
         except Unsupported as error:
             refused.append(f"'{name}': {error}")
             continue
@@ -231,37 +225,29 @@ def _found(
     return uses, refused
 
 
-def _consumers(
-    node: Node, init: Node, nodes: dict[str, Node], users: dict[str, list[Node]]
+def _layers(
+    node: Node, nodes: dict[str, Node], users: dict[str, list[Node]]
 ) -> Iterator[tuple[str, int]]:
-    """(weight, dimension of the units) of every layer that reads what `node` passes on of
-    `init`.
+    """(weight, dimension of the units) of every layer that reads a value. Raises `Unsupported`
+    where anything else does.
     """
-    for user in users.get(node.name, []):
-        first = (
-            isinstance(user.args[0], Ref) and user.args[0].name == node.name if user.args else False
-        )
-        kind = user.kind
-        if first and kind in ("linear", "conv1d", "conv2d", "conv3d"):
-            weight = nodes[user.args[1].name]
-            if weight.op != "tensor":
-                raise Unsupported(f"the weight that reads it at '{user.name}' is computed")
-            if kind != "linear" and (user.args[6] if len(user.args) > 6 else 1) != 1:
-                raise Unsupported(f"a convolution in groups reads it at '{user.name}'")
-            yield (
-                weight.target,
-                1
-                if kind != "linear" or len(node.shape) != len(init.shape)
-                else len(init.shape) - 1,
-            )
-        elif first and (kind in _THROUGH or (is_view(user) and flattens(node, user))):
-            yield from _consumers(user, init, nodes, users)
-        else:
+    rank = len(node.shape)
+    for user in consumers(node, users):
+        reader, kind = user.node, user.node.kind
+        if not user.first or kind not in ("linear", "conv1d", "conv2d", "conv3d"):
             raise Unsupported(
-                f"'{user.op}' reads it at '{user.name}'"
-                if user.op != "output"
+                f"'{reader.op}' reads it at '{reader.name}'"
+                if reader.op != "output"
                 else "the output shows it"
             )
+        weight = nodes[reader.args[1].name]
+        if weight.op != "tensor":
+            raise Unsupported(f"the weight that reads it at '{reader.name}' is computed")
+        if kind != "linear" and (reader.args[6] if len(reader.args) > 6 else 1) != 1:
+            raise Unsupported(f"a convolution in groups reads it at '{reader.name}'")
+        # a linear layer behind a flatten reads units in the second dimension
+        last = kind == "linear" and len(user.value.shape) == rank
+        yield weight.target, rank - 1 if last else 1
 
 
 def _slopes(module: nn.Module) -> int:

@@ -16,19 +16,12 @@ from morphogen.bounds.rules import rectifier
 from morphogen.edit.apply import apply_
 from morphogen.edit.edit import Shrink
 from morphogen.edit.plan import plan, tensors_of
-from morphogen.tracing.operations import flattens
+from morphogen.tracing.consumers import consumers
 from morphogen.tracing.trace import Graph, Node, Ref, users_of
+from morphogen.tracing.traits import traits_of
 from morphogen.tracing.widths import Width
 
 MAKES = ("linear", "conv1d", "conv2d", "conv3d")
-# What a combination of units passes through as its terms do, and what only a constant or one
-# multiple does.
-_COPIES = frozenset("dropout feature_dropout alpha_dropout clone contiguous detach alias".split())
-_LINEAR = _COPIES | frozenset(
-    f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3)
-)
-_SINGLE = frozenset(f"max_pool{d}d" for d in (1, 2, 3))
-_VIEWS = frozenset("view reshape flatten _unsafe_view".split())
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def rectified(graph: Graph) -> list[Rectified]:
         own = _tensors(node, nodes, users)
         if own is None or len(after) != 1 or (slope := rectifier(after[0])) is None:
             continue
-        consumers, sums, shifts = _consumers(after[0], nodes, users) or ((), False, False)
+        consumers, sums, shifts = _readers(after[0], nodes, users) or ((), False, False)
         if consumers:
             found.append(Rectified(*own, slope, node.name, after[0].name, consumers, sums, shifts))
     return found
@@ -105,7 +98,7 @@ def producers(graph: Graph) -> list[Producer]:
         first = node.args[0] if node.args else None
         before = nodes[first.name] if isinstance(first, Ref) else None
         return before is not None and (
-            before.op == "input" or (before.kind in _VIEWS | _COPIES and given(before))
+            before.op == "input" or (traits_of(before).same and given(before))
         )
 
     return [
@@ -136,7 +129,7 @@ def _tensors(
 Through = tuple[tuple[tuple[str, str], ...], bool, bool]
 
 
-def _consumers(
+def _readers(
     start: Node, nodes: Mapping[str, Node], users: Mapping[str, list[Node]]
 ) -> Through | None:
     """(the tensors of the layers that read a value, whether sums pass to them, whether constants
@@ -144,31 +137,15 @@ def _consumers(
     """
     found: list[tuple[str, str]] = []
     sums = shifts = True
-    for user in users.get(start.name, []):
-        if not (user.args and isinstance(user.args[0], Ref) and user.args[0].name == start.name):
+    for user in consumers(start, users):
+        own = _tensors(user.node, nodes, users)
+        if own is None or not user.first:
             return None
-        if own := _tensors(user, nodes, users):
-            found.append(own)
-            shifts &= bool(own[1]) and not _borders(user)
-        elif _stays(start, user):
-            behind = _consumers(user, nodes, users)
-            if behind is None:
-                return None
-            found += behind[0]
-            sums, shifts = (
-                sums and behind[1] and user.kind not in _SINGLE,
-                shifts and behind[2] and not _borders(user),
-            )
-        else:
-            return None
+        found.append(own)
+        # a maximum of sums is not the sum of maxima
+        sums &= not any(node.kind.startswith("max_pool") for node in user.passed)
+        shifts &= bool(own[1]) and not any(map(_borders, (*user.passed, user.node)))
     return tuple(found), sums, shifts
-
-
-def _stays(before: Node, after: Node) -> bool:
-    """Whether an operation leaves the units where they are."""
-    if "pool" in after.kind:
-        return after.kind in _LINEAR | _SINGLE and len(after.shape) == int(after.kind[-2]) + 2
-    return after.kind in _LINEAR or (after.kind in _VIEWS and flattens(before, after))
 
 
 def _groups(node: Node) -> int:
