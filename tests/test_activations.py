@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen.activations import ACTIVATIONS, MODULES, Activation
-from morphogen.bounds.alpha_crown import alpha_crown
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import crown, linear_relaxation
 from morphogen.bounds.dual import dual
-from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
 from morphogen.bounds.rules import activation
+from morphogen.bounds.techniques import TECHNIQUES
 from morphogen.formats.modules import modules
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.onnx_reader import read_onnx
@@ -98,7 +97,7 @@ def test_bounds_hold(name: str, number: int) -> None:
         share[:80].round_()
         x = box.lower + share * box.width
         y = net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        for technique in (interval, forward, crown, lambda net, box: alpha_crown(net, box, 3)):
+        for technique in TECHNIQUES.values():
             found = technique(steps, box)[steps.output]
             room = 1e-13 * (1 + y.abs())  # what the network's own run rounds
             assert bool(((y >= found.lower - room) & (y <= found.upper + room)).all())

@@ -1,7 +1,7 @@
 """The main job on small data: resumed equals uninterrupted, budget, time, faults."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from morphogen.fitting.fit import (
 )
 from morphogen.fitting.recipe import Recipe
 from morphogen.policies import POLICIES
+from morphogen.policies.policy import Memory, Observation, Proposal
 from morphogen.record import Layer, Report
 from morphogen.training.train import predict
 from problems import problem
@@ -113,11 +114,11 @@ def test_a_dag_grows_resumes_and_leaves_as_plain_layers(
 
 
 def test_an_unknown_wiring_lists_the_known() -> None:
-    with pytest.raises(RunError, match="--wiring 'ring': unknown; choose one of layers, dag"):
+    with pytest.raises(RunError, match="wiring='ring': unknown; choose one of layers, dag"):
         fit(table(), Settings(wiring="ring"))
     with pytest.raises(
         RunError,
-        match="--policy gradmax: cannot change a network of --wiring dag; choose one of trial",
+        match="policy=gradmax: cannot change a network of wiring=dag; choose one of trial",
     ):
         fit(table(), Settings(wiring="dag", policy="gradmax"))
 
@@ -183,7 +184,7 @@ def test_the_budget_is_kept() -> None:
     fitted = fit(table(), Settings(budget=150), recipe=replace(QUICK, rounds=20))
     assert all(r.parameters <= 150 for r in fitted.report.rounds)
     with pytest.raises(
-        RunError, match=r"--budget 5: the smallest network for this data has \d+ parameters"
+        RunError, match=r"budget=5: the smallest network for this data has \d+ parameters"
     ):
         fit(table(), Settings(budget=5), recipe=QUICK)
 
@@ -290,3 +291,26 @@ def test_a_compressed_result_is_the_same_function_smaller(regression: bool) -> N
     assert same.parameters == count_parameters(smaller.plain)
     if same.score is not None:
         assert abs(same.score) < 10 * abs(found.score) + 1
+
+
+@dataclass(frozen=True)
+class Twice:
+    """As CONTRIBUTING says: settings of its own alone, `start` and `decide`."""
+
+    units: int = 2
+
+    def start(self) -> Memory:
+        return {"left": 2}
+
+    def decide(
+        self, observation: Observation, memory: Memory, generator: torch.Generator
+    ) -> tuple[list[Proposal], Memory, bool]:
+        left = memory["left"]
+        grow = [Proposal(Grow(name, self.units), "twice") for name in observation.sizes]
+        return grow if left else [], {"left": left - 1}, left <= 0
+
+
+def test_a_policy_needs_no_settings_that_a_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "twice", Twice)
+    fitted = fit(table(), Settings(policy="twice"), recipe=QUICK)
+    assert [edit for edit in fitted.ledger if isinstance(edit, Grow)] == [Grow("hidden", 2)] * 2

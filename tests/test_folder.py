@@ -49,7 +49,7 @@ def test_a_folder_that_another_process_has_is_refused_and_a_dead_one_is_taken_ov
     folder = tmp_path / "run"
     process = holder(folder)
     said = (
-        rf"--out .*run is being written by another run \(process {process.pid} on "
+        rf"folder=.*run is being written by another run \(process {process.pid} on "
         rf"{socket.gethostname()}\)"
     )
     with pytest.raises(RunError, match=said), claimed(folder, used=True):

@@ -100,7 +100,7 @@ def test_a_corrupt_checkpoint_is_said(tmp_path: Path, harm: str) -> None:
     }
     path.write_bytes(broken[harm])
     with pytest.raises(
-        RunError, match=r"is corrupt .*; delete it and start again without --resume"
+        RunError, match=r"is corrupt .*; delete it and start again without resume=True"
     ):
         load_tensors(path)
     with pytest.raises(RunError, match="no checkpoint at"):

@@ -225,7 +225,7 @@ def test_what_could_run_code_is_refused_before_it_is_read(
     path = written(change(parts, marker), tmp_path / "net.pt2")
     with pytest.raises(
         DataError,
-        match=f"net.pt2: .*{said}.*; if you know where it comes from and trust it.*--trust",
+        match=f"net.pt2: .*{said}.*; if you know where it comes from and trust it.*trust=True",
     ):
         read_pt2(path)
     assert not marker.exists()

@@ -35,7 +35,7 @@ def claimed(folder: Path, used: bool = False) -> Iterator[Path]:
     """
     refuse_copies()
     if folder.exists() and not folder.is_dir():
-        raise Taken(f"--out {folder} is a file; choose another name")
+        raise Taken(f"folder={folder} is a file; choose another name")
     if not used:
         _refuse_full(folder)
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -69,9 +69,8 @@ def refuse_copies() -> None:
     size = os.environ.get("WORLD_SIZE", "1")
     if size.strip() not in ("", "0", "1"):
         raise RunError(
-            f"WORLD_SIZE={size}: {size} processes would each train a network of their own into "
-            f"one folder; "
-            "start the command once, without torchrun"
+            f"WORLD_SIZE={size}: {size} processes would each train a network of their own into one "
+            "folder; start the command once, without torchrun"
         )
 
 
@@ -88,8 +87,8 @@ def _first_free(base: Path, stack: ExitStack) -> Path:
 def _refuse_full(folder: Path) -> None:
     if folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise Taken(
-            f"--out {folder} already holds another run or other files; add --resume to go on "
-            f"with it, or choose another"
+            f"folder={folder} already holds another run or other files; add resume=True to go on "
+            "with it, or choose another"
         )
 
 
@@ -129,8 +128,8 @@ def _hold(file: IO[str], folder: Path) -> None:
     except OSError as error:
         file.close()
         raise RunError(
-            f"--out {folder}: files there cannot be locked ({error}); choose a folder on another "
-            f"disk"
+            f"folder={folder}: files there cannot be locked ({error}); choose a folder on another "
+            "disk"
         ) from error
 
 
@@ -154,7 +153,7 @@ def _owner(file: IO[str]) -> tuple[int, str] | None:
 
 
 def _held_by(folder: Path, owner: tuple[int, str] | None) -> str:
-    return f"--out {folder} is being written by another run" + (
+    return f"folder={folder} is being written by another run" + (
         f" (process {owner[0]} on {owner[1]})" if owner else ""
     )
 

@@ -102,7 +102,7 @@ FAULTS: dict[str, tuple[pd.DataFrame, dict[str, object], str]] = {
     "no target": (
         table(),
         {"target": None},
-        "no target given: name .* --target, one of 'a', 'b', 'y'",
+        "no target given: name .* target=, one of 'a', 'b', 'y'",
     ),
     "missing target": (
         table(income=1),
@@ -180,5 +180,5 @@ def test_load_names_the_set_and_takes_a_second_file(tmp_path: Path) -> None:
 
 def test_load_refuses_a_table_without_target(tmp_path: Path) -> None:
     table().to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DataError, match="--target, one of 'a', 'b', 'y'"):
+    with pytest.raises(DataError, match="target=, one of 'a', 'b', 'y'"):
         load_data(str(tmp_path / "t.csv"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,22 +13,25 @@ from morphogen.errors import ShapeError
 
 @dataclass(frozen=True)
 class Box:
-    """All x with lower <= x <= upper, elementwise; the leading dimension counts boxes."""
+    """All x with lower <= x <= upper, elementwise; the leading dimension counts boxes. whole: that
+    is all of them; a set that is a part of its box cannot be cut into boxes.
+    """
 
     lower: Tensor
     upper: Tensor
+    whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.lower.shape != self.upper.shape:
             raise ShapeError(
                 f"Box: lower is {tuple(self.lower.shape)}, upper {tuple(self.upper.shape)}; give "
-                f"one shape"
+                "one shape"
             )
         if not self.lower.is_meta and bool((self.lower > self.upper).any()):
             place = tuple((self.lower > self.upper).nonzero()[0].tolist())
             raise ShapeError(
-                f"Box: lower {float(self.lower[place])} is above upper "
-                f"{float(self.upper[place])} at {place}; the box is empty"
+                f"Box: lower {float(self.lower[place])} is above upper {float(self.upper[place])} "
+                f"at {place}; the box is empty"
             )
         if bool(self.lower.isnan().any() | self.upper.isnan().any()):
             raise ShapeError("Box: a bound is NaN; give numbers")
@@ -49,7 +52,7 @@ class Box:
         """What lies in both; both hold what is bounded, so rounding that makes them miss each other
         is mended. A set that is more than a box stays as it is.
         """
-        if type(self) is not Box:
+        if not self.whole:
             return self
         lower, upper = (
             torch.maximum(self.lower, other.lower),
@@ -65,7 +68,7 @@ class Box:
             place = tuple((~(self.lower.isfinite() & self.upper.isfinite())).nonzero()[0].tolist())
             raise ShapeError(
                 f"Box: from {float(self.lower[place])} to {float(self.upper[place])} at {place}; "
-                f"give inputs finite ends"
+                "give inputs finite ends"
             )
         found = self._each(lambda t: t.to(dtype))
         tensors = [(getattr(self, f.name), getattr(found, f.name)) for f in fields(self)]
@@ -73,7 +76,7 @@ class Box:
             torch.equal(new.to(old.dtype), old) for old, new in tensors if isinstance(old, Tensor)
         ):
             return found
-        if type(self) is not Box:
+        if not self.whole:
             kind = str(dtype).removeprefix("torch.")
             raise ShapeError(
                 f"{type(self).__name__}: {kind} does not hold its numbers; give it in {kind}"
@@ -136,6 +139,7 @@ class LpBall(Box):
     middle: Tensor
     radius_: float
     norm: float
+    whole: ClassVar[bool] = False
 
     def lowest(self, a: Tensor) -> Tensor:
         dual = torch.inf if self.norm == 1 else 2.0
@@ -168,6 +172,7 @@ class L0Ball(Box):
 
     middle: Tensor
     count: int
+    whole: ClassVar[bool] = False
 
     def lowest(self, a: Tensor) -> Tensor:
         gains = torch.minimum(
@@ -212,9 +217,8 @@ def l0_ball(x: Tensor, count: int, low: float, high: float) -> L0Ball:
     """
     if not 1 <= count <= x[0].numel():
         raise ShapeError(
-            f"l0_ball: count={count}; give a number from 1 to {x[0].numel()}, the coordinates "
-            f"of an "
-            f"input"
+            f"l0_ball: count={count}; give a number from 1 to {x[0].numel()}, the coordinates of "
+            "an input"
         )
     if bool(((x < low) | (x > high)).any()):
         raise ShapeError(f"l0_ball: x leaves [{low}, {high}]; give an x that is there")
@@ -233,6 +237,6 @@ def linf_ball(x: Tensor, radius: float, low: float = -torch.inf, high: float = t
     if bool(((x + radius < low) | (x - radius > high)).any()):
         raise ShapeError(
             f"linf_ball: nothing within {radius} of x lies in [{low}, {high}]; give an x that is "
-            f"there"
+            "there"
         )
     return Box((x - radius).clamp(low, high), (x + radius).clamp(low, high))

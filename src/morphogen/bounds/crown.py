@@ -69,9 +69,7 @@ def crown(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
         if not affine(step) or nonlinear.intersection(step.reads):
             nonlinear.add(step.name)
         # intervals are exact
-        first = (
-            step.kind in WEIGHTED and step.reads == (net.input,) and type(boxes[net.input]) is Box
-        )
+        first = step.kind in WEIGHTED and step.reads == (net.input,) and boxes[net.input].whole
         if step.name in wanted and (step.name in nonlinear or not first):
             boxes[step.name] = boxes[step.name].intersect(
                 _tightened(net, step.name, boxes, bound or _plain, sizes)

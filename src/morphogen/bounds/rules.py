@@ -93,8 +93,7 @@ def refuse(step: Step, technique: str) -> Unsupported:
     """The error for a step that a technique has no rule for."""
     return Unsupported(
         f"{technique}: no rule bounds '{step.kind}' at node '{step.name}'; add one to "
-        f"morphogen.bounds.rules, or verify the "
-        "part of the network that does without it"
+        "morphogen.bounds.rules, or verify the part of the network that does without it"
     )
 
 

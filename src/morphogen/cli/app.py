@@ -1,6 +1,8 @@
 """The command: `morphogen VERB`."""
 
+import inspect
 import os
+import re
 import sys
 
 # Before torch is imported: its CPU threads then wait without spinning, which other processes on the
@@ -20,7 +22,7 @@ def root() -> None:
     """Networks that find their own shape."""
 
 
-for verb in (
+VERBS = (
     fit.fit,
     reproduce.reproduce,
     verify.verify,
@@ -28,8 +30,27 @@ for verb in (
     shallow.shallow,
     regions.regions,
     diff.diff,
-):
+)
+for verb in VERBS:
     app.command()(verb)
+
+OPTIONS = {name for verb in VERBS for name in inspect.signature(verb).parameters}
+_RENAMED = {"folder": "out", "seconds": "time_limit"}  # what the library calls some of them
+
+
+def as_options(message: str) -> str:
+    """A message of the library, which names arguments as Python does, with options in their place:
+    "budget=5" becomes "--budget 5".
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = _RENAMED.get(found[1], found[1]), found[2]
+        if name not in OPTIONS:
+            return found[0]
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value in ("", "True") else f"{flag} {value}"
+
+    return re.sub(r"\b([a-z_]+)=([^\s,;:)]*)", option, message)
 
 
 def main() -> None:
@@ -40,7 +61,7 @@ def main() -> None:
         app()
     except MorphogenError as error:
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{as_options(' '.join(str(error).split()))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; go on with --resume\n")

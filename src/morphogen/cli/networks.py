@@ -112,7 +112,7 @@ def read_points(path: Path, shape: tuple[int, ...]) -> "Tensor":
     if table.shape[1] != wanted or len(table) == 0:
         raise DataError(
             f"{path}: {len(table)} rows of {table.shape[1]} columns; the network has {wanted} "
-            f"inputs"
+            "inputs"
         )
     try:
         values = torch.tensor(table.to_numpy(dtype=float))

@@ -104,7 +104,7 @@ def _features(name: str, values: Any) -> np.ndarray:
     if not np.isfinite(x).all():
         raise DataError(
             f"{name} has {(~np.isfinite(x)).sum():,} values that are NaN or infinite: fill or "
-            f"remove them"
+            "remove them"
         )
     if given.ndim == 2 and len(given):
         _refuse_lost(name, given.astype(np.float64), x)
@@ -122,9 +122,8 @@ def _refuse_lost(name: str, given: np.ndarray, x: np.ndarray) -> None:
         column = int(lost.argmax())
         raise DataError(
             f"{name}[:, {column}] has values about {given[:, column].mean():.6g} that differ by "
-            f"about "
-            f"{given[:, column].std():.3g}, which float32 cannot tell apart: subtract their "
-            f"mean, or give a table to from_frame"
+            f"about {given[:, column].std():.3g}, which float32 cannot tell apart: subtract their "
+            "mean, or give a table to from_frame"
         )
 
 

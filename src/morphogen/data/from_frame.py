@@ -76,11 +76,11 @@ def _checked(
     if frame.empty:
         raise DataError(
             f"{name} is an empty table ({len(frame)} rows, {frame.shape[1]} columns): give one "
-            f"with rows"
+            "with rows"
         )
     if target is None:
         raise DataError(
-            f"no target given: name the column to predict with --target, one of {_listed(frame)}"
+            f"no target given: name the column to predict with target=, one of {_listed(frame)}"
         )
     if target not in frame:
         close = difflib.get_close_matches(target, list(frame.columns), n=1)

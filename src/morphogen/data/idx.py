@@ -32,6 +32,6 @@ def read_idx(path: Path) -> np.ndarray:
     if len(shape) != dims or values.size != np.prod(shape, dtype=np.int64):
         raise DataError(
             f"{str(path)!r} has {values.size:,} values where its header says {shape}: fetch it "
-            f"again"
+            "again"
         )
     return values.reshape(shape)

@@ -34,7 +34,7 @@ def load_data(
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(
             f"there is no data set {source!r}: {hint}the names are {', '.join(NAMED)}, or give a "
-            f"file"
+            "file"
         )
     frame = read_table(path)
     test_frame = None if test is None else read_table(Path(test).expanduser())

@@ -126,8 +126,8 @@ def adult(*_: float) -> Dataset:
         test, train = frame.iloc[:ADULT_TEST_ROWS], frame.iloc[ADULT_TEST_ROWS:]
         if train["fnlwgt"].iloc[0] != 77_516:
             raise DataError(
-                "OpenML's adult has another row order than expected: give MORPHOGEN_DATA a "
-                "folder with it"
+                "OpenML's adult has another row order than expected: give MORPHOGEN_DATA a folder "
+                "with it"
             )
     return from_frame(train, "income", test=test, name="adult")
 

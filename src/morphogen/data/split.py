@@ -17,8 +17,8 @@ def split(
     """
     if not 0 <= fraction < 1:
         raise DataError(
-            f"test_fraction={fraction} is out of range: give a number from 0 up to, not "
-            f"including, 1"
+            f"test_fraction={fraction} is out of range: give a number from 0 up to, not including, "
+            "1"
         )
     random = np.random.default_rng(seed)
     groups = (

@@ -23,14 +23,14 @@ def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[
     distinct = cells.nunique()
     if distinct < 2:
         raise DataError(
-            f"target {target.name!r} is constant ('{cells.iloc[0]}' in every row): choose "
-            f"another column"
+            f"target {target.name!r} is constant ('{cells.iloc[0]}' in every row): choose another "
+            "column"
         )
     if not is_number(target):
         if task == "regression":
             raise DataError(
-                f"target {target.name!r} holds text such as {cells.iloc[0]!r}: "
-                "regression needs numbers; choose another column or task='classification'"
+                f"target {target.name!r} holds text such as {cells.iloc[0]!r}: regression needs "
+                "numbers; choose another column or task='classification'"
             )
         return "classification", ()
     if task is not None:
@@ -40,7 +40,7 @@ def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[
         return "regression", ()
     note = (
         f"target {target.name!r} has {distinct} different whole numbers: read as classes "
-        f"(task='regression' if not)"
+        "(task='regression' if not)"
     )
     return "classification", (note,) if distinct > 2 else ()
 
@@ -61,8 +61,8 @@ def encode_target(
     if single := [str(label) for label in counts.index[counts == 1]]:
         more = f" (and {len(single) - 1:,} more classes)" if len(single) > 1 else ""
         raise DataError(
-            f"class {single[0]!r}{more} of target {train.name!r} has one row only: "
-            "add rows, merge it with another class or remove it"
+            f"class {single[0]!r}{more} of target {train.name!r} has one row only: add rows, merge "
+            "it with another class or remove it"
         )
     levels = pd.Index(sorted(counts.index), dtype=object)
     y_test = levels.get_indexer(other)
@@ -70,7 +70,7 @@ def encode_target(
         unknown = other[y_test < 0].iloc[0]
         raise DataError(
             f"class {str(unknown)!r} of target {train.name!r} is in the test part only: remove "
-            f"those rows"
+            "those rows"
         )
     return (
         levels.get_indexer(cells).astype(np.int64),

@@ -42,8 +42,8 @@ def asked(
         ):
             if known is None:
                 raise PlanError(
-                    f"'{name}' is a LearnedWidth: give example=..., which shows what its units "
-                    f"are tied to"
+                    f"'{name}' is a LearnedWidth: give example=..., which shows what its units are "
+                    "tied to"
                 )
             width = learned(known(), name)
             grown = (

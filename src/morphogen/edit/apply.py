@@ -98,8 +98,8 @@ class Applied:
                 raise PlanError("undo: this resize was already undone")
             if what := self._changed():
                 raise PlanError(
-                    f"undo: the model was changed since this resize ({what}); undo at once, "
-                    f"later resizes first, or Shrink"
+                    f"undo: the model was changed since this resize ({what}); undo at once, later "
+                    "resizes first, or Shrink"
                 )
             rollback(self._undo_stack)
 
@@ -172,7 +172,7 @@ def apply_(
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise PlanError(
                 f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in "
-                f"optimizers=[...]"
+                "optimizers=[...]"
             )
     if values and ema:
         raise PlanError(
@@ -486,7 +486,7 @@ def _wired_as(model: nn.Module, name: str, wiring: Moved) -> Dag:
         ):
             raise PlanError(
                 f"'{name}' was wired otherwise when this was planned; plan again, and wire "
-                f"averages alike"
+                "averages alike"
             )
     return found
 
@@ -554,8 +554,7 @@ def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
         if keeping and not change <= (allowed := _ROUNDING * torch.finfo(a.dtype).eps * scale):
             raise NotExact(
                 f"this plan should keep the function, but the output moved by {change:.2g} "
-                f"(allowed {allowed:.2g}); nothing "
-                f"was changed. Some operation feels units in a way that the trace does not show. "
-                f"Plan: {keeping}"
+                f"(allowed {allowed:.2g}); nothing was changed. Some operation feels units in a "
+                f"way that the trace does not show. Plan: {keeping}"
             )
     return largest

@@ -168,9 +168,8 @@ def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, .
     ):
         raise PlanError(
             f"AddBlock('{name}'): its blocks do not just add to what they are given, x + f(x) (a "
-            f"norm after the sum is one "
-            "reason), or the forward pass does not run the new one, so it could not keep the "
-            "function; put a LearnedDepth there"
+            "norm after the sum is one reason), or the forward pass does not run the new one, so "
+            "it could not keep the function; put a LearnedDepth there"
         )
 
 

@@ -141,8 +141,8 @@ def load(
         more = f"; and {len(differences) - _SAID} more" if len(differences) > _SAID else ""
         raise RunError(
             f"checkpoint {path} belongs to another base model: "
-            f"{'; '.join(differences[:_SAID])}{more}. Let build() make the "
-            "model that the saved run started from"
+            f"{'; '.join(differences[:_SAID])}{more}. Let build() make the model that the saved "
+            "run started from"
         )
     set_base(model, about["base"]["notes"])
     if about.get("groups") is None:
@@ -231,7 +231,7 @@ def _known(path: str | Path, what: str, names: Iterable[str], known: Container[s
         if name not in known:
             raise RunError(
                 f"checkpoint {path} has {what} {name!r}, which the model that build() makes does "
-                f"not have"
+                "not have"
             )
 
 
@@ -293,8 +293,8 @@ def _check_holds(optimizer: Optimizer, names: Mapping[int, str]) -> None:
     strangers = [tuple(p.shape) for p in every if id(p) not in names]
     if strangers:
         raise RunError(
-            f"save: the optimizer holds parameters of shapes {strangers} that are not the "
-            f"model's; see morphogen.doctor"
+            f"save: the optimizer holds parameters of shapes {strangers} that are not the model's; "
+            "see morphogen.doctor"
         )
     beside = [
         key if not isinstance(key, Tensor) else tuple(key.shape)
@@ -304,12 +304,12 @@ def _check_holds(optimizer: Optimizer, names: Mapping[int, str]) -> None:
     if beside:
         raise RunError(
             f"save: the optimizer keeps state of {beside}, no parameter of the model; see "
-            f"morphogen.doctor"
+            "morphogen.doctor"
         )
     if inner := [type(other).__name__ for other in whole([optimizer])[1:]]:
         raise RunError(
             f"save: {type(optimizer).__name__} wraps {', '.join(inner)}, whose state would be "
-            f"lost; save the model alone"
+            "lost; save the model alone"
         )
 
 
@@ -343,8 +343,8 @@ def _to_json(value: Any, tensors: dict[str, Tensor], what: str) -> Any:
             "dict": [[_to_json(part, tensors, what) for part in pair] for pair in value.items()]
         }
     raise RunError(
-        f"save: the optimizer's {what} is a {type(value).__name__}, which a file cannot hold; "
-        f"save the model alone"
+        f"save: the optimizer's {what} is a {type(value).__name__}, which a file cannot hold; save "
+        "the model alone"
     )
 
 
@@ -372,7 +372,7 @@ def _from_json(value: Any, tensors: Mapping[str, Tensor], home: torch.device) ->
             return tuple(inner(item) for item in items)
     raise RunError(
         f"the checkpoint has {value!r} as a value of the optimizer, which cannot be; was it "
-        f"changed by hand?"
+        "changed by hand?"
     )
 
 
@@ -386,8 +386,7 @@ def _fill_groups(
     if len(groups) != len(optimizer.param_groups):
         raise RunError(
             f"checkpoint {path} has {len(groups)} parameter groups, build() made "
-            f"{len(optimizer.param_groups)}; "
-            "build the optimizer as it was built for the saved run"
+            f"{len(optimizer.param_groups)}; build the optimizer as it was built for the saved run"
         )
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         _known(path, "in a group a parameter", saved["params"], parameters)
@@ -431,8 +430,8 @@ def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
     for names, what in ((live.keys() - saved, "has no"), (saved.keys() - live, "has an unknown")):
         if names:
             raise RunError(
-                f"checkpoint {path} {what} tensor '{min(names)[6:]}'; build() makes another "
-                f"model than was saved"
+                f"checkpoint {path} {what} tensor '{min(names)[6:]}'; build() makes another model "
+                "than was saved"
             )
     persistent = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)

@@ -73,9 +73,9 @@ def resize_distributed(
     for rank, other in enumerate(said):
         if odd := [what for what in said[0] if other[what] != said[0][what]]:
             raise PlanError(
-                f"resize_distributed: ranks ask for different {odd[0]}: rank 0 "
-                f"{said[0][odd[0]]}, rank {rank} {other[odd[0]]}; "
-                "draw them from one seed, or let rank 0 decide and send them to all"
+                f"resize_distributed: ranks ask for different {odd[0]}: rank 0 {said[0][odd[0]]}, "
+                f"rank {rank} {other[odd[0]]}; draw them from one seed, or let rank 0 decide and "
+                "send them to all"
             )
     generator = torch.Generator().manual_seed(_gathered(seed, group)[0])
     applied, fault, interruption = None, "", None
@@ -171,8 +171,8 @@ def _arguments(ddp: DistributedDataParallel) -> dict[str, Any]:
     for name in list(inspect.signature(DistributedDataParallel.__init__).parameters)[1:]:
         if name not in ARGUMENTS and not hasattr(ddp, name):
             raise Unsupported(
-                f"resize_distributed: this PyTorch's DistributedDataParallel takes '{name}', "
-                f"which cannot be read back from it"
+                f"resize_distributed: this PyTorch's DistributedDataParallel takes '{name}', which "
+                "cannot be read back from it"
             )
         found[name] = ARGUMENTS[name](ddp) if name in ARGUMENTS else getattr(ddp, name)
     return found
@@ -181,9 +181,8 @@ def _arguments(ddp: DistributedDataParallel) -> dict[str, Any]:
 def _unset(value: Any, name: str) -> None:
     if value is not None:
         raise Unsupported(
-            f"resize_distributed: a wrapper with {name} keeps tensors and hooks of the old "
-            f"sizes; build it without "
-            "(torch.autocast gives mixed precision)"
+            f"resize_distributed: a wrapper with {name} keeps tensors and hooks of the old sizes; "
+            "build it without (torch.autocast gives mixed precision)"
         )
 
 

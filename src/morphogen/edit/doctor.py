@@ -42,19 +42,19 @@ def _parameters(
     if dead:
         shapes = ", ".join(str(tuple(p.shape)) for p in dead)
         yield (
-            f"the optimizer holds {len(dead)} parameters that are not the model's "
-            f"(shapes {shapes}): it trains nothing there"
+            f"the optimizer holds {len(dead)} parameters that are not the model's (shapes "
+            f"{shapes}): it trains nothing there"
         )
     for name, p in model.named_parameters():
         if optimizers and p.requires_grad and not held[id(p)]:
             yield (
-                f"'{name}' is held by no optimizer: it will not be trained; "
-                "add it to a parameter group or freeze it"
+                f"'{name}' is held by no optimizer: it will not be trained; add it to a parameter "
+                "group or freeze it"
             )
         if held[id(p)] > 1:
             yield (
-                f"'{name}' is held {held[id(p)]} times: every step counts so often; "
-                "leave it in one parameter group"
+                f"'{name}' is held {held[id(p)]} times: every step counts so often; leave it in "
+                "one parameter group"
             )
         if p.grad is not None and p.grad.shape != p.shape:
             yield (
@@ -84,8 +84,8 @@ def _modules(model: nn.Module) -> Iterator[str]:
         for attribute, value in kept_sizes(module).items():
             if (old := getattr(module, attribute)) != value:
                 yield (
-                    f"'{name}'.{attribute} is {old}, its tensors say {value}: "
-                    "they were replaced by hand; set it as well"
+                    f"'{name}'.{attribute} is {old}, its tensors say {value}: they were replaced "
+                    "by hand; set it as well"
                 )
 
 

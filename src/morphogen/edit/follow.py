@@ -34,8 +34,8 @@ def follow(model: nn.Module, *names: str) -> None:
             if not _can_be_set(module, name):
                 raise PlanError(
                     f"follow: '{name}' of {type(module).__name__} cannot be set; declare what it "
-                    f"is computed from, or give it "
-                    "a setter (where other modules have it as an attribute, call follow on those)"
+                    "is computed from, or give it a setter (where other modules have it as an "
+                    "attribute, call follow on those)"
                 )
         declared += [(module, name) for module in holders]
     for module, name in declared:

@@ -61,8 +61,7 @@ def number(block: nn.Module, older: Sequence[nn.Module], model: nn.Module, stack
             elif called and len({held for _, held in known}) > 1:
                 raise PlanError(
                     f"the blocks of '{stack}' have '{attribute}' {[held for _, held in known]}, "
-                    f"which gives no next number for "
-                    "the new one; number them one after the other"
+                    "which gives no next number for the new one; number them one after the other"
                 )
     return block
 
@@ -118,8 +117,7 @@ def _refuse_taken(
     if value in theirs and not ours & theirs:
         raise PlanError(
             f"AddBlock('{stack}'): the new block's '{attribute}' would be {value}, which a block "
-            f"of another stack has; "
-            "add the block to the last stack, or number each stack from 0"
+            "of another stack has; add the block to the last stack, or number each stack from 0"
         )
 
 

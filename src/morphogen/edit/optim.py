@@ -363,9 +363,8 @@ def _strange(
     )
     if other is not None:
         raise Unsupported(
-            f"{type(optimizer).__name__} keeps tensors under {other!r}, which is no parameter: "
-            f"no rule to resize them; rebuild "
-            "the optimizer after the resize"
+            f"{type(optimizer).__name__} keeps tensors under {other!r}, which is no parameter: no "
+            "rule to resize them; rebuild the optimizer after the resize"
         )
     totals = _totals(optimizer)
     # a square weight has a preconditioner of its own shape; beside one that is not square its name
@@ -423,9 +422,8 @@ def _no_rule(key: str, value: Any, p: Tensor, name: str | None, at_once: bool = 
     )
     return (
         f"optimizer state '{key}' of {whose} is {what} and {why}: no rule to resize it; nothing "
-        f"was changed. Give "
-        f"states={{'{key}': 'drop'}} to begin that parameter's state anew, or rebuild the "
-        f"optimizer after the resize"
+        f"was changed. Give states={{'{key}': 'drop'}} to begin that parameter's state anew, or "
+        "rebuild the optimizer after the resize"
     )
 
 
@@ -476,7 +474,6 @@ def _refuse_outside(optimizer: Optimizer, touched: Sequence[tuple[str, Tensor]])
         ):
             raise Unsupported(
                 f"{type(optimizer).__name__} keeps a tensor of shape {tuple(leaf.shape)} outside "
-                f"of its state, as large as "
-                f"{sizes.get(leaf.shape, 'all parameters')}: no rule to resize it; rebuild the "
-                f"optimizer after the resize"
+                f"of its state, as large as {sizes.get(leaf.shape, 'all parameters')}: no rule to "
+                "resize it; rebuild the optimizer after the resize"
             )

@@ -208,7 +208,7 @@ def live_size(widths: Mapping[str, Width], name: str, tensors: Mapping[str, Tens
             return (tensors[slot.tensor].shape[slot.dim] - rest) // own
     raise PlanError(
         f"width '{width.name}': none of its tensors shows its size; call widths(trace(model, "
-        f"example)) again"
+        "example)) again"
     )
 
 
@@ -236,8 +236,8 @@ def _edited(width: Width, index: list[int], edit: Grow | Shrink | Split) -> list
     if isinstance(edit, Grow):
         if edit.units < 1:
             raise PlanError(
-                f"width '{name}': Grow by {edit.units}; give at least 1 unit, or Shrink to "
-                f"remove some"
+                f"width '{name}': Grow by {edit.units}; give at least 1 unit, or Shrink to remove "
+                "some"
             )
         return index + [NEW] * edit.units
     field, units = ("of", edit.of) if isinstance(edit, Split) else ("drop", edit.drop)
@@ -260,7 +260,7 @@ def _edited(width: Width, index: list[int], edit: Grow | Shrink | Split) -> list
     if len(edit.drop) >= size:
         raise PlanError(
             f"width '{name}' has {size} units; dropping {len(edit.drop)} leaves none, keep at "
-            f"least 1"
+            "least 1"
         )
     gone = set(edit.drop)
     return [source for position, source in enumerate(index) if position not in gone]
@@ -278,16 +278,16 @@ def _checked_block(
     if isinstance(edit, AddBlock):
         if is_plain(model, edit.module) and not len(known[edit.module]):
             raise PlanError(
-                f"'{edit.module}' has no blocks; AddBlock repeats the last one, so put a first "
-                f"one there"
+                f"'{edit.module}' has no blocks; AddBlock repeats the last one, so put a first one "
+                "there"
             )
         if is_plain(model, edit.module) and not any(
             True for _ in known[edit.module][-1].parameters()
         ):
             kind = type(known[edit.module][-1]).__name__
             raise PlanError(
-                f"'{edit.module}' ends with {kind}, which has no parameters; AddBlock repeats "
-                f"the last block"
+                f"'{edit.module}' ends with {kind}, which has no parameters; AddBlock repeats the "
+                "last block"
             )
         return 1
     count = len(known[edit.module]) + sum(delta for name, delta in earlier if name == edit.module)
@@ -327,7 +327,7 @@ def _laid_out(
     if slot.tensor not in tensors:
         raise PlanError(
             f"tensor '{slot.tensor}' left the model since it was traced; call widths(trace(...)) "
-            f"again"
+            "again"
         )
     index: list[int] = []
     start = 0
@@ -340,7 +340,7 @@ def _laid_out(
         start += size * span.repeat
     if start != total:
         raise Unsupported(
-            f"tensor '{slot.tensor}' has size {total} in dimension {slot.dim} where its "
-            f"widths give {start}; call widths(trace(model, example)) again"
+            f"tensor '{slot.tensor}' has size {total} in dimension {slot.dim} where its widths "
+            f"give {start}; call widths(trace(model, example)) again"
         )
     return tuple(index)

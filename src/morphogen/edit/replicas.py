@@ -15,18 +15,16 @@ def refuse_spread(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if type(parameter.data).__name__ == "DTensor":
             raise Unsupported(
-                f"'{name}' is sharded over processes (a DTensor, as under FSDP2): its shape "
-                f"cannot change there; gather the "
-                "full state, resize the plain model, and call fully_shard again"
+                f"'{name}' is sharded over processes (a DTensor, as under FSDP2): its shape cannot "
+                "change there; gather the full state, resize the plain model, and call "
+                "fully_shard again"
             )
     if wrapper := _wrapper(model):
         raise PlanError(
             f"{type(model).__name__} is inside a {type(wrapper).__name__}: changed on one rank "
-            f"alone, or with other draws, its "
-            "replicas drift apart, and the wrapper goes on reducing gradients of the old sizes; "
-            "call "
-            "resize_distributed(ddp, edits, ...) on every rank, with asked(ddp.module) for what "
-            "learned layers want"
+            "alone, or with other draws, its replicas drift apart, and the wrapper goes on "
+            "reducing gradients of the old sizes; call resize_distributed(ddp, edits, ...) on "
+            "every rank, with asked(ddp.module) for what learned layers want"
         )
 
 

@@ -12,7 +12,7 @@ the final scores.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -45,7 +45,7 @@ from morphogen.models import convnet, dagnet, depths_of, mlp, shape_of
 from morphogen.policies import POLICIES
 from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
-from morphogen.policies.policy import Policy
+from morphogen.policies.policy import Policy, with_settings
 from morphogen.record import Certificate, Change, Report, Round, Row, from_json, revive, to_json
 from morphogen.training.train import Batches, Diverged, State, generator, predict, train
 from morphogen.transforms.compress import compress
@@ -360,13 +360,13 @@ class _Search:
     ) -> None:
         if settings.wiring not in WIRINGS:
             raise RunError(
-                f"--wiring {settings.wiring!r}: unknown; choose one of {', '.join(WIRINGS)}"
+                f"wiring={settings.wiring!r}: unknown; choose one of {', '.join(WIRINGS)}"
             )
         if settings.policy in POLICIES and settings.policy not in (
             able := WIRINGS[settings.wiring]
         ):
-            known = f"--wiring {settings.wiring}; choose one of {', '.join(able)}"
-            raise RunError(f"--policy {settings.policy}: cannot change a network of {known}")
+            known = f"wiring={settings.wiring}; choose one of {', '.join(able)}"
+            raise RunError(f"policy={settings.policy}: cannot change a network of {known}")
         self.problem = Problem(dataset, recipe, settings)
         self.recipe, self.settings, self.folder, self.display = (
             self.problem.recipe,
@@ -378,8 +378,8 @@ class _Search:
         parameters = count_parameters(model)
         if settings.budget is not None and parameters > settings.budget:
             raise RunError(
-                f"--budget {settings.budget}: the smallest network for this data has "
-                f"{parameters} parameters"
+                f"budget={settings.budget}: the smallest network for this data has {parameters} "
+                "parameters"
             )
         self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
         self.controller = Controller(
@@ -544,14 +544,14 @@ class _Search:
         tensors, about = load_tensors(self.folder / CHECKPOINT)
         if not isinstance(about, dict):
             raise RunError(
-                f"the checkpoint in {self.folder} is of something else; choose another --out"
+                f"the checkpoint in {self.folder} is of something else; choose another folder"
             )
         for key, value in self._identity().items():
             if about.get(key) != value:
                 raise RunError(
                     f"the checkpoint in {self.folder} belongs to another run (its {key}: "
-                    f"{about.get(key)}, now: {value}); "
-                    "resume with the same data and options, or choose another --out"
+                    f"{about.get(key)}, now: {value}); resume with the same data and options, or "
+                    "choose another folder"
                 )
         try:
             self._take(tensors, revive(_Saved, about))
@@ -724,11 +724,10 @@ def _split(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _policy(settings: Settings, recipe: Recipe) -> Policy:
     if settings.policy not in POLICIES:
-        raise RunError(
-            f"--policy {settings.policy!r}: unknown; choose one of {', '.join(POLICIES)}"
-        )
-    policy: Callable[..., Policy] = POLICIES[settings.policy]
-    return policy(penalty=recipe.penalty, granularity=recipe.granularity)
+        raise RunError(f"policy={settings.policy!r}: unknown; choose one of {', '.join(POLICIES)}")
+    return with_settings(
+        POLICIES[settings.policy], penalty=recipe.penalty, granularity=recipe.granularity
+    )
 
 
 def _depths(model: nn.Module) -> list[LearnedDepth]:

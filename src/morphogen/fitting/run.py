@@ -87,5 +87,5 @@ def _require_device(name: str) -> None:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise RunError(
-            f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu"
+            f"device={name}: not available here ({str(error).splitlines()[0]}); use cpu"
         ) from error

@@ -38,7 +38,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -
         types = sorted({str(tensor.dtype) for tensor in whole.values()})
         raise RunError(
             f"checkpoint {path}: safetensors has no type {error}, among {types}; convert that "
-            f"tensor"
+            "tensor"
         ) from error
     write_atomic(path, content)
 
@@ -54,20 +54,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         if "sha256" in metadata:
             raise RunError(
                 f"checkpoint {path} is of an older morphogen, whose checksum leaves out what it "
-                f"says; start again"
+                "says; start again"
             )
         texts = {name: metadata[name] for name in ("about", "aliases")}
         about = json.loads(texts["about"])
         tied = {name: tensors[stored] for name, stored in json.loads(texts["aliases"]).items()}
     except FileNotFoundError as error:
-        raise RunError(f"no checkpoint at {path}; start the run without --resume") from error
+        raise RunError(f"no checkpoint at {path}; start the run without resume=True") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise RunError(
-            f"checkpoint {path} is corrupt ({error}); delete it and start again without --resume"
+            f"checkpoint {path} is corrupt ({error}); delete it and start again without resume=True"
         ) from error
     if metadata.get("sha256 of all") != _digest(tensors, texts):
         raise RunError(
-            f"checkpoint {path} is corrupt (checksum); delete it and start again without --resume"
+            f"checkpoint {path} is corrupt (checksum); delete it and start again without "
+            "resume=True"
         )
     return {**tensors, **tied}, about
 
@@ -79,7 +80,7 @@ def _check(name: str, tensor: Tensor) -> None:
         )
         raise RunError(
             f"a checkpoint cannot hold '{name}', which is {kind}; convert it to a plain tensor "
-            f"first"
+            "first"
         )
 
 

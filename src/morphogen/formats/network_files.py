@@ -40,7 +40,7 @@ def read_network(path: Path, trust: bool = False) -> Network:
     if kind != "pt2":
         raise DataError(
             f"{path}: not a .onnx or .pt2 file; export the network with torch.onnx.export or "
-            f"torch.export.save"
+            "torch.export.save"
         )
     exported = read_pt2(path, trust)
     inputs = exported.graph_signature.user_inputs
@@ -50,8 +50,8 @@ def read_network(path: Path, trust: bool = False) -> Network:
     sizes = tuple(node.meta["val"].shape)
     if isinstance(sizes[0], int):
         raise Unsupported(
-            f"{path}: was exported for batches of {sizes[0]}; export it with "
-            f"dynamic_shapes=({{0: torch.export.Dim('batch')}},)"
+            f"{path}: was exported for batches of {sizes[0]}; export it with dynamic_shapes=({{0: "
+            "torch.export.Dim('batch')},)"
         )
     shape = tuple(int(size) for size in sizes[1:])
     model = exported.module()

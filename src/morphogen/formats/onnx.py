@@ -67,8 +67,8 @@ def _exported(model: nn.Module, example: Tensor, path: Path) -> Certificate:
     error = float(np.abs(expected - seen).max())
     if not error <= _allowed(model, example, expected):
         raise NotExact(
-            f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was "
-            f"written to {path}"
+            f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was written "
+            f"to {path}"
         )
     write_atomic(path, data)
     return Certificate(

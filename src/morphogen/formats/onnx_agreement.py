@@ -69,9 +69,9 @@ def agree(net: "OnnxNet", run: Run, until: Deadline = NEVER) -> None:
         if not worse:
             return
     raise Unsupported(
-        f"the file is read differently from how onnxruntime runs it: largest difference "
-        f"{off[worse[0]]:.3g} on inputs of the "
-        f"kind '{worse[0]}', of which rounding explains {allowed[worse[0]]:.3g}"
+        "the file is read differently from how onnxruntime runs it: largest difference "
+        f"{off[worse[0]]:.3g} on inputs of the kind '{worse[0]}', of which rounding explains "
+        f"{allowed[worse[0]]:.3g}"
     )
 
 

@@ -53,9 +53,8 @@ def _image(value: Value, least: int = 3) -> int:
     """The number of spatial dimensions of (1, channels, ...)."""
     if not value.leads or len(value.shape) < least:
         raise Unsupported(
-            f"it reads a value of shape {value.shape}; (1, channels, ...) can be read: export "
-            f"the network with a batch of one, "
-            "or a free one"
+            f"it reads a value of shape {value.shape}; (1, channels, ...) can be read: export the "
+            "network with a batch of one, or a free one"
         )
     return len(value.shape) - 2
 
@@ -386,7 +385,7 @@ def _windows(a: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> _Win
     ):
         raise Unsupported(
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads} on {spatial} "
-            f"dimensions"
+            "dimensions"
         )
     before, after = pads[:spatial], pads[spatial:]
     auto = a.get("auto_pad", "NOTSET")

@@ -117,7 +117,7 @@ def _read(model: "onnx.ModelProto", whole: bool, until: Deadline) -> OnnxNet:
     if len(inputs) != 1 or len(graph.output) != 1:
         raise Unsupported(
             f"{len(inputs)} inputs and {len(graph.output)} outputs; a network of one each can be "
-            f"read"
+            "read"
         )
     output = graph.output[0].name
     builder = Builder()
@@ -186,14 +186,14 @@ def _input(given: "onnx.ValueInfoProto", builder: Builder, whole: bool) -> tuple
     kind = given.type.tensor_type
     if kind.elem_type not in _FLOATING or not kind.HasField("shape"):
         raise Unsupported(
-            f"its input '{given.name}' is no tensor of floating numbers with a shape; give such "
-            f"a network"
+            f"its input '{given.name}' is no tensor of floating numbers with a shape; give such a "
+            "network"
         )
     sizes = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in kind.shape.dim]
     if not sizes or min(sizes) < 0 or 0 in (sizes[1:] or sizes):
         raise Unsupported(
             f"the shape {sizes} of its input is not fixed beyond its first dimension (0: any); "
-            f"export it with sizes"
+            "export it with sizes"
         )
     if len(sizes) == 1 or (whole and sizes[0] > 1):
         return builder.input(tuple(sizes), _FLOATING[kind.elem_type]), 1
@@ -266,7 +266,7 @@ def _inputs(
             if name not in stored:
                 raise DataError(
                     f"reads '{name}', which nothing before it makes; nodes must stand in order, "
-                    f"without a cycle"
+                    "without a cycle"
                 )
             values[name] = numbers(_array(stored[name]), f"'{name}'")
     return [values[name] if name else None for name in node.input]

@@ -27,7 +27,7 @@ from torch.export import ExportedProgram
 from morphogen.errors import DataError
 from morphogen.record import write_atomic
 
-_SURE = "; if you know where it comes from and trust it, read it with --trust"
+_SURE = "; if you know where it comes from and trust it, read it with trust=True"
 
 
 def write_pt2(model: nn.Module, example: Tensor, path: Path) -> None:
@@ -258,9 +258,8 @@ _EXPRESSION = (
 _ADDS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 _FUNCTIONS = frozenset(
     "Symbol Integer Float Rational Add Mul Abs Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv "
-    "ModularIndexing Where "
-    "CeilToInt FloorToInt TruncToInt RoundToInt ToFloat TruncToFloat IntTrueDiv FloatTrueDiv "
-    "Eq Ne Lt Le Gt Ge And Or Not Identity".split()
+    "ModularIndexing Where CeilToInt FloorToInt TruncToInt RoundToInt ToFloat TruncToFloat "
+    "IntTrueDiv FloatTrueDiv Eq Ne Lt Le Gt Ge And Or Not Identity".split()
 )
 
 
@@ -281,7 +280,7 @@ def _tree(text: str) -> None:
         ):
             raise DataError(
                 f"has inputs or outputs in a {value!r}; it can have them in tuples, lists and "
-                f"dictionaries"
+                "dictionaries"
             )
         if key == "context" and value is not None:
             keys = json.loads(value)
@@ -291,7 +290,7 @@ def _tree(text: str) -> None:
             ):
                 raise DataError(
                     f"has inputs or outputs in a dictionary with the keys {value!r}; it can have "
-                    f"identifiers"
+                    "identifiers"
                 )
 
 

@@ -28,7 +28,7 @@ def source(
     if type(model) is not nn.Sequential:
         raise Unsupported(
             f"source: {type(model).__name__} is not a flat nn.Sequential; pass the result of "
-            f"freeze(model, x)"
+            "freeze(model, x)"
         )
     # not `named_children`, which has a module that stands in two places once
     layers = [
@@ -120,7 +120,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     if len(kinds) > 1:
         raise Unsupported(
             f"source: tensors of {', '.join(sorted(map(str, kinds)))}; make them one with "
-            f".to(dtype)"
+            ".to(dtype)"
         )
     return kinds.pop()
 
@@ -154,14 +154,14 @@ def _line(name: str, module: nn.Module) -> str:
     if module._forward_hooks or module._forward_pre_hooks:
         raise Unsupported(
             f"source: {type(module).__name__} '{name}' has hooks, which no source shows; remove "
-            f"them"
+            "them"
         )
     if isinstance(module, GraphModule) and _is_levels(module):
         return _levels(module)
     if type(module) not in _KINDS:
         raise Unsupported(
             f"source: no line for {type(module).__name__} '{name}'; add it to "
-            f"morphogen.formats.source._KINDS"
+            "morphogen.formats.source._KINDS"
         )
     return f"nn.{type(module).__name__}({', '.join(_arguments(name, module))})"
 

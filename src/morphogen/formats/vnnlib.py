@@ -102,8 +102,8 @@ def parse_vnnlib(text: str, name: str = "vnnlib", until: Deadline = NEVER) -> Pr
             if asked:
                 reader.source.fail(
                     at + 1,
-                    "an assertion after check-sat asks a second question; give each a file of "
-                    "its own",
+                    "an assertion after check-sat asks a second question; give each a file of its "
+                    "own",
                 )
             at = reader.formula(at + 2, opened, root)
         elif head in _DECLARATIONS:
@@ -213,9 +213,8 @@ class _Reader:
     def second(self, at: int) -> NoReturn:
         self.source.fail(
             at,
-            f"'{self.tokens[at]}' is VNN-LIB 2.0, which is not read; give the property in "
-            f"VNN-LIB 1.0, with "
-            "variables X_0, X_1, ... and Y_0, Y_1, ...",
+            f"'{self.tokens[at]}' is VNN-LIB 2.0, which is not read; give the property in VNN-LIB "
+            "1.0, with variables X_0, X_1, ... and Y_0, Y_1, ...",
             Unsupported,
         )
 
@@ -264,9 +263,8 @@ class _Reader:
                 )
         if not counts["X"] or not counts["Y"]:
             raise DataError(
-                f"{self.source.name}: declares {counts['X']} inputs and {counts['Y']} outputs; "
-                f"at least one X_i and one Y_i "
-                "are needed"
+                f"{self.source.name}: declares {counts['X']} inputs and {counts['Y']} outputs; at "
+                "least one X_i and one Y_i are needed"
             )
         return counts["X"], counts["Y"]
 

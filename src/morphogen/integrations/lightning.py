@@ -53,8 +53,8 @@ class Growth(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             raise Unsupported(
-                f"Growth: {trainer.world_size} processes; use morphogen.resize_distributed "
-                f"in your own loop"
+                f"Growth: {trainer.world_size} processes; use morphogen.resize_distributed in your "
+                "own loop"
             )
         # of all hooks, only the module's own is called between reading a checkpoint and loading its
         # weights

@@ -57,8 +57,8 @@ class Growth(TrainerCallback):
     ) -> None:
         if args.world_size > 1:
             raise Unsupported(
-                f"Growth: {args.world_size} processes; use morphogen.resize_distributed in "
-                f"your own loop"
+                f"Growth: {args.world_size} processes; use morphogen.resize_distributed in your "
+                "own loop"
             )
         plain = getattr(given["optimizer"], "optimizer", given["optimizer"])  # accelerate wraps it
         self.controller = Controller(
@@ -106,8 +106,8 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 def _read(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).exists():
         raise RunError(
-            f"{folder} holds no {FILE}: it was written without Growth; resume without it, or "
-            f"from another checkpoint"
+            f"{folder} holds no {FILE}: it was written without Growth; resume without it, or from "
+            "another checkpoint"
         )
     try:
         found = json.loads((folder / FILE).read_text())

@@ -232,13 +232,13 @@ def looks_linear_(layer: nn.Module, scale: float = 1.0) -> nn.Module:
         or getattr(layer, "groups", 1) != 1
     ):
         raise ShapeError(
-            f"looks_linear_: {layer}; give a Linear, or a Conv with groups=1, that reads a "
-            f"linked activation"
+            f"looks_linear_: {layer}; give a Linear, or a Conv with groups=1, that reads a linked "
+            "activation"
         )
     if weight.shape[1] % 2:
         raise ShapeError(
             f"looks_linear_: {layer} reads {weight.shape[1]} features; a linked activation gives "
-            f"an even number"
+            "an even number"
         )
     half = weight.shape[1] // 2
     square = nn.init.orthogonal_(torch.empty(weight.shape[0], half, dtype=torch.float64)).to(weight)

@@ -50,8 +50,7 @@ def refuse_forward_mode(operation: str) -> None:
     if forward_mode():
         raise Unsupported(
             f"morphogen::{operation} carries no derivatives forward; inside jvp or dual_level, "
-            f"call the module that it is of, "
-            "not an exported or compiled graph"
+            "call the module that it is of, not an exported or compiled graph"
         )
 
 

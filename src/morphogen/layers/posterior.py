@@ -52,8 +52,8 @@ class Collapse:
     def __str__(self) -> str:
         price = self.losses[self.depth - 1] - self.mixture
         return (
-            f"depth {self.depth}: loss {self.losses[self.depth - 1]:.4f}, {price:+.4f} beside "
-            f"the mixture of {len(self.losses)}"
+            f"depth {self.depth}: loss {self.losses[self.depth - 1]:.4f}, {price:+.4f} beside the "
+            f"mixture of {len(self.losses)}"
         )
 
 
@@ -167,7 +167,7 @@ class DepthPosterior(BlockStack):
             return len(shape) - 1
         raise ShapeError(
             f"DepthPosterior: outputs of shape {tuple(shape)} from a {type(last).__name__}; give "
-            f"dim=, that of the classes"
+            "dim=, that of the classes"
         )
 
     def losses(self, x: Tensor, y: Tensor, loss: Losses, rows: int) -> Tensor:

@@ -205,8 +205,8 @@ class BlockStack(nn.Module, ABC):
             ):
                 raise PlanError(
                     f"{type(self).__name__}: block({number}) gives parts that it did not build, "
-                    f"and this layer is a copy: they "
-                    "belong to another network; build this one anew instead of copying it"
+                    "and this layer is a copy: they belong to another network; build this one "
+                    "anew instead of copying it"
                 )
             block = copy.deepcopy(block)
         like = next(
@@ -220,8 +220,8 @@ class BlockStack(nn.Module, ABC):
             if own & {id(tensor) for tensor in made.values()}:
                 raise PlanError(
                     f"{type(self).__name__}: block({number}) shares some parts with other blocks "
-                    f"and builds others at sizes "
-                    "that have changed since; let it read the sizes as they are now"
+                    "and builds others at sizes that have changed since; let it read the sizes as "
+                    "they are now"
                 )
             return _resized(like, block, lambda: build(number))
         as_like = {id(tensor): live[name] for name, tensor in made.items() if id(tensor) not in own}
@@ -232,15 +232,14 @@ class BlockStack(nn.Module, ABC):
         block = copy.deepcopy(self.blocks[-1])
         if kept := without_reset(block):
             raise PlanError(
-                f"{type(self).__name__}: its builder was not pickled, and a copy of the last "
-                f"block would keep the trained "
-                f"'{kept[0]}', which nothing resets; give {type(block).__name__} a "
-                f"reset_parameters(), or use a builder that "
-                "can be imported by its name"
+                f"{type(self).__name__}: its builder was not pickled, and a copy of the last block "
+                f"would keep the trained '{kept[0]}', which nothing resets; give "
+                f"{type(block).__name__} a reset_parameters(), or use a builder that can be "
+                "imported by its name"
             )
         warnings.warn(
             f"{type(self).__name__}: its builder was not pickled; a new block is a copy of the "
-            f"last one, reset to defaults",
+            "last one, reset to defaults",
             stacklevel=3,
         )
         return reinitialised(block)
@@ -252,8 +251,8 @@ class BlockStack(nn.Module, ABC):
                 if id(parameter) in own:
                     raise PlanError(
                         f"{type(self).__name__}: zero_init=True would zero '{name}' of a new "
-                        f"block, which other blocks share; "
-                        "leave quiet off, or let block(i) build it"
+                        "block, which other blocks share; leave quiet off, or let block(i) build "
+                        "it"
                     )
                 nn.init.zeros_(parameter)
 

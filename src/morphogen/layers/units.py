@@ -16,14 +16,13 @@ def unit_dim(shape: Sequence[int], dim: int | None, layer: str) -> int:
     rank = len(shape)
     if dim is None and rank == 3:
         raise ShapeError(
-            f"{layer}: an input of shape {tuple(shape)} may be (batch, time, features) or "
-            f"(batch, channels, length); give "
-            "dim=-1 for the first and dim=1 for the second"
+            f"{layer}: an input of shape {tuple(shape)} may be (batch, time, features) or (batch, "
+            "channels, length); give dim=-1 for the first and dim=1 for the second"
         )
     dim = dim if dim is not None else -1 if rank < 3 else 1
     if not -rank <= dim < rank:
         raise ShapeError(
             f"{layer}: dim={dim} of an input of shape {tuple(shape)}; give the dimension of the "
-            f"units"
+            "units"
         )
     return dim % rank

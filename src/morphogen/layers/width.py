@@ -115,9 +115,8 @@ class LearnedWidth(nn.Module):
         dim = unit_dim(x.shape, self.dim, "LearnedWidth")
         if x.shape[dim] != len(self.ones):
             raise ShapeError(
-                f"LearnedWidth: {len(self.ones)} units, but an input of shape {tuple(x.shape)} "
-                f"has {x.shape[dim]} in dimension "
-                f"{dim}; give the dimension of the units as dim="
+                f"LearnedWidth: {len(self.ones)} units, but an input of shape {tuple(x.shape)} has "
+                f"{x.shape[dim]} in dimension {dim}; give the dimension of the units as dim="
             )
         return x * self.gates().to(x.dtype).view(-1, *[1] * (x.dim() - 1 - dim))
 

@@ -271,8 +271,8 @@ def learn(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Gen
         ):
             raise ShapeError(
                 f"{name}: x {tuple(inputs.shape)}, y {tuple(answers.shape)}; give rows (n, "
-                f"{wanted[0]}), flattened if images, "
-                "and answers (n, outputs), both parts with as many outputs, n > 0"
+                f"{wanted[0]}), flattened if images, and answers (n, outputs), both parts with as "
+                "many outputs, n > 0"
             )
     lesson = enrol(net, settings, train, held, draw)
     if lesson.task == 0:

@@ -42,8 +42,8 @@ class Lifelong(nn.Module):
         super().__init__()
         if not hidden:
             raise Unsupported(
-                "hidden=() leaves no layer that tasks share; give at least one size, such as "
-                "(312, 128)"
+                "hidden=() leaves no layer that tasks share; give at least one size, such as (312, "
+                "128)"
             )
         if min(features, *hidden) < 1:
             raise ShapeError(
@@ -75,7 +75,7 @@ class Lifelong(nn.Module):
         if x.dim() != 2 or x.shape[1] != wanted:
             raise ShapeError(
                 f"x has shape {tuple(x.shape)}; this is a perceptron: give rows, (n, {wanted}), "
-                f"flattened if images"
+                "flattened if images"
             )
         return head(self.features(x, task if stamped else None))  # type: ignore[no-any-return]
 
@@ -109,8 +109,8 @@ class Lifelong(nn.Module):
         """Raises `PlanError` for a task that was not learned."""
         if not 0 <= task < len(self.heads):
             raise PlanError(
-                f"task={task} is unknown: {len(self.heads)} were learned, numbered from 0 in "
-                f"their order"
+                f"task={task} is unknown: {len(self.heads)} were learned, numbered from 0 in their "
+                "order"
             )
         found = self.heads[task]
         assert isinstance(found, nn.Linear)

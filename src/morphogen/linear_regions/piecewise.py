@@ -231,7 +231,7 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
     origin + t . directions, and the box is of t, (1, d). Raises `Unsupported` for an operation that
     is neither affine nor a (leaky) ReLU nor max-pooling.
     """
-    if type(box) is not Box:
+    if not box.whole:
         raise ShapeError(f"piecewise: a {type(box).__name__} is no box; give Box(lower, upper)")
     if len(box.lower) != 1:
         raise ShapeError(
@@ -248,9 +248,8 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
         if directions.shape[1:] != origin.shape or box.lower.shape[1:] != directions.shape[:1]:
             raise ShapeError(
                 f"along: the origin is {tuple(origin.shape)}, the directions are "
-                f"{tuple(directions.shape)} and the box of "
-                f"their coefficients {tuple(box.lower.shape)}; give (*shape), (d, *shape) and "
-                f"(1, d)"
+                f"{tuple(directions.shape)} and the box of their coefficients "
+                f"{tuple(box.lower.shape)}; give (*shape), (d, *shape) and (1, d)"
             )
     net = program(model, torch.zeros(2, *origin.shape))
     layers, output = _Reader(net, torch.cat([origin[None], directions])[None]).read()
@@ -281,10 +280,9 @@ class _Reader:
                 )
             else:
                 raise Unsupported(
-                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a "
-                    f"ReLU, a leaky ReLU with a slope "
-                    "in [0, 1) or a max-pooling; regions and shallow forms are of piecewise "
-                    "linear networks"
+                    f"piecewise: '{step.kind}' at node '{step.name}' is neither affine nor a ReLU, "
+                    "a leaky ReLU with a slope in [0, 1) or a max-pooling; regions and shallow "
+                    "forms are of piecewise linear networks"
                 )
         return self.layers, self.layer(self.values[self.net.output], 1.0)
 
@@ -301,8 +299,8 @@ class _Reader:
         rows = self.wide(z).flatten(1).view(1 + sum(self.sizes), -1)
         if rows.numel() > _LARGEST:
             raise Unsupported(
-                f"piecewise: {tuple(rows.shape)} coefficients do not fit in memory; give a "
-                f"smaller network"
+                f"piecewise: {tuple(rows.shape)} coefficients do not fit in memory; give a smaller "
+                "network"
             )
         parts = rows[1:].split(self.sizes)
         return Layer(

@@ -158,8 +158,8 @@ class Regions:
         """The cells of two free inputs as polygons, equal functions of one colour."""
         if self.net.inputs != 2 or not self.sizes:
             raise ShapeError(
-                f"picture: the cells have {self.net.inputs} dimensions; give a box or a plane "
-                f"of two"
+                f"picture: the cells have {self.net.inputs} dimensions; give a box or a plane of "
+                "two"
             )
         # more than a picture shows
         digits = 4 - math.floor(math.log10(float(self.net.box.width.max())))
@@ -410,7 +410,7 @@ def _cut(
         if status == cells.CROWDED:
             raise Unsupported(
                 f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give "
-                f"method='reverse search' or fewer inputs"
+                "method='reverse search' or fewer inputs"
             )
         if reached == first and status == cells.FULL:
             room_cells, room_points = 4 * room_cells, 4 * room_points

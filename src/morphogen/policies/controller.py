@@ -55,8 +55,8 @@ class Controller:
     the ledger.
 
     policy: None lets learned depths and widths alone decide. losses: model -> validation loss of
-    each example, shape (n,); it may set modes, and so may `cost` and `loss`: a look leaves every
-    module in the mode that it was in. example: a batch to trace the model with. budget: most
+    each example, shape (n,); it may set modes, and so may `cost` and `loss`: an evaluation leaves
+    every module in the mode that it was in. example: a batch to trace the model with. budget: most
     parameters. cost: what the policy's price is charged on. loss: model -> training loss, a scalar
     that can be differentiated; some policies need it to choose what new units compute.
     """
@@ -243,8 +243,8 @@ class Controller:
         """The training loss. Raises `PlanError` where the controller was given none."""
         if self._loss is None:
             raise PlanError(
-                f"{type(self.policy).__name__} needs Controller(..., loss=...): model -> "
-                f"training loss, a scalar"
+                f"{type(self.policy).__name__} needs Controller(..., loss=...): model -> training "
+                "loss, a scalar"
             )
         return self._loss
 

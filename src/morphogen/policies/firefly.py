@@ -11,14 +11,14 @@ from morphogen.policies.when import patience, penalised
 
 @dataclass(frozen=True)
 class Firefly:
-    """Every `every` looks the network gains the share `rate` of its units, in chunks of
+    """Every `every` evaluations the network gains the share `rate` of its units, in chunks of
     `granularity`: all units are tried as splits, and as many new ones beside them in every width,
     by `resize.firefly`; the chunks that lower the training loss the most are kept, wherever they
     are.
 
-    Finished when the penalised loss has not fallen for `patience` looks. Nothing leaves. Source: Wu
-    et al. 2020 (arXiv 2102.08574), algorithm 1. Differs: chunks; no final size is given; the
-    directions of the chosen units are searched once more without the others.
+    Finished when the penalised loss has not fallen for `patience` evaluations. Nothing leaves.
+    Source: Wu et al. 2020 (arXiv 2102.08574), algorithm 1. Differs: chunks; no final size is given;
+    the directions of the chosen units are searched once more without the others.
     """
 
     rate: float = 0.25

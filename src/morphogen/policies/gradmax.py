@@ -13,12 +13,12 @@ from morphogen.policies.when import patience, penalised
 
 @dataclass(frozen=True)
 class GradMax:
-    """Every `every` looks each width grows by the share `rate`, in steps of `granularity`, started
-    by `resize.gradmax`.
+    """Every `every` evaluations each width grows by the share `rate`, in steps of `granularity`,
+    started by `resize.gradmax`.
 
-    Finished when the penalised loss has not fallen for `patience` looks. Nothing leaves. Source:
-    Evci et al. 2022 (arXiv 2201.05125), growth at fixed intervals. Differs: no final size is given;
-    growth stops when it no longer pays.
+    Finished when the penalised loss has not fallen for `patience` evaluations. Nothing leaves.
+    Source: Evci et al. 2022 (arXiv 2201.05125), growth at fixed intervals. Differs: no final size
+    is given; growth stops when it no longer pays.
     """
 
     rate: float = 0.25

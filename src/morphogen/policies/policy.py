@@ -1,8 +1,8 @@
 """What a policy sees at the end of a round, and what it answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ Memory = dict[str, Any]
 
 @dataclass(frozen=True)
 class Observation:
-    """One look at a model in training.
+    """One evaluation at a model in training.
 
     sizes: the widths that may change, name -> units. cost: of the model, its parameters unless the
     controller was given another. losses: validation loss of each example, shape (n,). attempt:
@@ -58,10 +58,12 @@ class Proposal:
 
 
 class Policy(Protocol):
-    """Constant settings with two functions."""
+    """Constant settings, a frozen dataclass, with two functions."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def start(self) -> Memory:
-        """The memory before the first look."""
+        """The memory before the first evaluation."""
         ...
 
     def decide(
@@ -69,3 +71,9 @@ class Policy(Protocol):
     ) -> tuple[list[Proposal], Memory, bool]:
         """What to change now, the new memory, and whether the structure is finished."""
         ...
+
+
+def with_settings(policy: type[Policy], **settings: Any) -> Policy:
+    """A policy with those of some settings that it has a field for."""
+    known = {field.name for field in fields(policy)}
+    return policy(**{name: value for name, value in settings.items() if name in known})

@@ -14,7 +14,7 @@ class PruneAndExpand:
     """Units weaker than `threshold` times their width's mean leave; then a random width gains
     `granularity`.
 
-    Finished when the penalised loss has not fallen for `patience` looks. Source:
+    Finished when the penalised loss has not fallen for `patience` evaluations. Source:
     Growing_neural_network, train_dynamic.py at HEAD (prune by outgoing L1, then unconditional
     expand). Differs: the threshold is relative, so it acts without weight decay; each width keeps
     at least one unit, so nothing can loop; expansion stops.

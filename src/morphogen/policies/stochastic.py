@@ -14,15 +14,15 @@ from morphogen.policies.when import FLOOR, patience, penalised
 
 @dataclass(frozen=True)
 class Stochastic:
-    """At each look, `tries` times: a random width, and with probability 1/2 each `granularity` more
-    of them or as many random ones fewer. The best of those that pass is kept: loss / now +
-    `penalty` * log(cost / now) must fall.
+    """At each evaluation, `tries` times: a random width, and with probability 1/2 each
+    `granularity` more of them or as many random ones fewer. The best of those that pass is kept:
+    loss / now + `penalty` * log(cost / now) must fall.
 
     The loss is that of the validation examples before and after, example by example: its mean
     difference plus `confidence` times that mean's standard error counts, so that with 1.64 noise
     passes once in twenty. New units have random weights on both sides, outgoing ones of deviation
     0.01. A try that fails leaves no trace: weights, buffers, random state and optimizers are what
-    they were. Finished when the penalised loss has not fallen for `patience` looks.
+    they were. Finished when the penalised loss has not fallen for `patience` evaluations.
 
     Source: Growing_neural_network, update_features (one random feature, kept if loss + penalty *
     weights does not rise on a batch). Differs: validation examples instead of the test set's, a

@@ -12,14 +12,14 @@ from morphogen.policies.when import log_loss, patience
 
 @dataclass(frozen=True)
 class Trial:
-    """Each open width grows by a share of itself; `probation` looks later the new units are judged
-    by leaving them out.
+    """Each open width grows by a share of itself; `probation` evaluations later the new units are
+    judged by leaving them out.
 
     They stay if the validation loss without them is higher by a larger fraction than their price,
     price * log(cost with / without); the width then grows again. Otherwise they leave, and the
-    width rests for `cooldown` looks. A resting width is asked the opposite question: can its
+    width rests for `cooldown` evaluations. A resting width is asked the opposite question: can its
     weakest units go? All comparisons are paired, on the same validation examples and weights.
-    Finished when the validation loss has not fallen for `patience` looks, or when every width
+    Finished when the validation loss has not fallen for `patience` evaluations, or when every width
     failed `max_failures` trials.
 
     Sizes change in steps of `granularity`, since kernels are slower in between. rate: the share by
@@ -69,7 +69,7 @@ class Trial:
                         Proposal(
                             edit,
                             f"the last {units} did not pay: validation loss {rise:+.4f} without "
-                            f"them",
+                            "them",
                         )
                     )
                 else:

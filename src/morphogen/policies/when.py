@@ -1,4 +1,6 @@
-"""When to stop changing the structure: once the penalised loss has not fallen for some looks."""
+"""When to stop changing the structure: once the penalised loss has not fallen for some
+evaluations.
+"""
 
 import math
 

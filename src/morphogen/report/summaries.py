@@ -64,6 +64,6 @@ def needed() -> tuple[Any, Any, Any]:
         )
     except ImportError as missing:
         raise MorphogenError(
-            "--tensorboard: the package tensorboard is not installed; pip install "
+            "summaries: the package tensorboard is not installed; pip install "
             "'morphogen[tensorboard]'"
         ) from missing

@@ -304,9 +304,8 @@ def unfollowed(model: nn.Module, args: tuple[Any, ...]) -> str:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
             f"the model does not run in training mode on this example ({first}), so what only "
-            f"training reads is not known; "
-            "give an example that both modes take, such as one with targets, or with at least "
-            "two rows"
+            "training reads is not known; give an example that both modes take, such as one with "
+            "targets, or with at least two rows"
         )
     more = [(name, reads) for name, reads in trained - plain if reads or name not in _HARMLESS]
     if not more:
@@ -314,8 +313,8 @@ def unfollowed(model: nn.Module, args: tuple[Any, ...]) -> str:
     name, reads = more[0]
     what = f"'{name}' of {', '.join(map(repr, reads))}" if reads else f"'{name}'"
     return (
-        f"training mode cannot be traced, and it alone runs {what}; remove data-dependent "
-        f"control flow from that branch"
+        f"training mode cannot be traced, and it alone runs {what}; remove data-dependent control "
+        "flow from that branch"
     )
 
 

@@ -478,7 +478,7 @@ def _einsum(node: Node, ties: Ties) -> Layout:
     if "." in equation or "->" not in equation:
         raise Unsupported(
             f"einsum '{node.args[0]}' at node '{node.name}': write it out, with '->' and without "
-            f"'...'"
+            "'...'"
         )
     seen: dict[str, Spans | None] = {}
     for letters, ref in zip(inputs.split(","), node.args[1], strict=True):
@@ -681,8 +681,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("rnn_tanh rnn_relu".split(), _rnn),
     **dict.fromkeys(
         "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu "
-        "gather repeat "
-        "index_select one_hot sym_size".split(),
+        "gather repeat index_select one_hot sym_size".split(),
         _constant,
     ),
     **dict.fromkeys(
@@ -740,9 +739,9 @@ def rule_of(node: Node) -> Rule:
     """The rule for a node's operation; overloads (`add.Tensor`, `add.Scalar`) share one."""
     if not has_rule(node):
         raise Unsupported(
-            f"'{node.op}' at node '{node.name}': no rule says how it treats widths; "
-            "add one to morphogen.tracing.operations.RULES, or resize the part of the model that "
-            "does without it"
+            f"'{node.op}' at node '{node.name}': no rule says how it treats widths; add one to "
+            "morphogen.tracing.operations.RULES, or resize the part of the model that does "
+            "without it"
         )
     return RULES[_key(node)]
 

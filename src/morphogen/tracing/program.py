@@ -157,8 +157,8 @@ def program(
         if node.op == "tensor":
             if node.target not in tensors:
                 raise Unsupported(
-                    f"bounds: '{node.target}' is made in the forward pass; make it a buffer of "
-                    f"the module"
+                    f"bounds: '{node.target}' is made in the forward pass; make it a buffer of the "
+                    "module"
                 )
             known[node.name] = _checked(node.target, tensors[node.target].detach(), dtype)
         elif node.op == "output":
@@ -166,7 +166,7 @@ def program(
             if len(outputs) != 1 or outputs[0] not in shapes:
                 raise Unsupported(
                     f"bounds: the network returns {len(outputs)} values; give one that returns a "
-                    f"single tensor"
+                    "single tensor"
                 )
             output = outputs[0]
         elif node.op != "input" and not node.kind.startswith("_assert"):
@@ -217,8 +217,7 @@ def _exact(node: Node, own: torch.dtype) -> None:
         coarse, fine = (str(kind).removeprefix("torch.") for kind in (node.dtype, own))
         raise Unsupported(
             f"bounds: node '{node.name}' ('{node.kind}') gives {coarse} in a network of {fine}, "
-            f"and what that rounds is not "
-            f"bounded; compute it in {fine}"
+            f"and what that rounds is not bounded; compute it in {fine}"
         )
 
 
@@ -267,7 +266,7 @@ def _alone(net: Program, example: Tensor) -> None:
     if apart:
         raise Unsupported(
             f"bounds: node '{apart[0]}' mixes the examples of a batch; bounds are of one example "
-            f"each"
+            "each"
         )
 
 
@@ -290,7 +289,7 @@ def _picked(item: Step, several: Mapping[str, Step]) -> Step:
     if name not in several:
         raise Unsupported(
             f"bounds: no rule takes one of the values of node '{name}'; add one to "
-            f"morphogen.bounds.rules"
+            "morphogen.bounds.rules"
         )
     whole, place = several[name], item.args[1]
     return replace(
@@ -341,7 +340,7 @@ def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not bool(tensor.isfinite().all()):
         raise ShapeError(
             f"bounds: '{name}' holds NaN or infinite values; nothing can be proved about such a "
-            f"network"
+            "network"
         )
     found = tensor.to(dtype, copy=True)
     if not torch.equal(found.to(tensor.dtype), tensor):

@@ -56,8 +56,8 @@ _GROUPS: Mapping[str, Traits] = {
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d": _MEAN,
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d": Traits(zero=True, alone=True),
-    "cat stack index_select add mean sum pad constant_pad_nd roll flip "
-    "upsample_nearest2d pixel_shuffle repeat": _MONOTONE,
+    "cat stack index_select add mean sum pad constant_pad_nd roll flip upsample_nearest2d "
+    "pixel_shuffle repeat": _MONOTONE,
     "mul": Traits(zero=True, affine="scaled"),
     "div neg rsub batch_norm instance_norm": Traits(affine="scaled"),
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d": _WEIGHTED,

@@ -102,8 +102,8 @@ def compress(
     error = float((_outputs(small, box) - reference).abs().max())
     if not error <= _ALLOWED * max(1.0, float(reference.abs().max())):
         raise NotExact(
-            f"compress: outputs differ by {error:.2e} where rounding allows {_ALLOWED:.0e}; "
-            f"please report this model"
+            f"compress: outputs differ by {error:.2e} where rounding allows {_ALLOWED:.0e}; please "
+            "report this model"
         )
     counts = Counter(proof.partition(": ")[2].partition(" (")[0] for proof in proofs)
     told = ", ".join(f"{count} {why}" for why, count in counts.items()) or "nothing to take out"

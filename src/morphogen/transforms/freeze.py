@@ -146,8 +146,8 @@ def fold_block(block: nn.Module, gate: float, kept: float = 1.0) -> nn.Module:
     if len(layers) != 1 or not isinstance(layers[0], (nn.Linear, *_CONV)):
         raise Unsupported(
             f"freeze: a block of {', '.join(type(m).__name__ for m in layers)} is not one affine "
-            f"layer and cannot be folded "
-            "with its gate; use blocks of Linear or Conv with BatchNorm and Dropout"
+            "layer and cannot be folded with its gate; use blocks of Linear or Conv with "
+            "BatchNorm and Dropout"
         )
     layer = layers[0]
     weight = gate * layer.weight
@@ -174,7 +174,7 @@ def _folded(module: nn.Module) -> nn.Module:
     if isinstance(module, BlockStack):
         raise Unsupported(
             f"freeze: {type(module).__name__} has no single depth yet; put "
-            f"`fixed(collapse(...).depth)` of it in its place"
+            "`fixed(collapse(...).depth)` of it in its place"
         )
     if isinstance(module, _BESIDE):
         return module  # what it folds into stands beside it, in the Sequential that holds it
@@ -240,8 +240,8 @@ def _fused(module: nn.Sequential) -> nn.Sequential:
             kept.append((name, layer))
     if kept and isinstance(kept[-1][1], LearnedWidth):
         raise Unsupported(
-            f"freeze: a LearnedWidth after {kept[-2][0] if kept[1:] else 'the input'} stands "
-            f"last; {_WIDTH_HINT}"
+            f"freeze: a LearnedWidth after {kept[-2][0] if kept[1:] else 'the input'} stands last; "
+            f"{_WIDTH_HINT}"
         )
     return nn.Sequential(OrderedDict(kept))
 
@@ -254,9 +254,9 @@ def _mirrored(maker: Any, linked: nn.Module) -> nn.Module:
     able = isinstance(maker, (nn.Linear, *_CONV)) and getattr(maker, "groups", 1) == 1
     if not able or isinstance(linked, LKSine) or not _by_features(maker, linked):
         raise Unsupported(
-            f"freeze: {type(linked).__name__} after {type(maker).__name__} has no plain form; "
-            f"put a mirror linkage right "
-            "behind a Linear or Conv (with groups=1), or behind its batch norm, along its features"
+            f"freeze: {type(linked).__name__} after {type(maker).__name__} has no plain form; put "
+            "a mirror linkage right behind a Linear or Conv (with groups=1), or behind its batch "
+            "norm, along its features"
         )
     maker.weight = nn.Parameter(torch.cat([maker.weight, -maker.weight]))
     if maker.bias is not None:
@@ -278,9 +278,8 @@ def _count_from_the_end(model: nn.Module, example: Tensor | tuple[Any, ...]) -> 
         dim = unit_dim(shape, module.dim, type(module).__name__)
         if isinstance(module, LKPReLU) and dim != 1:
             raise Unsupported(
-                f"freeze: LKPReLU along dimension {dim} has no plain form: nn.PReLU has its "
-                f"slopes along dimension 1; use "
-                "another linked activation there"
+                f"freeze: LKPReLU along dimension {dim} has no plain form: nn.PReLU has its slopes "
+                "along dimension 1; use another linked activation there"
             )
         module.dim = dim - len(shape)
 
@@ -310,8 +309,8 @@ def _base(linked: Any, maker: Any) -> nn.Module:
     if isinstance(linked, LKPReLU):
         if linked.positive.dim() > 1:
             raise Unsupported(
-                "freeze: LKPReLU with a slope for each element has no plain form; use one for "
-                "each unit"
+                "freeze: LKPReLU with a slope for each element has no plain form; use one for each "
+                "unit"
             )
         plain = nn.PReLU(2 * half).to(linked.positive)
         plain.weight.copy_(
@@ -326,8 +325,8 @@ def _base(linked: Any, maker: Any) -> nn.Module:
 
 
 _WIDTH_HINT = (
-    "put it right before a Linear or Conv, or after one with nothing but ReLU, "
-    "LeakyReLU and pooling between"
+    "put it right before a Linear or Conv, or after one with nothing but ReLU, LeakyReLU and "
+    "pooling between"
 )
 _HOMOGENEOUS = (
     *(module for module, kind in MODULES.items() if kind.homogeneous),
@@ -357,8 +356,8 @@ def _scaled_maker(layer: Any, width: LearnedWidth) -> nn.Module:
     """The gates of `width` in the rows of a layer's weight and in its bias."""
     if not _by_features(layer, width):
         raise Unsupported(
-            f"freeze: a LearnedWidth of dim={width.dim} behind {layer} does not gate its "
-            f"features; {_WIDTH_HINT}"
+            f"freeze: a LearnedWidth of dim={width.dim} behind {layer} does not gate its features; "
+            f"{_WIDTH_HINT}"
         )
     gates = width.gates().to(layer.weight.dtype)
     layer.weight = nn.Parameter(layer.weight * gates.view(-1, *[1] * (layer.weight.dim() - 1)))
@@ -482,7 +481,7 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
     if not isinstance(result, Tensor):
         raise Unsupported(
             f"freeze: the network returns a {type(result).__name__}; give one that returns a "
-            f"single tensor"
+            "single tensor"
         )
     return result
 
@@ -497,7 +496,7 @@ def _require(error: float, allowed: float) -> None:
     if not error <= allowed:
         raise NotExact(
             f"freeze: outputs differ by {error:.2e} where rounding allows {allowed:.2e}; please "
-            f"report this model"
+            "report this model"
         )
 
 

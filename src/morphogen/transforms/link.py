@@ -298,7 +298,7 @@ def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Modu
         return nn.Identity(), scale
     raise NotExact(
         f"unlink: '{name}' is read as neither g(z) alone nor g(z) - g(-z); a trained linked net "
-        f"has no plain twin"
+        "has no plain twin"
     )
 
 

@@ -102,8 +102,8 @@ def _results(folder: Path, rows: list[tuple[str, str, float]], jobs: int) -> Ite
                     workers.remove(worker)
                     if problem.tried:
                         said = (
-                            f"its process was ended twice ({ended}); it may need more memory "
-                            f"than there is with {jobs} jobs"
+                            f"its process was ended twice ({ended}); it may need more memory than "
+                            f"there is with {jobs} jobs"
                         )
                         result = Result(
                             problem.network, problem.prop, "error", math.nan, math.nan, 0, said
@@ -221,9 +221,7 @@ def _done(out: Path) -> list[Result]:
     text = out.read_text()
     header = ",".join(_COLUMNS)
     if not text.startswith(header) and not header.startswith(text.rstrip()):
-        raise DataError(
-            f"{out} is no table of results with columns {header}; name another with --out"
-        )
+        raise DataError(f"{out} is no table of results with columns {header}; name another file")
     whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
     found = []
     for r in csv.DictReader(whole):

@@ -342,7 +342,7 @@ class _Search:
 
 def _cut(box: Box, sign: Tensor | None) -> Box:
     """What of a box has the signs."""
-    if sign is None or type(box) is not Box:  # no more is known of another set than it says
+    if sign is None or not box.whole:  # no more is known of another set than it says
         return box
     lower = torch.where(sign > 0, box.lower.clamp_min(0), box.lower)
     upper = torch.where(sign < 0, box.upper.clamp_max(0), box.upper)

@@ -25,7 +25,7 @@ class Unsafe:
         if rows.dim() != 2 or limits.shape != rows.shape[:1]:
             raise ShapeError(
                 f"Unsafe: rows is {tuple(rows.shape)}, limits {tuple(limits.shape)}; give (k, "
-                f"outputs) and (k,)"
+                "outputs) and (k,)"
             )
         if bool(rows.isnan().any() | limits.isnan().any()):
             raise ShapeError("Unsafe: a row or a limit is NaN; give numbers")
@@ -36,8 +36,8 @@ class Unsafe:
         )
         if strict.shape != limits.shape:
             raise ShapeError(
-                f"Unsafe: strict is {tuple(strict.shape)}, limits {tuple(limits.shape)}; give "
-                f"one for each row"
+                f"Unsafe: strict is {tuple(strict.shape)}, limits {tuple(limits.shape)}; give one "
+                "for each row"
             )
         if not len(rows):  # 0 <= 0
             rows, limits, strict = (

@@ -55,25 +55,25 @@ def verify(
     if net.dtype != torch.float64:
         raise ShapeError(
             f"verify: the program is in {net.dtype}; give one in float64, which holds every row "
-            f"and limit"
+            "and limit"
         )
     sets = [unsafe] if isinstance(unsafe, Unsafe) else list(unsafe)
     if not sets or not net.shapes[net.output]:
         raise ShapeError(
-            f"verify: {len(sets)} unsafe sets and outputs of shape {net.shapes[net.output]}; "
-            f"give a set, and outputs (n,)"
+            f"verify: {len(sets)} unsafe sets and outputs of shape {net.shapes[net.output]}; give "
+            "a set, and outputs (n,)"
         )
     if any(each.strict is not None and bool(each.strict.any()) for each in sets):
         ends = interval(net, box)[net.output]
         sets = [each for each in sets if not each.missed(ends)]
         if not sets:
             return Verdict("unsat", 0.0)
-    if type(box) is not Box and not splittable(net):
+    if not box.whole and not splittable(net):
         raise Unsupported(
-            "verify: only boxes can be cut, and the network is not one of ReLUs; give a Box "
-            "around the set"
+            "verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around "
+            "the set"
         )
-    if splittable(net) and (box.lower.numel() > _FEW or type(box) is not Box):
+    if splittable(net) and (box.lower.numel() > _FEW or not box.whole):
         found = split_relus(net, sets, box, until, callback=callback)
     else:
         found = split_inputs(net, sets, box, until, callback=callback)

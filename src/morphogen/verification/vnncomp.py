@@ -120,8 +120,7 @@ def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Pa
     if (inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise DataError(
             f"{prop} is over {wanted.inputs} inputs and {wanted.outputs} outputs, {network} has "
-            f"{inputs} and {outputs}; give "
-            "the property of this network"
+            f"{inputs} and {outputs}; give the property of this network"
         )
 
 

@@ -194,8 +194,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         }
         told = ", ".join(f"{rule} {count:g}" for rule, count in rules.items() if count)
         notes.append(
-            f"{name}: units by rule: {told or 'none'}; "
-            f"{fmean(run['seconds'] for run in runs):.1f} s"
+            f"{name}: units by rule: {told or 'none'}; {fmean(run['seconds'] for run in runs):.1f} "
+            "s"
         )
     return Reproduction(
         "lossless-compression",

@@ -158,8 +158,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         tuple(curves),
         axes,
         (
-            "regions are activation patterns on the plane from one test image towards two "
-            "others, counted exactly",
+            "regions are activation patterns on the plane from one test image towards two others, "
+            "counted exactly",
         ),
         time.perf_counter() - began,
         tilings=tilings,

@@ -463,15 +463,14 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             for key, fit in fits.items()
         ]
         notes += [
-            f"{kind}, seed 0, task {did.task + 1}: the head reads {did.selected}, {did.added} "
-            f"new stayed, {did.split} split, "
-            f"layers {did.sizes}, held-out loss "
+            f"{kind}, seed 0, task {did.task + 1}: the head reads {did.selected}, {did.added} new "
+            f"stayed, {did.split} split, layers {did.sizes}, held-out loss "
             f"{', '.join(f'{phase} {loss:.4f}' for phase, loss in did.losses.items())}"
             for did in lessons
         ]
     notes.append(
-        "a control stops by the same rule as a phase of DEN; STL and MTL see no order of tasks: "
-        "no forgetting"
+        "a control stops by the same rule as a phase of DEN; STL and MTL see no order of tasks: no "
+        "forgetting"
     )
     axes = dict.fromkeys(config.sequences, ("tasks learned", "average AUROC of these"))
     return Reproduction(

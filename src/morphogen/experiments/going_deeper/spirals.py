@@ -316,9 +316,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             f"{grids[0].test:.4f}"
         )
         notes += [
-            f"{name}, distribution over depth: mean {fit.depth:.2f}, test accuracy "
-            f"{fit.test:.4f} in {fit.seconds:.0f} s; "
-            f"collapsed to {fit.note}"
+            f"{name}, distribution over depth: mean {fit.depth:.2f}, test accuracy {fit.test:.4f} "
+            f"in {fit.seconds:.0f} s; collapsed to {fit.note}"
             for fit in variational[:1]
         ]
     curves += gate_curves(fits[0].steps, fits[0].path)

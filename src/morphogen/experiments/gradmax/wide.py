@@ -276,8 +276,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     last = config.first + config.every * (config.growths - 1)
     notes.append(
         f"growth after steps {config.first * config.steps} to {last * config.steps} of "
-        f"{config.rounds * config.steps}, "
-        f"on {data.train[0].device.type}"
+        f"{config.rounds * config.steps}, on {data.train[0].device.type}"
     )
     return Reproduction(
         "gradmax-wide",

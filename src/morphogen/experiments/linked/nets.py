@@ -360,6 +360,6 @@ def told(name: str, found: Fit) -> str:
     dead = 100 * sum(found.dead) / len(found.dead)
     return (
         f"{name}: {found.parameters} parameters, {found.seconds:.0f} s, gradient norms "
-        f"{found.gradients[0]:.1e} (first layer) "
-        f"and {found.gradients[-1]:.1e} (last) at the start, {dead:.0f} % of units dead at the end"
+        f"{found.gradients[0]:.1e} (first layer) and {found.gradients[-1]:.1e} (last) at the "
+        f"start, {dead:.0f} % of units dead at the end"
     )

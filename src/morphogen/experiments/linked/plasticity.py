@@ -163,8 +163,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         for name, found in run.items()
     ]
     notes = [
-        f"{name}: {found.parameters} parameters, {100 * found.dead[-1]:.0f} % of units dead at "
-        f"the end"
+        f"{name}: {found.parameters} parameters, {100 * found.dead[-1]:.0f} % of units dead at the "
+        "end"
         for name, found in runs[0].items()
     ]
     return Reproduction(

@@ -180,8 +180,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 10) -> R
         (
             "medians over the seeds; formal terms are those of both lists, the pilot's of the "
             "longer one",
-            "the abstract's ordering, deeper and residual networks more complex, is one of "
-            "formal terms: there it holds",
+            "the abstract's ordering, deeper and residual networks more complex, is one of formal "
+            "terms: there it holds",
             "at equal units, random networks have FEWER cells the deeper they are; skips bring "
             "back a part of them",
         ),

@@ -97,7 +97,7 @@ class Dag(nn.Module):
         if (block_size or 1) < 1 or (wiring == "block" and block_size is None):
             raise ShapeError(
                 f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a "
-                f"block, at least 1"
+                "block, at least 1"
             )
         self.in_features, self.nodes, self.out_features = in_features, nodes, out_features
         self.kind, self.linked, self.solver = activation, linked, solver

@@ -57,8 +57,8 @@ def from_networkx(
     order = [node for node in nx.topological_sort(graph) if node not in known]
     if not order or not inputs:
         raise ShapeError(
-            f"from_networkx: {len(inputs)} inputs and {len(order)} other nodes; give at least "
-            f"one of each"
+            f"from_networkx: {len(inputs)} inputs and {len(order)} other nodes; give at least one "
+            "of each"
         )
     dag = Dag(len(inputs), len(order), out_features, "random", fan_in=1, **options)
     width = dag.layout.width

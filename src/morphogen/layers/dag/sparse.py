@@ -211,8 +211,8 @@ def _native(solver: str, t: Tensor, kind: str) -> bool:
 _NODES = 64  # that are worth a thread
 
 _ARGUMENTS = (
-    "Tensor indices, Tensor indptr, Tensor order, Tensor readers, Tensor ends, Tensor "
-    "levels, str kind, bool two, str solver"
+    "Tensor indices, Tensor indptr, Tensor order, Tensor readers, Tensor ends, Tensor levels, str "
+    "kind, bool two, str solver"
 )
 _FORWARD = torch.library.custom_op(
     "morphogen::sparse_dag", _forward, mutates_args=(),

@@ -50,7 +50,7 @@ def approximate_shallow(
     if not cells.complete:
         raise Unsupported(
             f"approximate_shallow: more than {max_cells:,} cells; give a smaller box, or a larger "
-            f"max_cells"
+            "max_cells"
         )
     z, functions = net.affine(cells.patterns)
     cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells.facets))
@@ -63,7 +63,7 @@ def approximate_shallow(
     if 2 * count * outputs * (hidden + net.inputs) > _LARGEST:
         raise Unsupported(
             f"approximate_shallow: {count:,} cells and {hidden:,} sides; give a smaller box or "
-            f"network"
+            "network"
         )
     centre = (net.box.centre[:, None] * functions[..., :-1]).sum(2)
     reach = (net.box.radius[:, None] * functions[..., :-1].abs()).sum(2)
@@ -110,8 +110,7 @@ def approximate_shallow(
         ends,
         False,
         f"equal inside {count:,} cells but for tubes of width at most {2 * bound / kappa:.1e} at "
-        f"their halfspaces: exact at "
-        f"{exact:.2%} of 10,000 random points, {float(off.mean()):.1e} off in the mean; "
-        f"{hidden + net.inputs:,} and "
-        f"{len(u) + len(w):,} units, whatever kappa is; the largest error does not vanish",
+        f"their halfspaces: exact at {exact:.2%} of 10,000 random points, {float(off.mean()):.1e} "
+        f"off in the mean; {hidden + net.inputs:,} and {len(u) + len(w):,} units, whatever kappa "
+        "is; the largest error does not vanish",
     )

@@ -201,7 +201,6 @@ def refused(what: str, log2: float, limit: float) -> None:
     """Raise `Unsupported` where a form would have more than 2^limit terms."""
     if log2 > limit:
         raise Unsupported(
-            f"shallow: form={what!r} would have 2^{log2:.1f} terms, and the limit is "
-            f"2^{limit:g}; give form='maximum', which "
-            "needs one for each cell, a smaller box, or a larger limit"
+            f"shallow: form={what!r} would have 2^{log2:.1f} terms, and the limit is 2^{limit:g}; "
+            "give form='maximum', which needs one for each cell, a smaller box, or a larger limit"
         )

@@ -70,8 +70,7 @@ def shallow(
     pruned = f" of {whole.n_terms:,}" if prune else ""
     told = (
         f"{made.n_terms:,} terms{pruned} with {made.n_units:,} hidden units in all, for "
-        f"{net.units:,} units on "
-        f"{len(net.layers)} layers; formally 2^{made.log2_formal:.1f} terms"
+        f"{net.units:,} units on {len(net.layers)} layers; formally 2^{made.log2_formal:.1f} terms"
     )
     ends = (tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist()))
     if not complete:
@@ -85,8 +84,7 @@ def shallow(
     if not error <= _ALLOWED * scale:
         raise NotExact(
             f"shallow: values differ by {error:.2e} where rounding allows {_ALLOWED:.0e} of "
-            f"{scale:.1e}; please report this "
-            "model"
+            f"{scale:.1e}; please report this model"
         )
     return made, Certificate("exact", error, ends, True, told)
 

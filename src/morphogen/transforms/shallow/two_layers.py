@@ -149,7 +149,7 @@ def split(net: Piecewise, cells: Regions, limit: float) -> Split:
     if len(net.layers) != 2:
         raise Unsupported(
             f"shallow: form='split' is of two hidden layers, this network has {len(net.layers)}; "
-            f"give form='maximum'"
+            "give form='maximum'"
         )
     last = cells.patterns[:, net.layers[0].units :]
     weights = net.output.weights.get(
