@@ -12,16 +12,12 @@ from morphogen import DataError, Grow, MorphogenError, RunError
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.load import load_data
 from morphogen.edit.apply import count_parameters
-from morphogen.fitting.fit import (
-    CHECKPOINT,
-    Problem,
-    Settings,
-    compressed,
-    fit,
-    scratch,
-    shrink_and_perturb,
-)
+from morphogen.fitting.checkpoint import CHECKPOINT
+from morphogen.fitting.control import compressed, scratch
+from morphogen.fitting.fit import fit
+from morphogen.fitting.problem import Problem, Settings
 from morphogen.fitting.recipe import Recipe
+from morphogen.fitting.schedule import shrink_and_perturb
 from morphogen.policies import POLICIES
 from morphogen.policies.policy import Memory, Observation, Proposal
 from morphogen.record import Layer, Report
@@ -78,7 +74,7 @@ class Killer:
 def test_resumed_equals_uninterrupted_bit_for_bit(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("morphogen.fitting.search.CHECKPOINT_SECONDS", 0.0)
     settings = Settings(seed=3, policy=policy)
     whole = fit(table(), settings, recipe=QUICK)
     assert whole.ledger, "the test needs a run whose structure changes"
@@ -99,7 +95,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 def test_a_dag_grows_resumes_and_leaves_as_plain_layers(
     regression: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("morphogen.fitting.search.CHECKPOINT_SECONDS", 0.0)
     data, settings = table(regression), Settings(wiring="dag")
     whole = fit(data, settings, recipe=QUICK)
     assert any(isinstance(edit, Grow) and edit.width == "dag" for edit in whole.ledger)
@@ -127,7 +123,7 @@ def test_an_unknown_wiring_lists_the_known() -> None:
 def test_images_resume_too(
     shrink_and_perturb_share: float, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("morphogen.fitting.fit.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("morphogen.fitting.search.CHECKPOINT_SECONDS", 0.0)
     data, recipe = (
         load_data("digits"),
         replace(

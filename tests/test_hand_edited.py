@@ -18,7 +18,9 @@ from morphogen.data.dataset import from_arrays
 from morphogen.edit.checkpoint import load_ledger
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.structure import read_structure
-from morphogen.fitting.fit import CHECKPOINT, Settings, fit
+from morphogen.fitting.checkpoint import CHECKPOINT
+from morphogen.fitting.fit import fit
+from morphogen.fitting.problem import Settings
 from morphogen.fitting.recipe import Recipe
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.record import Certificate, Report, from_json, revive

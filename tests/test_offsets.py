@@ -17,9 +17,10 @@ from morphogen import DataError, NotExact, Unsupported
 from morphogen.data.dataset import Dataset, from_arrays
 from morphogen.data.from_frame import from_frame
 from morphogen.fitting.baselines import baselines
+from morphogen.fitting.control import compressed
 from morphogen.fitting.estimator import MorphogenRegressor
 from morphogen.fitting.export import export
-from morphogen.fitting.fit import Fitted, compressed, fit
+from morphogen.fitting.fit import Fitted, fit
 from morphogen.fitting.recipe import Recipe
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.source import source

@@ -32,8 +32,11 @@ from morphogen.edit.checkpoint import load_ledger
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.plan import resized
 from morphogen.edit.structure import read_structure
-from morphogen.fitting.fit import Settings, compressed, fit, scratch, shrink_and_perturb
+from morphogen.fitting.control import compressed, scratch
+from morphogen.fitting.fit import fit
+from morphogen.fitting.problem import Settings
 from morphogen.fitting.recipe import Recipe
+from morphogen.fitting.schedule import shrink_and_perturb
 from morphogen.formats import network_files
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.formats.onnx import export_onnx

@@ -14,7 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from morphogen.data.dataset import Dataset
-from morphogen.fitting.fit import FAR, Settings, fit
+from morphogen.fitting.fit import FAR, fit
+from morphogen.fitting.problem import Settings
 from morphogen.record import Layer, Round
 from morphogen.tracing.program import dtype_of
 

@@ -9,8 +9,11 @@ import torch
 from morphogen.data.dataset import Dataset
 from morphogen.errors import RunError
 from morphogen.fitting.baselines import baselines as sklearn_baselines
+from morphogen.fitting.checkpoint import CHECKPOINT
+from morphogen.fitting.control import compressed, scratch
 from morphogen.fitting.export import export
-from morphogen.fitting.fit import CHECKPOINT, Fitted, Settings, compressed, scratch, search
+from morphogen.fitting.fit import Fitted, search
+from morphogen.fitting.problem import Settings
 from morphogen.folder import claimed, claimed_free
 from morphogen.record import Report
 from morphogen.report.live import display as make_display

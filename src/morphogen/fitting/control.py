@@ -1,0 +1,88 @@
+"""What stands beside the network that was found: its shape from new weights, and a smaller network
+that is the same.
+"""
+
+import copy
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from morphogen.bounds.box import bounding_box
+from morphogen.data.dataset import Dataset
+from morphogen.draws import own_draws
+from morphogen.edit.apply import count_parameters
+from morphogen.edit.ledger import replay
+from morphogen.fitting.fit import Fitted
+from morphogen.fitting.problem import LOOKED_AT, Problem, depths_in, threads_for, to_unit
+from morphogen.fitting.schedule import Phase, optimizer_for
+from morphogen.layers.stack import reinitialised
+from morphogen.record import Row
+from morphogen.training.train import State, train
+from morphogen.transforms.compress import compress
+from morphogen.transforms.freeze import freeze
+
+
+def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
+    """With a smaller `plain` that is the same function on the box that just holds the training
+    rows, and a row of its own.
+    """
+    began = time.perf_counter()
+    rows = torch.as_tensor(dataset.x_train)
+    small, certificate = compress(
+        fitted.plain, bounding_box(rows), samples=rows[:LOOKED_AT], seconds=10
+    )
+    assert isinstance(small, nn.Sequential)
+    small = small.to(next(fitted.plain.parameters()).dtype)
+    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    judged = copy.deepcopy(small)
+    if problem.regression:
+        # the score is in the target's own spread
+        to_unit(judged, -problem.mean / problem.scale, 1 / problem.scale)
+    row = Row(
+        "the same, compressed",
+        problem.test_score(judged),
+        count_parameters(small),
+        time.perf_counter() - began,
+    )
+    report = replace(fitted.report, table=(*fitted.report.table, row))
+    return replace(fitted, plain=small, compression=certificate, report=report)
+
+
+def scratch(fitted: Fitted, dataset: Dataset) -> Row:
+    """The honest control: the shape that was found, trained from new weights for as many steps by
+    the same recipe.
+
+    Its depths start where they ended, so that all blocks take part from the first step.
+    """
+    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    with threads_for(problem), own_draws(fitted.settings.seed + 1, problem.device):
+        return _scratch(fitted, problem)
+
+
+def _scratch(fitted: Fitted, problem: Problem) -> Row:
+    began = time.perf_counter()
+    model = problem.build().to(problem.device)
+    replay(fitted.ledger, model, problem.example[:2])
+    for ours, theirs in zip(depths_in(model), depths_in(fitted.model), strict=True):
+        ours.w.data.copy_(theirs.w.data)
+    reinitialised(model)
+    last, recipe = fitted.report.rounds[-1], fitted.recipe
+    grown = next((r.step for r in fitted.report.rounds if r.phase == "anneal"), last.step)
+    state = State(model, optimizer_for(model, recipe), fitted.settings.seed)
+    for phase, until in ((Phase(), grown), (Phase(grown, max(1, last.step - grown)), last.step)):
+        train(
+            state,
+            problem.batches,
+            partial(problem.objective, smoothing=phase.smoothing(recipe)),
+            partial(phase.rate, recipe=recipe),
+            steps=recipe.steps,
+            rounds=until // recipe.steps,
+        )
+    seconds = time.perf_counter() - began
+    plain, _ = freeze(model, problem.example)
+    return Row(
+        "same shape from scratch", problem.test_score(plain), count_parameters(plain), seconds
+    )
