@@ -58,12 +58,14 @@ def inverse(slope: Callable[[Tensor], Tensor], *ends: float) -> Stationary:
     def roots(s: Tensor) -> Sequence[Tensor]:
         found = []
         for low, high in pairwise(ends):
-            a, b = torch.full_like(s, low), torch.full_like(s, high)
+            a = torch.full_like(s, low)
+            b = torch.full_like(s, high)
             rising = slope(b) > slope(a)
             for _ in range(40):
                 middle = (a + b) / 2
                 above = (slope(middle) > s) == rising
-                a, b = torch.where(above, a, middle), torch.where(above, middle, b)
+                a = torch.where(above, a, middle)
+                b = torch.where(above, middle, b)
             found.append((a + b) / 2)
         return found
 
@@ -219,7 +221,8 @@ def _gelu_slope(z: Tensor) -> Tensor:
 
 def _tanh_gelu_slope(z: Tensor) -> Tensor:
     # h = z (1 + tanh u) / 2, u = c (z + k z^3)
-    c, k = math.sqrt(2 / math.pi), 0.044715
+    c = math.sqrt(2 / math.pi)
+    k = 0.044715
     t = torch.tanh(c * (z + k * z**3))
     return (1 + t) / 2 + z * (1 - t.square()) * c * (1 + 3 * k * z.square()) / 2
 
@@ -265,7 +268,8 @@ Pattern = tuple[Any, ...]
 """What exporters write in place of an operation: (operation, argument, ...), arguments being
 patterns, numbers, `X` for the input and `NUMBER` for an option.
 """
-X, NUMBER = object(), object()
+X = object()
+NUMBER = object()
 
 
 @dataclass(frozen=True)

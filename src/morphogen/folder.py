@@ -75,7 +75,8 @@ def refuse_copies() -> None:
 
 
 def _first_free(base: Path, stack: ExitStack) -> Path:
-    number, folder = 1, base
+    number = 1
+    folder = base
     while True:
         try:
             return stack.enter_context(claimed(folder))
@@ -107,7 +108,8 @@ def _locked(folder: Path) -> IO[str]:
         if _is_at(file, path):
             break
         file.close()  # its run has just ended and removed it
-    host, owner = socket.gethostname(), _owner(file)
+    host = socket.gethostname()
+    owner = _owner(file)
     if owner and owner[1] != host:
         file.close()
         raise Taken(_held_by(folder, owner) + f"; if that run is over, delete {path}")

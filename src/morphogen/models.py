@@ -65,7 +65,9 @@ def convnet(
         # the same function as pooling after the ReLU, on a quarter of the values
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
         layers[f"relu{stage}"] = nn.ReLU()
-        height, breadth, channels = height // 2, breadth // 2, width
+        height = height // 2
+        breadth = breadth // 2
+        channels = width
         block = partial(_conv_block, channels)
         layers[f"depth{stage}"] = LearnedDepth(block, max_blocks=max_blocks)
     layers["flatten"] = nn.Flatten()

@@ -266,7 +266,8 @@ def revive(kind: Any, value: Any, where: str = "") -> Any:
 
     where: names the value in errors. Raises `ValueError` that says what is wrong where.
     """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if kind is Any:
         return value
     if is_dataclass(kind):

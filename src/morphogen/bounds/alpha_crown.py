@@ -30,7 +30,9 @@ from morphogen.bounds.sums import dot
 from morphogen.deadline import Deadline
 from morphogen.tracing.program import Program
 
-_RATE, _SPLIT_RATE, _DECAY = 0.5, 0.05, 0.98
+_RATE = 0.5
+_SPLIT_RATE = 0.05
+_DECAY = 0.98
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def alpha_crown(
             net, boxes, spec, name, steps=steps if until.left() > 0 else 0, sizes=sizes
         ).bound
 
-    plain, best = crown(net, box), crown(net, box, bound=bound)
+    plain = crown(net, box)
+    best = crown(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
     met = {}
     for name, found in best.items():
@@ -91,7 +94,8 @@ def optimised(
     is one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean. sizes:
     `rounding.magnitudes` of these boxes, or of larger ones.
     """
-    batch, rows = len(boxes[net.input].lower), spec.shape[1]
+    batch = len(boxes[net.input].lower)
+    rows = spec.shape[1]
     count = rows if limits is None else 1
     known = {
         v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())

@@ -54,10 +54,8 @@ class Box:
         """
         if not self.whole:
             return self
-        lower, upper = (
-            torch.maximum(self.lower, other.lower),
-            torch.minimum(self.upper, other.upper),
-        )
+        lower = torch.maximum(self.lower, other.lower)
+        upper = torch.minimum(self.upper, other.upper)
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
     def as_input(self, dtype: torch.dtype) -> Self:

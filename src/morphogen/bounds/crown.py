@@ -90,8 +90,10 @@ def _tightened(
     """Linear bounds on a value; on those of its entries alone that are used with both signs, where
     it goes into ReLUs.
     """
-    box, shape = boxes[name], net.shapes[name]
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    box = boxes[name]
+    shape = net.shapes[name]
+    lower = box.lower.flatten(1)
+    upper = box.upper.flatten(1)
     wanted = torch.ones_like(lower, dtype=torch.bool)
     if name != net.output and all(activation(step) is RELU for step in net.consumers(name)):
         wanted = (lower < 0) & (upper > 0)
@@ -105,7 +107,8 @@ def _tightened(
         )
         spec = torch.cat([one, -one], 1).unflatten(2, shape)
         below, above = bound(net, boxes, spec, name, sizes).chunk(2, 1)
-        lower, upper = lower.scatter(1, part, below), upper.scatter(1, part, -above)
+        lower = lower.scatter(1, part, below)
+        upper = upper.scatter(1, part, -above)
     return Box(
         torch.minimum(lower, upper).view_as(box.lower),
         torch.maximum(lower, upper).view_as(box.upper),
@@ -197,7 +200,9 @@ def backward(
     coefficients_out: receives the coefficients on each activation and maximum, by name. count:
     called with a value's name and the coefficients that each of its readers gives it.
     """
-    name, batch, free = name or net.output, len(boxes[net.input].lower), free or Variables()
+    name = name or net.output
+    batch = len(boxes[net.input].lower)
+    free = free or Variables()
     waiting = {name: spec.to(net.dtype).expand(batch, *spec.shape[1:])}
     count(name, waiting[name])
     constant = spec.new_zeros(batch, spec.shape[1], dtype=net.dtype)
@@ -208,7 +213,8 @@ def backward(
             a = a - free.beta[step.name]
         if coefficients_out is not None and not affine(step):
             coefficients_out[step.name] = a
-        c, slope = free.duals.get(step.name), free.alpha.get(step.name)
+        c = free.duals.get(step.name)
+        slope = free.alpha.get(step.name)
         found, added = (
             _back(step, a, net, boxes, slope) if c is None else _relaxed(step, a, c, boxes, count)
         )
@@ -251,7 +257,8 @@ def _back(
         (read,) = step.reads
         return {read: a.reshape(*a.shape[:2], *net.shapes[read])}, 0.0
     if step.kind == "linear":
-        weight, bias = step.args[1], step.args[2] if len(step.args) > 2 else None
+        weight = step.args[1]
+        bias = step.args[2] if len(step.args) > 2 else None
         (read,) = step.reads
         return {read: a @ weight}, 0.0 if bias is None else total(a * bias)
     return _transposed(step, a, net)
@@ -268,7 +275,8 @@ def _relaxed(
         # where windows overlap, what is rounded adds up, what goes on may cancel
         count(read, added_up(at, c.abs(), shape))
         return {read: added_up(at, c, shape)}, relaxed(at, a, c, boxes[read])
-    lower, upper = boxes[read].lower[:, None], boxes[read].upper[:, None]
+    lower = boxes[read].lower[:, None]
+    upper = boxes[read].upper[:, None]
     with torch.no_grad():
         inside = [torch.nan_to_num(z).clamp(lower, upper) for z in h.stationary(c / a)]
     values = torch.stack([a * h.value(z) - c * z for z in (lower, upper, *inside)])
@@ -292,7 +300,8 @@ def _transposed(step: Step, a: Tensor, net: Program) -> tuple[dict[str, Tensor],
 
 def linear_relaxation(h: Activation, box: Box, slope: Tensor | None = None) -> LinearRelaxation:
     """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: see `Variables`."""
-    lower, upper = box.lower[:, None], box.upper[:, None]
+    lower = box.lower[:, None]
+    upper = box.upper[:, None]
     if h is RELU:
         chord = upper / (upper - lower).clamp_min(1e-300)
         both = (lower < 0) & (upper > 0)
@@ -330,20 +339,25 @@ def tightest(h: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tenso
     the line sound.
     """
     z = places(lower, upper)
-    value, slope, middle = h.value(z), h.slope(z), (lower + upper) / 2
+    value = h.value(z)
+    slope = h.slope(z)
+    middle = (lower + upper) / 2
 
     def search(side: int) -> Tensor:
-        a, b = slope.amin(0), slope.amax(0)
+        a = slope.amin(0)
+        b = slope.amax(0)
         for _ in range(_TURNS):
             width = _GOLDEN * (b - a)
-            one, other = b - width, a + width
+            one = b - width
+            other = a + width
             low, high = (
                 (value - s * (z - middle)).amin(0)
                 if side == 0
                 else -(value - s * (z - middle)).amax(0)
                 for s in (one, other)
             )
-            a, b = torch.where(low < high, one, a), torch.where(low < high, b, other)
+            a = torch.where(low < high, one, a)
+            b = torch.where(low < high, b, other)
         return (a + b) / 2
 
     return search(0), search(1)

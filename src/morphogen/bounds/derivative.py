@@ -31,7 +31,8 @@ def derivative(net: Program, boxes: Mapping[str, Box]) -> Box:
     Rounding is left out, and the slopes of curved activations are looked up in 17 places: this
     ranks inputs, it proves nothing.
     """
-    inputs, widest = math.prod(net.shapes[net.input]), max(map(math.prod, net.shapes.values()))
+    inputs = math.prod(net.shapes[net.input])
+    widest = max(map(math.prod, net.shapes.values()))
     rows = torch.arange(len(boxes[net.input].lower)).split(max(1, _CHUNK // (inputs * widest)))
     places = torch.arange(inputs).split(max(1, _CHUNK // widest))
     found = [
@@ -55,7 +56,8 @@ def _joined(boxes: Sequence[Box], dim: int) -> Box:
 
 def _derivative(net: Program, boxes: Mapping[str, Box], which: Tensor) -> Box:
     """By some inputs, given by their places."""
-    batch, inputs = len(boxes[net.input].lower), len(which)
+    batch = len(boxes[net.input].lower)
+    inputs = len(which)
     eye = torch.eye(math.prod(net.shapes[net.input]), dtype=net.dtype)[which]
     eye = eye.repeat(batch, 1).view(-1, *net.shapes[net.input])
     known = {net.input: Box(eye, eye)}

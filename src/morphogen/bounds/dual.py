@@ -53,7 +53,8 @@ def dual(
     sizes = {n: float(c.detach().abs().mean().clamp_min(1e-12)) for n, c in multipliers.items()}
     groups = [{"params": [c], "size": sizes[n]} for n, c in multipliers.items()]
     optimizer = Adam(groups, lr=rate) if groups else None
-    best, path = torch.full(_shape(net, boxes, spec), -torch.inf, dtype=net.dtype), []
+    best = torch.full(_shape(net, boxes, spec), -torch.inf, dtype=net.dtype)
+    path = []
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
             bound = lower_bound(net, boxes, spec, name, Variables(duals=multipliers))

@@ -31,12 +31,14 @@ class Between:
 
     def box(self, x: Box) -> Box:
         """The least and the largest value on a box of inputs, (batch, inputs)."""
-        lower, upper = self.middle - self.half, self.middle + self.half
+        lower = self.middle - self.half
+        upper = self.middle + self.half
         return Box(_least(lower, x.lower, x.upper), -_least(-upper, x.lower, x.upper))
 
 
 def _least(function: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    constant, slopes = function[:, 0], function[:, 1:]
+    constant = function[:, 0]
+    slopes = function[:, 1:]
     wide = (*lower.shape, *[1] * (function.dim() - 2))
     return constant + (
         slopes.clamp_min(0) * lower.view(wide) + slopes.clamp_max(0) * upper.view(wide)

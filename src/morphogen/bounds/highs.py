@@ -25,19 +25,21 @@ def solver(
     """
     highs: Any = import_module("highspy")  # slow to load, and needed for programs alone
     program = highs.HighsLp()
-    program.num_col_, program.num_row_ = len(c), len(matrix)
-    program.col_cost_, program.col_lower_, program.col_upper_ = c, low, high
-    program.row_lower_, program.row_upper_ = row_low, row_high
+    program.num_col_ = len(c)
+    program.num_row_ = len(matrix)
+    program.col_cost_ = c
+    program.col_lower_ = low
+    program.col_upper_ = high
+    program.row_lower_ = row_low
+    program.row_upper_ = row_high
     until.check()
     filled, where = np.nonzero(matrix)
     until.check()
     starts = np.cumsum(np.bincount(filled, minlength=len(matrix)))
     program.a_matrix_.format_ = highs.MatrixFormat.kRowwise
     program.a_matrix_.start_ = np.concatenate([[0], starts]).astype(np.int32)
-    program.a_matrix_.index_, program.a_matrix_.value_ = (
-        where.astype(np.int32),
-        matrix[filled, where],
-    )
+    program.a_matrix_.index_ = where.astype(np.int32)
+    program.a_matrix_.value_ = matrix[filled, where]
     until.check()
     found = highs.Highs()
     for option, value in {"output_flag": False, "threads": 1, **options}.items():

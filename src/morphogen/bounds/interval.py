@@ -25,7 +25,8 @@ def interval_step(step: Step, boxes: Mapping[str, Box]) -> Box:
     """Bounds on a step's value from those on what it reads. Raises `Unsupported` where no rule
     does.
     """
-    lower, upper = {n: boxes[n].lower for n in step.reads}, {n: boxes[n].upper for n in step.reads}
+    lower = {n: boxes[n].lower for n in step.reads}
+    upper = {n: boxes[n].upper for n in step.reads}
     h = activation(step)
     if step.kind in MAXIMA or step.kind in RESHAPES or h is RELU:  # nothing is rounded
         return Box(run(step, lower), run(step, upper))

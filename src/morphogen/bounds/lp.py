@@ -184,14 +184,17 @@ def _searched(
     """Best bound first: the unit whose relaxation costs the most at the optimum is decided, on and
     off.
     """
-    best, where, count = torch.inf, None, 0
+    best = torch.inf
+    where = None
+    count = 0
     waiting: list[tuple[float, int, dict[int, bool], int | None]] = []
 
     def look(found: _Found, decided: dict[int, bool]) -> None:
         nonlocal best, where, count
         x = point(found)
         if x is not None and (value := true(x)) < best:
-            best, where = value, x
+            best = value
+            where = x
         heapq.heappush(waiting, (found.bound, count, decided, found.widest(unstable, decided)))
         count += 1
 
@@ -238,21 +241,23 @@ def _encoded(
     start[1 : 1 + inputs] = torch.diag(first)
     shape = net.shapes[net.input]
     known = {net.input: _Known(start.view(1 + total, *shape), torch.zeros(shape, dtype=net.dtype))}
-    units, far = torch.ones(1 + total, dtype=net.dtype), torch.zeros(1 + total, dtype=net.dtype)
+    units = torch.ones(1 + total, dtype=net.dtype)
+    far = torch.zeros(1 + total, dtype=net.dtype)
     units[1 : 1 + inputs] = first
     far[0], far[1 : 1 + inputs] = 1.0, size(boxes[net.input]).flatten() / first
-    rows, at, few = _Rows(), 1 + inputs, unit(net.dtype, 0)
-    lower, upper = (
-        [boxes[net.input].lower.flatten() / first],
-        [boxes[net.input].upper.flatten() / first],
-    )
+    rows = _Rows()
+    at = 1 + inputs
+    few = unit(net.dtype, 0)
+    lower = [boxes[net.input].lower.flatten() / first]
+    upper = [boxes[net.input].upper.flatten() / first]
     unstable = _Unstable()
     for step in net.forth():
         if affine(step):
             known[step.name] = _carried(step, known, far)
             continue
         read = known[step.reads[0]]
-        z, z_off = read.function.flatten(1), read.off.flatten()
+        z = read.function.flatten(1)
+        z_off = read.off.flatten()
         y, y_off = (
             torch.zeros(*part.shape[:-1], math.prod(step.shape), dtype=net.dtype)
             for part in (z, z_off)
@@ -270,10 +275,12 @@ def _encoded(
         unit_ = _power(size(own))[new]
         y[at + torch.arange(len(new)), new] = unit_
         if (slope := rectifier(step)) is not None:
-            active, off = (box.lower >= 0).nonzero()[:, 0], (box.upper <= 0).nonzero()[:, 0]
+            active = (box.lower >= 0).nonzero()[:, 0]
+            off = (box.upper <= 0).nonzero()[:, 0]
             y[:, active], y[:, off] = z[:, active], slope * z[:, off]
             y_off[active], y_off[off] = z_off[active], slope * z_off[off]
-            low, high = box.lower[new], box.upper[new]
+            low = box.lower[new]
+            high = box.upper[new]
             room = z_off[new] + few * (high - low)
             places = [len(rows)]
             rows.add(y[:, new] - z[:, new], 0.0, torch.inf, room)
@@ -424,11 +431,11 @@ class _Relaxation:
         until.check()
         kept, self.columns = _needed(matrix)
         until.check()
-        self.matrix, self.unstable = (
-            matrix[np.ix_(kept, self.columns)],
-            unstable.among(kept, self.columns),
-        )
-        self.c, self.constant, self.until = cost[1:].numpy()[self.columns], float(cost[0]), until
+        self.matrix = matrix[np.ix_(kept, self.columns)]
+        self.unstable = unstable.among(kept, self.columns)
+        self.c = cost[1:].numpy()[self.columns]
+        self.constant = float(cost[0])
+        self.until = until
         self.low, self.high = (torch.cat(ends).numpy()[self.columns] for ends in (lower, upper))
         self.row_low, self.row_high, self.room = (
             np.concatenate(ends)[kept] for ends in (rows.low, rows.high, rows.room)

@@ -27,7 +27,8 @@ def windows(step: Step, shape: Sequence[int]) -> Tensor:
     inside = torch.ones_like(found, dtype=torch.bool)
     for d in range(dims):
         kernel, stride, padding, dilation = (_of(given[name], d) for name in _OPTIONS)
-        count, size = step.shape[d - dims], shape[d - dims]
+        count = step.shape[d - dims]
+        size = shape[d - dims]
         at = torch.arange(count)[:, None] * stride - padding + torch.arange(kernel) * dilation
         there = (at >= 0) & (at < size)
         found = (found[:, None, :, None] * size + at[None, :, None]).flatten(2).flatten(0, 1)
@@ -60,11 +61,9 @@ def lined(at: Tensor, a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     Below each maximum lies the entry whose least value is the largest; above it too where it is at
     least all others for sure, and else the largest value of the window, a constant.
     """
-    lower, upper, a = (
-        looked_at(at, box.lower, -math.inf),
-        looked_at(at, box.upper, -math.inf),
-        a.flatten(2),
-    )
+    lower = looked_at(at, box.lower, -math.inf)
+    upper = looked_at(at, box.upper, -math.inf)
+    a = a.flatten(2)
     floor, winner = lower.max(2, keepdim=True)
     sure = (floor >= upper.scatter(2, winner, -math.inf).amax(2, keepdim=True))[..., 0][:, None]
     down = a.clamp_max(0)
@@ -88,7 +87,8 @@ def relaxed(at: Tensor, a: Tensor, c: Tensor, box: Box) -> Tensor:
         torch.where(there, looked_at(at, end, 0.0)[:, None], floor)
         for end in (box.lower, box.upper)
     )
-    a, c = a.flatten(2)[..., None], c * there
+    a = a.flatten(2)[..., None]
+    c = c * there
     t = torch.cat([floor, torch.maximum(upper, floor)], 3)
     reached = torch.minimum(upper[:, 0, :, None], t[:, 0, ..., None])
     rising = (

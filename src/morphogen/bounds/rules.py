@@ -61,7 +61,8 @@ def activation(step: Step) -> Activation | None:
     """
     kind = ACTIVATIONS.get(step.kind)
     options = {} if kind is None else {**kind.options}
-    given, named = step.args[1:], step.kwargs
+    given = step.args[1:]
+    named = step.kwargs
     if kind is None or len(given) > len(options) or not named.keys() <= options.keys():
         return None
     if any(refs(given)) or not isinstance(step.args[0], Ref):

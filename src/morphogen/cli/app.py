@@ -44,7 +44,8 @@ def as_options(message: str) -> str:
     """
 
     def option(found: re.Match[str]) -> str:
-        name, value = _RENAMED.get(found[1], found[1]), found[2]
+        name = _RENAMED.get(found[1], found[1])
+        value = found[2]
         if name not in OPTIONS:
             return found[0]
         flag = f"--{name.replace('_', '-')}"

@@ -56,7 +56,8 @@ def _reproduce(
     reproduction.write(result if checkpoints else replace(result, files={}), folder)
     if tensorboard:
         summaries.write_summaries(result, folder)
-    console, table = Console(), Table(*reproduction.HEADER[:-1])
+    console = Console()
+    table = Table(*reproduction.HEADER[:-1])
     for claim in result.claims:
         table.add_row(
             *reproduction.cells(claim)[:-1], style="yellow" if claim.verdict == "missed" else None

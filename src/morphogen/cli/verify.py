@@ -57,14 +57,14 @@ def verify(
     until = Deadline.after(timeout or 60.0)
     from rich.console import Console
 
-    console, began, last = Console(stderr=True), time.perf_counter(), [0.0]
+    console = Console(stderr=True)
+    began = time.perf_counter()
+    last = [0.0]
     with console.status("bounding") as status:
 
         def told(bound: float, count: int) -> None:
-            line, spent = (
-                f"least bound {bound:.4g}, {count:,} parts open",
-                time.perf_counter() - began,
-            )
+            line = f"least bound {bound:.4g}, {count:,} parts open"
+            spent = time.perf_counter() - began
             status.update(line)
             if spent > 2 * last[0] + 1:  # 1 s, 3 s, 7 s, 15 s, ...
                 last[0] = spent

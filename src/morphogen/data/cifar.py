@@ -17,7 +17,9 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(images (n, 3, 32, 32) float32 in [0, 1], labels (n,) int64). DataError: a damaged file."""
     try:
         with np.load(path) as stored:
-            content, offset, label = stored["jpeg"].tobytes(), stored["offset"], stored["label"]
+            content = stored["jpeg"].tobytes()
+            offset = stored["offset"]
+            label = stored["label"]
         images = np.empty((len(label), 3, 32, 32), dtype=np.float32)
         for i, (start, end) in enumerate(pairwise(offset)):
             images[i] = np.asarray(Image.open(io.BytesIO(content[start:end]))).transpose(2, 0, 1)

@@ -38,7 +38,8 @@ def from_frame(
         train_rows, test_rows = split(
             labels, test_fraction, seed, stratify=decided == "classification"
         )
-        train, test = frame.iloc[train_rows], frame.iloc[test_rows]
+        train = frame.iloc[train_rows]
+        test = frame.iloc[test_rows]
     else:
         train = frame
         test, test_notes = _checked(test, target, f"the test table of {name}")

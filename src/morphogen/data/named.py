@@ -54,7 +54,8 @@ ADULT_TEST_ROWS = 16_281
 def digits(test_fraction: float, seed: int) -> Dataset:
     """scikit-learn's 1,797 digits of 8x8 points."""
     x, y = load_digits(return_X_y=True)
-    images, labels = (x / 16).reshape(-1, 1, 8, 8).astype(np.float32), y.astype(np.int64)
+    images = (x / 16).reshape(-1, 1, 8, 8).astype(np.float32)
+    labels = y.astype(np.int64)
     train, test = split(labels, test_fraction, seed, stratify=True)
     return Dataset(
         "digits", "classification", images[train], labels[train], images[test], labels[test], DIGITS
@@ -92,10 +93,8 @@ def cifar10(*_: float) -> Dataset:
         )
     else:
         x, y = _openml("cifar10", "CIFAR_10")
-        images, labels = (
-            np.divide(x.reshape(-1, 3, 32, 32), 255, dtype=np.float32),
-            y.astype(np.int64),
-        )
+        images = np.divide(x.reshape(-1, 3, 32, 32), 255, dtype=np.float32)
+        labels = y.astype(np.int64)
         (x_train, x_test), (y_train, y_test) = (
             np.split(images, [50_000]),
             np.split(labels, [50_000]),
@@ -123,7 +122,8 @@ def adult(*_: float) -> Dataset:
             "adult", lambda home: fetch_openml("adult", version=2, as_frame=True, data_home=home)
         ).frame
         frame = frame.set_axis(ADULT_COLUMNS, axis=1)
-        test, train = frame.iloc[:ADULT_TEST_ROWS], frame.iloc[ADULT_TEST_ROWS:]
+        test = frame.iloc[:ADULT_TEST_ROWS]
+        train = frame.iloc[ADULT_TEST_ROWS:]
         if train["fnlwgt"].iloc[0] != 77_516:
             raise DataError(
                 "OpenML's adult has another row order than expected: give MORPHOGEN_DATA a folder "

@@ -56,7 +56,8 @@ def encode_target(
     if task == "regression":
         return _numbers(train), _numbers(test), ()
     ordered = _ordered(train)
-    cells, other = _labels(train, ordered), _labels(test, ordered and _ordered(test))
+    cells = _labels(train, ordered)
+    other = _labels(test, ordered and _ordered(test))
     counts = cells.value_counts()
     if single := [str(label) for label in counts.index[counts == 1]]:
         more = f" (and {len(single) - 1:,} more classes)" if len(single) > 1 else ""

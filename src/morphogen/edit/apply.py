@@ -228,7 +228,8 @@ def _change(
     See `apply_`.
     """
     redraw = _redraw(generator)
-    before, parameters = probe(model, example), count_parameters(model)
+    before = probe(model, example)
+    parameters = count_parameters(model)
     late: list[Callable[[], None]] = []
     made, gradients, cut = _computed(
         model, plan, handling, generator, inits, new_state_fraction, values, late
@@ -281,7 +282,8 @@ def _change(
         raise PlanError(
             f"the resized model does not run ({error}); nothing was changed. Plan: {plan}"
         ) from error
-    edits, counts = tuple(map(str, plan.edits)), (parameters, count_parameters(model))
+    edits = tuple(map(str, plan.edits))
+    counts = (parameters, count_parameters(model))
     return Receipt(edits, dict(plan.sizes), counts, change, keeps)
 
 
@@ -341,7 +343,9 @@ def _computed(
 
     What waits for the final values is appended to `late`.
     """
-    values, gradients, states = [], [], drop_states(handling, late)
+    values = []
+    gradients = []
+    states = drop_states(handling, late)
     for tensor, rows in _by_tensor(model, plan.rows):
         value = tensor.detach()
         for row in rows:

@@ -110,7 +110,8 @@ def load(
         raise RunError(
             f"checkpoint {path} has an optimizer's state; let build() return (model, optimizer)"
         )
-    base, names = base_of(model), {id(p): name for name, p in model.named_parameters()}
+    base = base_of(model)
+    names = {id(p): name for name, p in model.named_parameters()}
     held = {} if optimizer is None else trained_by(optimizer, names)
     _build_blocks(model, about["blocks"], path)
     _fill_model(model, tensors, path)
@@ -393,7 +394,8 @@ def _fill_groups(
         group["params"][:] = [parameters[name] for name in saved["params"]]
         home = next((p.device for p in group["params"]), torch.device("cpu"))
         for key, value in saved["values"].items():
-            old, new = group.get(key), _from_json(value, tensors, home)
+            old = group.get(key)
+            new = _from_json(value, tensors, home)
             if isinstance(old, (int, float)) and not isinstance(new, (int, float, Tensor)):
                 raise RunError(
                     f"checkpoint {path} has {new!r} as the optimizer's {key!r}, which is a number"

@@ -92,7 +92,9 @@ def add_stage(
     """
     if count < 1:
         raise PlanError(f"add_stage: count={count}; give at least 1")
-    before, weight, width = count_parameters(cascade), cascade.readout.weight, cascade.features
+    before = count_parameters(cascade)
+    weight = cascade.readout.weight
+    width = cascade.features
     optimizers = whole(optimizers)
     handling = handled(optimizers, [("readout.weight", weight)], True, states)
     stage = cascade.new_stage(count, generator)
@@ -191,7 +193,8 @@ def rewire(
     _checked_share("rewire", share)
     dropped = max(1, round(share * dag.weight.numel()))
     by_size = dag.weight.detach().abs().cpu().argsort()
-    at, keep = places(dag.layout, dag.indices.cpu(), dag.indptr.cpu()), by_size[dropped:]
+    at = places(dag.layout, dag.indices.cpu(), dag.indptr.cpu())
+    keep = by_size[dropped:]
     score = (
         torch.rand(dag.layout.weights, generator=generator)
         if gradient is None
@@ -280,14 +283,16 @@ def _changed(
     """
     live = tensors_of(dag)
     cuts = [(tensor, dim, index) for tensor, dim, index in cuts if tensor in live]
-    before, sizes = count_parameters(dag), (dag.nodes, layout.nodes)
+    before = count_parameters(dag)
+    sizes = (dag.nodes, layout.nodes)
     old = dag.layout, dag.indices, dag.indptr
     made = [(live[tensor], take(live[tensor].detach(), dim, index)) for tensor, dim, index in cuts]
     handling = handled(
         whole(optimizers), [(tensor, live[tensor]) for tensor, _, _ in cuts], False, states
     )
     late: list[Callable[[], None]] = []
-    cut, gradients = drop_states(handling, late), []
+    cut = drop_states(handling, late)
+    gradients = []
     for tensor, dim, index in cuts:
         cut += cut_states(
             handling,

@@ -67,7 +67,8 @@ def resize_distributed(
     where edits or arguments differ between ranks, one of them cannot carry them out, or the
     replicas differ afterwards; `Unsupported` for a wrapper that cannot be set up again.
     """
-    edits, group = tuple(edits), ddp.process_group
+    edits = tuple(edits)
+    group = ddp.process_group
     options = _arguments(ddp)
     said = _gathered(_said(edits, arguments), group)
     for rank, other in enumerate(said):
@@ -78,14 +79,17 @@ def resize_distributed(
                 "send them to all"
             )
     generator = torch.Generator().manual_seed(_gathered(seed, group)[0])
-    applied, fault, interruption = None, "", None
+    applied = None
+    fault = ""
+    interruption = None
     setattr(ddp, RESIZING, True)
     try:
         applied = resize(ddp.module, edits, generator=generator, **arguments)
     except Exception as error:
         fault = str(error) or type(error).__name__
     except BaseException as error:  # the other ranks wait for a word
-        fault, interruption = type(error).__name__, error
+        fault = type(error).__name__
+        interruption = error
     finally:
         delattr(ddp, RESIZING)
     faults = {rank: text for rank, text in enumerate(_gathered(fault, group)) if text}
@@ -188,7 +192,9 @@ def _unset(value: Any, name: str) -> None:
 
 def _wrap(ddp: DistributedDataParallel, options: Mapping[str, Any]) -> None:
     """Set the wrapper up again around its module as that is now."""
-    before, hooks, built_in = dict(vars(ddp)), list(ddp._comm_hooks), _built_in_hook(ddp)
+    before = dict(vars(ddp))
+    hooks = list(ddp._comm_hooks)
+    built_in = _built_in_hook(ddp)
     # what the old reducer listens to would otherwise fire beside the new one's
     ddp._remove_autograd_hooks()
     DistributedDataParallel.__init__(ddp, **options)

@@ -38,7 +38,8 @@ def _parameters(
 ) -> Iterator[str]:
     groups = {id(group): group for optimizer in optimizers for group in optimizer.param_groups}
     every = [p for group in groups.values() for p in group["params"]]
-    held, dead = Counter(map(id, every)), [p for p in every if id(p) not in names]
+    held = Counter(map(id, every))
+    dead = [p for p in every if id(p) not in names]
     if dead:
         shapes = ", ".join(str(tuple(p.shape)) for p in dead)
         yield (

@@ -138,7 +138,8 @@ def cut_states(
     states = []
     for how in handling:
         if tensor in how.optimizer.state and not any(tensor is other for other in how.dropped):
-            state, shape = how.optimizer.state[tensor], tensor.shape
+            state = how.optimizer.state[tensor]
+            shape = tensor.shape
             for dim, index, name in cuts:
                 state = cut(state, shape, dim, index, name, new_state_fraction, how.ways)
                 shape = torch.Size([*shape[:dim], len(index), *shape[dim + 1 :]])
@@ -329,7 +330,8 @@ def _near(optimizer: Optimizer) -> dict[str, str]:
             if value.shape == p.shape and value.is_floating_point():
                 found = sums.setdefault(key, [0.0, 0.0, 0.0])
                 exact = torch.promote_types(p.dtype, torch.float32)
-                weights, copied = p.detach().to(exact), value.detach().to(p.device, exact)
+                weights = p.detach().to(exact)
+                copied = value.detach().to(p.device, exact)
                 for number, tensor in enumerate((copied - weights, weights, copied)):
                     found[number] += float(tensor.square().sum())
     near = {

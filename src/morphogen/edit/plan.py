@@ -232,7 +232,8 @@ def resized(widths: Mapping[str, Width], plan: Plan) -> dict[str, Width]:
 
 
 def _edited(width: Width, index: list[int], edit: Grow | Shrink | Split) -> list[int]:
-    name, size = width.name, len(index)
+    name = width.name
+    size = len(index)
     if isinstance(edit, Grow):
         if edit.units < 1:
             raise PlanError(
@@ -305,10 +306,8 @@ def _wired(
 ) -> Moved:
     dag = model.get_submodule(slot.tensor.rpartition(".")[0])
     assert isinstance(dag, Dag)
-    rows, nodes = (
-        _laid_out(slot, maps, widths, tensors, dag.layout.values),
-        maps.get(slot.spans[-1].width),
-    )
+    rows = _laid_out(slot, maps, widths, tensors, dag.layout.values)
+    nodes = maps.get(slot.spans[-1].width)
     return moved(
         dag, rows, len(rows) - dag.layout.width * (dag.nodes if nodes is None else len(nodes))
     )

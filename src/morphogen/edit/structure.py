@@ -108,7 +108,8 @@ def diff(
 
 def _lines(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys([*before, *after]):
-        old, new = before.get(name), after.get(name)
+        old = before.get(name)
+        new = after.get(name)
         if old == new:
             continue
         if old and new and old["kind"] == new["kind"]:

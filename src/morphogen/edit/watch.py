@@ -56,7 +56,8 @@ class Put:
     count: int
 
     def __call__(self) -> None:
-        tensor, data = self.tensor, self.data
+        tensor = self.tensor
+        data = self.data
         tensor.grad = None  # before the data: a gradient of another shape may not stand beside it
         # Assigning another type makes autograd forget the tensor's gradient accumulator. It
         # remembers the old shape and lives as long as any older graph, such as that of the `loss`

@@ -69,7 +69,8 @@ def _scratch(fitted: Fitted, problem: Problem) -> Row:
     for ours, theirs in zip(depths_in(model), depths_in(fitted.model), strict=True):
         ours.w.data.copy_(theirs.w.data)
     reinitialised(model)
-    last, recipe = fitted.report.rounds[-1], fitted.recipe
+    last = fitted.report.rounds[-1]
+    recipe = fitted.recipe
     grown = next((r.step for r in fitted.report.rounds if r.phase == "anneal"), last.step)
     state = State(model, optimizer_for(model, recipe), fitted.settings.seed)
     for phase, until in ((Phase(), grown), (Phase(grown, max(1, last.step - grown)), last.step)):

@@ -55,7 +55,8 @@ class LastInDouble(nn.Module):
 
     def __init__(self, plain: nn.Sequential) -> None:
         super().__init__()
-        self.body, self.last = copy.deepcopy(plain[:-1]).float(), plain[-1]
+        self.body = copy.deepcopy(plain[:-1]).float()
+        self.last = plain[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.last(self.body(x).double())
@@ -69,7 +70,8 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
         result = f"one logit for each of {len(dataset.classes)} classes"
         note = f"Classes, in order of the outputs:\n{', '.join(dataset.classes)}"
     else:
-        result, note = "the target in its own unit", ""
+        result = "the target in its own unit"
+        note = ""
     reads = (
         "what `prepare(table)` returns"
         if dataset.prepare
@@ -103,7 +105,8 @@ def structure(fitted: Fitted, report: Report) -> dict[str, object]:
 
 def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, object]:
     """The figures of the run. "seconds" are the only ones that differ between two equal runs."""
-    found, last = report.table[0], report.rounds[-1]
+    found = report.table[0]
+    last = report.rounds[-1]
     return {
         "data": report.data,
         "task": report.task,

@@ -97,7 +97,8 @@ def search(
 
 def _result(search: Search) -> Fitted:
     """Freeze, score and report."""
-    seconds, problem = search.elapsed, search.problem
+    seconds = search.elapsed
+    problem = search.problem
     plain, certificate = freeze(search.state.model, problem.example)
     assert isinstance(plain, nn.Sequential)
     row = Row("found by morphogen", problem.test_score(plain), count_parameters(plain), seconds)

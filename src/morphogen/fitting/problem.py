@@ -52,8 +52,11 @@ class Problem:
     """A data set as tensors on a device, with its split, loss and score."""
 
     def __init__(self, dataset: Dataset, recipe: Recipe | None, settings: Settings) -> None:
-        seed, device, self.wiring = settings.seed, settings.device, settings.wiring
-        self.dataset, self.regression = dataset, dataset.task == "regression"
+        seed = settings.seed
+        device = settings.device
+        self.wiring = settings.wiring
+        self.dataset = dataset
+        self.regression = dataset.task == "regression"
         # a DAG knows no neighbours
         self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"
         inside, held = split_rows(dataset, seed)
@@ -65,7 +68,8 @@ class Problem:
         self.device = torch.device(device)
         x = torch.as_tensor(dataset.x_train, device=self.device)
         target = self._target(dataset.y_train)
-        self.x, self.y = x[inside], target[inside]
+        self.x = x[inside]
+        self.y = target[inside]
         looked = held[:LOOKED_AT]
         self.looked = (x[looked], target[looked])
         self.outputs = 1 if self.regression else max(2, len(dataset.classes))
@@ -94,7 +98,8 @@ class Problem:
 
     def build(self) -> nn.Module:
         """The first, tiny network."""
-        width, dropout = self.recipe.width, self.recipe.dropout
+        width = self.recipe.width
+        dropout = self.recipe.dropout
         if self.wiring == "dag":
             return dagnet(self.x[0].numel(), self.outputs, width)
         if self.images:
@@ -169,7 +174,8 @@ def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if n < 2:
         raise DataError(f"{n} sample in the training part; give at least 2")
     held = min(max(1, n // 10, min(200, n // 4)), _HELD_OUT)
-    rows, y = np.arange(n), dataset.y_train
+    rows = np.arange(n)
+    y = dataset.y_train
     stratify = None
     if dataset.task == "classification":
         _, counts = np.unique(y, return_counts=True)

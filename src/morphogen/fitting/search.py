@@ -70,8 +70,10 @@ class Search:
                 f"choose one of {able}"
             )
         self.problem = Problem(dataset, recipe, settings)
-        self.recipe, self.settings = self.problem.recipe, settings
-        self.keep, self.display = keep, display
+        self.recipe = self.problem.recipe
+        self.settings = settings
+        self.keep = keep
+        self.display = display
         model = self.problem.build().to(self.problem.device)
         parameters = count_parameters(model)
         if settings.budget is not None and parameters > settings.budget:
@@ -90,7 +92,8 @@ class Search:
             loss=self._training_loss,
             optimizers=[self.state.optimizer],
         )
-        self.phase, self.history = Phase(), History(notes=list(dataset.notes))
+        self.phase = Phase()
+        self.history = History(notes=list(dataset.notes))
         self.before = 0.0  # seconds of earlier sessions of this run
         self.began = self.saved = time.perf_counter()
 
@@ -123,10 +126,8 @@ class Search:
                 self._say(f"{error}: the last good state is back, the learning rate is halved")
 
     def _after_round(self, state: State) -> None:
-        draw, epoch = (
-            generator(state.seed, 4, state.round),
-            state.step / self.problem.batches.per_epoch,
-        )
+        draw = generator(state.seed, 4, state.round)
+        epoch = state.step / self.problem.batches.per_epoch
         if self.phase.anneal_start is None:
             for change in self.controller.step(state.round, epoch, draw):
                 self.history.changes.append(change)
@@ -155,7 +156,8 @@ class Search:
         """Fix the structure and plan the fall of the learning rate, within what is left of the time
         limit.
         """
-        per_epoch, steps = self.problem.batches.per_epoch, self.recipe.steps
+        per_epoch = self.problem.batches.per_epoch
+        steps = self.recipe.steps
         wanted = max(self.recipe.anneal * self.state.step, self.recipe.epochs * per_epoch)
         if self.settings.seconds is not None:
             wanted = min(wanted, (self.settings.seconds - self.elapsed) / self._seconds_per_step())
@@ -175,7 +177,8 @@ class Search:
         return max(1e-6, (last[-1].seconds - last[0].seconds) / (last[-1].step - last[0].step))
 
     def _record(self, epoch: float) -> None:
-        state, problem = self.state, self.problem
+        state = self.state
+        problem = self.problem
         now = Round(
             state.round,
             epoch,

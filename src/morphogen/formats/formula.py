@@ -105,7 +105,8 @@ def _product(choices: Iterable[Choice]) -> int:
 def _off(end: Bound | Row) -> int:
     """On which side of the float64 nearest to it an end lies: -1, 0 (it is that number) or 1."""
     if isinstance(end.exact, str):
-        exact, near = Decimal(end.exact), Decimal(end.near)
+        exact = Decimal(end.exact)
+        near = Decimal(end.near)
         return (exact > near) - (exact < near)
     return (end.exact > Fraction(end.near)) - (end.exact < Fraction(end.near))
 
@@ -119,7 +120,8 @@ def _compared(one: Bound | Row, other: Bound | Row) -> int:
     """-1, 0 or 1: which of two values is less."""
     if one.near != other.near or one.exact == other.exact:
         return (one.near > other.near) - (one.near < other.near)
-    a, b = fraction(one), fraction(other)
+    a = fraction(one)
+    b = fraction(other)
     return (a > b) - (a < b)
 
 
@@ -140,7 +142,8 @@ class Ends:
 
     def narrowed(self, bounds: Iterable[Bound]) -> "Ends":
         """With more bounds."""
-        lower, upper = list(self.lower), list(self.upper)
+        lower = list(self.lower)
+        upper = list(self.upper)
         changed = False
         for bound in bounds:
             side = upper if bound.upper else lower
@@ -250,7 +253,8 @@ class Case:
     def joined(self, part: All) -> "Case | None":
         """With a part that holds as well; None where that cannot be."""
         bounds: list[Bound] = []
-        rows, choices = list(self.rows), list(self.choices)
+        rows = list(self.rows)
+        choices = list(self.choices)
         waiting = [part]
         while waiting:
             here = waiting.pop()

@@ -24,7 +24,9 @@ from morphogen.tracing.trace import Ref, refs
 @torch.no_grad()
 def modules(net: Program) -> nn.Module:
     """The program's function as modules in its precision, with a free batch size."""
-    graph, layers, names = Graph(), dict[str, nn.Module | Tensor](), Counter[str]()
+    graph = Graph()
+    layers = dict[str, nn.Module | Tensor]()
+    names = Counter[str]()
     values: dict[str, FxNode] = {net.input: graph.placeholder("x")}
     shapes = {net.input: net.shapes[net.input]}
     chain = [net.input]

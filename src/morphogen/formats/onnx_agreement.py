@@ -48,14 +48,16 @@ def agree(net: "OnnxNet", run: Run, until: Deadline = NEVER) -> None:
     rounding on some point.
     """
     kinds = points(net.shape, net.dtype)
-    x, unit = torch.cat(list(kinds.values())), torch.finfo(net.dtype).eps
+    x = torch.cat(list(kinds.values()))
+    unit = torch.finfo(net.dtype).eps
     held = {
         name: tensor.to(_precision(net))
         for name, tensor in net.named_buffers()
         if tensor.is_floating_point()
     }
     held = {**dict(net.named_buffers()), **held}
-    ours, nudged = _values(net, held, x, 0.0, until), _values(net, held, x, unit, until)
+    ours = _values(net, held, x, 0.0, until)
+    nudged = _values(net, held, x, unit, until)
     places = {kind: slice(place * POINTS, (place + 1) * POINTS) for place, kind in enumerate(kinds)}
     allowed = {
         kind: _ROOM * (_largest((nudged - ours)[at]) + unit * _largest(ours[at]))
@@ -150,7 +152,8 @@ def _difference(ours: Tensor, theirs: Tensor, at: slice, kind: str) -> float:
     """
     if ours.shape != theirs.shape:
         return math.inf
-    ours, theirs = ours[at], theirs[at]
+    ours = ours[at]
+    theirs = theirs[at]
     both = ours.isfinite() & theirs.isfinite()
     alike = (ours == theirs) | (ours.isnan() & theirs.isnan()) | both
     if kind != "large" and not bool(alike.all()):

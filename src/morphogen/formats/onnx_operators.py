@@ -160,7 +160,8 @@ def matmul(b: Builder, a: Attributes, x: Value, y: Value) -> Value:
 def _product(b: Builder, x: Value, y: Value) -> Value:
     """Of any dimensions, the batch in front."""
     rank = max(len(x.shape), len(y.shape), 2)
-    row, column = len(x.shape) == 1, len(y.shape) == 1
+    row = len(x.shape) == 1
+    column = len(y.shape) == 1
 
     def full(t: Tensor, value: Value, as_row: bool) -> Tensor:
         shape = (
@@ -222,7 +223,8 @@ def transpose(b: Builder, a: Attributes, x: Value) -> Value:
 
 def flatten(b: Builder, a: Attributes, x: Value) -> Value:
     """A matrix: the dimensions before `axis`, and the others."""
-    axis, rank = a.get("axis", 1), len(x.shape)
+    axis = a.get("axis", 1)
+    rank = len(x.shape)
     if not -rank <= axis <= rank:
         raise Unsupported(f"axis={axis} of a value with {rank} dimensions")
     axis = axis + rank if axis < 0 else axis
@@ -375,7 +377,8 @@ def _windows(a: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> _Win
     spatial = len(sizes)
     kernel = tuple(kernel)
     ones = (1,) * spatial
-    stride, dilation = tuple(a.get("strides", ones)), tuple(a.get("dilations", ones))
+    stride = tuple(a.get("strides", ones))
+    dilation = tuple(a.get("dilations", ones))
     pads = tuple(a.get("pads", (0,) * (2 * spatial)))
     if (len(kernel), len(stride), len(dilation), len(pads)) != (
         spatial,
@@ -387,7 +390,8 @@ def _windows(a: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> _Win
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads} on {spatial} "
             "dimensions"
         )
-    before, after = pads[:spatial], pads[spatial:]
+    before = pads[:spatial]
+    after = pads[spatial:]
     auto = a.get("auto_pad", "NOTSET")
     if auto == "VALID":
         before = after = (0,) * spatial
@@ -397,7 +401,8 @@ def _windows(a: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> _Win
             max((math.ceil(n / s) - 1) * s + span - n, 0)
             for n, s, span in zip(sizes, stride, spans, strict=True)
         ]
-        less, more = tuple(t // 2 for t in whole), tuple(t - t // 2 for t in whole)
+        less = tuple(t // 2 for t in whole)
+        more = tuple(t - t // 2 for t in whole)
         before, after = (less, more) if auto == "SAME_UPPER" else (more, less)
     if min(*kernel, *stride, *dilation) < 1 or min(*before, *after) < 0:
         raise Unsupported(
@@ -411,7 +416,8 @@ def conv(b: Builder, a: Attributes, x: Value, weight: Value, bias: Value | None 
     spatial = _image(x)
     if spatial > 3:
         raise Unsupported(f"in {spatial} dimensions; one to three can be read")
-    w, c = _constant(weight, "its weight"), _constant(bias, "its bias")
+    w = _constant(weight, "its weight")
+    c = _constant(bias, "its bias")
     assert w is not None
     if tuple(a.get("kernel_shape", w.shape[2:])) != tuple(w.shape[2:]):
         raise Unsupported(
@@ -475,7 +481,8 @@ def average_pool(b: Builder, a: Attributes, x: Value) -> Value:
         raise Unsupported(f"in {spatial} dimensions; one to three can be read")
     at = _windows(a, x.shape[2:], a["kernel_shape"])
     pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[spatial - 1]
-    ceil, include = at.ceil(a, x.shape[2:]), bool(a.get("count_include_pad", 0))
+    ceil = at.ceil(a, x.shape[2:])
+    include = bool(a.get("count_include_pad", 0))
     plain = set(at.dilation) == {1}
     if plain and at.even and all(2 * pad <= k for pad, k in zip(at.before, at.kernel, strict=True)):
         return b.call(
@@ -487,7 +494,8 @@ def average_pool(b: Builder, a: Attributes, x: Value) -> Value:
         )
     # a sum of each window's entries, over how many they are
     run: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    channels, count = x.shape[1], math.prod(at.kernel)
+    channels = x.shape[1]
+    count = math.prod(at.kernel)
     ones = torch.ones(channels, 1, *at.kernel, dtype=x.dtype) / count
     inside = F.pad(
         torch.ones(1, 1, *x.shape[2:], dtype=torch.float64), at.pads, value=float(include)

@@ -42,13 +42,13 @@ class OnnxNet(nn.Module):
         batch: int,
     ) -> None:
         super().__init__()
-        self.given, self.shape, self.dtype, self.batch = (
-            given.shape,
-            given.inner,
-            given.dtype,
-            batch,
-        )
-        self.calls, self.made, self.result = calls, made.name, result
+        self.given = given.shape
+        self.shape = given.inner
+        self.dtype = given.dtype
+        self.batch = batch
+        self.calls = calls
+        self.made = made.name
+        self.result = result
         # by identity, since one constant may be read in several places
         self.held: dict[int, str] = {}
         for call in calls:
@@ -109,7 +109,8 @@ def _several(model: "onnx.ModelProto") -> bool:
 
 def _read(model: "onnx.ModelProto", whole: bool, until: Deadline) -> OnnxNet:
     """whole: whether the input is one example, whatever its first size."""
-    graph, opset = model.graph, _opset(model)
+    graph = model.graph
+    opset = _opset(model)
     if graph.sparse_initializer:
         raise Unsupported("it holds sparse tensors; write them in full")
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -202,7 +203,8 @@ def _input(given: "onnx.ValueInfoProto", builder: Builder, whole: bool) -> tuple
 
 def _needed(graph: "onnx.GraphProto", output: str) -> dict[int, "onnx.NodeProto"]:
     """By place, the nodes that the output is computed from."""
-    wanted, found = {output}, {}
+    wanted = {output}
+    found = {}
     for place, node in reversed(list(enumerate(graph.node))):
         if wanted.intersection(node.output):
             wanted.update(name for name in node.input if name)  # "" stands for what is left out

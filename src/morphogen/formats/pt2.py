@@ -211,7 +211,8 @@ def _size(text: str) -> None:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"has a size that is no expression, {text[:80]!r}") from error
     # texts stand in Symbol('s0') alone, and powers of powers would take forever
-    symbols, small = set[int](), set[int]()
+    symbols = set[int]()
+    small = set[int]()
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Call)

@@ -196,7 +196,8 @@ def _arguments(name: str, module: nn.Module) -> Iterator[str]:
         elsewhere = ("device", "dtype", "min_value", "max_value")  # the last two are old names
         if argument.kind is not argument.POSITIONAL_OR_KEYWORD or argument.name in elsewhere:
             continue
-        value, default = _square(getattr(module, argument.name)), argument.default
+        value = _square(getattr(module, argument.name))
+        default = argument.default
         if argument.name == "bias":
             value = value is not None
         if argument.name == "stride" and default is None:

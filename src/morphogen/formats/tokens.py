@@ -17,17 +17,16 @@ class Tokens:
     """
 
     def __init__(self, text: str, name: str) -> None:
-        self.text, self.name = text.removeprefix("\ufeff"), name
+        self.text = text.removeprefix("\ufeff")
+        self.name = name
         self.words = [word for word in _TOKEN.findall(self.text) if word[0] != ";"] + [""] * _AHEAD
 
     def fail(self, at: int, what: str, kind: type[MorphogenError] = DataError) -> NoReturn:
         """Raise with the line and the column of a token."""
         starts = (match.start() for match in _TOKEN.finditer(self.text) if match.group()[0] != ";")
         offset = next((start for place, start in enumerate(starts) if place == at), len(self.text))
-        line, column = (
-            self.text.count("\n", 0, offset) + 1,
-            offset - self.text.rfind("\n", 0, offset),
-        )
+        line = self.text.count("\n", 0, offset) + 1
+        column = offset - self.text.rfind("\n", 0, offset)
         raise kind(f"{self.name}, line {line}, column {column}: {what}")
 
     def missing(self, at: int, opened: int) -> NoReturn:
@@ -45,7 +44,8 @@ class Tokens:
     @cached_property
     def closes(self) -> dict[int, int]:
         """By the place of each '(' that of its ')'."""
-        found, stack = {}, []
+        found = {}
+        stack = []
         for at, word in enumerate(self.words):
             if word == "(":
                 stack.append(at)

@@ -92,12 +92,15 @@ def read_vnnlib(path: str | Path, until: Deadline = NEVER) -> Property:
 def parse_vnnlib(text: str, name: str = "vnnlib", until: Deadline = NEVER) -> Property:
     """The property in a text; name: what errors call it. until: see `read_vnnlib`."""
     reader = _Reader(text, name, until)
-    root, declared, asked = _Open("and"), dict[str, int](), False
+    root = _Open("and")
+    declared = dict[str, int]()
+    asked = False
     at = 0
     while reader.tokens[at]:
         if reader.tokens[at] != "(":
             reader.source.fail(at, f"'{reader.tokens[at]}' here; '(' was expected")
-        opened, head = at, reader.tokens[at + 1]
+        opened = at
+        head = reader.tokens[at + 1]
         if head == "assert":
             if asked:
                 reader.source.fail(
@@ -146,7 +149,9 @@ class _Open:
     __slots__ = ("bounds", "choices", "depth", "false", "kind", "parts", "rows")
 
     def __init__(self, kind: str) -> None:
-        self.kind, self.depth, self.false = kind, 0, False
+        self.kind = kind
+        self.depth = 0
+        self.false = False
         self.bounds: list[Bound] = []
         self.rows: list[Row] = []
         self.choices: list[Choice] = []
@@ -194,7 +199,8 @@ class _Reader:
     """
 
     def __init__(self, text: str, name: str, until: Deadline) -> None:
-        self.source, self.until = Tokens(text, name), until
+        self.source = Tokens(text, name)
+        self.until = until
         self.tokens = self.source.words
         self.variables: dict[str, _Variable] = {}
         self.used: dict[_Variable, int] = {}
@@ -273,9 +279,12 @@ class _Reader:
 
     def formula(self, at: int, opened: int, root: _Open) -> int:
         """Reads one formula into `root`: the place behind it."""
-        tokens, stack = self.tokens, [root]
+        tokens = self.tokens
+        stack = [root]
         while True:
-            token, head, top = tokens[at], tokens[at + 1], stack[-1]
+            token = tokens[at]
+            head = tokens[at + 1]
+            top = stack[-1]
             self.until.check()
             if token == "(" and head in _SIGNS:
                 at = self.comparison(at, opened, top)
@@ -347,15 +356,19 @@ class _Reader:
         """
         if sign == "=":
             return None
-        one, other = self.variable(left, at + 2), self.variable(right, at + 3)
-        below, strict = sign[0] == "<", len(sign) == 1
+        one = self.variable(left, at + 2)
+        other = self.variable(right, at + 3)
+        below = sign[0] == "<"
+        strict = len(sign) == 1
         if one and other:
             if one[0] == other[0] == "Y" and one != other:
                 way = 1.0 if below else -1.0
                 return Row(((one[1], way), (other[1], -way)), 0.0, "0", strict)
             return None
         if other:
-            one, right, below = other, left, not below
+            one = other
+            right = left
+            below = not below
         if not one or (value := self.number(right)) is None:
             return None
         exact = right if value else "0"
@@ -378,7 +391,8 @@ class _Reader:
         total = {key: way * weight for key, weight in left.items()}
         for key, weight in right.items():
             total[key] = total.get(key, Fraction(0)) - way * weight
-        limit, strict = -total.pop(None, Fraction(0)), len(sign) == 1
+        limit = -total.pop(None, Fraction(0))
+        strict = len(sign) == 1
         terms = {key: weight for key, weight in total.items() if weight and key}
         kinds = {kind for kind, _ in terms}
         if not terms:
@@ -447,7 +461,8 @@ class _Reader:
         whole: _Sum = {}
         stack = [_Term("+", at, Fraction(1), whole)]
         while True:
-            token, top = self.tokens[at], stack[-1]
+            token = self.tokens[at]
+            top = stack[-1]
             if token == "(":
                 op = self.tokens[at + 1]
                 if op not in ("+", "-", "*") or self.tokens[at + 2] == ")":
@@ -483,7 +498,8 @@ class _Reader:
         """Adds a product where it belongs."""
         if term.op != "*":
             return
-        factor, varies = term.factor, None
+        factor = term.factor
+        varies = None
         for part in term.parts:
             part = {key: weight for key, weight in part.items() if weight}
             if any(part):
@@ -509,7 +525,11 @@ class _Term:
     __slots__ = ("at", "factor", "first", "into", "op", "parts")
 
     def __init__(self, op: str, at: int, factor: Fraction, into: _Sum) -> None:
-        self.op, self.at, self.factor, self.into, self.first = op, at, factor, into, True
+        self.op = op
+        self.at = at
+        self.factor = factor
+        self.into = into
+        self.first = True
         self.parts: list[_Sum] = []
 
     def operand(self) -> tuple[Fraction, _Sum]:
@@ -570,11 +590,10 @@ def _checked(found: Property, name: str) -> Property:
 
 
 def _said(ends: Ends, number: int) -> str:
-    low, high = ends.lower[number], ends.upper[number]
+    low = ends.lower[number]
+    high = ends.upper[number]
     assert low is not None
     assert high is not None
-    least, most = (
-        "more than" if low.strict else "at least",
-        "less than" if high.strict else "at most",
-    )
+    least = "more than" if low.strict else "at least"
+    most = "less than" if high.strict else "at most"
     return f"X_{number} is asserted to be {least} {low.near:g} and {most} {high.near:g}"

@@ -43,8 +43,14 @@ class Growth(pl.Callback):
         budget: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.policy, self.losses, self.example, self.loss = policy, losses, example, loss
-        self.every, self.network, self.budget, self.seed = every, network, budget, seed
+        self.policy = policy
+        self.losses = losses
+        self.example = example
+        self.loss = loss
+        self.every = every
+        self.network = network
+        self.budget = budget
+        self.seed = seed
         self.changes: list[Change] = []
         self.controller: Controller | None = None
         self._kept: dict[str, Any] | None = None

@@ -47,8 +47,13 @@ class Growth(TrainerCallback):
         budget: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.policy, self.losses, self.example, self.loss = policy, losses, example, loss
-        self.every, self.budget, self.seed = every, budget, seed
+        self.policy = policy
+        self.losses = losses
+        self.example = example
+        self.loss = loss
+        self.every = every
+        self.budget = budget
+        self.seed = seed
         self.changes: list[Change] = []
         self.controller: Controller | None = None
 

@@ -75,8 +75,12 @@ class LearnedDepth(BlockStack):
         super().__init__(block, max(1, math.ceil(max(w, floor or w))) + lookahead, zero_init)
         self.h = nn.ReLU() if h is None else h
         self.w = nn.Parameter(torch.tensor(float(w)))
-        self.max_blocks, self.merge, self.gate, self.penalty = max_blocks, merge, gate, penalty
-        self.floor, self.lookahead = floor, lookahead
+        self.max_blocks = max_blocks
+        self.merge = merge
+        self.gate = gate
+        self.penalty = penalty
+        self.floor = floor
+        self.lookahead = lookahead
 
     def _count(self) -> int:
         w = self.depth
@@ -119,7 +123,8 @@ class LearnedDepth(BlockStack):
         The margin is a hysteresis: w hovering at an integer does not flip the structure. At least
         one block stays; with `lookahead` there is one more than that.
         """
-        w, built = self.depth, len(self.blocks) - self.lookahead
+        w = self.depth
+        built = len(self.blocks) - self.lookahead
         if not math.isfinite(w):
             return len(self.blocks)
         if w > built and (self.max_blocks is None or built < self.max_blocks):
@@ -136,7 +141,8 @@ class LearnedDepth(BlockStack):
             if 0 < whole < min(self.depth, len(self.blocks)) and float(self.gates()[whole]) < least:
                 self.w.fill_(float(whole))
         self.w.requires_grad_(False)
-        self.w.grad, self.lookahead = None, False
+        self.w.grad = None
+        self.lookahead = False
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.active_blocks

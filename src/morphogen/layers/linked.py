@@ -33,7 +33,8 @@ class Linked(nn.Module):
         self, base: nn.Module | Callable[[Tensor], Tensor], dim: int | None = None
     ) -> None:
         super().__init__()
-        self.base, self.dim = base, dim
+        self.base = base
+        self.dim = dim
 
     def pair(self, z: Tensor) -> Pair:
         """Both halves."""

@@ -67,7 +67,8 @@ def _mirrored(
     return both
 
 
-_ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+_ALPHA = 1.6732632423543772848170429916717
+_SCALE = 1.0507009873554804934193349852946
 
 KINDS: dict[str, Kind] = {
     "relu": Kind(F.relu, _relu_into, _relu_back),
@@ -145,7 +146,8 @@ def _run(name: str, kind: str, dim: int, *tensors: Tensor) -> None:
     """A compiled loop over `tensors`, the last but one of them shaped as z and all in one order of
     memory.
     """
-    z, kernels = tensors[-2], _kernels()
+    z = tensors[-2]
+    kernels = _kernels()
     shape = z.shape
     # what lies between two steps along the dimensions before `dim`; in memory the channels come
     # last of (0, 2, 3, 1), or not
@@ -154,11 +156,9 @@ def _run(name: str, kind: str, dim: int, *tensors: Tensor) -> None:
         if _last(z)
         else math.prod(shape[dim:])
     )
-    kernel, number, addresses = (
-        getattr(kernels, name),
-        kernels.NUMBERS[kind],
-        [t.data_ptr() for t in tensors],
-    )
+    kernel = getattr(kernels, name)
+    number = kernels.NUMBERS[kind]
+    addresses = [t.data_ptr() for t in tensors]
     shared(
         lambda begin, end: kernel(number, *addresses, begin, end, run),
         z.numel() // run,
@@ -273,7 +273,8 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, kind: str, dim: int) -> Tensor:
-        ctx.kind, ctx.dim = kind, dim
+        ctx.kind = kind
+        ctx.dim = dim
         ctx.save_for_backward(z)
         return _forward(z, kind, dim)
 

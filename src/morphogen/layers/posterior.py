@@ -28,9 +28,11 @@ def discretised_normal(mean: Tensor, scale: Tensor, count: int) -> Tensor:
     posterior would span many layers.
     """
     depths = torch.arange(1, count + 1, dtype=mean.dtype, device=mean.device)
-    upper, lower = (depths + 0.5 - mean) / scale, (depths - 0.5 - mean) / scale
+    upper = (depths + 0.5 - mean) / scale
+    lower = (depths - 0.5 - mean) / scale
     # differences in the nearer tail, so that far depths keep their digits
-    near, far = torch.where(lower > 0, -lower, upper), torch.where(lower > 0, -upper, lower)
+    near = torch.where(lower > 0, -lower, upper)
+    far = torch.where(lower > 0, -upper, lower)
     mass: Tensor = (torch.special.ndtr(near) - torch.special.ndtr(far)).clamp_min(
         torch.finfo(mean.dtype).tiny
     )
@@ -99,16 +101,12 @@ class DepthPosterior(BlockStack):
         super().__init__(
             partial(_stage, block, readout), start if max_blocks is None else min(start, max_blocks)
         )
-        self.mean, self.log_scale = (
-            nn.Parameter(torch.tensor(float(mean))),
-            nn.Parameter(torch.tensor(math.log(scale))),
-        )
-        self.prior, self.quantile, self.max_blocks, self.probabilities = (
-            prior,
-            quantile,
-            max_blocks,
-            probabilities,
-        )
+        self.mean = nn.Parameter(torch.tensor(float(mean)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.prior = prior
+        self.quantile = quantile
+        self.max_blocks = max_blocks
+        self.probabilities = probabilities
         self.dim = dim
 
     @property
@@ -128,7 +126,8 @@ class DepthPosterior(BlockStack):
         """Blocks up to the quantile of q, one more or fewer than there are; one fewer only when two
         are beyond it.
         """
-        mean, scale = float(self.mean.detach()), float(self.log_scale.detach().exp())
+        mean = float(self.mean.detach())
+        scale = float(self.log_scale.detach().exp())
         if not (math.isfinite(mean) and math.isfinite(scale)):
             return len(self.blocks)
         reach = _reach(mean, scale, self.quantile)
@@ -145,7 +144,8 @@ class DepthPosterior(BlockStack):
         return torch.stack(found)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs, q = self.outputs(x), self.q()
+        outputs = self.outputs(x)
+        q = self.q()
         q = q.view(-1, *[1] * (outputs.dim() - 1))
         if self.probabilities:
             # dimension 0 is that of the depths
@@ -228,7 +228,8 @@ def _reach(mean: float, scale: float, quantile: float) -> int:
     def below(value: float) -> float:
         return 0.5 * math.erfc((mean - value) / (scale * math.sqrt(2)))
 
-    start, depth = below(0.5), 1
+    start = below(0.5)
+    depth = 1
     while below(depth + 0.5) - start < quantile * (1 - start):
         depth += 1
     return depth

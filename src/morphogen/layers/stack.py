@@ -214,7 +214,8 @@ class BlockStack(nn.Module, ABC):
         )
         if like is None:
             return block.to(next(self.blocks.parameters(), torch.empty(0)))
-        live, made = _tensors(like), _tensors(block)
+        live = _tensors(like)
+        made = _tensors(block)
         own = {id(tensor) for tensor in _tensors(self.blocks).values()}
         if any(live[name].shape != tensor.shape for name, tensor in made.items()):
             if own & {id(tensor) for tensor in made.values()}:
@@ -245,7 +246,8 @@ class BlockStack(nn.Module, ABC):
         return reinitialised(block)
 
     def _silence(self, block: nn.Module) -> None:
-        last, own = last_weight(block), {id(p) for p in self.blocks.parameters()}
+        last = last_weight(block)
+        own = {id(p) for p in self.blocks.parameters()}
         for name, parameter in block.named_parameters():
             if last and name in (last, f"{last.removesuffix('weight')}bias"):
                 if id(parameter) in own:
@@ -296,7 +298,8 @@ def _resized(like: nn.Module, block: nn.Module, again: Callable[[], nn.Module]) 
     """A block of the sizes of `like` with the values of `block`, beyond its sizes with those of
     what `again` builds.
     """
-    result, built = copy.deepcopy(like), [_tensors(block)]
+    result = copy.deepcopy(like)
+    built = [_tensors(block)]
     for name, tensor in _tensors(result).items():
         size = built[0][name].shape
         corners = itertools.product(

@@ -62,14 +62,12 @@ class LearnedWidth(nn.Module):
         # them
         self.register_buffer("ones", torch.ones(units))
         self.ones: Tensor
-        self.dim, self.soft, self.floor, self.max_units, self.gate, self.penalty = (
-            dim,
-            soft,
-            floor,
-            max_units,
-            gate,
-            penalty,
-        )
+        self.dim = dim
+        self.soft = soft
+        self.floor = floor
+        self.max_units = max_units
+        self.gate = gate
+        self.penalty = penalty
 
     @property
     def w(self) -> Tensor:
@@ -85,7 +83,8 @@ class LearnedWidth(nn.Module):
     @property
     def active_units(self) -> int:
         """How many units have an open gate: ceil(w), at most those that exist."""
-        w, built = self.width, len(self.ones)
+        w = self.width
+        built = len(self.ones)
         return min(math.ceil(w), built) if math.isfinite(w) else built
 
     def gates(self) -> Tensor:
@@ -102,7 +101,8 @@ class LearnedWidth(nn.Module):
 
         The margin is a hysteresis; units between w and their number are closed and cost time only.
         """
-        w, built = self.width, len(self.ones)
+        w = self.width
+        built = len(self.ones)
         chunk = max(1, built // 8)
         if not math.isfinite(w) or built - chunk * (1 + margin) <= w <= built:
             return built

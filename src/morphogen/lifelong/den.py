@@ -117,7 +117,8 @@ def descend(
     pull: adds the gradients of penalties. shrink: takes the proximal steps, at a learning rate.
     held: the loss on held-out rows, which ends the phase; its last value is returned.
     """
-    parameters, looks = list(trained), [held()]
+    parameters = list(trained)
+    looks = [held()]
     for step, chosen in enumerate(islice(batches(rows, settings.batch, draw), settings.iterations)):
         rate = settings.rate * settings.decay ** (step * settings.batch // rows)
         for group in optimizer.param_groups:
@@ -136,10 +137,8 @@ def descend(
                 parameter.copy_(torch.where(trained[parameter], parameter, old))
         if (step + 1) % settings.check == 0:
             looks.append(held())
-            recent, earlier = (
-                looks[-settings.window :],
-                looks[-2 * settings.window : -settings.window],
-            )
+            recent = looks[-settings.window :]
+            earlier = looks[-2 * settings.window : -settings.window]
             if (
                 len(earlier) == settings.window
                 and sum(earlier) - sum(recent) < settings.tolerance * settings.window
@@ -222,7 +221,8 @@ class Lesson:
         """Train the masked entries. drifting: with the penalty of eq. 6; grouped: with that of eq.
         5, on new units.
         """
-        settings, linears = self.settings, [layer.linear for layer in self.net.layers]
+        settings = self.settings
+        linears = [layer.linear for layer in self.net.layers]
 
         def pull() -> None:
             for p in trained:
@@ -242,7 +242,8 @@ class Lesson:
 
         x, y = self.train
         loss = lambda rows: self.loss(x[rows], y[rows])  # noqa: E731
-        optimizer, held = self.optimizer, self.held_loss
+        optimizer = self.optimizer
+        held = self.held_loss
         self.losses[name] = descend(
             settings, optimizer, trained, loss, held, len(x), self.draw, pull, shrink
         )
@@ -374,7 +375,8 @@ def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
 
     Source: Yoon et al., algorithm 4.
     """
-    net, layers = lesson.net, lesson.net.layers
+    net = lesson.net
+    layers = lesson.net.layers
     states = [(layer.linear.weight.clone(), layer.linear.bias.clone()) for layer in layers]
     heads = [net.head(task).weight.clone() for task in range(len(net.heads))]
     originals: list[Tensor] = []
@@ -398,7 +400,8 @@ def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
     for layer, new, units, (weight, bias), (old, shift) in zip(
         layers, lesson.new, originals, states, lesson.before, strict=True
     ):
-        weight, bias = torch.cat([weight, weight[units]]), torch.cat([bias, bias[units]])
+        weight = torch.cat([weight, weight[units]])
+        bias = torch.cat([bias, bias[units]])
         weight = torch.where(new[:, None], _handed(weight, below), F.pad(weight, (0, len(below))))
         weight[units] = F.pad(old[units], (0, weight.shape[1] - old.shape[1]))
         bias[units] = shift[units]

@@ -71,7 +71,8 @@ class Lifelong(nn.Module):
 
         Raises `PlanError` for a task that was not learned, `ShapeError` for rows of another size.
         """
-        head, wanted = self.head(task), self.layers[0].linear.in_features
+        head = self.head(task)
+        wanted = self.layers[0].linear.in_features
         if x.dim() != 2 or x.shape[1] != wanted:
             raise ShapeError(
                 f"x has shape {tuple(x.shape)}; this is a perceptron: give rows, (n, {wanted}), "
@@ -88,7 +89,8 @@ class Lifelong(nn.Module):
         """The number of a new task and its head. rates: (outputs,), how often each answer is yes:
         what the head says first.
         """
-        like, odds = self.layers[-1].linear.weight, rates.clamp(1e-3, 1 - 1e-3).logit()
+        like = self.layers[-1].linear.weight
+        odds = rates.clamp(1e-3, 1 - 1e-3).logit()
         head = nn.Linear(like.shape[0], len(rates), device=like.device, dtype=like.dtype)
         with torch.no_grad():
             head.weight.zero_()

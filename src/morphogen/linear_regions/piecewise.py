@@ -74,7 +74,8 @@ class Piecewise:
 
     def run(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(z of every layer, (batch, units) each; the outputs)."""
-        sources, before = [x], []
+        sources = [x]
+        before = []
         for layer in self.layers:
             before.append(summed(layer, sources))
             sources.append(torch.maximum(before[-1], layer.slope * before[-1]))
@@ -82,7 +83,8 @@ class Piecewise:
 
     def pattern(self, x: Tensor) -> Tensor:
         """Which units are above 0 at x, by more than rounding, (batch, units)."""
-        sources, above = [x], [torch.zeros(len(x), 0, dtype=torch.bool)]
+        sources = [x]
+        above = [torch.zeros(len(x), 0, dtype=torch.bool)]
         for layer in self.layers:
             z = summed(layer, sources)
             above.append(
@@ -126,10 +128,8 @@ class Piecewise:
         in units of their radius: (batch, units). Beside this a slope that is no more than rounding
         is none.
         """
-        sources, lengths = (
-            [identity(self.inputs, len(pattern))],
-            [radius[:, None].expand(-1, len(pattern))],
-        )
+        sources = [identity(self.inputs, len(pattern))]
+        lengths = [radius[:, None].expand(-1, len(pattern))]
         found = [pattern.new_zeros(len(pattern), 0, dtype=torch.float64)]
         for layer, above in zip(self.layers, self.of_layers(pattern), strict=True):
             found.append(steepest(by_size(layer), lengths).T)
@@ -244,7 +244,8 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
         directions = torch.eye(origin.numel(), dtype=torch.float64)[free].unflatten(1, origin.shape)
         box = Box(box.lower.flatten(1)[:, free], box.upper.flatten(1)[:, free])
     else:
-        origin, directions = along[0].double(), along[1].double()
+        origin = along[0].double()
+        directions = along[1].double()
         if directions.shape[1:] != origin.shape or box.lower.shape[1:] != directions.shape[:1]:
             raise ShapeError(
                 f"along: the origin is {tuple(origin.shape)}, the directions are "
@@ -264,7 +265,9 @@ class _Reader:
     """
 
     def __init__(self, net: Program, start: Tensor) -> None:
-        self.net, self.values, self.layers = net, {net.input: start}, list[Layer]()
+        self.net = net
+        self.values = {net.input: start}
+        self.layers = list[Layer]()
         self.sizes = [start.shape[1] - 1]
 
     def read(self) -> tuple[list[Layer], Layer]:
@@ -328,7 +331,8 @@ class _Reader:
         at = torch.where(inside, at, at.gather(1, inside.byte().argmax(1, keepdim=True)))
         rest = list(value[:, :, at].unbind(3))
         while len(rest) > 1:
-            pairs, last = list(zip(rest[::2], rest[1::2], strict=False)), rest[len(rest) // 2 * 2 :]
+            pairs = list(zip(rest[::2], rest[1::2], strict=False))
+            last = rest[len(rest) // 2 * 2 :]
             first, second = (torch.stack(side, 2) for side in zip(*pairs, strict=True))
             units = self.bent(second - first, 0.0)
             rest = [self.wide(part) for part in last]

@@ -15,7 +15,9 @@ class Polytope:
     """
 
     def __init__(self, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
-        self.rows, self.inputs, self.most = rows, rows.shape[1] - 1, float((upper - lower).max())
+        self.rows = rows
+        self.inputs = rows.shape[1] - 1
+        self.most = float((upper - lower).max())
         # one more variable, the radius of a ball: rows x - radius >= -offset; the box's sides are
         # rows here, too
         sides = np.concatenate([np.eye(self.inputs), -np.eye(self.inputs)])

@@ -232,10 +232,12 @@ def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
 
 
 def _by_corners(net: Piecewise, max_cells: int, until: float) -> Regions:
-    centre, radius = net.box.centre[0], net.box.radius[0]
+    centre = net.box.centre[0]
+    radius = net.box.radius[0]
     unit = _in_the_cube(net, centre, radius)
     found: list[tuple[Tensor, _Part]] = []
-    count, complete = 0, True
+    count = 0
+    complete = True
     start = [identity(net.inputs, 1)], [torch.ones(net.inputs, 1, dtype=torch.float64)]
     for above, part in _descend(
         unit, 0, *start, torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)
@@ -367,7 +369,8 @@ def _descend(
         # many cells go on together, few stay few: what is read no more is not carried along
         for begin in range(0, len(parent), _CHUNK):
             some = slice(begin, begin + _CHUNK)
-            mothers, signs = torch.from_numpy(parent[some]), torch.from_numpy(new[some])
+            mothers = torch.from_numpy(parent[some])
+            signs = torch.from_numpy(new[some])
             read = [source == 0 or last.get(source, -1) > at for source in range(at + 1)]
             kept = [
                 value[:, mothers] if wanted else value[:, :0]
@@ -379,12 +382,11 @@ def _descend(
             ]
             if last.get(at + 1, -1) > at:
                 slope = slopes(signs, layer).T
-                kept, long = (
-                    [*kept, slope[..., None] * z[:, mothers]],
-                    [*long, slope * length[:, mothers]],
-                )
+                kept = [*kept, slope[..., None] * z[:, mothers]]
+                long = [*long, slope * length[:, mothers]]
             else:
-                kept, long = [*kept, z[:, :0]], [*long, length[:, :0]]
+                kept = [*kept, z[:, :0]]
+                long = [*long, length[:, :0]]
             yield from _descend(
                 layers, at + 1, kept, long, torch.cat([above[mothers], signs], 1), children[some]
             )
@@ -395,16 +397,18 @@ def _cut(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, _Part]]:
     """(signs (cells, units), parents, cells) of the parts that rows cut cells into."""
     cells = import_module("morphogen.linear_regions.cells")
-    d, units, first = part.points.shape[1], rows.shape[1], 0
-    room_cells, room_points = 4 * len(part.start) + 1024, 16 * int(part.count.sum()) + 65536
+    d = part.points.shape[1]
+    units = rows.shape[1]
+    first = 0
+    room_cells = 4 * len(part.start) + 1024
+    room_points = 16 * int(part.count.sum()) + 65536
     while first < len(part.start):
         start, count, facets = (np.empty(room_cells, np.int64) for _ in range(3))
-        labels, parent = (
-            np.empty((room_cells, cells.FACETS), np.int32),
-            np.empty(room_cells, np.int64),
-        )
+        labels = np.empty((room_cells, cells.FACETS), np.int32)
+        parent = np.empty(room_cells, np.int64)
         above = np.empty((room_cells, units), np.bool_)
-        points, masks = np.empty((room_points, d)), np.empty((room_points, 2), np.uint64)
+        points = np.empty((room_points, d))
+        masks = np.empty((room_points, 2), np.uint64)
         found = (start, count, facets, labels, points, masks, parent, above)
         status, reached, made, corners = cells.cut(rows, first_label, part.arrays, first, found)
         if status == cells.CROWDED:
@@ -413,10 +417,12 @@ def _cut(
                 "method='reverse search' or fewer inputs"
             )
         if reached == first and status == cells.FULL:
-            room_cells, room_points = 4 * room_cells, 4 * room_points
+            room_cells = 4 * room_cells
+            room_points = 4 * room_points
             continue
         first = reached
-        some, most = slice(made), facets[:made].max()
+        some = slice(made)
+        most = facets[:made].max()
         children = _Part(
             start[some],
             count[some],

@@ -31,7 +31,8 @@ def reverse_search(net: Piecewise, max_cells: int, until: float) -> Found:
     clock.
     """
     draw = np.random.default_rng(0)
-    centre, radius = net.box.centre.numpy()[0], net.box.radius.numpy()[0]
+    centre = net.box.centre.numpy()[0]
+    radius = net.box.radius.numpy()[0]
     ends = -np.ones(net.inputs), np.ones(net.inputs)
     inside: dict[bytes, np.ndarray] = {}
     borders: list[list[int]] = []
@@ -47,7 +48,8 @@ def reverse_search(net: Piecewise, max_cells: int, until: float) -> Found:
     def patterns_at(points: np.ndarray) -> np.ndarray:
         return net.pattern(torch.from_numpy(centre + radius * points)).numpy()
 
-    complete, looked = True, False
+    complete = True
+    looked = False
     wait(patterns_at(draw.uniform(-0.5, 0.5, (1, net.inputs))))
     while waiting or not looked:
         if not waiting:
@@ -105,7 +107,9 @@ def halfspaces(
     rows = normed(z, z[:, :-1].norm(dim=1), steepest).numpy()
     reaches = rows[:, -1] < np.abs(rows[:, :-1]).sum(1)  # others are above 0 on the whole box
     places = ((rows[:, :-1] != 0).any(1) & reaches).nonzero()[0]
-    rows, groups, taken = rows[places], [], np.zeros(len(places), bool)
+    rows = rows[places]
+    groups = []
+    taken = np.zeros(len(places), bool)
     for row in range(len(rows)):
         if not taken[row]:
             one = (np.abs(rows - rows[row]).max(1) <= _THIN) & ~taken
@@ -163,7 +167,8 @@ def _neighbour_pattern(
     steepest = net.of_layers(
         net.steepest(torch.from_numpy(pattern)[None], torch.from_numpy(radius))[0]
     )
-    there, at = torch.from_numpy(pattern.copy()), 0
+    there = torch.from_numpy(pattern.copy())
+    at = 0
     for layer, z, most in zip(net.layers, before, steepest, strict=True):
         on = (z[0].abs() <= _THIN * most).nonzero()[:, 0] + at
         if len(on) == 1 and int(on) == unit:

@@ -24,7 +24,8 @@ def unit_importance(model: nn.Module, widths: Mapping[str, Width], name: str) ->
     # what enters a unit: its rows, or the norm's scale where one follows; what leaves it: the
     # columns that read it
     scaled = any(slot.role == "scale" for slot in width.slots)
-    enters, leaves = torch.zeros(size), torch.zeros(size)
+    enters = torch.zeros(size)
+    leaves = torch.zeros(size)
 
     def units(slot: Slot) -> list[int]:
         return slot.units(

@@ -76,7 +76,9 @@ def _inputs(module: nn.Module, x: Tensor) -> Tensor:
     where there is one.
     """
     if isinstance(module, nn.Conv2d):
-        size, step, dilation = module.kernel_size, module.stride, module.dilation
+        size = module.kernel_size
+        step = module.stride
+        dilation = module.dilation
         around = module._reversed_padding_repeated_twice if module.padding == "same" else None
         x = F.pad(x, around) if around else x
         padding = module.padding if isinstance(module.padding, tuple) else 0

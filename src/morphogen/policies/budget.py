@@ -38,7 +38,8 @@ def _cut(edit: Grow | Split, units: int) -> Edit:
 
 
 def _largest(edit: Grow | Split, budget: int, count: Callable[[Edit], int]) -> int:
-    low, high = 0, (edit.units if isinstance(edit, Grow) else len(edit.of)) - 1
+    low = 0
+    high = (edit.units if isinstance(edit, Grow) else len(edit.of)) - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if count(_cut(edit, middle)) <= budget else (low, middle - 1)

@@ -73,14 +73,14 @@ class Controller:
         cost: Cost = count_parameters,
         loss: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
-        self.model, self.optimizers, self.policy = model, tuple(optimizers), policy
-        self.losses, self.example, self.budget, self.cost, self._loss = (
-            losses,
-            example,
-            budget,
-            cost,
-            loss,
-        )
+        self.model = model
+        self.optimizers = tuple(optimizers)
+        self.policy = policy
+        self.losses = losses
+        self.example = example
+        self.budget = budget
+        self.cost = cost
+        self._loss = loss
         self.memory: Memory = policy.start() if policy else {}
         self.ledger: list[Edit] = []
         self.done = False
@@ -91,7 +91,9 @@ class Controller:
         """Go on as the controller that kept this ledger and memory; the model has been brought
         there already.
         """
-        self.ledger, self.memory, self._widths = list(ledger), memory, None
+        self.ledger = list(ledger)
+        self.memory = memory
+        self._widths = None
 
     def kept(self) -> dict[str, Any]:
         """Ledger, memory and whether it is done, JSON-ready; `restore` is the inverse."""
@@ -106,7 +108,8 @@ class Controller:
     def widths(self) -> dict[str, Width]:
         """The model's widths; traced again only after a block came or went."""
         if self._widths is None:
-            self._widths, self._free = widths(trace(self.model, self.example)), None
+            self._widths = widths(trace(self.model, self.example))
+            self._free = None
         return self._widths
 
     def sizes(self) -> dict[str, int]:
@@ -176,7 +179,8 @@ class Controller:
     def _apply(
         self, proposal: Proposal, round: int, epoch: float, generator: torch.Generator
     ) -> Change:
-        edit, module = proposal.edit, None
+        edit = proposal.edit
+        module = None
         before = count_parameters(self.model)
         if isinstance(edit, (AddBlock, DropBlock)):
             module = self.model.get_submodule(edit.module)
@@ -206,10 +210,8 @@ class Controller:
     def _attempt(
         self, edits: Sequence[Edit], start: str = "", seed: int = 0, /
     ) -> tuple[Tensor, float]:
-        generator, planned = (
-            torch.Generator().manual_seed(seed),
-            plan(self.model, self.widths, edits),
-        )
+        generator = torch.Generator().manual_seed(seed)
+        planned = plan(self.model, self.widths, edits)
         how = SEARCHES[start](self.model, planned, lambda: self.loss, generator)
         # on a copy: losses may move more than a resize takes back, such as the averages of a batch
         # norm
@@ -223,7 +225,8 @@ class Controller:
     def _gains(self, generator: torch.Generator, new: int) -> dict[str, tuple[Tensor, Tensor]]:
         edits: dict[str, list[Edit]] = {}
         for name, size in self.sizes().items():
-            grow, split = Grow(name, new), Split(name, range(size))
+            grow = Grow(name, new)
+            split = Split(name, range(size))
             edits[name] = [split, grow] if self._plans([split]) else [grow]
         if not edits:
             return {}
@@ -253,7 +256,8 @@ class Controller:
     ) -> float:
         if not searched:
             searched["now"] = natural_norm(self.model, self.loss)
-        planned, grown = plan(self.model, self.widths, [edit]), copy.deepcopy(self.model)
+        planned = plan(self.model, self.widths, [edit])
+        grown = copy.deepcopy(self.model)
         apply_(
             grown,
             planned,

@@ -51,7 +51,8 @@ class Stochastic:
             or not observation.sizes
         ):
             return [], memory, True
-        best, found = 0.0, []
+        best = 0.0
+        found = []
         for _ in range(self.tries):
             edit, seed = self._drawn(observation, generator)
             if edit is None:
@@ -67,7 +68,8 @@ class Stochastic:
                     f"validation loss {float(rise.mean()):+.4f}, cost "
                     f"{100 * (cost / observation.cost - 1):+.1f} %"
                 )
-                best, found = worth, [Proposal(edit, reason, "random", seed)]
+                best = worth
+                found = [Proposal(edit, reason, "random", seed)]
         return found, memory, False
 
     def _drawn(

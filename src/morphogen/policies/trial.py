@@ -48,7 +48,9 @@ class Trial:
     def decide(
         self, observation: Observation, memory: Memory, generator: torch.Generator
     ) -> tuple[list[Proposal], Memory, bool]:
-        added, resting, failed = memory["added"], dict(memory["resting"]), dict(memory["failed"])
+        added = memory["added"]
+        resting = dict(memory["resting"])
+        failed = dict(memory["failed"])
         new: Memory = {**memory, "added": {}, "resting": resting, "failed": failed}
         loss = float(observation.losses.mean())
         proposals: list[Proposal] = []
@@ -126,7 +128,8 @@ class Trial:
         error = (
             float(rise.std()) / math.sqrt(len(rise)) if self.confidence and len(rise) > 1 else 0.0
         )
-        before, after = float(observation.losses.mean()), float(without.mean())
+        before = float(observation.losses.mean())
+        after = float(without.mean())
         least = max(0.0, after - self.confidence * error)
         return after - before, log_loss(least) - log_loss(before) - self.penalty * math.log(
             observation.cost / cost

@@ -37,7 +37,8 @@ class Display(ABC):
     """
 
     def __init__(self, console: Console, metric: str | None = None) -> None:
-        self.console, self.metric = console, metric
+        self.console = console
+        self.metric = metric
 
     def __enter__(self) -> Self:
         return self
@@ -87,11 +88,13 @@ class Lines(Display):
 
     def __init__(self, console: Console, metric: str | None = None) -> None:
         super().__init__(console, metric)
-        self.due, self.phase = 0.0, ""
+        self.due = 0.0
+        self.phase = ""
 
     def round(self, r: Round, time_left: float | None) -> None:
         if r.seconds >= self.due or r.phase != self.phase:
-            self.due, self.phase = r.seconds + max(3.0, 0.05 * r.seconds), r.phase
+            self.due = r.seconds + max(3.0, 0.05 * r.seconds)
+            self.phase = r.phase
             left = "" if time_left is None else f"about {format_seconds(time_left)} left"
             figures = ", ".join(f"{name} {value}" for name, value in _figures(r, self.metric))
             parts = (
@@ -246,10 +249,8 @@ def _bars(
     most = max((layer.units for layer in shape), default=1)
     names = min(max((len(layer.name) for layer in shape), default=0), max(4, width // 3))
     digits = max((len(f"{layer.units:,}") for layer in shape), default=1)
-    room, was = (
-        max(4, min(60, width - names - digits - 2)),
-        {layer.name: layer.units for layer in before or shape},
-    )
+    room = max(4, min(60, width - names - digits - 2))
+    was = {layer.name: layer.units for layer in before or shape}
     head = len(shape) if len(shape) <= lines else (lines - 1) // 2
     tail = len(shape) if len(shape) <= lines else len(shape) - (lines - 1 - head)
     text = Text(no_wrap=True, overflow="crop")
@@ -261,7 +262,8 @@ def _bars(
                 )
             continue
         old = min(layer.units, was.get(layer.name, 0))
-        bar, kept = _bar(layer.units * room / most, console), round(old * room / most)
+        bar = _bar(layer.units * room / most, console)
+        kept = round(old * room / most)
         text.append(f"{_written(layer.name, console)[:names]:>{names}} ", style="dim")
         text.append(bar[:kept], style=_STYLES.get(layer.kind, "white")).append(
             bar[kept:], style="green"

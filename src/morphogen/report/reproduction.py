@@ -91,7 +91,8 @@ def lines(reproduction: Reproduction, panel: str) -> Figure:
             for name, c in colours.items()
             if published and name.endswith(curve.name.removeprefix("published "))
         ]
-        style, colour = "--" if published else "-", alike[0] if alike else None
+        style = "--" if published else "-"
+        colour = alike[0] if alike else None
         (line,) = axes.plot(curve.x, curve.y, style, label=curve.name, linewidth=1.4, color=colour)
         colours.setdefault(curve.name, line.get_color())
     x, y = reproduction.axes.get(panel, ("", ""))
@@ -134,7 +135,8 @@ def cells(claim: Claim) -> tuple[str, ...]:
 def summary(reproduction: Reproduction) -> str:
     """The verdicts in one sentence."""
     verdicts = [claim.verdict for claim in reproduction.claims]
-    met, judged = verdicts.count("met"), verdicts.count("met") + verdicts.count("missed")
+    met = verdicts.count("met")
+    judged = verdicts.count("met") + verdicts.count("missed")
     return f"{met} of {judged} claims met, {reproduction.mode} mode, {reproduction.seconds:.0f} s"
 
 

@@ -60,7 +60,8 @@ def headline(report: Report) -> str:
     """
     if not report.rounds:
         return f"No network was found for {report.data} yet."
-    last, row = report.rounds[-1], report.table[0] if report.table else Row("", None, None, None)
+    last = report.rounds[-1]
+    row = report.table[0] if report.table else Row("", None, None, None)
     score, part = (last.valid_score, "validation ") if row.score is None else (row.score, "")
     value = format_score(report.metric, score)
     reached = (
@@ -79,11 +80,9 @@ def origin(report: Report) -> str:
     """Where the search came from, in one sentence."""
     if not report.rounds:
         return ""
-    first, changes, rounds = (
-        report.rounds[0],
-        _count(len(report.changes), "change"),
-        _count(len(report.rounds), "round"),
-    )
+    first = report.rounds[0]
+    changes = _count(len(report.changes), "change")
+    rounds = _count(len(report.rounds), "round")
     return (
         f"Grown from {_brief(first.shape)} with {_count(first.parameters, 'parameter')} by "
         f"{changes} in {rounds}."

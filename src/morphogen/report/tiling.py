@@ -14,7 +14,8 @@ def tiled(tiling: Tiling, axes: tuple[str, str] = ("", "")) -> Figure:
     plot = figure.subplots()
     kinds = np.asarray(tiling.kinds)
     # multiples of the golden section fill the circle of hues evenly, however many there are
-    hue, light = (kinds * 0.618034) % 1, 0.82 + 0.16 * ((kinds * 0.754878) % 1)
+    hue = (kinds * 0.618034) % 1
+    light = 0.82 + 0.16 * ((kinds * 0.754878) % 1)
     colours = hsv_to_rgb(np.stack([hue, np.full(len(kinds), 0.38), light], 1))
     width = 0.5 if len(kinds) < 3000 else 0.15
     plot.add_collection(

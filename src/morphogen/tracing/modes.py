@@ -106,7 +106,9 @@ def random_kept(seed: int | None = None) -> Iterator[None]:
 
 
 def _random_kept(seed: int | None) -> Iterator[None]:
-    state, python, others = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    state = torch.get_rng_state()
+    python = random.getstate()
+    others = np.random.get_state()
     cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def put() -> None:
@@ -217,7 +219,8 @@ def alike(model: nn.Module, args: tuple[Any, ...]) -> bool:
     shapes cannot tell.
     """
     try:
-        bare, args = shapes_of(model), on_meta(args)
+        bare = shapes_of(model)
+        args = on_meta(args)
         with random_kept(), torch.no_grad():
             # one copy for both: a forward pass may write to its module
             return _operations(bare, args, eval_mode) == _operations(bare, args, train_mode)

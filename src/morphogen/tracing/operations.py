@@ -50,7 +50,8 @@ Rule = Callable[[Node, Ties], Result]
 
 
 def _linear(node: Node, ties: Ties) -> Layout:
-    x, weight = ties.layout(node.args[0]), ties.layout(node.args[1])
+    x = ties.layout(node.args[0])
+    weight = ties.layout(node.args[1])
     ties.tie(x[-1], weight[1], node.name)
     if not ties.weight(node.args[1]):
         ties.not_preserved(x[-1], f"read by a weight that is computed at '{node.name}'")
@@ -72,12 +73,15 @@ def _convolved(node: Node, ties: Ties, inner: int, groups: int) -> Layout:
     """`inner`: the dimension of the weight that reads. With groups, one of the weight's two
     dimensions is one group's.
     """
-    x, weight, ref = ties.layout(node.args[0]), ties.layout(node.args[1]), node.args[1]
+    x = ties.layout(node.args[0])
+    weight = ties.layout(node.args[1])
+    ref = node.args[1]
     if len(x) != len(weight):
         raise Unsupported(
             f"'{node.op}' at node '{node.name}': input without a batch dimension; add one"
         )
-    reads, makes = weight[inner], weight[1 - inner]
+    reads = weight[inner]
+    makes = weight[1 - inner]
     if groups == 1:
         ties.tie(x[1], reads, node.name)
         ties.role(ref, inner, "in")
@@ -114,7 +118,8 @@ def _bias(node: Node, position: int, spans: Spans | None, ties: Ties) -> None:
 
 
 def _group_norm(node: Node, ties: Ties) -> Layout:
-    x, groups = ties.layout(node.args[0]), node.args[1]
+    x = ties.layout(node.args[0])
+    groups = node.args[1]
     if groups > 1:
         ties.copies(x[1], -groups, node.name)
     ties.not_preserved(x[1], f"normalised over its groups at '{node.name}'")
@@ -208,12 +213,15 @@ def _reshape(node: Node, ties: Ties) -> Layout:
     """Sizes are regrouped; in each group of dimensions that merge or split, at most one is a
     width.
     """
-    before, layout, after = ties.shape(node.args[0]), ties.layout(node.args[0]), node.shape
+    before = ties.shape(node.args[0])
+    layout = ties.layout(node.args[0])
+    after = node.shape
     result: list[Spans | None] = []
     i = j = 0
     while i < len(before) or j < len(after):
         i0 = i
-        left, right = before[i : (i := i + 1)], after[j : (j := j + 1)]
+        left = before[i : (i := i + 1)]
+        right = after[j : (j := j + 1)]
         while prod(left) != prod(right):
             if prod(left) < prod(right):
                 left += before[i : (i := i + 1)]
@@ -239,7 +247,9 @@ def _regrouped(
         )
     if len(places) == 1:
         place = places[0]
-        spans, outer, inner = group[place] or (), prod(left[:place]), prod(left[place + 1 :])
+        spans = group[place] or ()
+        outer = prod(left[:place])
+        inner = prod(left[place + 1 :])
         if len(right) == 1:
             return [tuple((v, r * inner) for v, r in spans) * outer]
         # the dimension of the result that starts and ends where this one does
@@ -274,7 +284,8 @@ def _permute(node: Node, ties: Ties) -> Layout:
 
 def _transpose(node: Node, ties: Ties) -> Layout:
     layout = list(ties.layout(node.args[0]))
-    a, b = node.args[1], node.args[2]
+    a = node.args[1]
+    b = node.args[2]
     layout[a], layout[b] = layout[b], layout[a]
     return tuple(layout)
 
@@ -316,7 +327,8 @@ def _softmax(node: Node, ties: Ties) -> Layout:
 
 def _weight_norm(node: Node, ties: Ties) -> Layout:
     """g * v / |v|: the weight that is used has v's shape; roles found for it are v's."""
-    layout, dim = ties.layout(node.args[0]), node.args[2] if len(node.args) > 2 else 0
+    layout = ties.layout(node.args[0])
+    dim = node.args[2] if len(node.args) > 2 else 0
     size = ties.layout(node.args[1])
     ties.entangled(node.args[0])
     if size and ties.shape(node.args[1])[dim] > 1:
@@ -351,7 +363,8 @@ def _stack(node: Node, ties: Ties) -> Layout:
 
 def _split(node: Node, ties: Ties) -> list[Layout]:
     """Pieces of `size`, or of the sizes that are given."""
-    size, dim = node.args[1], node.args[2] if len(node.args) > 2 else 0
+    size = node.args[1]
+    dim = node.args[2] if len(node.args) > 2 else 0
     whole = ties.shape(node.args[0])[dim]
     sizes = (
         size
@@ -387,10 +400,13 @@ def _glu(node: Node, ties: Ties) -> Layout:
 
 
 def _slice(node: Node, ties: Ties) -> Layout:
-    layout, shape = ties.layout(node.args[0]), ties.shape(node.args[0])
+    layout = ties.layout(node.args[0])
+    shape = ties.shape(node.args[0])
     given = dict(enumerate(node.args))
-    dim, step = given.get(1, 0) % len(shape), given.get(4, 1)
-    start, size = given.get(2) or 0, node.shape[dim]
+    dim = given.get(1, 0) % len(shape)
+    step = given.get(4, 1)
+    start = given.get(2) or 0
+    size = node.shape[dim]
     if size == shape[dim]:
         return layout
     if step != 1:
@@ -406,13 +422,15 @@ def _slice(node: Node, ties: Ties) -> Layout:
 
 
 def _select(node: Node, ties: Ties) -> Layout:
-    layout, dim = ties.layout(node.args[0]), node.args[1] % len(ties.shape(node.args[0]))
+    layout = ties.layout(node.args[0])
+    dim = node.args[1] % len(ties.shape(node.args[0]))
     ties.fix(layout[dim], f"one entry is taken at '{node.name}'")
     return (*layout[:dim], *layout[dim + 1 :])
 
 
 def _unbind(node: Node, ties: Ties) -> list[Layout]:
-    layout, dim = ties.layout(node.args[0]), node.args[1] if len(node.args) > 1 else 0
+    layout = ties.layout(node.args[0])
+    dim = node.args[1] if len(node.args) > 1 else 0
     dim %= len(layout)
     ties.fix(layout[dim], f"taken apart at '{node.name}'")
     return [(*layout[:dim], *layout[dim + 1 :])] * ties.shape(node.args[0])[dim]
@@ -429,7 +447,8 @@ def _item(node: Node, ties: Ties) -> Layout:
 
 
 def _expand(node: Node, ties: Ties) -> Layout:
-    layout, shape = ties.layout(node.args[0]), ties.shape(node.args[0])
+    layout = ties.layout(node.args[0])
+    shape = ties.shape(node.args[0])
     new = len(node.shape) - len(shape)
     kept = [
         spans if size == after else None
@@ -441,7 +460,8 @@ def _expand(node: Node, ties: Ties) -> Layout:
 def _matmul(node: Node, ties: Ties) -> Layout:
     """(..., n, k) @ (..., k, m), or a vector on either side."""
     a, b = node.args[:2]
-    left, right = ties.layout(a), ties.layout(b)
+    left = ties.layout(a)
+    right = ties.layout(b)
     inner = -2 if len(right) > 1 else -1
     if left[-1] is not None or right[inner] is not None:
         ties.tie(left[-1], right[inner], node.name)
@@ -455,7 +475,8 @@ def _matmul(node: Node, ties: Ties) -> Layout:
         ties.role(a, len(left) - 2, "out")
     if len(right) > 1:
         ties.role(b, len(right) - 1, "out")
-    rows, columns = (left[-2],) if len(left) > 1 else (), (right[-1],) if len(right) > 1 else ()
+    rows = (left[-2],) if len(left) > 1 else ()
+    columns = (right[-1],) if len(right) > 1 else ()
     leading = max(left[:-2], right[:-2], key=len)
     return (*leading, *rows, *columns)
 
@@ -464,7 +485,8 @@ def _added_matmul(node: Node, ties: Ties) -> Layout:
     bias, *factors = node.args[:3]
     product = _matmul(Node(node.name, node.op, tuple(factors), {}, node.shape), ties)
     for back in range(1, len(ties.shape(bias)) + 1):
-        spans, size = ties.layout(bias)[-back], ties.shape(bias)[-back]
+        spans = ties.layout(bias)[-back]
+        size = ties.shape(bias)[-back]
         if size == node.shape[-back] and not (spans is None and product[-back] is None):
             ties.tie(spans, product[-back], node.name)
             if back == 1:
@@ -531,7 +553,8 @@ def _recurrent(node: Node, ties: Ties, gates: int, states: int) -> list[Layout]:
     layer.
     """
     x, (_, tensors, biased, layers, _, _, both, _) = ties.layout(node.args[0]), node.args[1:9]
-    each, directions = (4 if biased else 2), (2 if both else 1)
+    each = 4 if biased else 2
+    directions = 2 if both else 1
     if len(tensors) != each * layers * directions:
         for ref in tensors:
             for spans in ties.layout(ref):
@@ -578,7 +601,8 @@ def _dag(node: Node, ties: Ties) -> list[Layout]:
 
 
 def _pixel_shuffle(node: Node, ties: Ties) -> Layout:
-    x, squared = ties.layout(node.args[0]), node.args[1] ** 2
+    x = ties.layout(node.args[0])
+    squared = node.args[1] ** 2
     channels = ties.divide_repeat(ties.blocks(x[1], squared, node.name) or (), squared)
     return (x[0], channels or None, None, None)
 
@@ -603,7 +627,8 @@ def _constant(node: Node, ties: Ties) -> Layout:
 
 def _cumulated(node: Node, ties: Ties) -> Layout:
     """cumsum(x, dim): an entry feels those before it only, and units come last."""
-    layout, dim = ties.layout(node.args[0]), node.args[1]
+    layout = ties.layout(node.args[0])
+    dim = node.args[1]
     ties.role(node.args[0], dim % len(layout), "scale")
     return layout
 
@@ -627,7 +652,8 @@ def _index(node: Node, ties: Ties) -> Layout:
     """x[:, table]: entries of some dimensions are looked up; the result has the table's dimensions
     in place of theirs.
     """
-    layout, tables = ties.layout(node.args[0]), node.args[1]
+    layout = ties.layout(node.args[0])
+    tables = node.args[1]
     at = [d for d, table in enumerate(tables) if table is not None]
     if at != list(range(at[0], at[-1] + 1)):
         return _constant(Node(node.name, node.op, node.args[:1], {}, node.shape), ties)

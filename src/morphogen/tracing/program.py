@@ -149,7 +149,8 @@ def program(
             f"bounds: the network has {len(inputs)} inputs; give one that takes a single tensor"
         )
     shapes[inputs[0].name] = inputs[0].shape[1:]
-    output, several = "", {}
+    output = ""
+    several = {}
     newest: dict[str, str] = {}  # value -> the one that an operation in place made of it
     viewed: set[str] = set()  # values that share their numbers with others
     for node in graph.nodes:
@@ -204,7 +205,8 @@ def _precision(model: nn.Module) -> torch.dtype:
 
 def _holds(kind: torch.dtype, own: torch.dtype) -> bool:
     """Whether every number of one type is one of another."""
-    there, here = torch.finfo(kind), torch.finfo(own)
+    there = torch.finfo(kind)
+    here = torch.finfo(own)
     return there.eps <= here.eps and there.max >= here.max and there.tiny <= here.tiny
 
 
@@ -253,7 +255,8 @@ def _alone(net: Program, example: Tensor) -> None:
         2, *example.shape[1:], dtype=net.dtype, generator=torch.Generator().manual_seed(0)
     )
     try:
-        both, one = net.values(x), net.values(x[:1])
+        both = net.values(x)
+        one = net.values(x[:1])
         apart = [
             name
             for name in both
@@ -291,7 +294,8 @@ def _picked(item: Step, several: Mapping[str, Step]) -> Step:
             f"bounds: no rule takes one of the values of node '{name}'; add one to "
             "morphogen.bounds.rules"
         )
-    whole, place = several[name], item.args[1]
+    whole = several[name]
+    place = item.args[1]
     return replace(
         whole,
         name=item.name,
@@ -427,7 +431,8 @@ def _number(arg: Any) -> float | None:
 
 def needed(steps: Sequence[Step], output: str) -> tuple[Step, ...]:
     """Those that a value depends on, in order."""
-    wanted, kept = {output}, []
+    wanted = {output}
+    kept = []
     for step in reversed(steps):
         if step.name in wanted:
             wanted.update(step.reads)

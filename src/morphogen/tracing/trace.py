@@ -231,8 +231,10 @@ def _lean() -> Iterator[None]:
     walk through all objects in memory each time that some more were made. Of 3,000 operations it
     takes half of the time.
     """
-    config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
-    lines, collects = getattr(config, name, None), gc.isenabled()
+    config = getattr(torch.fx, "config", None)
+    name = "do_not_emit_stack_traces"
+    lines = getattr(config, name, None)
+    collects = gc.isenabled()
     gc.disable()
     if lines is not None:
         setattr(config, name, True)

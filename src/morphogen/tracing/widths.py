@@ -305,7 +305,8 @@ class _Solver:
         if a is None or b is None:
             self.fix(a or b, f"tied to a fixed size at '{why}'")
             return
-        left, right = list(self._resolve(a)), list(self._resolve(b))
+        left = list(self._resolve(a))
+        right = list(self._resolve(b))
         while left != right:
             if not left or not right:
                 raise AssertionError(f"sizes differ at '{why}'")
@@ -320,7 +321,8 @@ class _Solver:
                 for spans in (a, b):
                     self.fix(spans, f"joined with a size that is laid out otherwise at '{why}'")
                 return
-            left, right = list(self._resolve(tuple(left))), list(self._resolve(tuple(right)))
+            left = list(self._resolve(tuple(left)))
+            right = list(self._resolve(tuple(right)))
 
     def _level(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
         """Make two spans of one extent the same; False where they are not, or cannot be."""

@@ -55,14 +55,18 @@ def instability(model: nn.Sequential, box: Box, measure: str = "gap") -> Tensor:
     """
     if measure not in MEASURES:
         raise ShapeError(f"instability: measure={measure!r}; give one of {', '.join(MEASURES)}")
-    centre, radius, total = box.centre, box.radius, torch.zeros(())
+    centre = box.centre
+    radius = box.radius
+    total = torch.zeros(())
     for layer in _flat(model):
         if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
             total = (
                 total + MEASURES[measure](centre - radius, centre + radius).flatten(1).sum(1).mean()
             )
-            low, high = layer(centre - radius), layer(centre + radius)
-            centre, radius = (low + high) / 2, (high - low) / 2
+            low = layer(centre - radius)
+            high = layer(centre + radius)
+            centre = (low + high) / 2
+            radius = (high - low) / 2
             continue
         move = next((move for kind, move in _MOVES.items() if isinstance(layer, kind)), None)
         if getattr(layer, "padding_mode", "zeros") != "zeros":
@@ -133,7 +137,8 @@ def _same(layer: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _monotone(layer: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = layer(centre - radius), layer(centre + radius)
+    low = layer(centre - radius)
+    high = layer(centre + radius)
     return (low + high) / 2, (high - low) / 2
 
 

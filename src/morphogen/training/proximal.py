@@ -37,11 +37,13 @@ def sparse_head(
         slope = ((rows @ ahead.T).sigmoid() - y).T @ rows / y.numel()
         new = ahead - slope / steepest
         new[:, :-1] = soft(new[:, :-1], price / float(steepest))
-        moved, last = new - now, momentum
+        moved = new - now
+        last = momentum
         momentum = (1 + (1 + 4 * last**2) ** 0.5) / 2
         if float(((ahead - new) * moved).sum()) > 0:
             momentum = last = 1.0
-        ahead, now = new + (last - 1) / momentum * moved, new
+        ahead = new + (last - 1) / momentum * moved
+        now = new
         if float(moved.abs().max()) < tolerance:
             break
     return now[:, :-1], now[:, -1]

@@ -49,14 +49,16 @@ class Batches:
 
     def range(self, start: int, stop: int) -> Iterable[tuple[Tensor, Tensor]]:
         """The batches of steps start .. stop-1."""
-        epoch, order = -1, torch.empty(0, dtype=torch.long)
+        epoch = -1
+        order = torch.empty(0, dtype=torch.long)
         for step in range(start, stop):
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
                 order = self._order(epoch).to(self.x.device)
             at = (step % self.per_epoch) * self.size
             chosen = order[at : at + self.size]
-            x, y = self.x[chosen], self.y[chosen]
+            x = self.x[chosen]
+            y = self.y[chosen]
             if self.shift or self.flip:
                 x = augment(x, self.shift, self.flip, generator(self.seed, 2, step))
             yield channels_last(x), y

@@ -79,7 +79,9 @@ def compress(
     program(model, example)
     wide = copy.deepcopy(model).double()
     small, _ = fold_batchnorm(freeze(wide, example)[0], example)
-    before, reference, proofs = count_parameters(model), _outputs(wide, box), []
+    before = count_parameters(model)
+    reference = _outputs(wide, box)
+    proofs = []
     looked = example[:0] if samples is None else samples.double()
     unbiased = _biased(small)
     folded = _folded_inputs(small, box) if "constant" in chosen else 0
@@ -122,7 +124,8 @@ def _folded_inputs(model: nn.Module, box: Box) -> int:
     if not bool(fixed.any()):
         return 0
     graph = trace(model, torch.cat([box.lower, box.upper]), training=False)
-    tensors, count = tensors_of(model), 0
+    tensors = tensors_of(model)
+    count = 0
     for layer in producers(graph):
         weight = tensors[layer.weight]
         if layer.input and weight.dim() == 2 and layer.bias and weight.shape[1] == len(fixed):
@@ -165,7 +168,8 @@ def _pass(
     )
     seen = seen[~seen.flatten(1).isnan().any(1)]
     graph = trace(model, torch.cat([box.lower, box.upper]))
-    found, layers = widths(graph), rectified(graph)
+    found = widths(graph)
+    layers = rectified(graph)
     for together in (("inactive", "constant", "unread"), ("duplicate",), ("dependent",)):
         rules = [rule for name, rule in UNITS.items() if name in together and name in chosen]
         gone = [
@@ -193,7 +197,8 @@ def _taken_out(
     left: dict[str, list[str]],
 ) -> list[str]:
     """Carry out on one layer what the rules say, a line for each unit."""
-    tensors, signs = tensors_of(model), proved.units[layer.value]
+    tensors = tensors_of(model)
+    signs = proved.units[layer.value]
     units = len(tensors[layer.weight])
     sign = signs.sign.view(units, -1)
     every = torch.where((sign == sign[:, :1]).all(1), sign[:, 0], torch.zeros_like(sign[:, 0]))
@@ -204,7 +209,8 @@ def _taken_out(
     done = substitute(
         model, found, layer, sorted(relations.values(), key=lambda relation: relation.unit)
     )
-    names, gone = left[layer.weight], {relation.unit for relation in done}
+    names = left[layer.weight]
+    gone = {relation.unit for relation in done}
     left[layer.weight] = [name for unit, name in enumerate(names) if unit not in gone]
     return [f"{names[relation.unit]}: {relation.why}" for relation in done]
 
@@ -274,9 +280,11 @@ def _dependent(
     if len(stable) < 2:
         return
     _, r, order = qr(weight[stable].T.numpy(), mode="economic", pivoting=True)
-    r, order = torch.from_numpy(r), torch.from_numpy(order).long()
+    r = torch.from_numpy(r)
+    order = torch.from_numpy(order).long()
     rank = int((r.diagonal().abs() > _EXACT * r[0, 0].abs()).sum())
-    basis, others = stable[order[:rank]], stable[order[rank:]]
+    basis = stable[order[:rank]]
+    others = stable[order[rank:]]
     factors = torch.linalg.solve_triangular(r[:rank, :rank], r[:rank, rank:], upper=True).T
     off = (weight[others] - factors @ weight[basis]).norm(dim=1)
     fit = (off <= _EXACT * weight[others].norm(dim=1)) & (
@@ -319,7 +327,9 @@ def _around(
         children = dict(stack._modules)
         names = list(children)
         for a, h, b in zip(names, names[1:], names[2:], strict=False):
-            first, relu, second = children[a], children[h], children[b]
+            first = children[a]
+            relu = children[h]
+            second = children[b]
             owner = owners.get(f"{prefix}.{a}".removeprefix("."))
             if (
                 not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear))
@@ -393,7 +403,8 @@ def _bypassed(
     )
     if gained <= 0 or bool(still.all()):
         return None
-    skip, unstable = _product(first, slopes, second), ~still
+    skip = _product(first, slopes, second)
+    unstable = ~still
     inner = undrawn(nn.Linear, first.in_features, int(unstable.sum()), dtype=first.weight.dtype)
     outer = undrawn(nn.Linear, inner.out_features, second.out_features, dtype=first.weight.dtype)
     inner.weight.copy_(first.weight[unstable])

@@ -52,7 +52,8 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     times the rounding of the given model where that is larger. Source: Going Deeper, the gated
     form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var + eps).
     """
-    plain, wide = copy.deepcopy(model).eval().double(), _as(example, torch.float64)
+    plain = copy.deepcopy(model).eval().double()
+    wide = _as(example, torch.float64)
     _count_from_the_end(plain, wide)
     plain = _folded(plain)
     with torch.no_grad():
@@ -91,12 +92,11 @@ def fold_batchnorm(
     """
     small = copy.deepcopy(model).eval()
     graph = trace(small, example, training=False)
-    nodes, users = {node.name: node for node in graph.nodes}, users_of(graph.nodes)
-    modules, folded, found = (
-        dict(small.named_modules()),
-        0,
-        Counter(node.module for node in graph.nodes if "norm" in node.kind),
-    )
+    nodes = {node.name: node for node in graph.nodes}
+    users = users_of(graph.nodes)
+    modules = dict(small.named_modules())
+    folded = 0
+    found = Counter(node.module for node in graph.nodes if "norm" in node.kind)
     for node in graph.nodes:
         norm = modules.get(node.module)
         if (
@@ -183,7 +183,8 @@ def _folded(module: nn.Module) -> nn.Module:
         if child is None:
             continue
         if isinstance(child, _BESIDE) and type(module) is not nn.Sequential:
-            kind, holder = type(child).__name__, type(module).__name__
+            kind = type(child).__name__
+            holder = type(module).__name__
             raise Unsupported(
                 f"freeze: '{name}' of {holder} is a {kind} outside a Sequential; put it in one"
             )
@@ -455,7 +456,8 @@ def _dead(
     if not any(slot.role == "in" for slot in width.slots):
         return []
     size = live_size(found, width.name, tensors)
-    reads, makes = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    reads = torch.zeros(size, dtype=torch.bool)
+    makes = torch.zeros(size, dtype=torch.bool)
     for slot in alone:
         entries = tensors[slot.tensor].detach().movedim(slot.dim, 0).reshape(size, -1)
         used = (entries != 0).any(1).cpu()

@@ -118,7 +118,8 @@ def unlink(
         raise Unsupported(
             f"unlink: {'; '.join(refused) or 'no linked activation has consumers of its own'}"
         )
-    tensors, before = tensors_of(model), probe(model, example)
+    tensors = tensors_of(model)
+    before = probe(model, example)
     plain = {
         use.name: _plain(
             model.get_submodule(use.name), [tensors[name] for name in use.consumers], use.name
@@ -190,7 +191,8 @@ def _found(
         except Unsupported as error:
             refused.append(f"'{name}': {error}")
             continue
-        dims, consumers = {dim for _, dim in read}, Counter(weight for weight, _ in read)
+        dims = {dim for _, dim in read}
+        consumers = Counter(weight for weight, _ in read)
         total = Counter(
             weights[ref.name]
             for node in graph.nodes
@@ -233,7 +235,8 @@ def _layers(
     """
     rank = len(node.shape)
     for user in consumers(node, users):
-        reader, kind = user.node, user.node.kind
+        reader = user.node
+        kind = user.node.kind
         if not user.first or kind not in ("linear", "conv1d", "conv2d", "conv3d"):
             raise Unsupported(
                 f"'{reader.op}' reads it at '{reader.name}'"
@@ -313,7 +316,8 @@ def _replace(
     optimizer.
     """
     parent, _, key = name.rpartition(".")
-    holder, old = model.get_submodule(parent), model.get_submodule(name)
+    holder = model.get_submodule(parent)
+    old = model.get_submodule(name)
     new.train(old.training)
     undo_stack.append(partial(setattr, holder, key, old))
     setattr(holder, key, new)

@@ -86,8 +86,13 @@ class _Search:
         agrees: Agrees,
         callback: Callable[[float, int], None] | None,
     ) -> None:
-        self.net, self.outputs, self.agrees, self.callback = net, outputs, agrees, callback
-        self.least, self.boxes, self.open = torch.inf, 0, False
+        self.net = net
+        self.outputs = outputs
+        self.agrees = agrees
+        self.callback = callback
+        self.least = torch.inf
+        self.boxes = 0
+        self.open = False
         self.impossible: dict[bytes, frozenset[Row]] = {}
 
     def run(self, whole: Case) -> Found:
@@ -156,7 +161,8 @@ class _Search:
             if _few(found):
                 return iter((found,))
             case = found
-        point, met = self.box(around).centre[0], True
+        point = self.box(around).centre[0]
+        met = True
         if case.rows:
             until = self.net.until
             verdict = self.asked(

@@ -62,19 +62,19 @@ class _Search:
         until: Deadline,
         callback: Callable[[float, int], None] | None,
     ) -> None:
-        self.net, self.unsafe, self.box, self.until, self.callback = (
-            net,
-            unsafe,
-            box,
-            until,
-            callback,
-        )
-        self.began, self.seen = until.now(), 0
+        self.net = net
+        self.unsafe = unsafe
+        self.box = box
+        self.until = until
+        self.callback = callback
+        self.began = until.now()
+        self.seen = 0
         self.rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
         self.open = box  # boxes that are not proved
         self.bounds = box.lower.new_full((1,), -torch.inf)  # of theirs
         self.proved = torch.inf  # the least bound of the boxes that are
-        self.draw, self.attacks = torch.Generator().manual_seed(0), 0.0
+        self.draw = torch.Generator().manual_seed(0)
+        self.attacks = 0.0
 
     @property
     def spent(self) -> float:
@@ -114,7 +114,9 @@ class _Search:
         """Bound the worst boxes and cut those that stay open, or find an unsafe point in one of
         them, and its margin.
         """
-        net, rows, limits = self.net, self.rows, self.limits
+        net = self.net
+        rows = self.rows
+        limits = self.limits
         worst = self.bounds.topk(min(batch, len(self.bounds)), largest=False).indices
         rest = torch.ones(len(self.bounds), dtype=torch.bool).index_fill(0, worst, False)
         here = self.open[worst]
@@ -129,7 +131,8 @@ class _Search:
         point, margin = nearest(lambda x: margin_of(self.unsafe, net(x)), twice, share, _STEPS)
         for other in points:
             if (value := float(margin_of(self.unsafe, net(other)))) < margin:
-                point, margin = other, value
+                point = other
+                margin = value
         if margin <= 0:
             return point, margin
         open_ = ~(least > 0)  # NaN proves nothing
@@ -169,7 +172,8 @@ def _programmed(
     """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case
     by case where lines are not enough; the inputs (1, *shape) where those are attained).
     """
-    bent, points = torch.zeros(len(surplus), dtype=torch.long), []
+    bent = torch.zeros(len(surplus), dtype=torch.long)
+    points = []
     for step in net.forth():
         if activation(step) is RELU:
             box = boxes[step.reads[0]]
@@ -177,10 +181,8 @@ def _programmed(
         elif not affine(step):
             return surplus, []
     for i, k in ((bent <= _FEW)[:, None] & ~(surplus > 0)).nonzero().tolist():
-        one, row = (
-            {name: box[i : i + 1] for name, box in boxes.items()},
-            rows[k].unflatten(1, net.shapes[net.output]),
-        )
+        one = {name: box[i : i + 1] for name, box in boxes.items()}
+        row = rows[k].unflatten(1, net.shapes[net.output])
         bound, point = lp_minimum(net, one, row, limits[k])
         if not bound > 0:
             bound, point = lp_minimum(net, one, row, limits[k], True, _SECONDS, LEAST)
@@ -193,7 +195,8 @@ def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]
     """By how much a row of the open sets may change when one input alone goes from end to end of
     its edge, (batch, inputs).
     """
-    ranges, across = derivative(net, boxes), rows.flatten(0, 1).T
+    ranges = derivative(net, boxes)
+    across = rows.flatten(0, 1).T
     change = (ranges.centre.flatten(2) @ across).abs() + ranges.radius.flatten(2) @ across.abs()
     change = change.unflatten(2, rows.shape[:2]).amax(3) * open_[:, None]
     effects: Tensor = change.amax(2) * boxes[net.input].width.flatten(1)
@@ -207,7 +210,8 @@ def _halves(box: Box, effects: Tensor) -> Box:
     edge = effects.argmax(1)
     rows = torch.arange(len(edge))
     middle = box.centre.flatten(1)[rows, edge]
-    below, above = box.upper.flatten(1).clone(), box.lower.flatten(1).clone()
+    below = box.upper.flatten(1).clone()
+    above = box.lower.flatten(1).clone()
     below[rows, edge], above[rows, edge] = middle, middle
     shape = box.lower.shape
     return Box(torch.cat([box.lower, above.view(shape)]), torch.cat([below.view(shape), box.upper]))

@@ -32,13 +32,15 @@ def attack(
     share = torch.rand(restarts, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
     share[: restarts // 2].round_()
     share[:1] = 0.5
-    best, least = box.centre, torch.inf
+    best = box.centre
+    least = torch.inf
     for part in share.split(max(1, _CHUNK // max(map(math.prod, net.shapes.values())))):
         point, margin = nearest(
             lambda x: unsafe.margin(net(x)), box.repeated(len(part)), part, steps
         )
         if margin < least:
-            best, least = point, margin
+            best = point
+            least = margin
         if least <= 0:
             break
     return best, least
@@ -50,11 +52,13 @@ def nearest(
     """(the point (1, *shape) of the least score on a `descent`, its score); the first that is not
     above 0 ends it.
     """
-    best, least = sets.centre[:1], torch.inf
+    best = sets.centre[:1]
+    least = torch.inf
     for x, value in descent(score, sets, share, steps):
         lowest, at = value.min(0)
         if float(lowest) < least:
-            best, least = x[at][None], float(lowest)
+            best = x[at][None]
+            least = float(lowest)
         if least <= 0:
             break
     return best, least

@@ -86,12 +86,18 @@ class _Search:
         until: Deadline,
         callback: Callable[[float, int], None] | None,
     ) -> None:
-        self.net, self.unsafe, self.box, self.callback = net, unsafe, box, callback
-        self.until, self.began, self.stuck = until, until.now(), False
+        self.net = net
+        self.unsafe = unsafe
+        self.box = box
+        self.callback = callback
+        self.until = until
+        self.began = until.now()
+        self.stuck = False
         rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
         self.rows = rows.unflatten(2, net.shapes[net.output])
         self.reads = {step.name: step.reads[0] for step in net.steps if activation(step) is RELU}
-        self.seen, self.proved = 0, torch.inf
+        self.seen = 0
+        self.proved = torch.inf
         self.witness: tuple[Tensor, float] | None = None
         self.least = -torch.inf  # of what is open, before there are parts
         self.heap: list[tuple[float, int, Subproblem]] = []
@@ -203,14 +209,18 @@ class _Search:
         """
         found: list[list[tuple[str, int]]] = []
         for part in parts:
-            names, scores, sizes = [], [], []
+            names = []
+            scores = []
+            sizes = []
             exact = _EXACT * self.scale(part.clause)
             for step, read in self.reads.items():
                 if step not in part.seen:
                     continue
                 box = _cut(self.boxes[read], part.signs.get(read))
-                lower, upper = box.lower[0], box.upper[0]
-                a, unstable = part.seen[step], (lower < 0) & (upper > 0)
+                lower = box.lower[0]
+                upper = box.upper[0]
+                a = part.seen[step]
+                unstable = (lower < 0) & (upper > 0)
                 chord = upper * -lower / (upper - lower).clamp_min(1e-300)
                 share = (
                     part.free.alpha[step][0, 0]
@@ -255,7 +265,8 @@ class _Search:
         if not owners:
             return [], []
         worse = self.bounded(owners, signs, 0).bound.view(-1, 2).amin(1)
-        kept, first = [], 0
+        kept = []
+        first = 0
         for _, units in chosen:
             at = 2 * (first + int(worse[first : first + len(units)].argmax()))
             kept += [at, at + 1]
@@ -306,7 +317,8 @@ class _Search:
         mixes = [part.free.mixing for part in parts if part.free.mixing is not None]
         mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
-        free, limits = Variables(slopes, beta, mix), self.limits[clauses]
+        free = Variables(slopes, beta, mix)
+        limits = self.limits[clauses]
         return optimised(
             self.net, boxes, self.rows[clauses], None, every, free, steps, 0.0, limits, self.sizes
         )
@@ -316,7 +328,8 @@ class _Search:
         by case if need be.
         """
         boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
-        rows, limits = self.rows[part.clause], self.limits[part.clause]
+        rows = self.rows[part.clause]
+        limits = self.limits[part.clause]
         bound, point = lp_minimum(self.net, boxes, rows, limits)
         if not bound > 0:
             bound, point = lp_minimum(self.net, boxes, rows, limits, True, stop_above=LEAST)

@@ -28,7 +28,10 @@ from morphogen.bounds.rules import activation
 from morphogen.tracing.program import Program, needed, program
 from morphogen.verification.pgd import descent
 
-ACTIVE, INACTIVE, UNSTABLE, UNDECIDED = 1, -1, 0, 2
+ACTIVE = 1
+INACTIVE = -1
+UNSTABLE = 0
+UNDECIDED = 2
 
 
 @dataclass
@@ -151,7 +154,8 @@ def _clock(spent: dict[str, float], name: str) -> Iterator[None]:
 
 def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
     """What points show."""
-    values, found = net.values(x), {}
+    values = net.values(x)
+    found = {}
     for name in reads:
         z = values[name].flatten(1)
         count = z.shape[1]
@@ -166,7 +170,8 @@ def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
 
 def _proved(signs: Signs, box: Box, how: str) -> None:
     """What bounds prove. A unit that is 0 everywhere counts as inactive."""
-    lower, upper = box.lower.flatten(), box.upper.flatten()
+    lower = box.lower.flatten()
+    upper = box.upper.flatten()
     open_ = signs.sign == UNDECIDED
     signs.decide((open_ & (upper <= 0)).nonzero()[:, 0], INACTIVE, how)
     signs.decide((open_ & (upper > 0) & (lower >= 0)).nonzero()[:, 0], ACTIVE, how)
@@ -177,7 +182,8 @@ def _attacked(
 ) -> None:
     """Climb towards the sign that was not seen, for all open units at once."""
     units = signs.open
-    part, draw = _until(net, name), torch.Generator().manual_seed(0)
+    part = _until(net, name)
+    draw = torch.Generator().manual_seed(0)
     for chunk in units.split(256):
         towards = torch.where(signs.lacks(1)[chunk], 1.0, -1.0).to(net.dtype).repeat(restarts)
         which = chunk.repeat(restarts)[:, None]
@@ -190,7 +196,8 @@ def _attacked(
 
         for x, missing in descent(short, box.repeated(len(which)), corners, steps):
             nearest, run = missing.view(restarts, -1).min(0)
-            rows, here = run * len(chunk) + torch.arange(len(chunk)), nearest < 0
+            rows = run * len(chunk) + torch.arange(len(chunk))
+            here = nearest < 0
             for kept, sign in ((signs.positive, 1.0), (signs.negative, -1.0)):
                 hit = here & (towards[: len(chunk)] == sign)
                 kept[chunk[hit]] = x[rows[hit]]
@@ -211,7 +218,8 @@ def _solved(
     """A program for each open unit and each sign that was not seen; its solution may be a
     witness.
     """
-    part, zero = _until(net, name), torch.zeros(1, dtype=net.dtype)
+    part = _until(net, name)
+    zero = torch.zeros(1, dtype=net.dtype)
     units = signs.open.tolist()
     for number, unit in enumerate(units):
         # a share of the time each, so that one that is hard leaves the others theirs

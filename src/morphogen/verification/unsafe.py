@@ -21,7 +21,8 @@ class Unsafe:
     strict: Tensor | None = None
 
     def __post_init__(self) -> None:
-        rows, limits = self.rows.to(torch.float64), self.limits.to(torch.float64)
+        rows = self.rows.to(torch.float64)
+        limits = self.limits.to(torch.float64)
         if rows.dim() != 2 or limits.shape != rows.shape[:1]:
             raise ShapeError(
                 f"Unsafe: rows is {tuple(rows.shape)}, limits {tuple(limits.shape)}; give (k, "
@@ -67,11 +68,10 @@ class Unsafe:
         """
         if self.strict is None or not bool(self.strict.any()):
             return False
-        lower, upper = (
-            box.lower[0].flatten().to(self.rows.dtype),
-            box.upper[0].flatten().to(self.rows.dtype),
-        )
-        sizes, ends = self.rows.abs(), torch.where(self.rows > 0, lower, -upper)
+        lower = box.lower[0].flatten().to(self.rows.dtype)
+        upper = box.upper[0].flatten().to(self.rows.dtype)
+        sizes = self.rows.abs()
+        ends = torch.where(self.rows > 0, lower, -upper)
         least = torch.where(sizes > 0, ends, 0.0)
         alone = ((sizes > 0).sum(1) == 1) & (sizes.amax(1) == 1) & (least.sum(1) >= self.limits)
         signed = (least >= 0).all(1) & (self.limits <= 0)

@@ -140,7 +140,8 @@ def robust_accuracy(
     scores = net(x)
     right = (scores.argmax(1) == y).nonzero()[:, 0]
     eye = torch.eye(scores.shape[1], dtype=net.dtype)
-    robust, broken = 0, 0
+    robust = 0
+    broken = 0
     for part in right.split(batch):
         spec = eye[y[part], None] - eye  # the own class's row is 0, and is left out below
         around = linf_ball(x[part].to(net.dtype), radius, low, high)
@@ -148,12 +149,14 @@ def robust_accuracy(
         proved = margins.amin(1) > 0
         robust += int(proved.sum())
         for i in (~proved).nonzero()[:, 0].tolist():
-            sets, box = misclassified(int(y[part[i]]), scores.shape[1]), around[torch.tensor([i])]
+            sets = misclassified(int(y[part[i]]), scores.shape[1])
+            box = around[torch.tensor([i])]
             if seconds > 0:  # the search begins with an attack
                 status = verify(net, box, sets, seconds).status
             else:
                 status = (
                     "sat" if any(attack(net, unsafe, box)[1] <= 0 for unsafe in sets) else "unknown"
                 )
-            robust, broken = robust + (status == "unsat"), broken + (status == "sat")
+            robust = robust + (status == "unsat")
+            broken = broken + (status == "sat")
     return Robustness(len(x), len(right), robust, broken, len(right) - robust - broken)

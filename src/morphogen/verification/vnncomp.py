@@ -57,7 +57,8 @@ def verify_file(
     until = deadline(seconds)
     began = until.now()
     try:
-        net, wanted = read_onnx(network, until), read_vnnlib(prop, until)
+        net = read_onnx(network, until)
+        wanted = read_vnnlib(prop, until)
         # over all that the file takes at once
         if net.batch > 1 and wanted.inputs == net.batch * int(np.prod(net.shape)):
             net = read_onnx(network, until, whole=True)
@@ -95,7 +96,8 @@ def inward(
     """
     kind = np.dtype(dtype).type
     with np.errstate(over="ignore"):
-        low, high = lower.astype(kind), upper.astype(kind)
+        low = lower.astype(kind)
+        high = upper.astype(kind)
         low = np.where(low.astype(np.float64) < lower, np.nextafter(low, kind(np.inf)), low)
         high = np.where(high.astype(np.float64) > upper, np.nextafter(high, kind(-np.inf)), high)
         near = np.clip(witness, np.minimum(lower, upper), np.maximum(lower, upper)).astype(kind)
@@ -113,10 +115,8 @@ def _unsafe(clause: Case, outputs: int, y: np.ndarray) -> bool:
 
 
 def _checked(net: OnnxNet, wanted: Property, network: str | Path, prop: str | Path) -> None:
-    inputs, outputs = (
-        int(np.prod(net.shape)),
-        net(torch.zeros(1, *net.shape, dtype=net.dtype)).numel(),
-    )
+    inputs = int(np.prod(net.shape))
+    outputs = net(torch.zeros(1, *net.shape, dtype=net.dtype)).numel()
     if (inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise DataError(
             f"{prop} is over {wanted.inputs} inputs and {wanted.outputs} outputs, {network} has "

@@ -177,7 +177,8 @@ def _halved(tensors: dict[str, Tensor], sides: list[_Side]) -> dict[str, Tensor]
         tensor = base[side.row.tensor].movedim(side.row.dim, 0)
         for number, source in enumerate(side.twin):
             if source != NEW:
-                new, old = side.unit == side.before + number, side.unit == source
+                new = side.unit == side.before + number
+                old = side.unit == source
                 tensor[new] = tensor[old] = (tensor[new] + tensor[old]) / 2
     return base
 
@@ -284,7 +285,8 @@ class _View(nn.Module):
 
     def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
         super().__init__()
-        self.model, self._values = model, values
+        self.model = model
+        self._values = values
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
         result: Tensor = functional_call(self.model, self._values, args, kwargs)

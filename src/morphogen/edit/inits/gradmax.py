@@ -64,11 +64,13 @@ def gradmax(
     norm = math.sqrt(
         sum(float(value.double().square().sum()) for value in rows) / _count(producers[0])
     )
-    best, found = -math.inf, rows
+    best = -math.inf
+    found = rows
     for number in range(rounds + 1):
         strength, ascent = _strength(grown, tensors, producers, consumers, loss)
         if strength > best:
-            best, found = strength, rows
+            best = strength
+            found = rows
         if number == rounds or not any(bool(value.any()) for value in ascent):
             break
         rows = _orthonormal(ascent, norm)
@@ -120,7 +122,9 @@ def _orthonormal(ascent: list[Tensor], norm: float) -> list[Tensor]:
     for part in flat.split(flat.shape[1]):
         q, r = torch.linalg.qr(part.T)
         parts.append((q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T)
-    rows, start, result = torch.cat(parts) * norm, 0, []
+    rows = torch.cat(parts) * norm
+    start = 0
+    result = []
     for value in ascent:
         size = value[0].numel()
         result.append(rows[:, start : start + size].reshape(value.shape).to(value))
@@ -165,7 +169,8 @@ def _as_drawn(value: Tensor, row: Row, plan: Plan, model: nn.Module) -> Tensor:
     """The new slices as a `Init` gives them: before the dimensions whose rows come later in the
     plan were changed.
     """
-    value, seen = _masked(value, row, plan).movedim(0, row.dim), False
+    value = _masked(value, row, plan).movedim(0, row.dim)
+    seen = False
     for other in plan.rows:
         seen = seen or other == row
         if not seen or other.tensor != row.tensor or other.dim == row.dim:

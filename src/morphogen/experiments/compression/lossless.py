@@ -131,7 +131,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             adversarial=(),
             stable=(),
         )
-    began, parts = time.perf_counter(), rows(config.data, config.rows)
+    began = time.perf_counter()
+    parts = rows(config.data, config.rows)
     found = {
         how.named: [one(how, parts, config, seed) for seed in range(config.seeds)]
         for how in trainings(config)

@@ -94,7 +94,8 @@ def one(
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """Both modes are the same: the published settings were not to be had."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
-    began, parts = time.perf_counter(), rows(config.data, config.rows)
+    began = time.perf_counter()
+    parts = rows(config.data, config.rows)
     arms = trainings(config)
     runs = {
         how.named: [one(how, parts, config, seed) for seed in range(config.seeds)] for how in arms

@@ -128,7 +128,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             for kind, model in built.items():
                 run = fitted(model, parts, "SGD", config.rate, config.epochs, config.batch, seed)
                 accuracy[kind][nodes].append(run.test[-1])
-    claims, curves = [], []
+    claims = []
+    curves = []
     for kind in kinds:
         trained = [n for n in config.sizes if mean(accuracy[kind][n]) >= config.trains]
         claims += [

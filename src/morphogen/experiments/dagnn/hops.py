@@ -60,7 +60,8 @@ def moved(state: State, parts: Data, config: Config, seed: int) -> None:
     dag = state.model.dag
     assert isinstance(dag, Dag)
     rows = torch.randperm(len(parts.train[0]), generator=generator(seed, 8, state.round))[:1000]
-    x, y = parts.train[0][rows], parts.train[1][rows]
+    x = parts.train[0][rows]
+    y = parts.train[1][rows]
     gradient = full_gradient(dag, x, lambda out: F.cross_entropy(out, y))
     rewire(
         dag,
@@ -76,7 +77,8 @@ def wired(dag: Dag, parts: int = 32) -> tuple[tuple[float, ...], ...]:
     what can be read (columns).
     """
     node, source = dag.entries()
-    rows, columns = node * parts // dag.nodes, source * parts // dag.layout.values
+    rows = node * parts // dag.nodes
+    columns = source * parts // dag.layout.values
     there = torch.bincount(rows * parts + columns, minlength=parts**2).view(parts, parts)
     able = (
         torch.arange(dag.layout.values)[None] < dag.in_features + torch.arange(dag.nodes)[:, None]
@@ -122,11 +124,9 @@ def distance_claims(config: Config, shapes: Mapping[int, Sequence[Stats]]) -> li
     """Hops, reach within two of them, levels and sinks, beside what is known of them."""
     claims = []
     for n, found in shapes.items():
-        known, name, a = (
-            KNOWN.get(n) if config.nodes == 1024 else None,
-            _name(n),
-            n**2 / config.nodes,
-        )
+        known = KNOWN.get(n) if config.nodes == 1024 else None
+        name = _name(n)
+        a = n**2 / config.nodes
         low, high = (known - 0.1, known + 0.1) if known else (None, None)
         claims += [
             over_seeds(

@@ -60,7 +60,8 @@ def compared(
     """(all networks over the seeds, their learning rates). The rate is chosen on seed 100, which no
     result uses.
     """
-    found, best = {}, {}
+    found = {}
+    best = {}
     tuning = data(task.data, 100, task.rows)
     for name, build in networks(task.nodes, task.fan_in, task.block).items():
         scored = chosen(build, tuning, optimizer, rates, task.epochs, config.batch, 100)
@@ -123,7 +124,8 @@ def claims(where: str, found: Mapping[str, Sequence[Fit]]) -> list[Claim]:
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """Both tasks; the posts give no settings, so both modes are the same."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
-    began, found = time.perf_counter(), {}
+    began = time.perf_counter()
+    found = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -136,7 +138,9 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     finally:
         torch.set_num_threads(threads)
     axes: dict[str, tuple[str, str]] = {}
-    curves, notes, traces = [], [], []
+    curves = []
+    notes = []
+    traces = []
     for where, (task, fits, best) in found.items():
         axes |= {
             where: ("epoch", "test accuracy"),

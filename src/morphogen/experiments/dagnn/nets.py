@@ -45,12 +45,17 @@ def data(name: str, seed: int, rows: int | None = None) -> Data:
     """
     if name == "curves":
         x, y = curves(5000, 0)
-        x_test, y_test, x, y = x[4000:], y[4000:], x[:4000], y[:4000]
+        x_test = x[4000:]
+        y_test = y[4000:]
+        x = x[:4000]
+        y = y[:4000]
         classes = 10
     else:
         found = load_data(name)
-        x, y = torch.as_tensor(found.x_train).flatten(1), torch.as_tensor(found.y_train)
-        x_test, y_test = torch.as_tensor(found.x_test).flatten(1), torch.as_tensor(found.y_test)
+        x = torch.as_tensor(found.x_train).flatten(1)
+        y = torch.as_tensor(found.y_train)
+        x_test = torch.as_tensor(found.x_test).flatten(1)
+        y_test = torch.as_tensor(found.y_test)
         classes = len(found.classes)
     inside, held = (torch.as_tensor(part) for part in split(y.numpy(), 0.1, seed, stratify=True))
     inside = inside[:rows]
@@ -90,7 +95,8 @@ def curves(count: int, seed: int) -> Part:
     draw = np.random.default_rng(seed)
     shapes = (_STROKES - _STROKES.mean(1, keepdims=True)) / _STROKES.std(1, keepdims=True)
     shapes = (shapes - shapes[:, :1]) / 6
-    labels, length = draw.permutation(np.arange(count) % 10), 72
+    labels = draw.permutation(np.arange(count) % 10)
+    length = 72
     # where each of the 72 places lies on its stroke of 12 points and 36 to 60 zeros, turned around
     # by up to 48 places
     turned = (np.arange(length) - draw.integers(48, size=(count, 1))) % length
@@ -201,7 +207,9 @@ def fitted(
 ) -> Fit:
     """Train at a constant rate. hook: after each epoch."""
     state = State(model, OPTIMIZERS[optimizer](model.parameters(), lr=rate), seed)
-    batches, test, seconds = Batches(*data.train, batch, seed), [], []
+    batches = Batches(*data.train, batch, seed)
+    test = []
+    seconds = []
     spent = 0.0
     for epoch in range(epochs):
         began = time.perf_counter()

@@ -95,7 +95,8 @@ def prepared(kind: str, config: Config, seed: int) -> Tasks:
     rows are.
     """
     found = load_data(config.data)
-    x, test = torch.as_tensor(found.x_train), torch.as_tensor(found.x_test)
+    x = torch.as_tensor(found.x_train)
+    test = torch.as_tensor(found.x_test)
     y, answers = (
         F.one_hot(torch.as_tensor(labels).long()).float()
         for labels in (found.y_train, found.y_test)
@@ -240,7 +241,9 @@ def fresh(tasks: Tasks, config: Config, seed: int, *key: int) -> Lifelong:
 
 def alone(tasks: Tasks, config: Config, seed: int) -> Fit:
     """STL: a network for each task."""
-    began, scores, parameters = time.perf_counter(), [], [0]
+    began = time.perf_counter()
+    scores = []
+    parameters = [0]
     for task in range(len(tasks)):
         net = fresh(tasks, config, seed, task)
         net.add_head(tasks.train[1][task].mean(0))
@@ -253,7 +256,8 @@ def alone(tasks: Tasks, config: Config, seed: int) -> Fit:
 
 def together(tasks: Tasks, config: Config, seed: int) -> Fit:
     """MTL: one network with all heads, on the rows of all tasks in one order."""
-    began, count = time.perf_counter(), len(tasks)
+    began = time.perf_counter()
+    count = len(tasks)
     net = fresh(tasks, config, seed)
     for y in tasks.train[1]:
         net.add_head(y.mean(0))
@@ -269,7 +273,8 @@ def together(tasks: Tasks, config: Config, seed: int) -> Fit:
             torch.arange(count).repeat_interleave(part[0].shape[1]),
         ]
 
-    draw, parameters = generator(seed, 3), list(net.parameters())
+    draw = generator(seed, 3)
+    parameters = list(net.parameters())
     minimise(loss, parameters, joined(tasks.train), joined(tasks.held), config, draw, tasks=count)
     scores = tuple(auroc(net, task, of(tasks.test, task)) for task in range(count))
     size = count_parameters(net)
@@ -281,7 +286,8 @@ def fisher(net: Lifelong, x: Tensor, task: int, draw: torch.Generator) -> list[T
     """The diagonal of the Fisher information of each hidden parameter at one task's rows, answers
     drawn by the network.
     """
-    seen, sums = [x], []
+    seen = [x]
+    sums = []
     for layer in net.layers:
         sums.append(layer.linear(seen[-1]))
         seen.append(sums[-1].relu())
@@ -299,7 +305,8 @@ def fisher(net: Lifelong, x: Tensor, task: int, draw: torch.Generator) -> list[T
 
 def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: float = 0.0) -> Fit:
     """One network of fixed size learns task after task: "fine-tuned", "L2" or "EWC"."""
-    began, path = time.perf_counter(), []
+    began = time.perf_counter()
+    path = []
     net = fresh(tasks, config, seed)
     shared = list(net.hidden.parameters())
     # the ties: sum of weight (p - center)^2 over tasks is, up to a constant, what these two sums
@@ -315,10 +322,8 @@ def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: floa
         learn_all(net, task, tasks, task, config, seed, pull)
         path.append(tuple(auroc(net, k, of(tasks.test, k)) for k in range(task + 1)))
         if method == "L2":
-            weights, centers = (
-                [torch.ones_like(p) for p in shared],
-                [p.detach().clone() for p in shared],
-            )
+            weights = [torch.ones_like(p) for p in shared]
+            centers = [p.detach().clone() for p in shared]
         if method == "EWC":
             for i, found in enumerate(
                 fisher(net, tasks.train[0][task], task, generator(seed, 4, task))
@@ -333,16 +338,21 @@ def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: floa
 
 def expanding(tasks: Tasks, config: Config, seed: int) -> tuple[Fit, Fit, list[Learned]]:
     """DEN; its fits with time stamps and without, and what each task did."""
-    began, lessons, parameters = time.perf_counter(), [], []
+    began = time.perf_counter()
+    lessons = []
+    parameters = []
     paths: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
     net = fresh(tasks, config, seed)
     for task in range(len(tasks)):
-        train, held = of(tasks.train, task), of(tasks.held, task)
+        train = of(tasks.train, task)
+        held = of(tasks.held, task)
         lessons.append(learn(net, config.den, train, held, generator(seed, 3, task)))
         for stamped, path in paths.items():
             path.append(tuple(auroc(net, k, of(tasks.test, k), stamped) for k in range(task + 1)))
         parameters.append(used(net))
-    sizes, stored, seconds = tuple(parameters), count_parameters(net), time.perf_counter() - began
+    sizes = tuple(parameters)
+    stored = count_parameters(net)
+    seconds = time.perf_counter() - began
     return (
         Fit(tuple(paths[True]), sizes, stored, seconds),
         Fit(tuple(paths[False]), sizes, stored, seconds),
@@ -443,7 +453,9 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     finally:
         torch.set_num_threads(threads)
     count = tuple(range(1, config.tasks + 1))
-    found, curves, notes = [], [], []
+    found = []
+    curves = []
+    notes = []
     for kind, runs in both.items():
         fits, lessons = runs[0]
         found += claims(kind, [fits for fits, _ in runs])

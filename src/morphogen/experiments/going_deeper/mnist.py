@@ -140,13 +140,15 @@ def run(config: Config, seed: int) -> Fit:
     """
     torch.manual_seed(seed)
     dataset = load_data(config.data)
-    x, y = torch.as_tensor(dataset.x_train), torch.as_tensor(dataset.y_train, dtype=torch.long)
+    x = torch.as_tensor(dataset.x_train)
+    y = torch.as_tensor(dataset.y_train, dtype=torch.long)
     test = torch.as_tensor(dataset.x_test), torch.as_tensor(dataset.y_test, dtype=torch.long)
     model = network(config, x.shape[-1], len(dataset.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     layers = [module for module in model if isinstance(module, LearnedDepth)]
     batches = Batches(x, y, min(config.batch, len(x)), seed, shift=0 if config.faithful else 2)
     optimizer = make_optimizer(model, config)
-    depths, scores = [], []
+    depths = []
+    scores = []
     began = time.perf_counter()
     for epoch in range(config.epochs):
         if time.perf_counter() - began > 60 * config.minutes:
@@ -219,7 +221,8 @@ def claims(config: Config, fits: list[Fit]) -> tuple[Claim, ...]:
     were used, and no more than it had itself reached by that epoch.
     """
     last = min(len(fit.depths) for fit in fits) - 1
-    best, final = [max(fit.accuracy) for fit in fits], [fit.accuracy[-1] for fit in fits]
+    best = [max(fit.accuracy) for fit in fits]
+    final = [fit.accuracy[-1] for fit in fits]
     spread = stdev(final) if len(fits) > 1 else None
     asked = 0.994 if not config.faithful or last >= 25 else None
     found = [
@@ -244,7 +247,8 @@ def claims(config: Config, fits: list[Fit]) -> tuple[Claim, ...]:
             )
         )
         for i, name in enumerate(NAMES):
-            known, ours = published(i, last), mean(fit.depths[last][i] for fit in fits)
+            known = published(i, last)
+            ours = mean(fit.depths[last][i] for fit in fits)
             found.append(
                 Claim(
                     f"{name}: w after epoch {last}",
@@ -286,7 +290,8 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
     fits = [run(config, seed) for seed in range(seeds)]
-    first, epochs = fits[0], tuple(range(len(fits[0].depths)))
+    first = fits[0]
+    epochs = tuple(range(len(fits[0].depths)))
     curves = [
         Curve("depth", name, epochs, tuple(w[i] for w in first.depths))
         for i, name in enumerate(NAMES)

@@ -111,7 +111,8 @@ def network(width: int, middle: nn.Module) -> nn.Sequential:
     """Frozen random layers around `middle`, as in Going Deeper: trained ones would do the work of
     one more block.
     """
-    stem, out = nn.Linear(2, width).requires_grad_(False), nn.Linear(width, 2).requires_grad_(False)
+    stem = nn.Linear(2, width).requires_grad_(False)
+    out = nn.Linear(width, 2).requires_grad_(False)
     return nn.Sequential(stem, nn.ReLU(), middle, out)
 
 
@@ -170,7 +171,8 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
         {"params": [layer.w], "scale": config.scale},
     ]
     optimizer = Adam(groups, lr=config.rate, betas=(0.9, config.beta), fused=True)
-    steps, path = [], []
+    steps = []
+    path = []
     began = time.perf_counter()
     for step in range(config.steps):
         if step == int(config.search * config.steps):
@@ -251,7 +253,8 @@ def posterior(found: Data, config: Config, seed: int) -> Fit:
         fused=True,
     )
     each = partial(F.cross_entropy, reduction="none")
-    steps, path = [], []
+    steps = []
+    path = []
     began = time.perf_counter()
     for step in range(config.steps):
         if step % config.every == 0:
@@ -273,9 +276,14 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     """Every number of turns; the task has no original of its own, so both modes are the same."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
     began = time.perf_counter()
-    claims, curves, notes, depths = [], [], [], []
+    claims = []
+    curves = []
+    notes = []
+    depths = []
     for turns in config.turns:
-        fits, grids, variational = [], [], []
+        fits = []
+        grids = []
+        variational = []
         for seed in range(seeds):
             found = data(turns, config, seed)
             fits.append(learned(found, config, seed))

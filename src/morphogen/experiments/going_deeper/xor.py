@@ -89,7 +89,9 @@ class Parities(nn.Module):
 
     def __init__(self, ks: Sequence[int], config: Config) -> None:
         super().__init__()
-        n, width, blocks = len(ks), config.width, config.blocks
+        n = len(ks)
+        width = config.width
+        blocks = config.blocks
         self.config = config
         self.register_buffer(
             "mask", torch.tensor([[float(bit < k) for bit in range(BITS)] for k in ks])[:, :, None]
@@ -99,10 +101,8 @@ class Parities(nn.Module):
         self.w = nn.Parameter(torch.ones(n))
         self.weight = nn.Parameter(torch.stack([glorot(n, width, width) for _ in range(blocks)]))
         self.bias = nn.Parameter(torch.zeros(blocks, n, width, 1))
-        self.gamma, self.beta = (
-            nn.Parameter(torch.ones(blocks, n * width)),
-            nn.Parameter(torch.zeros(blocks, n * width)),
-        )
+        self.gamma = nn.Parameter(torch.ones(blocks, n * width))
+        self.beta = nn.Parameter(torch.zeros(blocks, n * width))
         self.register_buffer("mean", torch.zeros(blocks, n * width))
         self.register_buffer("variance", torch.ones(blocks, n * width))
 
@@ -123,7 +123,8 @@ class Parities(nn.Module):
         return self.config.blocks if self.config.faithful else int((gates > 0).any(0).sum())
 
     def forward(self, bits: Tensor) -> Tensor:
-        g, gates = F.relu(torch.bmm(self.read, bits)), self.gates()
+        g = F.relu(torch.bmm(self.read, bits))
+        gates = self.gates()
         for i in range(self.open_blocks(gates)):
             f = torch.baddbmm(self.bias[i], self.weight[i], g)
             f = F.batch_norm(
@@ -138,7 +139,8 @@ class Parities(nn.Module):
             ).view_as(g)
             share = gates[:, i, None, None]
             if self.training and self.config.dropout:
-                f, share = f * kept(f, self.config.dropout), share / (1 - self.config.dropout)
+                f = f * kept(f, self.config.dropout)
+                share = share / (1 - self.config.dropout)
             g = F.relu(torch.addcmul(g, share, f))
         return torch.bmm(self.write, g)[:, 0]
 
@@ -232,7 +234,8 @@ def claims(config: Config, traces: Sequence[Trace]) -> tuple[Claim, ...]:
     found = []
     finals = {k: [trace.w[-1] for trace in traces if trace.k == k] for k in range(BITS + 1)}
     for k, values in finals.items():
-        target, ends = published(k, config.steps), [final[k] for final in FINAL]
+        target = published(k, config.steps)
+        ends = [final[k] for final in FINAL]
         low = target - (RELEASED[-1][k] - min(ends)) - READING
         high = target + (max(ends) - RELEASED[-1][k]) + READING
         spread = stdev(values) if len(values) > 1 else None

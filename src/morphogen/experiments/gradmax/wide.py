@@ -111,7 +111,8 @@ def network(config: Config, share: float, classes: int) -> nn.Sequential:
     """Images (batch, 3, size, size) -> logits (batch, classes), with three groups of (depth - 4) /
     6 blocks.
     """
-    blocks, before = [], config.width
+    blocks = []
+    before = config.width
     for group in range(3):
         width = config.width * 2**group
         for number in range((config.depth - 4) // 6):
@@ -167,7 +168,10 @@ def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -
         if isinstance(block, Block)
     }
     found = widths(trace(model, data.train[0][:2])) if init else {}
-    total, costs, path, losses = config.steps * config.rounds, [0], [], [0.0]
+    total = config.steps * config.rounds
+    costs = [0]
+    path = []
+    losses = [0.0]
 
     def rate(step: int) -> float:
         return config.rate * min(
@@ -207,8 +211,10 @@ def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -
         rounds=config.rounds,
         hooks=[grow, look],
     )
-    seconds, recent = time.perf_counter() - began, losses[-config.every :]
-    parameters, test = count_parameters(model), scores(model, data.test)[1]
+    seconds = time.perf_counter() - began
+    recent = losses[-config.every :]
+    parameters = count_parameters(model)
+    test = scores(model, data.test)[1]
     return Fit(test, sum(recent) / len(recent), tuple(path), parameters, sum(costs), seconds)
 
 
@@ -233,7 +239,8 @@ def claims(runs: Sequence[dict[str, Fit]]) -> tuple[Claim, ...]:
             low=low,
         )
 
-    big, found = "big from scratch", []
+    big = "big from scratch"
+    found = []
     for key in runs[0]:
         found += [
             over_seeds(f"{key}: test accuracy", [run[key].test for run in runs]),

@@ -53,7 +53,8 @@ GROWN = ("conv1", "conv2", "conv3", "conv4", "dense1", "dense2")
 EPOCHS = (1, 2, 3, 5, 8, 10, 12, 14, 18, 20, 25, 30)
 TRAIN = (1.898, 1.604, 1.463, 1.259, 1.096, 1.026, 0.947, 0.894, 0.808, 0.779, 0.685, 0.623)
 TEST = (1.677, 1.557, 1.405, 1.248, 1.145, 1.137, 1.116, 1.0995, 1.103, 1.127, 1.162, 1.239)
-BEST, DENSE = 1.0995, 11_861
+BEST = 1.0995
+DENSE = 11_861
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def original(strategy: str, config: Config, data: Images, seed: int) -> Fit:
         config.threshold,
         0.0 if config.faithful else 1.0,
     )
-    change, period = partial(STRATEGIES[strategy], chain), max(1, batches.per_epoch // config.every)
+    change = partial(STRATEGIES[strategy], chain)
+    period = max(1, batches.per_epoch // config.every)
     rounds = period * dict(zip(STRATEGIES, config.epochs, strict=True))[strategy]
     looks = fit(
         state, data, batches, lambda step: config.rate, config.every, rounds, period, change
@@ -293,7 +295,8 @@ def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     found = []
     log = "published log, August 2020"
     for key in runs[0]:
-        chosen, best = [run[key].chosen for run in runs], [run[key].best for run in runs]
+        chosen = [run[key].chosen for run in runs]
+        best = [run[key].best for run in runs]
         mine = key == "ours"
         bound, dense = (1.05, float(DENSE)) if mine else (None, None)
         found += [

@@ -94,7 +94,8 @@ class Fit:
 def prepared(name: str, config: Config, seed: int) -> Data:
     """Images as rows; a tenth of the training part is for validation."""
     found = load_data(name)
-    x, y = torch.as_tensor(found.x_train).flatten(1), torch.as_tensor(found.y_train)
+    x = torch.as_tensor(found.x_train).flatten(1)
+    y = torch.as_tensor(found.y_train)
     inside, held = (
         torch.as_tensor(rows) for rows in split(found.y_train, 0.1, seed, stratify=True)
     )
@@ -149,7 +150,9 @@ class Run:
         build: Callable[..., nn.Module] = network,
     ) -> None:
         torch.manual_seed(seed)
-        self.data, self.config, self.seed = data, config, seed
+        self.data = data
+        self.config = config
+        self.seed = seed
         model = build(data.train.x.shape[1], widths, data.classes)
         self.state = State(model, self.optimizer(model), seed)
         self.controller: Controller | None = None
@@ -303,7 +306,8 @@ DECIDED: dict[str, Policy] = {
 }
 
 
-LEARNED, SCRATCH = "gradient", "final size from scratch"
+LEARNED = "gradient"
+SCRATCH = "final size from scratch"
 OURS = (*DECIDED, LEARNED)
 VARIANTS = (*SCHEDULED, *(f"policy {key}" for key in OURS), SCRATCH)
 
@@ -318,7 +322,8 @@ RATES: dict[str, float] = {
 
 def trained(variant: str, data: Data, config: Config, seed: int) -> Fit:
     """One of `VARIANTS`; from scratch at the final size."""
-    small, large = (config.start,) * 2, (config.final,) * 2
+    small = (config.start,) * 2
+    large = (config.final,) * 2
     policy = variant.removeprefix("policy ")
     if variant in SCHEDULED:
         return Run(data, config, seed, small).fit(SCHEDULED[variant])

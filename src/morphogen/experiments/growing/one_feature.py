@@ -81,7 +81,8 @@ def expand(chain: Chain, state: State) -> None:
 def prune(chain: Chain, state: State) -> None:
     """The features that hardly anything reads leave, the weakest of each layer first."""
     for layer, reader in zip(chain.layers[:-1], chain.layers[1:], strict=True):
-        size, read = len(weight(state.model, layer)), weight(state.model, reader)
+        size = len(weight(state.model, layer))
+        read = weight(state.model, reader)
         norms = read.reshape(len(read), size, -1).abs().sum((0, 2))
         spare = norms.argsort()[: size - chain.first[layer]]
         if weak := [int(unit) for unit in spare if norms[unit] < chain.threshold]:

@@ -39,9 +39,11 @@ PUBLISHED = {
 
 def network(kind: Kind, settings: Settings, classes: int) -> nn.Sequential:
     """Images (batch, 3, 32, 32) -> logits (batch, classes); settings.width: 96 in the original."""
-    small, large = kind.units(settings.width), kind.units(2 * settings.width)
+    small = kind.units(settings.width)
+    large = kind.units(2 * settings.width)
     layers: list[nn.Module] = []
-    before, reads = 3, False
+    before = 3
+    reads = False
     # units, kernel, whether it halves the map: those have no activation, and dropout behind them
     plan = [
         (small, 3, False),

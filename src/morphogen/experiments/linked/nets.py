@@ -104,7 +104,8 @@ def started(layer: nn.Module, kind: Kind, reads: bool) -> nn.Module:
     """A layer with the weights of its start, biases 0. reads: whether it reads the activation, not
     the input.
     """
-    weight, bias = layer.weight, layer.bias
+    weight = layer.weight
+    bias = layer.bias
     if kind.init == "glorot":
         nn.init.xavier_uniform_(weight)  # type: ignore[arg-type]
     elif not reads or kind.init == "he":
@@ -176,7 +177,8 @@ class Table:
         settings = replace(self.faithful if faithful else self.default, seeds=seeds)
         settings = replace(settings, **self.smoke) if smoke else settings  # type: ignore[arg-type]
         kinds = self.nets if faithful else {**self.nets, **self.others}
-        began, runs = time.perf_counter(), []
+        began = time.perf_counter()
+        runs = []
         for seed in range(seeds):
             data = images(settings.data, seed, held=0.0 if settings.published else 0.1)
             runs.append(
@@ -233,17 +235,16 @@ class Table:
         """The article's table, with what it shows where its protocol was followed; then times."""
         found = []
         for key in runs[0]:
-            target, source = self.published.get(key), self.source if key in self.published else ""
+            target = self.published.get(key)
+            source = self.source if key in self.published else ""
             if settings.published:
                 best = float(median(run[key].best for run in runs))
                 found.append(
                     Claim(f"{key}: best epoch on the test part", target, best, source=source)
                 )
                 continue
-            name, bounds = (
-                f"{key}: test accuracy at the best validation",
-                (self.low.get(key), self.high.get(key)),
-            )
+            name = f"{key}: test accuracy at the best validation"
+            bounds = (self.low.get(key), self.high.get(key))
             found.append(
                 over_seeds(name, [run[key].chosen for run in runs], target, *bounds, source)
             )
@@ -302,7 +303,8 @@ def fit(
             weights["best"] = save(state.model.state_dict())
 
     gradients = gradient_norms(model, *next(iter(batches.range(0, 1))))
-    state, began = State(model, optimizer, batches.seed), time.perf_counter()
+    state = State(model, optimizer, batches.seed)
+    began = time.perf_counter()
     train(state, batches, objective, rate, steps=batches.per_epoch, rounds=epochs, hooks=[look])
     seconds = time.perf_counter() - began
     weights["last"] = save(model.state_dict())
@@ -344,7 +346,8 @@ def drawn(name: str, found: Fit) -> list[Curve]:
 
 def traced(name: str, found: Fit) -> list[Trace]:
     """Under the tag of the original, and the test accuracies beside it."""
-    steps, run = tuple(range(1, len(found.path) + 1)), f"{name}-{int(found.times[0])}"
+    steps = tuple(range(1, len(found.path) + 1))
+    run = f"{name}-{int(found.times[0])}"
     return [
         Trace(run, "val_acc", steps, found.validation, found.times),
         Trace(run, "test_acc", steps, found.path, found.times),

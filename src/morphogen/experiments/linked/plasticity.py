@@ -84,7 +84,8 @@ class Fit:
 def network(kind: Kind, config: Config, features: int, classes: int) -> nn.Sequential:
     """Rows (batch, features) -> logits (batch, classes)."""
     layers: list[nn.Module] = []
-    before, units = features, kind.units(config.width)
+    before = features
+    units = kind.units(config.width)
     for number in range(config.layers):
         layers.append(started(nn.Linear(before, units), kind, reads=number > 0))
         layers += [nn.BatchNorm1d(units)] if kind.norm else []
@@ -98,7 +99,8 @@ def one(kind: Kind, config: Config, x: Tensor, y: Tensor, classes: int, seed: in
     torch.manual_seed(seed)
     model = network(kind, config, x.shape[1], classes)
     state = State(model, Adam(model.parameters(), config.rate, fused=True), seed)
-    accuracy, dead = [], []
+    accuracy = []
+    dead = []
     for task in range(config.tasks):
         dealt = y[torch.randperm(len(y), generator=generator(seed, task))]
         batches = Batches(x, dealt, config.batch, seed)
@@ -144,10 +146,12 @@ def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """All activations through the same tasks. smoke: digits."""
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
-    began, runs = time.perf_counter(), []
+    began = time.perf_counter()
+    runs = []
     for seed in range(seeds):
         data = images(config.data, seed, config.size)
-        x, y = data.train[0][: config.rows].mean(1).flatten(1), data.train[1][: config.rows]
+        x = data.train[0][: config.rows].mean(1).flatten(1)
+        y = data.train[1][: config.rows]
         runs.append(
             {name: one(kind, config, x, y, data.classes, seed) for name, kind in KINDS.items()}
         )

@@ -57,7 +57,9 @@ class Bottleneck(nn.Module):
         self.past = (
             layer(kind, nn.Conv2d(before, units, 1, stride), False) if past else nn.Identity()
         )
-        self.first, self.second, self.last = kind.build(inner), kind.build(inner), kind.plain(units)
+        self.first = kind.build(inner)
+        self.second = kind.build(inner)
+        self.last = kind.plain(units)
 
     def forward(self, x: Tensor) -> Tensor:
         change = self.c(self.second(self.b(self.first(self.a(x)))))

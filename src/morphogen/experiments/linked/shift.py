@@ -129,7 +129,8 @@ def claims(runs: Sequence[dict[str, dict[str, tuple[Fit, float]]]]) -> list[Clai
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """All changes and activations. smoke: digits."""
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
-    began, runs = time.perf_counter(), []
+    began = time.perf_counter()
+    runs = []
     for seed in range(seeds):
         data = images(config.data, seed, config.size)
         runs.append(

@@ -38,7 +38,8 @@ PUBLISHED = {
 def network(kind: Kind, settings: Settings, classes: int) -> nn.Sequential:
     """Images (batch, 3, 32, 32) -> logits (batch, classes)."""
     units = kind.units(settings.width)
-    conv, output = nn.Conv2d(3, units, 3), nn.Linear(kind.widen * units * 30 * 30, classes)
+    conv = nn.Conv2d(3, units, 3)
+    output = nn.Linear(kind.widen * units * 30 * 30, classes)
     return nn.Sequential(
         started(conv, kind, False), kind.build(units), nn.Flatten(), started(output, kind, True)
     )

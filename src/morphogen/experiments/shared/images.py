@@ -45,7 +45,8 @@ def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str 
         fitting = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="area")
         return fitting.expand(-1, 3, -1, -1).contiguous().to(device), y.to(device)
 
-    x, y = torch.as_tensor(found.x_train), torch.as_tensor(found.y_train)
+    x = torch.as_tensor(found.x_train)
+    y = torch.as_tensor(found.y_train)
     test = part(torch.as_tensor(found.x_test), torch.as_tensor(found.y_test))
     validation = part(x[apart], y[apart]) if held else test
     notes = [*found.notes, "the validation part is the TEST part"][: len(found.notes) + (not held)]

@@ -25,7 +25,8 @@ class Cascade(nn.Module):
 
     def __init__(self, in_features: int, nodes: int, out_features: int, **how: Any) -> None:
         super().__init__()
-        self.in_features, self.how = in_features, how
+        self.in_features = in_features
+        self.how = how
         self.stages = nn.ModuleList([Dag(in_features, nodes, **how)])
         self.readout = nn.Linear(self.features, out_features)
 

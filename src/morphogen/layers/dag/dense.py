@@ -67,7 +67,10 @@ class Layout:
 
     def parts(self, weight: Tensor) -> "list[Part]":
         """Views of a flat tensor, a block each."""
-        found, at, node, before = [], 0, 0, self.inputs
+        found = []
+        at = 0
+        node = 0
+        before = self.inputs
         for size, (panel, triangle) in zip(self.blocks, self.sizes(), strict=True):
             middle = at + panel
             found.append(
@@ -79,7 +82,9 @@ class Layout:
                     weight[middle : middle + triangle],
                 )
             )
-            at, node, before = middle + triangle, node + size, before + self.width * size
+            at = middle + triangle
+            node = node + size
+            before = before + self.width * size
         return found
 
 
@@ -139,7 +144,8 @@ def plain(
     for part in layout.parts(spread(weight, places, layout)):
         sums = torch.addmm(bias[part.nodes, None], part.panel, values)
         if layout.inner:
-            matrix, rows = inside(layout, part), [put_out(layout.kind, layout.two, sums[:1])]
+            matrix = inside(layout, part)
+            rows = [put_out(layout.kind, layout.two, sums[:1])]
             for j in range(1, part.size):
                 z = sums[j : j + 1] + matrix[j : j + 1, : layout.width * j] @ torch.cat(rows)
                 rows.append(put_out(layout.kind, layout.two, z))
@@ -203,7 +209,8 @@ def _backward(
     for part, own in zip(
         reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True
     ):
-        rows, delta = part.rows(layout.width), deltas[part.nodes]
+        rows = part.rows(layout.width)
+        delta = deltas[part.nodes]
         own_rows = slice(rows.start - first, rows.stop - first)
         solve(
             layout,

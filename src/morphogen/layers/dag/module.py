@@ -99,9 +99,14 @@ class Dag(nn.Module):
                 f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a "
                 "block, at least 1"
             )
-        self.in_features, self.nodes, self.out_features = in_features, nodes, out_features
-        self.kind, self.linked, self.solver = activation, linked, solver
-        self.block_size, self.seed = block_size, int(torch.randint(2**62, (), generator=generator))
+        self.in_features = in_features
+        self.nodes = nodes
+        self.out_features = out_features
+        self.kind = activation
+        self.linked = linked
+        self.solver = solver
+        self.block_size = block_size
+        self.seed = int(torch.randint(2**62, (), generator=generator))
         self.layout = Layout(
             in_features, blocks_of(nodes, block_size), wiring != "block", activation, linked
         )
@@ -144,7 +149,8 @@ class Dag(nn.Module):
         self.indices, self.indptr = (
             None if t is None else t.to(device, copy=True) for t in (indices, indptr)
         )
-        self.in_features, self.nodes = layout.inputs, layout.nodes
+        self.in_features = layout.inputs
+        self.nodes = layout.nodes
         self._arrange()
 
     @property
@@ -216,7 +222,8 @@ class Dag(nn.Module):
                     )
             return
         begin = int(self.indptr[first])
-        node_of, indices = self._reader()[begin:], self.indices[begin:].cpu()
+        node_of = self._reader()[begin:]
+        indices = self.indices[begin:].cpu()
         drawn = torch.randn(len(node_of), generator=generator) * scale[node_of]
         reads_node = indices >= self.in_features
         if linear:
@@ -249,7 +256,8 @@ class Dag(nn.Module):
         rows = torch.cat((inputs, nodes), 1).to(self.weight)
         part.panel[first:] = rows[:, : part.before]
         if self.layout.inner:
-            width, kept = self.layout.width, self.layout.width * first * (first - 1) // 2
+            width = self.layout.width
+            kept = self.layout.width * first * (first - 1) // 2
             places = below(part.size, width, rows.device)[kept:] - first * width * part.size
             part.triangle[kept:] = rows[:, part.before :].take(places)
 
@@ -276,7 +284,8 @@ class Dag(nn.Module):
                 )
             )
         else:
-            reads_node, node_of = self.indices.cpu() >= self.in_features, self._reader()
+            reads_node = self.indices.cpu() >= self.in_features
+            node_of = self._reader()
             inputs = torch.bincount(node_of[~reads_node], minlength=self.nodes).float()
             nodes = torch.bincount(node_of[reads_node], minlength=self.nodes) / self.layout.width
         return (inputs + passed * nodes).clamp_min(1e-12).rsqrt(), linear
@@ -361,7 +370,8 @@ class Dag(nn.Module):
 
 def entries(layout: Layout) -> tuple[Tensor, Tensor]:
     """(node, row of values that it reads) of every weight of a flat layout, in order."""
-    nodes, rows = [], []
+    nodes = []
+    rows = []
     for part in layout.parts(torch.empty(layout.weights, device="meta")):
         node = torch.arange(part.node, part.node + part.size)
         nodes.append(node.repeat_interleave(part.before))
@@ -430,8 +440,10 @@ def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
     nodes of a random wiring depend on `dag.seed` and on their number alone, so that copies grow
     alike.
     """
-    old, map_ = dag.layout, torch.tensor(rows)
-    width, nodes = old.width, map_[inputs :: old.width]
+    old = dag.layout
+    map_ = torch.tensor(rows)
+    width = old.width
+    nodes = map_[inputs :: old.width]
     nodes = torch.where(
         nodes < 0, nodes, torch.div(nodes - old.inputs, width, rounding_mode="floor")
     )
@@ -446,15 +458,18 @@ def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
     back[map_[map_ >= 0]] = torch.arange(len(map_))[map_ >= 0]
     place = torch.full((old.nodes,), -1)
     place[nodes[:first]] = torch.arange(first)
-    node, row = place[reader_of(dag.indptr.cpu())], back[dag.indices.cpu()]
+    node = place[reader_of(dag.indptr.cpu())]
+    row = back[dag.indices.cpu()]
     kept = torch.where((node >= 0) & (row >= 0))[0]
     counts = torch.bincount(node[kept], minlength=first)
-    indptr, indices = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[kept]
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    indices = row[kept]
     if first < layout.nodes:
         fan_in = dag.fan_in or max(1, round(len(dag.indices) / (dag.nodes * width)))
         draw = torch.Generator().manual_seed((dag.seed + layout.nodes) % 2**63)
         more, ends = drawn_wiring(layout, fan_in, first, draw)
-        indices, indptr = torch.cat([indices, more]), torch.cat([indptr, len(kept) + ends[1:]])
+        indices = torch.cat([indices, more])
+        indptr = torch.cat([indptr, len(kept) + ends[1:]])
     index = torch.cat([kept, kept.new_full((len(indices) - len(kept),), -1)])
     return Moved((old, dag.indices, dag.indptr), layout, indices, indptr, index, first)
 
@@ -470,7 +485,8 @@ def _blocks_after(dag: Dag, nodes: Tensor) -> tuple[int, ...]:
         for first, last in pairwise((0, *accumulate(dag.layout.blocks)))
     ]
     *full, last = [size for size in kept if size]
-    new, size = int((nodes < 0).sum()), dag.block_size or max(dag.layout.blocks)
+    new = int((nodes < 0).sum())
+    size = dag.block_size or max(dag.layout.blocks)
     filled = min(new, max(0, size - last))
     return (*full, last + filled, *(blocks_of(new - filled, size) if new > filled else ()))
 
@@ -500,7 +516,8 @@ def _rows_of(chosen: np.ndarray, layout: Layout) -> np.ndarray:
     """The rows of values of indices: inputs by number, then nodes."""
     if not layout.two:
         return chosen
-    inputs, nodes = chosen[chosen < layout.inputs], chosen[chosen >= layout.inputs] - layout.inputs
+    inputs = chosen[chosen < layout.inputs]
+    nodes = chosen[chosen >= layout.inputs] - layout.inputs
     return np.concatenate([inputs, (layout.inputs + 2 * nodes[:, None] + np.arange(2)).ravel()])
 
 

@@ -104,7 +104,8 @@ def sparse_dag(
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, two: bool) -> Tensor:
     """`sparse_dag` by operations that PyTorch differentiates in every way, a few for each level."""
-    width, inputs = 2 if two else 1, x.shape[1]
+    width = 2 if two else 1
+    inputs = x.shape[1]
     values = torch.cat([x.T, x.new_zeros(width * len(wiring.levels), x.shape[0])])
     for level, entries, rows in _by_level(wiring.levels, wiring.indptr):
         read = weight[entries, None] * values[wiring.indices[entries]]
@@ -132,7 +133,9 @@ def _forward(
     solver: str,
 ) -> tuple[Tensor, Tensor]:
     refuse_forward_mode("sparse_dag")
-    inputs, nodes, kept = x.shape[1], len(bias), kind != "relu"
+    inputs = x.shape[1]
+    nodes = len(bias)
+    kept = kind != "relu"
     values = x.new_empty(len(ends) - 1, len(x))
     values[:inputs] = x.T
     sums = x.new_empty(nodes if kept else 0, len(x))
@@ -169,9 +172,12 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     refuse_forward_mode("sparse_dag_backward")
-    nodes, width = len(indptr) - 1, 2 if two else 1
-    inputs, batch = len(values) - width * nodes, values.shape[1]
-    deltas, found = values.new_empty(nodes, batch), torch.empty_like(weight)
+    nodes = len(indptr) - 1
+    width = 2 if two else 1
+    inputs = len(values) - width * nodes
+    batch = values.shape[1]
+    deltas = values.new_empty(nodes, batch)
+    found = torch.empty_like(weight)
     back = values.new_empty(inputs if whole else 0, batch)
     if _native(solver, values, kind):
         about = (weight[order], readers, ends, sums, values, gradient.contiguous(), deltas, back)
@@ -228,7 +234,8 @@ _BACKWARD = torch.library.custom_op(
 
 @_FORWARD.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
-    ends, kind = about[4], about[6]
+    ends = about[4]
+    kind = about[6]
     return x.new_empty(ends.shape[0] - 1, x.shape[0]), x.new_empty(
         0 if kind == "relu" else bias.shape[0], x.shape[0]
     )

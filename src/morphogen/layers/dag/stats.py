@@ -42,11 +42,14 @@ class Stats:
 
 def stats(dag: "Dag") -> Stats:
     """Of a DAG's wiring and weights, by one pass over its weights."""
-    n, d, width = dag.nodes, dag.in_features, dag.layout.width
+    n = dag.nodes
+    d = dag.in_features
+    width = dag.layout.width
     level = np.zeros(n, dtype=np.int64)
     read = np.zeros(n, dtype=bool)
     # steps from a row of values back to an input; an input has none
-    steps, weighted = np.zeros(d + width * n), np.zeros(d + width * n)
+    steps = np.zeros(d + width * n)
+    weighted = np.zeros(d + width * n)
     for node, (indices, weights) in enumerate(_rows(dag)):
         nodes = (indices[indices >= d] - d) // width
         level[node] = 1 + (level[nodes].max() if len(nodes) else 0)
@@ -76,12 +79,14 @@ def _rows(dag: "Dag") -> "list[tuple[np.ndarray, np.ndarray]]":
     """(rows of values, weights) that each node reads."""
     weight = dag.weight.detach().double().cpu().numpy()
     if dag.indices is not None and dag.indptr is not None:
-        indices, indptr = dag.indices.cpu().numpy(), dag.indptr.cpu().numpy()
+        indices = dag.indices.cpu().numpy()
+        indptr = dag.indptr.cpu().numpy()
         cuts = indptr[1:-1]
         return list(zip(np.split(indices, cuts), np.split(weight, cuts), strict=True))
     found = []
     for part in dag.layout.parts(dag.weight.detach()):
-        panel, triangle = part.panel.double().cpu().numpy(), part.triangle.double().cpu().numpy()
+        panel = part.panel.double().cpu().numpy()
+        triangle = part.triangle.double().cpu().numpy()
         first = 0
         for row in range(part.size):
             inner = dag.layout.width * row if dag.layout.inner else 0
@@ -93,11 +98,14 @@ def _rows(dag: "Dag") -> "list[tuple[np.ndarray, np.ndarray]]":
 
 def _hops(dag: "Dag") -> tuple[int, ...]:
     """How many nodes are 1, 2, ... steps before the last one."""
-    d, width, n = dag.in_features, dag.layout.width, dag.nodes
+    d = dag.in_features
+    width = dag.layout.width
+    n = dag.nodes
     if dag.indices is None or dag.indptr is None:
         # whatever the last node can come from it reads itself
         return (n - 1 if dag.layout.inner else n - dag.layout.blocks[-1],)
-    indices, indptr = dag.indices.cpu().numpy(), dag.indptr.cpu().numpy()
+    indices = dag.indices.cpu().numpy()
+    indptr = dag.indptr.cpu().numpy()
     distance = np.full(n, -1)
     distance[-1] = 0
     front = np.array([n - 1])

@@ -26,8 +26,10 @@ def by_levels(dag: Dag) -> nn.Module:
 
 
 def _built(dag: Dag) -> nn.Module:
-    matrix, bias = dag.matrix(), dag.bias.detach()
-    root, graph = nn.Module(), Graph()
+    matrix = dag.matrix()
+    bias = dag.bias.detach()
+    root = nn.Module()
+    graph = Graph()
     root.add_module("activation", BASES[dag.kind]())
     known = graph.placeholder("x")
     order = list(range(dag.in_features))  # the row of values that each column of `known` is

@@ -59,7 +59,9 @@ def approximate_shallow(
         * z[cell, cells.borders]
     )
     rows, which, _ = distinct(outward / outward[:, :-1].norm(dim=1, keepdim=True))
-    count, outputs, hidden = len(cells), len(net.output.bias), len(rows)
+    count = len(cells)
+    outputs = len(net.output.bias)
+    hidden = len(rows)
     if 2 * count * outputs * (hidden + net.inputs) > _LARGEST:
         raise Unsupported(
             f"approximate_shallow: {count:,} cells and {hidden:,} sides; give a smaller box or "

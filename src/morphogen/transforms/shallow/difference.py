@@ -115,7 +115,8 @@ def _formal(layer: Layer, sizes: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     for source, weight in layer.weights.items():
         if source in sizes:
             p, q = sizes[source]
-            up, down = (weight > 0).double(), (weight < 0).double()
+            up = (weight > 0).double()
+            down = (weight < 0).double()
             high += up @ p + down @ q
             low += up @ q + down @ p
     return high, low
@@ -137,10 +138,8 @@ def _sums(
             for weight, (p, q) in zip(weights[unit].tolist(), values, strict=True):
                 if weight:
                     up, down = (p, q) if weight > 0 else (q, p)
-                    high, low = (
-                        _added(high, abs(weight) * up, room),
-                        _added(low, abs(weight) * down, room),
-                    )
+                    high = _added(high, abs(weight) * up, room)
+                    low = _added(low, abs(weight) * down, room)
         found.append((high, low))
     return found
 
@@ -161,7 +160,8 @@ class _Room:
     """
 
     def __init__(self, net: Piecewise, points: int = 2000) -> None:
-        box, draw = net.box, torch.Generator().manual_seed(0)
+        box = net.box
+        draw = torch.Generator().manual_seed(0)
         x = box.lower + box.width * torch.rand(
             points, net.inputs, dtype=torch.float64, generator=draw
         )
@@ -171,13 +171,16 @@ class _Room:
             * torch.rand(points, net.inputs, dtype=torch.float64, generator=draw).round_()
         )
         self.seen = base(net, torch.cat([x, corners]))
-        lower, upper = box.lower[0], box.upper[0]
+        lower = box.lower[0]
+        upper = box.upper[0]
         rows = torch.zeros(0, self.seen.shape[1], dtype=torch.float64)
         if net.layers:
             first = net.layers[0]
             weight = first.weights.get(0, torch.zeros(first.units, net.inputs, dtype=torch.float64))
-            centre, reach = weight @ box.centre[0] + first.bias, weight.abs() @ box.radius[0]
-            z_low, z_high = centre - reach, centre + reach
+            centre = weight @ box.centre[0] + first.bias
+            reach = weight.abs() @ box.radius[0]
+            z_low = centre - reach
+            z_high = centre + reach
             low, high = (torch.maximum(z, first.slope * z) for z in (z_low, z_high))
             chord = (high - low) / (z_high - z_low).clamp_min(1e-300)
             eye = torch.eye(first.units, dtype=torch.float64)
@@ -195,8 +198,10 @@ class _Room:
                     ),
                 ]
             )
-            lower, upper = torch.cat([lower, low]), torch.cat([upper, high])
-        self.rows, self.ends = rows, (lower, upper)
+            lower = torch.cat([lower, low])
+            upper = torch.cat([upper, high])
+        self.rows = rows
+        self.ends = (lower, upper)
 
     def needed(self, rows: Tensor) -> Tensor:
         """Those that may be the largest somewhere: seen at a point, or not excluded by a linear

@@ -135,11 +135,15 @@ def _tree(values: nn.Linear, groups: int) -> list[nn.Module]:
     modules: list[nn.Module] = [values]
     size = values.out_features // groups
     while size > 1:
-        pairs, odd = size // 2, size % 2
+        pairs = size // 2
+        odd = size % 2
         eye = torch.eye(size, dtype=torch.float64)
-        u, v, alone = eye[0 : 2 * pairs : 2], eye[1 : 2 * pairs : 2], eye[size - odd :]
+        u = eye[0 : 2 * pairs : 2]
+        v = eye[1 : 2 * pairs : 2]
+        alone = eye[size - odd :]
         up = torch.cat([u - v, v, -v, alone, -alone])
-        i, j = torch.eye(pairs, dtype=torch.float64), torch.eye(odd, dtype=torch.float64)
+        i = torch.eye(pairs, dtype=torch.float64)
+        j = torch.eye(odd, dtype=torch.float64)
         down = torch.block_diag(torch.cat([i, i, -i], 1), torch.cat([j, -j], 1))
         of_each = torch.eye(groups, dtype=torch.float64)
         for k, matrix in enumerate((up, down)):

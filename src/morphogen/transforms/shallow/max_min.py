@@ -157,7 +157,8 @@ def _pair(
     up[..., -1] = layer.bias
     down = up.clone()
     for source, weight in layer.weights.items():
-        positive, negative = weight.clamp_min(0), weight.clamp_max(0)
+        positive = weight.clamp_min(0)
+        negative = weight.clamp_max(0)
         up += positive @ high[source] + negative @ low[source]
         down += positive @ low[source] + negative @ high[source]
     return up, down

@@ -106,7 +106,8 @@ class Maximum(Form):
         logarithm of the fewest.
         """
         covers = self._covers()
-        left, kept = torch.ones(covers.shape[1], dtype=torch.bool), []
+        left = torch.ones(covers.shape[1], dtype=torch.bool)
+        kept = []
         while bool(left.any()):
             gains = (covers & left).sum(1)
             best = int(gains.argmax())
@@ -155,7 +156,8 @@ class Maximum(Form):
             .T
         )
         result = torch.eye(self.n_terms, dtype=torch.bool)
-        centre, radius = self.net.box.centre[0].numpy(), self.net.box.radius[0].numpy()
+        centre = self.net.box.centre[0].numpy()
+        radius = self.net.box.radius[0].numpy()
         for s, cell in enumerate(self.terms):
             candidates = (fits[:, s] & (kinds == kinds[s])).nonzero()[:, 0].tolist()
             if candidates == [s]:
@@ -209,7 +211,8 @@ def penalties(net: Piecewise, pattern: Tensor, above: bool) -> Tensor:
     """What a wrong sign may cost, (patterns, outputs, units), in a lower bound or in one from
     above.
     """
-    slopes, outputs = net.slopes(pattern), len(net.output.bias)
+    slopes = net.slopes(pattern)
+    outputs = len(net.output.bias)
     low = {
         0: torch.zeros(()),
         **{
@@ -220,7 +223,8 @@ def penalties(net: Piecewise, pattern: Tensor, above: bool) -> Tensor:
     high = {source: value.clone() for source, value in low.items()}
     for source, weight in net.output.weights.items():
         if source:
-            up, down = (weight.clamp_min(0), (-weight).clamp_min(0))
+            up = weight.clamp_min(0)
+            down = (-weight).clamp_min(0)
             low[source] += down if above else up
             high[source] += up if above else down
     for at in range(len(net.layers), 0, -1):
@@ -228,7 +232,8 @@ def penalties(net: Piecewise, pattern: Tensor, above: bool) -> Tensor:
         passed = low[at] * slopes[at - 1][:, None]
         for source, weight in layer.weights.items():
             if source:
-                up, down = weight.clamp_min(0), (-weight).clamp_min(0)
+                up = weight.clamp_min(0)
+                down = (-weight).clamp_min(0)
                 low[source] += passed @ up + high[at] @ down
                 high[source] += passed @ down + high[at] @ up
     if not net.layers:
