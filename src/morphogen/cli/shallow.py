@@ -1,7 +1,7 @@
 """`morphogen shallow`: a deep network as one maximum of shallow ones."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,7 +12,7 @@ def shallow(
     model: Network,
     domain: Domain = "0,1",
     form: Annotated[
-        str, typer.Option(help="maximum, minimum, max-min, split or difference")
+        Literal["maximum", "minimum", "max-min", "split", "difference"], typer.Option(help="which")
     ] = "maximum",
     out: Annotated[
         Path | None,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from itertools import chain, combinations
+from typing import Literal
 
 import numpy as np
 import torch
@@ -179,7 +180,7 @@ def regions(
     along: tuple[Tensor, Tensor] | None = None,
     max_cells: int = 1_000_000,
     seconds: float = float("inf"),
-    method: str | None = None,
+    method: Literal["corners", "reverse search"] | None = None,
 ) -> Regions:
     """Every linear region of `model` on the box of one example, (1, *shape), of which some inputs
     may be fixed.

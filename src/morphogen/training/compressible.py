@@ -6,7 +6,7 @@ as a part of the loss, and `adversarial(model, x, y, radius)` in the place of x.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def instability(model: nn.Sequential, box: Box, measure: str = "gap") -> Tensor:
+def instability(model: nn.Sequential, box: Box, measure: Literal["gap", "tanh"] = "gap") -> Tensor:
     """How far units are from having one sign on boxes, a number to add to a loss, mean over boxes,
     summed over units.
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def link(
     example: Tensor | tuple[Any, ...],
     *,
     optimizers: Sequence[Optimizer] = (),
-    init: str = "looks-linear",
+    init: Literal["looks-linear", "preserve"] = "looks-linear",
 ) -> Applied:
     """Replace the activations of `model` by linked ones, in place; what reads them gets twice the
     columns, optimizers follow.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,14 +64,14 @@ class Dag(nn.Module):
         in_features: int,
         nodes: int,
         out_features: int | None = None,
-        wiring: str = "full",
+        wiring: Literal["full", "random", "block"] = "full",
         *,
         fan_in: int | None = None,
         block_size: int | None = None,
-        activation: str = "relu",
+        activation: Literal["relu", "elu", "selu", "silu", "gelu"] = "relu",
         linked: bool = False,
         bias: bool = True,
-        solver: str = "auto",
+        solver: Literal["auto", "native", "jacobi", "loop"] = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()

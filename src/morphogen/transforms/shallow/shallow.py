@@ -13,6 +13,7 @@ pruning | `difference.py` |
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ _POINTS = 10_000
 def shallow(
     model: nn.Module,
     box: Box,
-    form: str = "maximum",
+    form: Literal["maximum", "minimum", "max-min", "split", "difference"] = "maximum",
     along: tuple[Tensor, Tensor] | None = None,
     max_cells: int = 100_000,
     seconds: float = float("inf"),
