@@ -48,6 +48,9 @@ def resolved(name: str) -> bool:
 def test_dotted_names_lead_somewhere(path: Path) -> None:
     names = set(re.findall(r"\bmorphogen(?:\.[A-Za-z]\w*)+\b(?![:/])", path.read_text()))
     names |= {f"morphogen.{name}" for name in re.findall(r"\bmg\.(\w+)", path.read_text())}
+    rooms = {room.name for room in SOURCE.iterdir() if room.is_dir()}
+    short = re.findall(r"`(\w+)((?:\.\w+)+)`", path.read_text())
+    names |= {f"morphogen.{room}{rest}" for room, rest in short if room in rooms}
     files = {name for name in names if name.endswith((".py", ".md", ".lock"))}
     assert [name for name in sorted(names - files - OTHERS) if not resolved(name)] == []
 

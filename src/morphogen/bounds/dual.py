@@ -44,7 +44,7 @@ def dual(
     rate: float = 0.1,
 ) -> Dual:
     """The best lower bounds on linear functions of a value that the steps come by; arguments as for
-    `linear.lower_bound`.
+    `crown.lower_bound`.
 
     boxes: `boxes[net.input]` may be any set of `bounds.box`. rate: of Adam, relative to the mean
     size of each activation's multipliers; it falls to zero.
@@ -73,7 +73,7 @@ def dual(
 def of_lines(
     net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None
 ) -> dict[str, Tensor]:
-    """The multipliers by which `dual` gives the bounds of `linear.lower_bound`."""
+    """The multipliers by which `dual` gives the bounds of `crown.lower_bound`."""
     seen: dict[str, Tensor] = {}
     with torch.no_grad():
         backward(net, boxes, spec, name, None, seen)

@@ -160,9 +160,9 @@ def apply_(
     draws the values of new units. schedulers: nothing of them changes, since parameters and groups
     stay; they are checked to drive one of `optimizers`. ema: copies of the model (`AveragedModel`
     too) that are changed alike, their new units equal to the model's. inits: how the values of new
-    units start, by role, see `resize.start`. new_state_fraction: how their optimizer state inits,
-    see `optim.checked_fraction`. values: whole tensors of the plan, by name, as they should be
-    afterwards instead, see `resize.firefly`. states: what becomes of entries of an optimizer's
+    units start, by role, see `inits.constant`. new_state_fraction: how their optimizer state
+    starts, see `optim.checked_fraction`. values: whole tensors of the plan, by name, as they should
+    be afterwards instead, see `inits.firefly`. states: what becomes of entries of an optimizer's
     state, by name: "parameter" (a copy of the weights: new entries start as they do), "zero",
     "mean" or "drop", see `optim.handled`; without it known names and the values decide.
     """

@@ -110,7 +110,9 @@ class Problem:
         return mlp(self.x.shape[1], self.outputs, width, dropout)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Task loss of a batch, with smoothed labels where asked, plus the price of the depths."""
+        """Task loss of a batch, with smoothed labels where asked, plus the penalty of the
+        depths.
+        """
         out = model(x)
         loss = (
             F.mse_loss(out[:, 0], y)

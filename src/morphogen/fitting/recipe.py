@@ -14,9 +14,9 @@ class Recipe:
     annealing phase lasts as long as the growth phase times this, and at least `epochs` epochs.
     rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing:
     of the labels in the annealing phase. shrink_and_perturb_share: share of every weight that is
-    fresh when the annealing phase begins. shift: images move by up to so many pixels. price,
+    fresh when the annealing phase begins. shift: images move by up to so many pixels. penalty,
     granularity: of the policy; operations: the share of floating point operations, beside
-    parameters, in what it prices.
+    parameters, in what it penalties.
     """
 
     batch: int
@@ -44,10 +44,10 @@ def recipe_for(images: bool, rows: int, flip: bool = False) -> Recipe:
     """The recipe for `rows` training rows of images or of a table."""
     if images:
         batch = _between(32, rows // 40, 128)
-        # Renewal and the price of operations, on held-out rows of Fashion-MNIST: 0.9298 on one seed
-        # against 0.9247 without either; on another 0.9248 in 60 % of the time of operations = 0.5,
-        # price = 0.15, which grew to 98,000 parameters for 0.9295. Of digits: 0.988 against 0.980
-        # over three seeds.
+        # Renewal and the penalty of operations, on held-out rows of Fashion-MNIST: 0.9298 on one
+        # seed against 0.9247 without either; on another 0.9248 in 60 % of the time of operations =
+        # 0.5, penalty = 0.15, which grew to 98,000 parameters for 0.9295. Of digits: 0.988 against
+        # 0.980 over three seeds.
         return Recipe(
             batch=batch,
             rate=4e-3,

@@ -126,7 +126,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _is_levels(module: nn.Module) -> bool:
-    """Whether it is what `layers.dag_levels.by_levels` makes of a DAG that has a readout; copies
+    """Whether it is what `layers.dag.unrolled.by_levels` makes of a DAG that has a readout; copies
     have another class name.
     """
     return (

@@ -57,8 +57,8 @@ class Controller:
     policy: None lets learned depths and widths alone decide. losses: model -> validation loss of
     each example, shape (n,); it may set modes, and so may `cost` and `loss`: an evaluation leaves
     every module in the mode that it was in. example: a batch to trace the model with. budget: most
-    parameters. cost: what the policy's price is charged on. loss: model -> training loss, a scalar
-    that can be differentiated; some policies need it to choose what new units compute.
+    parameters. cost: what the policy's penalty is charged on. loss: model -> training loss, a
+    scalar that can be differentiated; some policies need it to choose what new units compute.
     """
 
     def __init__(

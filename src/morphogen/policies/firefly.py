@@ -13,7 +13,7 @@ from morphogen.policies.when import patience, penalised
 class Firefly:
     """Every `every` evaluations the network gains the share `rate` of its units, in chunks of
     `granularity`: all units are tried as splits, and as many new ones beside them in every width,
-    by `resize.firefly`; the chunks that lower the training loss the most are kept, wherever they
+    by `inits.firefly`; the chunks that lower the training loss the most are kept, wherever they
     are.
 
     Finished when the penalised loss has not fallen for `patience` evaluations. Nothing leaves.

@@ -14,7 +14,7 @@ from morphogen.policies.when import patience, penalised
 @dataclass(frozen=True)
 class GradMax:
     """Every `every` evaluations each width grows by the share `rate`, in steps of `granularity`,
-    started by `resize.gradmax`.
+    started by `inits.gradmax`.
 
     Finished when the penalised loss has not fallen for `patience` evaluations. Nothing leaves.
     Source: Evci et al. 2022 (arXiv 2201.05125), growth at fixed intervals. Differs: no final size

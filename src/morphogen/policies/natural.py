@@ -13,12 +13,12 @@ from morphogen.policies.policy import Memory, Observation, Proposal
 @dataclass(frozen=True)
 class Natural:
     """At each evaluation every width is asked by what factor `granularity` more units, started by
-    `resize.gradmax`, would raise the gain of a natural-gradient step. The best one grows if that
+    `inits.gradmax`, would raise the gain of a natural-gradient step. The best one grows if that
     factor, divided by (units after / before) ** `penalty`, exceeds `threshold`.
 
     Finished when none did for `patience` evaluations. Source: Mitchell et al. 2023 (arXiv
     2307.04526), when and where to expand. Differs: chunks of units; width only, since depth is
-    learned by `LearnedDepth`; a price; the incoming weights are those of the largest gradient
+    learned by `LearnedDepth`; a penalty; the incoming weights are those of the largest gradient
     instead of the largest score.
     """
 

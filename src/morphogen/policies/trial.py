@@ -15,8 +15,8 @@ class Trial:
     """Each open width grows by a share of itself; `probation` evaluations later the new units are
     judged by leaving them out.
 
-    They stay if the validation loss without them is higher by a larger fraction than their price,
-    price * log(cost with / without); the width then grows again. Otherwise they leave, and the
+    They stay if the validation loss without them is higher by a larger fraction than their penalty,
+    penalty * log(cost with / without); the width then grows again. Otherwise they leave, and the
     width rests for `cooldown` evaluations. A resting width is asked the opposite question: can its
     weakest units go? All comparisons are paired, on the same validation examples and weights.
     Finished when the validation loss has not fallen for `patience` evaluations, or when every width
@@ -24,7 +24,7 @@ class Trial:
 
     Sizes change in steps of `granularity`, since kernels are slower in between. rate: the share by
     which a width grows. confidence: standard errors of the mean difference by which units must be
-    worth their price to stay or not to be removed; 0 judges by the mean alone.
+    worth their penalty to stay or not to be removed; 0 judges by the mean alone.
 
     Source: Growing_neural_network, the stochastic step (propose, compare loss + penalty x weights,
     keep or undo). Differs: proposals are judged after a round of training instead of before any, on
@@ -91,8 +91,8 @@ class Trial:
                     observation.sizes[proposal.edit.width],
                     observation.round,
                 )
-        # the price is charged by the trials; charged here too, units on probation would look like a
-        # standstill
+        # the penalty is charged by the trials; charged here too, units on probation would look like
+        # a standstill
         waited = patience(new, log_loss(loss), self.min_delta)
         done = waited >= self.patience or all(
             failed.get(w, 0) >= self.max_failures for w in observation.sizes
@@ -121,7 +121,7 @@ class Trial:
 
     def _worth(self, observation: Observation, removal: Edit) -> tuple[float, float]:
         """(rise of the mean validation loss by a removal, its worth: log loss ratio, at least, less
-        the price of the cost).
+        the penalty of the cost).
         """
         without, cost = observation.attempt([removal])
         rise = without - observation.losses

@@ -19,11 +19,11 @@ def log_loss(loss: float) -> float:
 
 
 def penalised(loss: float, cost: float, penalty: float) -> float:
-    """log(loss) + price * log(cost): a change pays if it lowers the loss by a larger fraction than
-    it costs.
+    """log(loss) + penalty * log(cost): a change pays if it lowers the loss by a larger fraction
+    than it costs.
 
-    With price 0.02, twice the cost must lower the loss by 1.4 %. Free of units, so one price serves
-    every data set.
+    With penalty 0.02, twice the cost must lower the loss by 1.4 %. Free of units, so one penalty
+    serves every data set.
     """
     return log_loss(loss) + penalty * math.log(max(cost, 1))
 

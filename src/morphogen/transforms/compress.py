@@ -55,7 +55,7 @@ def compress(
     model stays as it is.
 
     box: of one example, (1, *shape). samples: inputs to look at first, such as training data.
-    seconds: for linear programs in each pass, see `bounds.stability`. rules: names of `RULES`; all
+    seconds: for linear programs in each pass, see `verification.stability`. rules: names of `RULES`; all
     but "skip" unless given, since a skip makes a module of two branches. log: is filled with the
     way back, (what went, the network before it), a pass each.
 

@@ -1,5 +1,5 @@
 """A DAG that grows by stages, of which the last alone learns: `Cascade`, and
-`resize.nodes.add_stage`, which begins the next.
+`edit.dag.add_stage`, which begins the next.
 
 Source: cascade correlation, Fahlman & Lebiere 1990. Differs: a stage has as many nodes as it is
 given, not one, and they learn by the loss, as everything does, not by their correlation with what

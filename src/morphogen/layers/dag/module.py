@@ -45,7 +45,7 @@ class Dag(nn.Module):
     it has two weights for it. generator: of the weights and of the wiring.
 
     block_size: how many nodes a matrix product makes at once; with "full" it changes speed only.
-    solver: of the nodes inside a block, see `dag_op.dag`; "auto" is exact and fast. Weights are one
+    solver: of the nodes inside a block, see `dense.dag`; "auto" is exact and fast. Weights are one
     flat parameter without the zeros of the upper triangle, block after block, so that no decay or
     momentum can reach a weight that is not there; a "random" wiring has one weight for each source.
     `matrix()` shows them as a matrix.
