@@ -51,7 +51,7 @@ class Found:
 def alpha_crown(
     net: Program, box: Box, steps: int = 20, seconds: float = math.inf
 ) -> dict[str, Box]:
-    """Bounds on every value by name, at least as tight as those of `linear`; arguments as there.
+    """Bounds on every value by name, at least as tight as those of `crown`; arguments as there.
     steps: of ascent, of which there are none once `seconds` have gone.
     """
     until = Deadline.after(seconds, net.until.now)
@@ -94,74 +94,28 @@ def optimised(
     is one bound, (batch, 1), on the largest of spec . value - limits: that of the best mean. sizes:
     `rounding.magnitudes` of these boxes, or of larger ones.
     """
-    batch = len(boxes[net.input].lower)
-    rows = spec.shape[1]
-    count = rows if limits is None else 1
     known = {
-        v: sign.to(net.dtype)[:, None] for v, sign in (signs or {}).items() if bool(sign.any())
+        value: sign.to(net.dtype)[:, None]
+        for value, sign in (signs or {}).items()
+        if bool(sign.any())
     }
     ends = _ends(net, boxes)
-    begun = start or Variables()
-    shares = {
-        n: begun.alpha[n] if n in begun.alpha else _plain(h, low, high, boxes[read], batch, count)
-        for n, (h, read, low, high) in ends.items()
-    }
-    multipliers = {
-        v: begun.beta[v] if v in begun.beta else sign.new_zeros(batch, count, *sign.shape[2:])
-        for v, sign in known.items()
-    }
-    shares, multipliers = (
-        {k: t.detach().clone().requires_grad_() for k, t in of.items()}
-        for of in (shares, multipliers)
-    )
-    mix = (
-        spec.new_full((batch, rows), 1 / rows, dtype=net.dtype)
-        if begun.mixing is None
-        else begun.mixing
-    )
-    mix = mix.detach().clone().requires_grad_(limits is not None and rows > 1)
-    free = [*shares.values(), mix] if mix.requires_grad else [*shares.values()]
-    groups: list[dict[str, Any]] = [
-        {"params": free},
-        {"params": [*multipliers.values()], "lr": _SPLIT_RATE},
-    ]
-    optimizer = Adam(groups, lr=_RATE) if free or multipliers else None
-    best = Found(
-        spec.new_full((batch, count), -torch.inf, dtype=net.dtype),
-        Variables(shares, multipliers, mix),
-        spec,
-        {},
-    )
+    shares = _begun(net, boxes, ends, known, spec, limits, start or Variables())
+    optimizer = _ascent(shares)
     sizes = magnitudes(net, boxes) if sizes is None else sizes
+    lowest = spec.new_full(_shape(net, boxes, spec, limits), -torch.inf, dtype=net.dtype)
+    best = Found(lowest, shares, spec, {})
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
-            slopes = {
-                n: ends[n][2] + (ends[n][3] - ends[n][2]) * share for n, share in shares.items()
-            }
-            beta = {v: known[v] * m for v, m in multipliers.items()}
-            wanted = (
-                spec
-                if limits is None
-                else torch.einsum("bk,bk...->b...", mix, spec.expand(batch, *spec.shape[1:]))[
-                    :, None
-                ]
-            )
+            free = _allowed(ends, known, shares)
             seen: dict[str, Tensor] = {}
-            found = bounded(net, boxes, wanted, name, Variables(slopes, beta), sizes, seen)
+            wanted = spec if limits is None else _mean(spec, shares)
+            found = bounded(net, boxes, wanted, name, free, sizes, seen)
             bound = found.least
-            bound = (
-                bound
-                if limits is None
-                else bound - _mixed(net, spec, limits, mix, sizes[name or net.output])
-            )
+            if limits is not None:
+                bound = bound - _mean_limit(net, spec, limits, shares, sizes[name or net.output])
         net.until.check()
-        best = _better(
-            best,
-            bound.detach(),
-            Variables(shares, multipliers, mix),
-            found.coefficients.detach(),
-            seen,
-        )
+        best = _better(best, bound.detach(), shares, found.coefficients.detach(), seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > stop_above).all()):
             break
         optimizer.zero_grad()
@@ -169,35 +123,124 @@ def optimised(
         net.until.check()
         optimizer.step()
         net.until.check()
-        with torch.no_grad():
-            for share in shares.values():
-                share.clamp_(0, 1)
-            for multiplier in multipliers.values():
-                multiplier.clamp_min_(0)
-            mix.copy_(mix.clamp_min(1e-6) / mix.clamp_min(1e-6).sum(1, keepdim=True))
+        _project(shares)
         for group in optimizer.param_groups:
             group["lr"] *= _DECAY
     return best
 
 
-def _mixed(net: Program, spec: Tensor, limits: Tensor, mix: Tensor, sizes: Tensor) -> Tensor:
+def _shape(
+    net: Program, boxes: Mapping[str, Box], spec: Tensor, limits: Tensor | None
+) -> tuple[int, int]:
+    """(batch, count) of the bounds: one for each function, or one for all that have limits."""
+    return len(boxes[net.input].lower), spec.shape[1] if limits is None else 1
+
+
+def _begun(
+    net: Program,
+    boxes: Mapping[str, Box],
+    ends: Mapping[str, "_Ends"],
+    known: Mapping[str, Tensor],
+    spec: Tensor,
+    limits: Tensor | None,
+    start: Variables,
+) -> Variables:
+    """Where the ascent begins: at those of an earlier call, else at the lines of `lower_bound`, at
+    multipliers of 0 and at equal weights.
+    """
+    batch, count = _shape(net, boxes, spec, limits)
+    rows = spec.shape[1]
+    alpha = {}
+    for name, end in ends.items():
+        earlier = start.alpha.get(name)
+        alpha[name] = _plain(end, boxes[end.read], batch, count) if earlier is None else earlier
+    beta = {}
+    for name, sign in known.items():
+        earlier = start.beta.get(name)
+        beta[name] = sign.new_zeros(batch, count, *sign.shape[2:]) if earlier is None else earlier
+    mixing = start.mixing
+    if mixing is None:
+        mixing = spec.new_full((batch, rows), 1 / rows, dtype=net.dtype)
+    return Variables(
+        {name: share.detach().clone().requires_grad_() for name, share in alpha.items()},
+        {name: multiplier.detach().clone().requires_grad_() for name, multiplier in beta.items()},
+        mixing.detach().clone().requires_grad_(limits is not None and rows > 1),
+    )
+
+
+def _ascent(shares: Variables) -> Adam | None:
+    """None where nothing is free."""
+    assert shares.mixing is not None
+    free = [*shares.alpha.values(), *([shares.mixing] if shares.mixing.requires_grad else [])]
+    groups: list[dict[str, Any]] = [
+        {"params": free},
+        {"params": [*shares.beta.values()], "lr": _SPLIT_RATE},
+    ]
+    return Adam(groups, lr=_RATE) if free or shares.beta else None
+
+
+def _allowed(
+    ends: Mapping[str, "_Ends"], known: Mapping[str, Tensor], shares: Variables
+) -> Variables:
+    """What the shares stand for."""
+    # slope = low + (high - low) share; beta = sign multiplier
+    slopes = {
+        name: ends[name].low + (ends[name].high - ends[name].low) * share
+        for name, share in shares.alpha.items()
+    }
+    beta = {name: known[name] * multiplier for name, multiplier in shares.beta.items()}
+    return Variables(slopes, beta)
+
+
+@torch.no_grad()
+def _project(shares: Variables) -> None:
+    """Back into what is sound: shares in [0, 1], multipliers at least 0, weights that add up to
+    1.
+    """
+    assert shares.mixing is not None
+    for share in shares.alpha.values():
+        share.clamp_(0, 1)
+    for multiplier in shares.beta.values():
+        multiplier.clamp_min_(0)
+    weights = shares.mixing.clamp_min(1e-6)
+    shares.mixing.copy_(weights / weights.sum(1, keepdim=True))
+
+
+def _mean(spec: Tensor, shares: Variables) -> Tensor:
+    """sum_k mixing_k spec_k, (batch, 1, *shape)."""
+    assert shares.mixing is not None
+    every = spec.expand(len(shares.mixing), *spec.shape[1:])
+    return torch.einsum("bk,bk...->b...", shares.mixing, every)[:, None]
+
+
+def _mean_limit(
+    net: Program, spec: Tensor, limits: Tensor, shares: Variables, sizes: Tensor
+) -> Tensor:
     """The mean of the limits, (batch, 1), and what the sums in it and in the mean of the rows may
     be off.
     """
-    weights = mix.detach()
-    rows = torch.einsum("bk,bk...->b...", weights, spec.abs().expand(len(mix), *spec.shape[1:]))[
-        :, None
-    ]
+    mixing = shares.mixing
+    assert mixing is not None
+    weights = mixing.detach()
+    rows = _mean(spec.abs(), Variables(mixing=weights))
     off = dot(rows, sizes[:, None]) + (weights * limits.abs()).sum(1, keepdim=True)
-    return (mix * limits).sum(1, keepdim=True) + unit(net.dtype, mix.shape[1]) * off
+    return (mixing * limits).sum(1, keepdim=True) + unit(net.dtype, mixing.shape[1]) * off
 
 
-def _ends(
-    net: Program, boxes: Mapping[str, Box]
-) -> dict[str, tuple[Activation, str, Tensor, Tensor]]:
-    """For each activation that is unstable on its interval: (it, what it reads, the least and the
-    largest slope of a line that may touch it there), shaped as `Variables.alpha`.
+@dataclass(frozen=True)
+class _Ends:
+    """Of an activation h that is unstable on its interval: what it reads, and the least and the
+    largest slope of a line that may touch it there, shaped as `Variables.alpha`.
     """
+
+    h: Activation
+    read: str
+    low: Tensor
+    high: Tensor
+
+
+def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, _Ends]:
+    """By name of the activation."""
     found = {}
     for step in net.forth():
         h = activation(step)
@@ -207,25 +250,25 @@ def _ends(
         if h is RELU:
             if bool(((box.lower < 0) & (box.upper > 0)).any()):
                 zero = torch.zeros_like(box.lower)[None, :, None]
-                found[step.name] = (h, step.reads[0], zero, zero + 1)
+                found[step.name] = _Ends(h, step.reads[0], zero, zero + 1)
         else:
             slopes = h.slope(places(box.lower, box.upper))
             low, high = (
                 t[None, :, None].expand(2, *(-1,) * 2, *t.shape[1:])
                 for t in (slopes.amin(0), slopes.amax(0))
             )
-            found[step.name] = (h, step.reads[0], low, high)
+            found[step.name] = _Ends(h, step.reads[0], low, high)
     return found
 
 
-def _plain(h: Activation, low: Tensor, high: Tensor, box: Box, batch: int, count: int) -> Tensor:
+def _plain(ends: _Ends, box: Box, batch: int, count: int) -> Tensor:
     """The shares at which lines are those of `lower_bound`."""
-    if h is RELU:
+    low, high = ends.low, ends.high
+    if ends.h is RELU:
         share = (box.upper > -box.lower).to(low.dtype)[None, :, None]
     else:
-        share = (torch.stack(tightest(h, box.lower, box.upper))[:, :, None] - low) / (
-            high - low
-        ).clamp_min(1e-12)
+        slopes = torch.stack(tightest(ends.h, box.lower, box.upper))[:, :, None]
+        share = (slopes - low) / (high - low).clamp_min(1e-12)
     return share.clamp(0, 1).expand(len(low), batch, count, *box.lower.shape[1:])
 
 
@@ -235,10 +278,8 @@ def _better(
     """The best of each bound, with what it was found by."""
     better = bound > best.bound
 
-    def chosen(new: Tensor, old: Tensor, linear_relaxation: int) -> Tensor:
-        where = better.view(
-            *(1,) * linear_relaxation, *better.shape, *(1,) * (new.dim() - linear_relaxation - 2)
-        )
+    def chosen(new: Tensor, old: Tensor, ahead: int) -> Tensor:
+        where = better.view(*(1,) * ahead, *better.shape, *(1,) * (new.dim() - ahead - 2))
         return torch.where(where, new.detach(), old.detach())
 
     slopes = {n: chosen(share, best.free.alpha[n], 1) for n, share in free.alpha.items()}

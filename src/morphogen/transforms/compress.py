@@ -55,9 +55,9 @@ def compress(
     model stays as it is.
 
     box: of one example, (1, *shape). samples: inputs to look at first, such as training data.
-    seconds: for linear programs in each pass, see `verification.stability`. rules: names of `RULES`; all
-    but "skip" unless given, since a skip makes a module of two branches. log: is filled with the
-    way back, (what went, the network before it), a pass each.
+    seconds: for linear programs in each pass, see `verification.stability`. rules: names of
+    `RULES`; all but "skip" unless given, since a skip makes a module of two branches. log: is
+    filled with the way back, (what went, the network before it), a pass each.
 
     The network is frozen first, which folds norms and gates and drops units that nothing reads or
     feeds; it is kept in float64. The certificate tells every unit of the frozen network that went,
