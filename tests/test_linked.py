@@ -21,8 +21,8 @@ from morphogen.layers.linked import (
     LKReLU,
     LKSine,
     LKSwish,
-    difference,
     looks_linear_,
+    odd_part,
     second_moment,
     variance_,
 )
@@ -259,10 +259,10 @@ def test_shares_and_differences() -> None:
     # the specification's figure at q = 1
     assert second_moment(nn.SiLU()) == pytest.approx(0.356, abs=1e-3)
     for base in (nn.ReLU(), nn.SiLU(), nn.GELU(), LKSwish()):
-        assert difference(base) == pytest.approx(1.0, abs=1e-6)
-    assert difference(LKPReLU(initial=0.25)) == pytest.approx(1.25, abs=1e-6)
-    assert difference(nn.SELU()) is None
-    assert difference(nn.Tanh()) is None
+        assert odd_part(base) == pytest.approx(1.0, abs=1e-6)
+    assert odd_part(LKPReLU(initial=0.25)) == pytest.approx(1.25, abs=1e-6)
+    assert odd_part(nn.SELU()) is None
+    assert odd_part(nn.Tanh()) is None
 
 
 @pytest.mark.parametrize("kind", [LKReLU, LKSwish, LKGELU, LKPReLU])
@@ -272,7 +272,7 @@ def test_fifty_layers_that_look_linear_keep_lengths(kind) -> None:
     x = torch.randn(64, 32, dtype=torch.float64)
     z, moments = x, []
     for _ in range(50):
-        layer = looks_linear_(nn.Linear(64, 32).double(), difference(act))
+        layer = looks_linear_(nn.Linear(64, 32).double(), odd_part(act))
         z = layer(act.double()(z))
         moments.append(float(z.detach().square().mean() / x.square().mean()))
     assert moments == pytest.approx([1.0] * 50, abs=1e-5)

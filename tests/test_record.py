@@ -10,7 +10,7 @@ from morphogen.record import (
     Layer,
     Report,
     Round,
-    Row,
+    TableRow,
     from_json,
     to_json,
     write_atomic,
@@ -27,7 +27,7 @@ def test_a_report_survives_json() -> None:
         3,
         (Round(1, 0.5, 10, 1.5, "grow", 2.0, 1.0, 0.5, 100, shape),),
         (Change(1, 0.5, "conv1", 8, 16, "why", (50, 100)),),
-        (Row("x", None, 3, None), Row("y", 0.5, None, 2.0, "n")),
+        (TableRow("x", None, 3, None), TableRow("y", 0.5, None, 2.0, "n")),
         ("note",),
         {"torch": "2"},
     )

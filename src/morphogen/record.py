@@ -217,7 +217,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the final table. `score` is on the test part; None where there is none."""
 
     name: str
@@ -241,7 +241,7 @@ class Report:
     seed: int
     rounds: tuple[Round, ...] = ()
     changes: tuple[Change, ...] = ()
-    table: tuple[Row, ...] = ()
+    table: tuple[TableRow, ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from morphogen.record import Change, Depth, Layer, Report, Round, Row
+from morphogen.record import Change, Depth, Layer, Report, Round, TableRow
 
 # round, where, before, after, reason
 _STEPS = """
@@ -100,11 +100,11 @@ def make_report() -> Report:
             )
         )
     table = (
-        Row("found by morphogen", 0.9792, rounds[-1].parameters, 13.8),
-        Row("same shape from scratch", 0.9778, rounds[-1].parameters, 12.9),
-        Row("MLP(100)", 0.9694, 7510, 1.2, "scikit-learn"),
-        Row("gradient boosting", 0.9667, None, 4.31, "scikit-learn"),
-        Row(
+        TableRow("found by morphogen", 0.9792, rounds[-1].parameters, 13.8),
+        TableRow("same shape from scratch", 0.9778, rounds[-1].parameters, 12.9),
+        TableRow("MLP(100)", 0.9694, 7510, 1.2, "scikit-learn"),
+        TableRow("gradient boosting", 0.9667, None, 4.31, "scikit-learn"),
+        TableRow(
             "best of 12 MLPs",
             0.9722,
             85002,
@@ -159,7 +159,7 @@ def hostile(report: Report) -> Report:
         data=evil,
         rounds=rounds,
         changes=changes,
-        table=(Row(evil, None, None, None, evil),),
+        table=(TableRow(evil, None, None, None, evil),),
         notes=(evil,),
         environment={evil: evil},
     )

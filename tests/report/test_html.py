@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from morphogen.record import Layer, Report, Row
+from morphogen.record import Layer, Report, TableRow
 from morphogen.report.html import html
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -77,7 +77,7 @@ def test_names_the_found_network_and_every_change_with_its_reason(report: Report
 
 def test_a_missing_score_is_a_dash(report: Report) -> None:
     assert "<td>found</td><td>–</td><td>–</td><td>–</td><td></td>" in html(
-        replace(report, table=(Row("found", None, None, None),))
+        replace(report, table=(TableRow("found", None, None, None),))
     )
 
 

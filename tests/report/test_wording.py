@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from morphogen.record import Layer, Report, Row
+from morphogen.record import Layer, Report, TableRow
 from morphogen.report.text import format_score, format_seconds, headline, latex, markdown
 
 
@@ -45,7 +45,7 @@ def test_headline_without_a_test_part_calls_the_score_validation(report: Report)
     assert "98.09 % validation accuracy with 13,194 parameters" in headline(
         replace(report, table=())
     )
-    none = replace(report, metric="RMSE", table=(Row("found", None, None, None),))
+    none = replace(report, metric="RMSE", table=(TableRow("found", None, None, None),))
     assert "validation RMSE 0.9809 with" in headline(none)
     assert headline(replace(report, rounds=())) == "No network was found for digits yet."
 
@@ -71,7 +71,7 @@ def test_markdown_keeps_its_columns(report: Report, hostile: Report) -> None:
 
 
 def test_latex_escapes_what_it_must(report: Report) -> None:
-    row = Row("50% & _a_ #1 $x {y} ~ ^ \\ <b> 8 → 9 …", 0.5, 1234, 1.0, "two\nlines")
+    row = TableRow("50% & _a_ #1 $x {y} ~ ^ \\ <b> 8 → 9 …", 0.5, 1234, 1.0, "two\nlines")
     text = latex(replace(report, table=(row,)))
     assert text.startswith(
         "\\begin{tabular}{lrrrl}\n\\toprule\nnetwork & test accuracy & parameters & seconds & "

@@ -36,7 +36,7 @@ _DECAY = 0.98
 
 
 @dataclass(frozen=True)
-class Found:
+class OptimisedBound:
     """bound: (batch, count). free: of the best step, slopes as shares of what is allowed.
     coefficients (batch, count, *input): of the last step's function of the input. seen: that step's
     coefficients on each activation, by name.
@@ -84,7 +84,7 @@ def optimised(
     stop_above: float = torch.inf,
     limits: Tensor | None = None,
     sizes: Mapping[str, Tensor] | None = None,
-) -> Found:
+) -> OptimisedBound:
     """The best lower bounds on linear functions of a value that the steps come by; arguments as for
     `lower_bound`.
 
@@ -104,7 +104,7 @@ def optimised(
     optimizer = _ascent(shares)
     sizes = magnitudes(net, boxes) if sizes is None else sizes
     lowest = spec.new_full(_shape(net, boxes, spec, limits), -torch.inf, dtype=net.dtype)
-    best = Found(lowest, shares, spec, {})
+    best = OptimisedBound(lowest, shares, spec, {})
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
             free = _allowed(ends, known, shares)
@@ -273,8 +273,12 @@ def _plain(ends: _Ends, box: Box, batch: int, count: int) -> Tensor:
 
 
 def _better(
-    best: Found, bound: Tensor, free: Variables, coefficients: Tensor, seen: Mapping[str, Tensor]
-) -> Found:
+    best: OptimisedBound,
+    bound: Tensor,
+    free: Variables,
+    coefficients: Tensor,
+    seen: Mapping[str, Tensor],
+) -> OptimisedBound:
     """The best of each bound, with what it was found by."""
     better = bound > best.bound
 
@@ -288,4 +292,6 @@ def _better(
     assert best.free.mixing is not None
     mix = torch.where(better[:, :1], free.mixing.detach(), best.free.mixing.detach())
     read = {n: a.detach() for n, a in seen.items()}
-    return Found(torch.maximum(bound, best.bound), Variables(slopes, beta, mix), coefficients, read)
+    return OptimisedBound(
+        torch.maximum(bound, best.bound), Variables(slopes, beta, mix), coefficients, read
+    )

@@ -152,7 +152,7 @@ def lp_minimum(
     first = relaxed.solve({}, unstable)
     box = boxes[net.input]
 
-    def point(found: _Found) -> Tensor | None:
+    def point(found: _Solution) -> Tensor | None:
         if found.values is None:
             return None
         x = box.centre.flatten()  # inputs that do not matter stay there
@@ -174,8 +174,8 @@ def lp_minimum(
 def _searched(
     relaxed: "_Relaxation",
     unstable: _Unstable,
-    first: "_Found",
-    point: Callable[["_Found"], Tensor | None],
+    first: "_Solution",
+    point: Callable[["_Solution"], Tensor | None],
     true: Callable[[Tensor], float],
     until: Deadline,
     stop_above: float,
@@ -189,7 +189,7 @@ def _searched(
     count = 0
     waiting: list[tuple[float, int, dict[int, bool], int | None]] = []
 
-    def look(found: _Found, decided: dict[int, bool]) -> None:
+    def look(found: _Solution, decided: dict[int, bool]) -> None:
         nonlocal best, where, count
         x = point(found)
         if x is not None and (value := true(x)) < best:
@@ -369,7 +369,7 @@ def _opens(step: Step, boxes: Mapping[str, Box]) -> int:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Solution:
     """bound: proved. values, above (how far each row is above its least), duals: of the solver,
     None where it has none.
     """
@@ -465,7 +465,7 @@ class _Relaxation:
         self.step = until.now() - began
         self.decided: Mapping[int, bool] = {}
 
-    def solve(self, decided: Mapping[int, bool], unstable: _Unstable) -> _Found:
+    def solve(self, decided: Mapping[int, bool], unstable: _Unstable) -> _Solution:
         """With these units on (True) or off: y - z is 0, or y - slope z is."""
         row_high = self.row_high.copy()
         for place, on in decided.items():
@@ -481,7 +481,7 @@ class _Relaxation:
                     )
         self.decided = decided
         if (left := self.until.left() - self.step) <= 0:
-            return _Found(-torch.inf)
+            return _Solution(-torch.inf)
         if left < torch.inf:
             # HiGHS counts from the model's first run
             self.solver.setOptionValue("time_limit", self.solver.getRunTime() + left)
@@ -494,16 +494,16 @@ class _Relaxation:
                 and self._proves(np.zeros_like(self.c), np.asarray(ray) / self.row_unit, row_high)
                 > 0
             )
-            return _Found(torch.inf if proved else -torch.inf)
+            return _Solution(torch.inf if proved else -torch.inf)
         solution = self.solver.getSolution()
         values, activities, duals = (
             np.array(part) for part in (solution.col_value, solution.row_value, solution.row_dual)
         )
         if len(values) != len(self.c) or len(duals) != len(self.matrix):
-            return _Found(-torch.inf)
+            return _Solution(-torch.inf)
         duals = duals * self.price / self.row_unit
         above = activities * self.row_unit - self.row_low
-        return _Found(
+        return _Solution(
             self.constant + self._proves(self.c, duals, row_high),
             values * self.unit * self.units,
             above,

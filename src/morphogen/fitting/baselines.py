@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from morphogen.data.dataset import Dataset
-from morphogen.record import Row
+from morphogen.record import TableRow
 
 GRID = {
     "hidden_layer_sizes": [(32,), (100,), (32, 32), (100, 100), (256,), (256, 256)],
@@ -22,7 +22,7 @@ GRID = {
 }  # 12 configurations
 
 
-def baselines(dataset: Dataset, seed: int) -> Iterator[Row]:
+def baselines(dataset: Dataset, seed: int) -> Iterator[TableRow]:
     """One row each, in order of cost, as soon as it is known. Trained on the whole training part,
     images flattened.
     """
@@ -69,4 +69,4 @@ def baselines(dataset: Dataset, seed: int) -> Iterator[Row]:
             else None
         )
         note = str(model.best_params_) if hasattr(model, "best_params_") else "scikit-learn"
-        yield Row(name, score(model), parameters, seconds, note)
+        yield TableRow(name, score(model), parameters, seconds, note)

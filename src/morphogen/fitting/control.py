@@ -19,7 +19,7 @@ from morphogen.fitting.fit import Fitted
 from morphogen.fitting.problem import LOOKED_AT, Problem, depths_in, threads_for, to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
 from morphogen.layers.stack import reinitialised
-from morphogen.record import Row
+from morphogen.record import TableRow
 from morphogen.training.train import State, train
 from morphogen.transforms.compress import compress
 from morphogen.transforms.freeze import freeze
@@ -41,7 +41,7 @@ def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
     if problem.regression:
         # the score is in the target's own spread
         to_unit(judged, -problem.mean / problem.scale, 1 / problem.scale)
-    row = Row(
+    row = TableRow(
         "the same, compressed",
         problem.test_score(judged),
         count_parameters(small),
@@ -51,7 +51,7 @@ def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
     return replace(fitted, plain=small, compression=certificate, report=report)
 
 
-def scratch(fitted: Fitted, dataset: Dataset) -> Row:
+def scratch(fitted: Fitted, dataset: Dataset) -> TableRow:
     """The honest control: the shape that was found, trained from new weights for as many steps by
     the same recipe.
 
@@ -62,7 +62,7 @@ def scratch(fitted: Fitted, dataset: Dataset) -> Row:
         return _scratch(fitted, problem)
 
 
-def _scratch(fitted: Fitted, problem: Problem) -> Row:
+def _scratch(fitted: Fitted, problem: Problem) -> TableRow:
     began = time.perf_counter()
     model = problem.build().to(problem.device)
     replay(fitted.ledger, model, problem.example[:2])
@@ -84,6 +84,6 @@ def _scratch(fitted: Fitted, problem: Problem) -> Row:
         )
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, problem.example)
-    return Row(
+    return TableRow(
         "same shape from scratch", problem.test_score(plain), count_parameters(plain), seconds
     )

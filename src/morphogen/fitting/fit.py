@@ -25,7 +25,7 @@ from morphogen.fitting.problem import Settings, threads_for, to_unit
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.search import Display, Search
 from morphogen.folder import claimed
-from morphogen.record import Certificate, Report, Row
+from morphogen.record import Certificate, Report, TableRow
 from morphogen.transforms.freeze import freeze
 
 # spreads from 0 up to which a target stays in float32, which rounds it there to 3e-5 of its spread
@@ -101,7 +101,9 @@ def _result(search: Search) -> Fitted:
     problem = search.problem
     plain, certificate = freeze(search.state.model, problem.example)
     assert isinstance(plain, nn.Sequential)
-    row = Row("found by morphogen", problem.test_score(plain), count_parameters(plain), seconds)
+    row = TableRow(
+        "found by morphogen", problem.test_score(plain), count_parameters(plain), seconds
+    )
     if problem.regression:
         if abs(problem.mean) > FAR * problem.scale:
             plain.double()

@@ -21,7 +21,7 @@ from morphogen.policies import POLICIES
 from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
 from morphogen.policies.policy import Policy, with_settings
-from morphogen.record import Change, Report, Round, Row
+from morphogen.record import Change, Report, Round, TableRow
 from morphogen.training.train import Diverged, State, generator, train
 
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
@@ -209,7 +209,7 @@ class Search:
         if self.display:
             self.display.say(text)
 
-    def report(self, table: tuple[Row, ...]) -> Report:
+    def report(self, table: tuple[TableRow, ...]) -> Report:
         dataset = self.problem.dataset
         return Report(
             dataset.name,

@@ -34,7 +34,7 @@ class Bound(NamedTuple):
     strict: bool = False
 
 
-class Row(NamedTuple):
+class Constraint(NamedTuple):
     """The sum of weight * Y_number over the terms is <= exact; strict: <. near, exact: as those of
     a bound.
     """
@@ -57,7 +57,7 @@ class All:
     """All of it holds; nothing is true. count: of clauses, were they multiplied out."""
 
     bounds: tuple[Bound, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Constraint, ...] = ()
     choices: "tuple[Choice, ...]" = ()
 
     @property
@@ -102,7 +102,7 @@ def _product(choices: Iterable[Choice]) -> int:
 # bounds
 
 
-def _off(end: Bound | Row) -> int:
+def _off(end: Bound | Constraint) -> int:
     """On which side of the float64 nearest to it an end lies: -1, 0 (it is that number) or 1."""
     if isinstance(end.exact, str):
         exact = Decimal(end.exact)
@@ -111,12 +111,12 @@ def _off(end: Bound | Row) -> int:
     return (end.exact > Fraction(end.near)) - (end.exact < Fraction(end.near))
 
 
-def fraction(end: Bound | Row) -> Fraction:
+def fraction(end: Bound | Constraint) -> Fraction:
     """What a bound or a row's limit says, exactly."""
     return Fraction(Decimal(end.exact)) if isinstance(end.exact, str) else end.exact
 
 
-def _compared(one: Bound | Row, other: Bound | Row) -> int:
+def _compared(one: Bound | Constraint, other: Bound | Constraint) -> int:
     """-1, 0 or 1: which of two values is less."""
     if one.near != other.near or one.exact == other.exact:
         return (one.near > other.near) - (one.near < other.near)
@@ -242,7 +242,7 @@ class Case:
     """
 
     ends: Ends
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Constraint, ...] = ()
     choices: tuple[Choice, ...] = ()
 
     @property
@@ -284,11 +284,11 @@ class Case:
         )
 
 
-def opposed(rows: Iterable[Row]) -> bool:
+def opposed(rows: Iterable[Constraint]) -> bool:
     """Whether some row says the opposite of another, such as y <= 1 and y > 1; rounding cannot tell
     such limits apart.
     """
-    least: dict[tuple[tuple[int, float], ...], Row] = {}
+    least: dict[tuple[tuple[int, float], ...], Constraint] = {}
     for row in rows:
         key = tuple(sorted(row.terms))
         old = least.get(key)
@@ -358,12 +358,12 @@ def within(bound: Bound, x: float) -> bool:
     return (x < bound.near) == bound.upper
 
 
-def margin(row: Row, y: Sequence[float]) -> float:
+def margin(row: Constraint, y: Sequence[float]) -> float:
     """By how much outputs miss a row; it holds where it is at most 0, below 0 for a strict one."""
     return sum(weight * y[number] for number, weight in row.terms) - row.limit
 
 
-def kept(row: Row, y: Sequence[float]) -> bool:
+def kept(row: Constraint, y: Sequence[float]) -> bool:
     """Whether outputs keep a row; NaN keeps none."""
     far = margin(row, y)
     return far < 0 if row.strict else far <= 0
@@ -382,7 +382,7 @@ def holds(formula: All, x: Sequence[float], y: Sequence[float]) -> bool:
     return folded(formula, both, lambda _, parts: any(parts))
 
 
-def arrays(rows: Sequence[Row], outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(rows: Sequence[Constraint], outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows (k, outputs), limits (k,), strict (k,))."""
     found = np.zeros((len(rows), outputs))
     for place, row in enumerate(rows):

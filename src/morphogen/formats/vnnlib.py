@@ -27,8 +27,8 @@ from morphogen.formats.formula import (
     Bound,
     Case,
     Choice,
+    Constraint,
     Ends,
-    Row,
     arrays,
     cases,
     choice,
@@ -153,16 +153,16 @@ class _Open:
         self.depth = 0
         self.false = False
         self.bounds: list[Bound] = []
-        self.rows: list[Row] = []
+        self.rows: list[Constraint] = []
         self.choices: list[Choice] = []
         self.parts: list[All] = []
 
-    def add(self, found: "Bound | Row | All | Choice") -> None:
+    def add(self, found: "Bound | Constraint | All | Choice") -> None:
         if self.kind == "or":
             self.parts.append(_alone(found))
         elif isinstance(found, Bound):
             self.bounds.append(found)
-        elif isinstance(found, Row):
+        elif isinstance(found, Constraint):
             self.rows.append(found)
         elif isinstance(found, Choice):
             self.choices.append(found)
@@ -185,12 +185,12 @@ class _Open:
             into.add(self.together() or All(choices=(FALSE,)))
 
 
-def _alone(found: Bound | Row | All | Choice) -> All:
+def _alone(found: Bound | Constraint | All | Choice) -> All:
     if isinstance(found, All):
         return found
     if isinstance(found, Bound):
         return All((found,))
-    return All((), (found,)) if isinstance(found, Row) else All((), (), (found,))
+    return All((), (found,)) if isinstance(found, Constraint) else All((), (), (found,))
 
 
 class _Reader:
@@ -345,12 +345,12 @@ class _Reader:
             into.add(All(choices=(FALSE,)))
         else:
             bounds, rows = (
-                [part for part in parts if isinstance(part, kind)] for kind in (Bound, Row)
+                [part for part in parts if isinstance(part, kind)] for kind in (Bound, Constraint)
             )
             into.add(All(tuple(bounds), tuple(rows)))  # type: ignore[arg-type]
         return place + 1
 
-    def simple(self, at: int, sign: str, left: str, right: str) -> Bound | Row | None:
+    def simple(self, at: int, sign: str, left: str, right: str) -> Bound | Constraint | None:
         """Between a variable and a number, or two outputs, as nearly all are; None for anything
         else.
         """
@@ -363,7 +363,7 @@ class _Reader:
         if one and other:
             if one[0] == other[0] == "Y" and one != other:
                 way = 1.0 if below else -1.0
-                return Row(((one[1], way), (other[1], -way)), 0.0, "0", strict)
+                return Constraint(((one[1], way), (other[1], -way)), 0.0, "0", strict)
             return None
         if other:
             one = other
@@ -375,15 +375,15 @@ class _Reader:
         if one[0] == "X":
             return Bound(one[1], below, value, exact, strict)
         if below:
-            return Row(((one[1], 1.0),), value, exact, strict)
-        return Row(
+            return Constraint(((one[1], 1.0),), value, exact, strict)
+        return Constraint(
             ((one[1], -1.0),),
             -value,
             exact[1:] if exact[0] == "-" else "-" + exact.removeprefix("+"),
             strict,
         )
 
-    def compared(self, at: int, sign: str, left: _Sum, right: _Sum) -> Bound | Row | bool:
+    def compared(self, at: int, sign: str, left: _Sum, right: _Sum) -> Bound | Constraint | bool:
         """What left <= right says, or what is like it; whether it is so where no variable is in
         it.
         """
@@ -401,7 +401,7 @@ class _Reader:
             weights = tuple(
                 (number, self.rounded(at, weight)) for (_, number), weight in terms.items()
             )
-            return Row(weights, self.rounded(at, limit), limit, strict)
+            return Constraint(weights, self.rounded(at, limit), limit, strict)
         if kinds == {"X"} and len(terms) == 1:
             (((_, number), weight),) = terms.items()
             return Bound(

@@ -171,7 +171,7 @@ def _aligned(slope: Tensor, z: Tensor, dim: int) -> Tensor:
 # ----------------------------------------------------------------------------------
 
 
-def difference(base: nn.Module | Callable[[Tensor], Tensor]) -> float | None:
+def odd_part(base: nn.Module | Callable[[Tensor], Tensor]) -> float | None:
     """c where g(z) - g(-z) = c z for all z: 1 for ReLU, SiLU and GELU, 1 + a for PReLU with one
     slope a; None where there is no such number.
     """
@@ -220,7 +220,7 @@ def looks_linear_(layer: nn.Module, scale: float = 1.0) -> nn.Module:
     place, returned.
 
     V is orthogonal; of a convolution, its middle tap, all others 0. With g(z) - g(-z) = scale * z,
-    see `difference`, the layer computes V z at first: stacked, the network is linear and keeps
+    see `odd_part`, the layer computes V z at first: stacked, the network is linear and keeps
     lengths. V has orthonormal rows or columns, whichever fit. Raises `ShapeError` for other layers
     and for an odd number of inputs. Source: Balduzzi et al. 2017 (arXiv 1702.08591), section 5; the
     kernel, Xiao et al. 2018 (arXiv 1806.05393).

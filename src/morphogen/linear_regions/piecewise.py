@@ -24,7 +24,7 @@ _LARGEST = 1 << 28  # entries of the widest table of coefficients: two gigabytes
 
 
 @dataclass(frozen=True)
-class Layer:
+class HiddenLayer:
     """z = sum of weights[k] @ source k + bias, h = max(z, slope z); source 0 is the input, source l
     the h of layer l.
 
@@ -51,8 +51,8 @@ class Piecewise:
     entries of the example.
     """
 
-    layers: tuple[Layer, ...]
-    output: Layer
+    layers: tuple[HiddenLayer, ...]
+    output: HiddenLayer
     box: Box
     shape: tuple[int, ...]
     origin: Tensor
@@ -162,7 +162,7 @@ class Piecewise:
         return torch.cat(before).transpose(0, 1), function(self.output, sources).transpose(0, 1)
 
 
-def slopes(above: Tensor, layer: Layer) -> Tensor:
+def slopes(above: Tensor, layer: HiddenLayer) -> Tensor:
     """What the units of a layer multiply z with, where these are above 0."""
     return above.double() + layer.slope * (~above).double()
 
@@ -172,16 +172,16 @@ def identity(inputs: int, batch: int) -> Tensor:
     return torch.eye(inputs, inputs + 1, dtype=torch.float64)[:, None].expand(-1, batch, -1)
 
 
-def by_size(layer: Layer) -> Layer:
+def by_size(layer: HiddenLayer) -> HiddenLayer:
     """With every weight by its size, and no bias."""
-    return Layer(
+    return HiddenLayer(
         {source: weight.abs() for source, weight in layer.weights.items()},
         torch.zeros_like(layer.bias),
         layer.slope,
     )
 
 
-def steepest(sizes: Layer, lengths: Sequence[Tensor]) -> Tensor:
+def steepest(sizes: HiddenLayer, lengths: Sequence[Tensor]) -> Tensor:
     """How steep each z of a layer `by_size` could be, (units, batch), whose sources are so steep,
     (units, batch) each.
     """
@@ -191,7 +191,7 @@ def steepest(sizes: Layer, lengths: Sequence[Tensor]) -> Tensor:
     return reach
 
 
-def function(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
+def function(layer: HiddenLayer, sources: Sequence[Tensor]) -> Tensor:
     """A layer's z as affine functions, (units, batch, inputs + 1), of those of its sources."""
     _, batch, columns = sources[0].shape
     z = torch.zeros(layer.units, batch, columns, dtype=torch.float64)
@@ -216,7 +216,7 @@ def normed(z: Tensor, length: Tensor, steepest: Tensor) -> Tensor:
     return torch.where(flat, sign, z / length[..., None].clamp_min(1e-300))
 
 
-def summed(layer: Layer, sources: Sequence[Tensor]) -> Tensor:
+def summed(layer: HiddenLayer, sources: Sequence[Tensor]) -> Tensor:
     """A layer's z, (batch, units), of the values of its sources, (batch, units)."""
     z = layer.bias.expand(len(sources[0]), -1)
     for source, weight in layer.weights.items():
@@ -267,10 +267,10 @@ class _Reader:
     def __init__(self, net: Program, start: Tensor) -> None:
         self.net = net
         self.values = {net.input: start}
-        self.layers = list[Layer]()
+        self.layers = list[HiddenLayer]()
         self.sizes = [start.shape[1] - 1]
 
-    def read(self) -> tuple[list[Layer], Layer]:
+    def read(self) -> tuple[list[HiddenLayer], HiddenLayer]:
         for step in self.net.steps:
             slope = rectifier(step)
             if slope is not None:
@@ -298,7 +298,7 @@ class _Reader:
             else value
         )
 
-    def layer(self, z: Tensor, slope: float) -> Layer:
+    def layer(self, z: Tensor, slope: float) -> HiddenLayer:
         rows = self.wide(z).flatten(1).view(1 + sum(self.sizes), -1)
         if rows.numel() > _LARGEST:
             raise Unsupported(
@@ -306,7 +306,7 @@ class _Reader:
                 "network"
             )
         parts = rows[1:].split(self.sizes)
-        return Layer(
+        return HiddenLayer(
             {i: part.T.contiguous() for i, part in enumerate(parts) if bool(part.any())},
             rows[0],
             slope,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.linear_regions.piecewise import (
-    Layer,
+    HiddenLayer,
     Piecewise,
     by_size,
     function,
@@ -328,10 +328,10 @@ def _cube(d: int) -> _Part:
     )
 
 
-def _in_the_cube(net: Piecewise, centre: Tensor, radius: Tensor) -> tuple[Layer, ...]:
+def _in_the_cube(net: Piecewise, centre: Tensor, radius: Tensor) -> tuple[HiddenLayer, ...]:
     """The layers of inputs that go from -1 to 1."""
     return tuple(
-        Layer(
+        HiddenLayer(
             {**layer.weights, 0: layer.weights[0] * radius},
             layer.bias + layer.weights[0] @ centre,
             layer.slope,
@@ -343,7 +343,7 @@ def _in_the_cube(net: Piecewise, centre: Tensor, radius: Tensor) -> tuple[Layer,
 
 
 def _descend(
-    layers: tuple[Layer, ...],
+    layers: tuple[HiddenLayer, ...],
     at: int,
     sources: list[Tensor],
     lengths: list[Tensor],

@@ -23,10 +23,10 @@ _RAYS = 4  # rays a row, which show most facets without a linear program
 _BEHIND = (1e-7, 1e-5)
 _POINTS = 10_000  # where it is looked, at last, for cells that no facet led to
 
-Found = tuple[Tensor, Tensor, Tensor, tuple[int, ...], Tensor, tuple[int, ...], bool]
+CellTables = tuple[Tensor, Tensor, Tensor, tuple[int, ...], Tensor, tuple[int, ...], bool]
 
 
-def reverse_search(net: Piecewise, max_cells: int, until: float) -> Found:
+def reverse_search(net: Piecewise, max_cells: int, until: float) -> CellTables:
     """The fields of `regions.Regions` after its network. max_cells: cells, at most; until: by the
     clock.
     """

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from morphogen.record import Layer, Report, Row
+from morphogen.record import Layer, Report, TableRow
 
 NONE = "–"
 PHASES = {"grow": "growing", "anneal": "annealing"}
@@ -47,7 +47,7 @@ def header(metric: str) -> tuple[str, ...]:
     return ("network", f"test {metric}", "parameters", "seconds", "note")
 
 
-def format_row(metric: str, row: Row) -> tuple[str, ...]:
+def format_row(metric: str, row: TableRow) -> tuple[str, ...]:
     """The cells of one line of the final table, in the order of `header`."""
     parameters = NONE if row.parameters is None else f"{row.parameters:,}"
     seconds = NONE if row.seconds is None else f"{row.seconds:.1f}"
@@ -61,7 +61,7 @@ def headline(report: Report) -> str:
     if not report.rounds:
         return f"No network was found for {report.data} yet."
     last = report.rounds[-1]
-    row = report.table[0] if report.table else Row("", None, None, None)
+    row = report.table[0] if report.table else TableRow("", None, None, None)
     score, part = (last.valid_score, "validation ") if row.score is None else (row.score, "")
     value = format_score(report.metric, score)
     reached = (

@@ -27,8 +27,8 @@ from morphogen.layers.linked import (
     LKPReLU,
     LKReLU,
     LKSwish,
-    difference,
     looks_linear_,
+    odd_part,
     variance_,
 )
 from morphogen.layers.units import unit_dim
@@ -275,7 +275,7 @@ def _begin(model: nn.Module, weight: str, act: Linked, undo_stack: UndoStack) ->
     layer = model.get_submodule(weight.rpartition(".")[0])
     if isinstance(bias := getattr(layer, "bias", None), Tensor):
         undo_stack.append(partial(_restore, bias, bias.detach().clone()))
-    scale = difference(act)
+    scale = odd_part(act)
     variance_(layer, act) if scale is None else looks_linear_(layer, scale)
 
 
@@ -296,7 +296,7 @@ def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Modu
         if isinstance(module.base, nn.Module):
             return module.base, 1.0
         raise Unsupported(f"unlink: '{name}' links a function, not a module")
-    scale = difference(module)
+    scale = odd_part(module)
     if scale is not None and all(torch.equal(first, -second) for first, second in halves):
         return nn.Identity(), scale
     raise NotExact(

@@ -21,8 +21,8 @@ from morphogen.formats.formula import (
     Bound,
     Case,
     Choice,
+    Constraint,
     Ends,
-    Row,
     arrays,
     cases,
     choice,
@@ -46,7 +46,7 @@ Agrees = Callable[[Tensor, Sequence[Case]], bool]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """status: "unsat", "sat" or "unknown". bound: every input is safe by at least so much, as far
     as was seen. boxes: how many were bounded.
     """
@@ -63,7 +63,7 @@ def search(
     until: Deadline,
     agrees: Agrees,
     callback: Callable[[float, int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """Prove that no input is in a case, or find one that is.
 
     agrees: asked of every counterexample; where it is none after all, the search goes on, and does
@@ -73,7 +73,7 @@ def search(
     try:
         return searching.run(case)
     except OutOfTime:
-        return Found("unknown", -torch.inf, searching.boxes)
+        return SearchResult("unknown", -torch.inf, searching.boxes)
 
 
 class _Search:
@@ -93,9 +93,9 @@ class _Search:
         self.least = torch.inf
         self.boxes = 0
         self.open = False
-        self.impossible: dict[bytes, frozenset[Row]] = {}
+        self.impossible: dict[bytes, frozenset[Constraint]] = {}
 
-    def run(self, whole: Case) -> Found:
+    def run(self, whole: Case) -> SearchResult:
         waiting = [iter((whole,))]
         while waiting:
             case = next(waiting[-1], None)
@@ -105,12 +105,12 @@ class _Search:
             self.net.until.check()
             if _few(case):
                 if self.decided(case):
-                    return Found("sat", self.least, self.boxes)
+                    return SearchResult("sat", self.least, self.boxes)
             elif (parts := self.parts(case)) is None:
-                return Found("sat", self.least, self.boxes)
+                return SearchResult("sat", self.least, self.boxes)
             else:
                 waiting.append(parts)
-        return Found("unknown" if self.open else "unsat", self.least, self.boxes)
+        return SearchResult("unknown" if self.open else "unsat", self.least, self.boxes)
 
     def decided(self, case: Case) -> bool:
         """Whether a case of few clauses has a counterexample; all with one box are asked for at
@@ -129,7 +129,7 @@ class _Search:
             self.open = self.open or found.status != "unsat"
         return False
 
-    def asked(self, ends: Ends, sets: Sequence[Sequence[Row]], until: Deadline) -> Verdict:
+    def asked(self, ends: Ends, sets: Sequence[Sequence[Constraint]], until: Deadline) -> Verdict:
         unsafe = [
             Unsafe(*(torch.tensor(part) for part in arrays(rows, self.outputs))) for rows in sets
         ]
@@ -210,7 +210,7 @@ class _Search:
             else:
                 return case
 
-    def excluded(self, case: Case, around: Ends) -> frozenset[Row]:
+    def excluded(self, case: Case, around: Ends) -> frozenset[Constraint]:
         """The rows of a case that no input of a box around it keeps."""
         rows = list(dict.fromkeys(_rows(case)))[:_ROWS]
         weights, limits, _ = (torch.tensor(part) for part in arrays(rows, self.outputs))
@@ -302,7 +302,7 @@ def _leaf(case: Case, x: Sequence[float], y: Sequence[float]) -> Case | None:
     return found
 
 
-def _rows(case: Case) -> Iterator[Row]:
+def _rows(case: Case) -> Iterator[Constraint]:
     """Every row of a case, in its choices too."""
     yield from case.rows
     waiting: list[Choice] = list(case.choices)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from morphogen.activations import RELU
-from morphogen.bounds.alpha_crown import Found, alpha_crown, optimised
+from morphogen.bounds.alpha_crown import OptimisedBound, alpha_crown, optimised
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import Variables, crown, lower_bound
 from morphogen.bounds.interval import interval
@@ -43,7 +43,7 @@ _TRIED = 4  # units that may be cut are compared by their halves
 class Subproblem:
     """One part of the inputs: those with these signs (int8, without a batch). clause: which of the
     unsafe sets is in question. bound: of its margin. free: for its halves to begin from. seen: see
-    `alpha.Found`.
+    `alpha_crown.OptimisedBound`.
     """
 
     clause: int
@@ -185,7 +185,7 @@ class _Search:
             yield from self.parts(found, [part.clause for part in owners], signs)
 
     def parts(
-        self, found: Found, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]
+        self, found: OptimisedBound, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]
     ) -> Iterator[Subproblem]:
         """Those that are not proved, after a look at the points where their bounds are attained."""
         surplus = found.bound[:, 0]
@@ -282,7 +282,7 @@ class _Search:
 
     def bounded(
         self, parts: Sequence[Subproblem], signs: Sequence[dict[str, Tensor]], steps: int
-    ) -> Found:
+    ) -> OptimisedBound:
         """Bounds of parts, each with the signs given."""
         size = len(parts)
         names = {name for each in signs for name in each}

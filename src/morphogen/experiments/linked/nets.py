@@ -22,8 +22,8 @@ from morphogen.layers.linked import (
     LKPReLU,
     LKReLU,
     LKSwish,
-    difference,
     looks_linear_,
+    odd_part,
     variance_,
 )
 from morphogen.measures.dead import dead_units
@@ -111,7 +111,7 @@ def started(layer: nn.Module, kind: Kind, reads: bool) -> nn.Module:
     elif not reads or kind.init == "he":
         nn.init.kaiming_normal_(weight, nonlinearity="relu")  # type: ignore[arg-type]
     elif kind.init == "looks-linear":
-        looks_linear_(layer, difference(kind.build(1)) or 1.0)
+        looks_linear_(layer, odd_part(kind.build(1)) or 1.0)
     else:
         variance_(layer, kind.build(1))
     if isinstance(bias, Tensor):

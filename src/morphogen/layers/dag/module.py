@@ -21,7 +21,7 @@ from morphogen.errors import ShapeError
 from morphogen.layers.dag.dense import SOLVERS, Layout, Part, below, dag, inside
 from morphogen.layers.dag.sparse import Wiring, reader_of, sparse_dag, wiring
 from morphogen.layers.dag.stats import Stats, stats
-from morphogen.layers.linked import Linked, difference, second_moment
+from morphogen.layers.linked import Linked, odd_part, second_moment
 from morphogen.layers.linked_op import KINDS
 
 WIRINGS = ("full", "random", "block")
@@ -265,7 +265,7 @@ class Dag(nn.Module):
         """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is
         linear.
         """
-        linear = difference(_activation(self.kind, self.linked)) if self.linked else None
+        linear = odd_part(_activation(self.kind, self.linked)) if self.linked else None
         # inputs count with energy 1, nodes with what their activation passes on of it
         passed = (
             1.0

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from morphogen.linear_regions.piecewise import Layer, Piecewise
+from morphogen.linear_regions.piecewise import HiddenLayer, Piecewise
 from morphogen.linear_regions.polytope import Polytope
 from morphogen.linear_regions.regions import Regions
 from morphogen.transforms.shallow.form import Form, base, distinct, refused
@@ -109,7 +109,7 @@ def formal_terms(net: Piecewise) -> float:
     return float(torch.logaddexp2(high, low).max())
 
 
-def _formal(layer: Layer, sizes: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+def _formal(layer: HiddenLayer, sizes: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     high = torch.zeros(layer.units, dtype=torch.float64)
     low = torch.zeros(layer.units, dtype=torch.float64)
     for source, weight in layer.weights.items():
@@ -123,7 +123,7 @@ def _formal(layer: Layer, sizes: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _sums(
-    layer: Layer, known: dict[int, list[Lists] | Tensor], columns: int, room: "_Room | None"
+    layer: HiddenLayer, known: dict[int, list[Lists] | Tensor], columns: int, room: "_Room | None"
 ) -> list[Lists]:
     """H and G of every unit."""
     found = []

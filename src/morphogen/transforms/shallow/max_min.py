@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.formats.modules import linear
-from morphogen.linear_regions.piecewise import Layer, Piecewise, slopes
+from morphogen.linear_regions.piecewise import HiddenLayer, Piecewise, slopes
 from morphogen.linear_regions.regions import Regions
 from morphogen.transforms.shallow.form import (
     Form,
@@ -150,7 +150,7 @@ def _coupled(
 
 
 def _pair(
-    layer: Layer, high: Sequence[Tensor], low: Sequence[Tensor], rows: int
+    layer: HiddenLayer, high: Sequence[Tensor], low: Sequence[Tensor], rows: int
 ) -> tuple[Tensor, Tensor]:
     columns = high[0].shape[-1]
     up = torch.zeros(rows, layer.units, columns, dtype=torch.float64)
