@@ -26,7 +26,6 @@ from morphogen.data import preparation
 from morphogen.data.dataset import from_arrays
 from morphogen.data.from_frame import from_frame
 from morphogen.data.split import split
-from morphogen.draws import own_draws
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.checkpoint import load_ledger
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
@@ -44,6 +43,7 @@ from morphogen.formats.onnx_reader import read_onnx
 from morphogen.formats.source import source
 from morphogen.measures.dead import dead_units
 from morphogen.measures.importance import unit_importance
+from morphogen.random_state import own_draws
 from morphogen.tracing.program import program
 from morphogen.training.train import Batches, State, predict, train
 from morphogen.transforms import TRANSFORMS

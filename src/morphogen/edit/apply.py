@@ -42,8 +42,9 @@ from morphogen.edit.shapes import shapes_of, stops
 from morphogen.edit.watch import Put, PutState, UndoStack, all_or_nothing, rollback, seen
 from morphogen.errors import NotExact, PlanError
 from morphogen.layers.dag.module import Dag, Moved
+from morphogen.random_state import ALONE
 from morphogen.record import Receipt
-from morphogen.tracing.modes import ALONE, eval_mode, train_mode, writes
+from morphogen.tracing.modes import eval_mode, train_mode, writes
 from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import widths
 

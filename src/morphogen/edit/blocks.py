@@ -21,7 +21,8 @@ from morphogen.edit.preserve_state import preserve_state
 from morphogen.edit.watch import UndoStack
 from morphogen.errors import PlanError
 from morphogen.layers.stack import BlockStack, reinitialised
-from morphogen.tracing.modes import eval_mode, random_kept, train_mode
+from morphogen.random_state import random_kept
+from morphogen.tracing.modes import eval_mode, train_mode
 from morphogen.tracing.residual import closing
 from morphogen.tracing.trace import trace
 

@@ -31,8 +31,8 @@ from morphogen.layers.dag.cascade import Cascade
 from morphogen.layers.dag.dense import Layout, spread
 from morphogen.layers.dag.dense import dag as values
 from morphogen.layers.dag.module import Dag, entries, moved, places
+from morphogen.random_state import ALONE
 from morphogen.record import Receipt
-from morphogen.tracing.modes import ALONE
 
 Wires = tuple[Tensor | None, Tensor | None]
 """Sources and starts of a sparse wiring; None and None of a dense one."""

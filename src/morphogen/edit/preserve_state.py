@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from morphogen.tracing.modes import attributes_kept, random_kept, values_kept
+from morphogen.random_state import random_kept
+from morphogen.tracing.modes import attributes_kept, values_kept
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphogen.tracing.modes import attributes_kept, eval_mode, on_meta, random_kept, shapes_of
+from morphogen.random_state import random_kept
+from morphogen.tracing.modes import attributes_kept, eval_mode, on_meta, shapes_of
 
 __all__ = ["shapes_of", "stops"]
 

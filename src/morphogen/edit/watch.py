@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 
-from morphogen.tracing.modes import forgive, surely, writes
+from morphogen.random_state import surely
+from morphogen.tracing.modes import forgive, writes
 
 UndoStack = list[Callable[[], Any]]
 """What takes changes back, the newest last. Each step is there before its change, and does no harm

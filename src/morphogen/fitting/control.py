@@ -12,13 +12,13 @@ from torch import nn
 
 from morphogen.bounds.box import bounding_box
 from morphogen.data.dataset import Dataset
-from morphogen.draws import own_draws
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import replay
 from morphogen.fitting.fit import Fitted
 from morphogen.fitting.problem import LOOKED_AT, Problem, depths_in, threads_for, to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
 from morphogen.layers.stack import reinitialised
+from morphogen.random_state import own_draws
 from morphogen.record import TableRow
 from morphogen.training.train import State, train
 from morphogen.transforms.compress import compress

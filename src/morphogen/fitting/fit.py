@@ -18,13 +18,13 @@ from typing import Any
 from torch import nn
 
 from morphogen.data.dataset import Dataset
-from morphogen.draws import own_draws
 from morphogen.edit.apply import count_parameters
 from morphogen.fitting.checkpoint import load, save
 from morphogen.fitting.problem import Settings, threads_for, to_unit
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.search import Display, Search
 from morphogen.folder import claimed
+from morphogen.random_state import own_draws
 from morphogen.record import Certificate, Report, TableRow
 from morphogen.transforms.freeze import freeze
 

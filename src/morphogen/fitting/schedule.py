@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from morphogen.draws import own_draws
 from morphogen.fitting.problem import depths_in
 from morphogen.fitting.recipe import Recipe
 from morphogen.layers.dag.module import Dag
 from morphogen.layers.stack import reinitialised
+from morphogen.random_state import own_draws
 
 
 @dataclass

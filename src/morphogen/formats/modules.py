@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx import Node as FxNode
 
 from morphogen.activations import ACTIVATIONS, Kind
-from morphogen.draws import undrawn
+from morphogen.random_state import undrawn
 from morphogen.tracing.program import RESHAPES, Program, Step
 from morphogen.tracing.trace import Ref, refs
 

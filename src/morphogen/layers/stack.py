@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphogen.draws import own_draws
 from morphogen.errors import PlanError
+from morphogen.random_state import own_draws
 
 
 def reinitialised(module: nn.Module) -> nn.Module:

@@ -5,52 +5,17 @@ to look for it, `alike` says at little cost whether there is none.
 """
 
 import copy
-import random
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-ALONE = threading.RLock()
-"""Held while a model is traced or resized: torch.export and the random state are the process's, not
-a thread's.
-"""
-
-_TRIES = 3
-
-
-def surely(step: Callable[[], None]) -> None:
-    """Run a step that does no harm when run twice; an interruption, such as Ctrl-C, is raised once
-    it is done.
-    """
-    stopped: BaseException | None = None
-    for _ in range(_TRIES):
-        try:
-            step()
-            break
-        except BaseException as error:
-            stopped = stopped or error
-    if stopped is not None:
-        raise stopped
-
-
-@contextmanager
-def _afterwards(put: Callable[[], None]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        try:
-            put()
-        except BaseException:
-            surely(put)
-            raise
+from morphogen.random_state import afterwards, random_kept
 
 
 @contextmanager
@@ -92,37 +57,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
 
-    with _afterwards(put):
-        yield
-
-
-@contextmanager
-def random_kept(seed: int | None = None) -> Iterator[None]:
-    """Afterwards torch, Python and NumPy draw as if nothing had been drawn. seed: of all of them in
-    between. One thread at a time: the generators are the process's.
-    """
-    with ALONE:
-        yield from _random_kept(seed)
-
-
-def _random_kept(seed: int | None) -> Iterator[None]:
-    state = torch.get_rng_state()
-    python = random.getstate()
-    others = np.random.get_state()
-    cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def put() -> None:
-        torch.set_rng_state(state)
-        random.setstate(python)
-        np.random.set_state(others)
-        if cards:
-            torch.cuda.set_rng_state_all(cards)
-
-    with _afterwards(put):
-        if seed is not None:
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
+    with afterwards(put):
         yield
 
 
@@ -153,7 +88,7 @@ def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
                 tensor.data.copy_(value)
                 forgive(tensor, count)
 
-    with _afterwards(put):
+    with afterwards(put):
         yield
 
 
@@ -182,7 +117,7 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
                 box.clear()
                 box.extend(kept) if isinstance(box, (list, deque)) else box.update(kept)
 
-    with _afterwards(put):
+    with afterwards(put):
         yield
 
 

@@ -20,14 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from morphogen.deadline import NEVER, Deadline, OutOfTime
 from morphogen.errors import ShapeError, Unsupported
-from morphogen.tracing.modes import (
-    ALONE,
-    alike,
-    attributes_kept,
-    random_kept,
-    train_mode,
-    unfollowed,
-)
+from morphogen.random_state import ALONE, random_kept
+from morphogen.tracing.modes import alike, attributes_kept, train_mode, unfollowed
 from morphogen.tracing.modes import eval_mode as eval_mode  # many look for them here
 from morphogen.tracing.modes import modes_kept as modes_kept
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.draws import own_draws
 from morphogen.edit.plan import tensors_of
 from morphogen.errors import MorphogenError
+from morphogen.random_state import own_draws
 from morphogen.tracing.trace import eval_mode
 
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from morphogen.bounds.box import Box
-from morphogen.draws import undrawn
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.plan import tensors_of
 from morphogen.errors import NotExact, ShapeError
+from morphogen.random_state import undrawn
 from morphogen.record import Certificate
 from morphogen.tracing.program import program
 from morphogen.tracing.trace import eval_mode, trace

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from morphogen.draws import undrawn
 from morphogen.layers.dag.module import BASES, Dag
 from morphogen.layers.dag.sparse import levels
+from morphogen.random_state import undrawn
 
 
 def by_levels(dag: Dag) -> nn.Module:
