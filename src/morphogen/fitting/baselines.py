@@ -16,10 +16,11 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from morphogen.data.dataset import Dataset
 from morphogen.record import TableRow
 
+# 12 configurations
 GRID = {
     "hidden_layer_sizes": [(32,), (100,), (32, 32), (100, 100), (256,), (256, 256)],
     "alpha": [1e-4, 1e-2],
-}  # 12 configurations
+}
 
 
 def baselines(dataset: Dataset, seed: int) -> Iterator[TableRow]:
