@@ -1,4 +1,4 @@
-"""Every error a user of morphogen can meet.
+"""The errors that morphogen raises on purpose; those of torch and of Python pass through.
 
     MorphogenError
     ├── ShapeError      a size or an index does not fit the tensor it names

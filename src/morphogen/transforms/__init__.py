@@ -1,4 +1,6 @@
-"""REWRITE: model -> (new model, Certificate); the given model is left as it was."""
+"""REWRITE: model -> (new model, Certificate); the given model is left as it was, except by `link`
+and `unlink`, which change it in place and can be taken back.
+"""
 
 from morphogen.transforms import compress, freeze
 from morphogen.transforms.shallow import approximate, shallow
