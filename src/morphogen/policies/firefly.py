@@ -6,7 +6,7 @@ import torch
 
 from morphogen.edit.edit import Grow, Split
 from morphogen.policies.policy import Memory, Observation, Proposal
-from morphogen.policies.when import patience, penalised
+from morphogen.policies.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Firefly:
     by `inits.firefly`; the chunks that lower the training loss the most are kept, wherever they
     are.
 
-    Finished when the penalised loss has not fallen for `patience` evaluations. Nothing leaves.
+    Finished as `stopping` says. Nothing leaves.
     Source: Wu et al. 2020 (arXiv 2102.08574), algorithm 1. Differs: chunks; no final size is given;
     the directions of the chosen units are searched once more without the others.
     """
@@ -24,9 +24,7 @@ class Firefly:
     rate: float = 0.25
     every: int = 2
     granularity: int = 4
-    penalty: float = 0.02
-    patience: int = 6
-    gain: float = 0.002
+    stopping: Stopping = Stopping()
 
     def start(self) -> Memory:
         return {}
@@ -35,13 +33,9 @@ class Firefly:
         self, observation: Observation, memory: Memory, generator: torch.Generator
     ) -> tuple[list[Proposal], Memory, bool]:
         memory = dict(memory)
-        waited = patience(
-            memory,
-            penalised(float(observation.losses.mean()), observation.cost, self.penalty),
-            self.gain,
-        )
-        if waited >= self.patience or observation.round % self.every:
-            return [], memory, waited >= self.patience
+        over = self.stopping.over(memory, observation)
+        if over or observation.round % self.every:
+            return [], memory, over
         chunks = max(1, round(self.rate * sum(observation.sizes.values()) / self.granularity))
         found = observation.gains(self.granularity)
         candidates = [

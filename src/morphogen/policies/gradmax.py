@@ -8,7 +8,7 @@ import torch
 
 from morphogen.edit.edit import Grow
 from morphogen.policies.policy import Memory, Observation, Proposal
-from morphogen.policies.when import patience, penalised
+from morphogen.policies.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class GradMax:
     """Every `every` evaluations each width grows by the share `rate`, in steps of `granularity`,
     started by `inits.gradmax`.
 
-    Finished when the penalised loss has not fallen for `patience` evaluations. Nothing leaves.
+    Finished as `stopping` says. Nothing leaves.
     Source: Evci et al. 2022 (arXiv 2201.05125), growth at fixed intervals. Differs: no final size
     is given; growth stops when it no longer pays.
     """
@@ -24,9 +24,7 @@ class GradMax:
     rate: float = 0.25
     every: int = 2
     granularity: int = 4
-    penalty: float = 0.02
-    patience: int = 6
-    min_delta: float = 0.002
+    stopping: Stopping = Stopping()
 
     def start(self) -> Memory:
         return {}
@@ -36,9 +34,9 @@ class GradMax:
     ) -> tuple[list[Proposal], Memory, bool]:
         memory = dict(memory)
         loss = float(observation.losses.mean())
-        waited = patience(memory, penalised(loss, observation.cost, self.penalty), self.min_delta)
-        if waited >= self.patience or observation.round % self.every:
-            return [], memory, waited >= self.patience
+        over = self.stopping.over(memory, observation)
+        if over or observation.round % self.every:
+            return [], memory, over
         reason = f"units with the largest gradient at validation loss {loss:.4f}"
         steps = {
             name: max(1, round(self.rate * size / self.granularity))

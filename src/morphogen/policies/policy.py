@@ -1,7 +1,7 @@
 """What a policy sees at the end of a round, and what it answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -74,6 +74,13 @@ class Policy(Protocol):
 
 
 def with_settings(policy: type[Policy], **settings: Any) -> Policy:
-    """A policy with those of some settings that it has a field for."""
-    known = {field.name for field in fields(policy)}
-    return policy(**{name: value for name, value in settings.items() if name in known})
+    """A policy with those of some settings that it, or the value in its field `stopping`, has a
+    field for.
+    """
+    known = {field.name: field.default for field in fields(policy)}
+    own = {name: value for name, value in settings.items() if name in known}
+    if "stopping" in known:
+        inner: Any = known["stopping"]
+        theirs = {field.name for field in fields(inner)} & settings.keys() - own.keys()
+        own["stopping"] = replace(inner, **{name: settings[name] for name in theirs})
+    return policy(**own)

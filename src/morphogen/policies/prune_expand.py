@@ -6,7 +6,7 @@ import torch
 
 from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.policy import Memory, Observation, Proposal
-from morphogen.policies.when import patience, penalised
+from morphogen.policies.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class PruneAndExpand:
     """Units weaker than `threshold` times their width's mean leave; then a random width gains
     `granularity`.
 
-    Finished when the penalised loss has not fallen for `patience` evaluations. Source:
+    Finished as `stopping` says. Source:
     Growing_neural_network, train_dynamic.py at HEAD (prune by outgoing L1, then unconditional
     expand). Differs: the threshold is relative, so it acts without weight decay; each width keeps
     at least one unit, so nothing can loop; expansion stops.
@@ -22,9 +22,7 @@ class PruneAndExpand:
 
     threshold: float = 0.05
     granularity: int = 4
-    penalty: float = 0.02
-    patience: int = 8
-    min_delta: float = 0.002
+    stopping: Stopping = Stopping(patience=8)
 
     def start(self) -> Memory:
         return {}
@@ -47,12 +45,12 @@ class PruneAndExpand:
                         f"{len(weak)} units below {self.threshold:g} of the mean",
                     )
                 )
-        waited = patience(memory, penalised(loss, observation.cost, self.penalty), self.min_delta)
-        if waited < self.patience and observation.sizes:
+        over = self.stopping.over(memory, observation)
+        if not over and observation.sizes:
             width = list(observation.sizes)[
                 int(torch.randint(len(observation.sizes), (1,), generator=generator))
             ]
             proposals.append(
                 Proposal(Grow(width, self.granularity), f"expanded at validation loss {loss:.4f}")
             )
-        return proposals, memory, waited >= self.patience
+        return proposals, memory, over

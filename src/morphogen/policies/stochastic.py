@@ -9,20 +9,21 @@ import torch
 
 from morphogen.edit.edit import Edit, Grow, Shrink
 from morphogen.policies.policy import Memory, Observation, Proposal
-from morphogen.policies.when import FLOOR, patience, penalised
+from morphogen.policies.stopping import FLOOR, Stopping
 
 
 @dataclass(frozen=True)
 class Stochastic:
     """At each evaluation, `tries` times: a random width, and with probability 1/2 each
     `granularity` more of them or as many random ones fewer. The best of those that pass is kept:
-    loss / now + `penalty` * log(cost / now) must fall.
+    loss / now + penalty * log(cost / now), the penalty that of
+    `stopping`, must fall.
 
     The loss is that of the validation examples before and after, example by example: its mean
     difference plus `confidence` times that mean's standard error counts, so that with 1.64 noise
     passes once in twenty. New units have random weights on both sides, outgoing ones of deviation
     0.01. A try that fails leaves no trace: weights, buffers, random state and optimizers are what
-    they were. Finished when the penalised loss has not fallen for `patience` evaluations.
+    they were. Finished as `stopping` says.
 
     Source: Growing_neural_network, update_features (one random feature, kept if loss + penalty *
     weights does not rise on a batch). Differs: validation examples instead of the test set's, a
@@ -32,10 +33,8 @@ class Stochastic:
 
     granularity: int = 1
     tries: int = 4
-    penalty: float = 0.02
     confidence: float = 0.0
-    patience: int = 20
-    min_delta: float = 0.002
+    stopping: Stopping = Stopping(patience=20)
 
     def start(self) -> Memory:
         return {}
@@ -45,11 +44,7 @@ class Stochastic:
     ) -> tuple[list[Proposal], Memory, bool]:
         memory = dict(memory)
         loss = float(observation.losses.mean())
-        if (
-            patience(memory, penalised(loss, observation.cost, self.penalty), self.min_delta)
-            >= self.patience
-            or not observation.sizes
-        ):
+        if self.stopping.over(memory, observation) or not observation.sizes:
             return [], memory, True
         best = 0.0
         found = []
@@ -62,7 +57,9 @@ class Stochastic:
             bound = float(rise.mean()) + self.confidence * float(
                 rise.std() if len(rise) > 1 else 0.0
             ) / math.sqrt(len(rise))
-            worth = bound / (loss + FLOOR) + self.penalty * math.log(cost / observation.cost)
+            worth = bound / (loss + FLOOR) + self.stopping.penalty * math.log(
+                cost / observation.cost
+            )
             if worth < best:
                 reason = (
                     f"validation loss {float(rise.mean()):+.4f}, cost "

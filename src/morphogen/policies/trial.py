@@ -7,7 +7,7 @@ import torch
 
 from morphogen.edit.edit import Edit, Grow, Shrink
 from morphogen.policies.policy import Memory, Observation, Proposal
-from morphogen.policies.when import log_loss, patience
+from morphogen.policies.stopping import Stopping, log_loss
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Trial:
     penalty * log(cost with / without); the width then grows again. Otherwise they leave, and the
     width rests for `cooldown` evaluations. A resting width is asked the opposite question: can its
     weakest units go? All comparisons are paired, on the same validation examples and weights.
-    Finished when the validation loss has not fallen for `patience` evaluations, or when every width
-    failed `max_failures` trials.
+    Finished as `stopping` says, or when every width failed `max_failures` trials.
 
     Sizes change in steps of `granularity`, since kernels are slower in between. rate: the share by
     which a width grows. confidence: standard errors of the mean difference by which units must be
@@ -38,8 +37,7 @@ class Trial:
     probation: int = 3
     cooldown: int = 2
     max_failures: int = 2
-    patience: int = 5
-    min_delta: float = 0.01
+    stopping: Stopping = Stopping(0.0, 5, 0.01)
     confidence: float = 0.0
 
     def start(self) -> Memory:
@@ -93,8 +91,7 @@ class Trial:
                 )
         # the penalty is charged by the trials; charged here too, units on probation would look like
         # a standstill
-        waited = patience(new, log_loss(loss), self.min_delta)
-        done = waited >= self.patience or all(
+        done = self.stopping.over(new, observation) or all(
             failed.get(w, 0) >= self.max_failures for w in observation.sizes
         )
         if done:
