@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import morphogen as mg
 from morphogen.activations import ACTIVATIONS, MODULES, Activation
+from morphogen.bounds.alpha_crown import alpha_crown
 from morphogen.bounds.box import Box
 from morphogen.bounds.crown import crown, linear_relaxation
 from morphogen.bounds.dual import dual
@@ -90,19 +92,20 @@ def test_bounds_hold(name: str, number: int) -> None:
     draw = torch.Generator().manual_seed(1)
     steps = program(net, torch.zeros(2, 3))
     assert [step.kind for step in steps.steps if activation(step) is not None]
-    for reach in (1e-3, 0.1, 1.0, 5.0):
-        centre = 3 * torch.randn(6, 3, dtype=torch.float64, generator=draw)
+    hurried = {**TECHNIQUES, "alpha-CROWN": partial(alpha_crown, steps=2)}
+    for reach in (0.1, 3.0):
+        centre = 3 * torch.randn(4, 3, dtype=torch.float64, generator=draw)
         box = Box(centre - reach, centre + reach)
-        share = torch.rand(200, 6, 3, dtype=torch.float64, generator=draw)
+        share = torch.rand(200, 4, 3, dtype=torch.float64, generator=draw)
         share[:80].round_()
         x = box.lower + share * box.width
         y = net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        for technique in TECHNIQUES.values():
+        for technique in hurried.values():
             found = technique(steps, box)[steps.output]
             room = 1e-13 * (1 + y.abs())  # what the network's own run rounds
             assert bool(((y >= found.lower - room) & (y <= found.upper + room)).all())
         row = torch.tensor([1.0, -1.0]).double()
-        least = dual(steps, crown(steps, box), row[None, None].expand(6, 1, 2)).bound[:, 0]
+        least = dual(steps, crown(steps, box), row[None, None].expand(4, 1, 2)).bound[:, 0]
         assert bool(((y @ row) >= least - 1e-12).all())
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from leaks import leaks
+from morphogen.cli.app import as_options
 
 COMMAND = [sys.executable, "-c", "from morphogen.cli.app import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -238,3 +239,24 @@ def test_help_is_fast_to_read_and_complete(tmp_path: Path) -> None:
         "--quiet --baselines"
     ).split():
         assert option in text
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("budget=5: too little", "--budget 5: too little"),
+        (
+            "folder=/a/b already holds another run; add resume=True to go on",
+            "--out /a/b already holds another run; add --resume to go on",
+        ),
+        (
+            "policy=gradmax: cannot change a network of wiring=dag; choose one",
+            "--policy gradmax: cannot change a network of --wiring dag; choose one",
+        ),
+        ("the attribute alpha=0.5 and keep=[1, 2]", "the attribute alpha=0.5 and keep=[1, 2]"),
+    ],
+)
+def test_messages_of_the_library_name_options_where_the_command_shows_them(
+    said: str, shown: str
+) -> None:
+    assert as_options(said) == shown
