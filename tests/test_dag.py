@@ -31,7 +31,7 @@ from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import widths
 from morphogen.transforms.freeze import freeze
 
-VARIANTS = [(kind, two) for kind in KINDS for two in (False, True)]
+VARIANTS = [(kind, linked) for kind in KINDS for linked in (False, True)]
 
 
 def close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
@@ -51,11 +51,11 @@ def given(layout: Layout, dtype: torch.dtype, batch: int = 70) -> tuple[Tensor, 
     return x.requires_grad_(), (weight / 6).requires_grad_(), bias.requires_grad_()
 
 
-@pytest.mark.parametrize(("kind", "two"), VARIANTS)
+@pytest.mark.parametrize(("kind", "linked"), VARIANTS)
 @pytest.mark.parametrize("inner", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_every_solver_is_the_loop(kind: str, two: bool, inner: bool, dtype: torch.dtype) -> None:
-    layout = Layout(13, (20, 20, 7), inner, kind, two)
+def test_every_solver_is_the_loop(kind: str, linked: bool, inner: bool, dtype: torch.dtype) -> None:
+    layout = Layout(13, (20, 20, 7), inner, kind, linked)
     x, weight, bias = inputs = given(layout, dtype)
     expected = evaluated(dag(x, weight, bias, layout, "loop"), inputs)
     for solver in ("jacobi", "auto"):
@@ -112,12 +112,14 @@ def test_values_are_those_of_the_matrix(how: dict, linked: bool) -> None:
     assert model.weight.numel() == int(model.matrix().count_nonzero())
 
 
-@pytest.mark.parametrize(("kind", "two"), VARIANTS)
+@pytest.mark.parametrize(("kind", "linked"), VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("fan_in", [1, 5, 12])
-def test_sparse_is_dense_with_zeros(kind: str, two: bool, dtype: torch.dtype, fan_in: int) -> None:
+def test_sparse_is_dense_with_zeros(
+    kind: str, linked: bool, dtype: torch.dtype, fan_in: int
+) -> None:
     torch.manual_seed(0)
-    model = Dag(9, 50, wiring="random", fan_in=fan_in, activation=kind, linked=two)
+    model = Dag(9, 50, wiring="random", fan_in=fan_in, activation=kind, linked=linked)
     layout, indices, indptr = model.layout, model.indices, model.indptr
     x, _, bias = given(layout, dtype)
     weight = (torch.randn(len(indices), dtype=dtype) / 3).requires_grad_()
@@ -127,7 +129,7 @@ def test_sparse_is_dense_with_zeros(kind: str, two: bool, dtype: torch.dtype, fa
     expected = evaluated(dag(x, flat, bias, layout, "loop"), (x, weight, bias))
     wired = wiring(indices, indptr, 9, layout.width)
     for solver in ("auto", "levels"):
-        found = sparse_dag(x, weight, bias, wired, kind, two, solver)
+        found = sparse_dag(x, weight, bias, wired, kind, linked, solver)
         close(evaluated(found, (x, weight, bias)), expected, dtype)
 
 

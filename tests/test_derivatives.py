@@ -32,8 +32,8 @@ def draw(*shape: int) -> Tensor:
     return (values + 0.3 * values.sign()).requires_grad_()
 
 
-def dense(kind: str, two: bool, inner: bool, solver: str) -> Case:
-    layout = Layout(3, (3, 2), inner, kind, two)
+def dense(kind: str, linked: bool, inner: bool, solver: str) -> Case:
+    layout = Layout(3, (3, 2), inner, kind, linked)
     return lambda x, w, b: dag(x, w, b, layout, solver), (
         draw(2, 3),
         draw(layout.weights),
@@ -41,18 +41,18 @@ def dense(kind: str, two: bool, inner: bool, solver: str) -> Case:
     )
 
 
-def placed(kind: str, two: bool) -> Case:
-    layout = Layout(3, (3, 2), True, kind, two)
+def placed(kind: str, linked: bool) -> Case:
+    layout = Layout(3, (3, 2), True, kind, linked)
     chosen = torch.arange(0, layout.weights, 2)
     run = lambda x, w, b: dag(x, w, b, layout, "auto", chosen)  # noqa: E731
     return run, (draw(2, 3), draw(len(chosen)), draw(layout.nodes))
 
 
-def wired(kind: str, two: bool, solver: str) -> Case:
+def wired(kind: str, linked: bool, solver: str) -> Case:
     # node 2 reads nothing
     indices, indptr = torch.tensor([0, 2, 1, 3, 0, 4]), torch.tensor([0, 2, 4, 4, 6])
-    known = wiring(indices, indptr, 3, 2 if two else 1)
-    return lambda x, w, b: sparse_dag(x, w, b, known, kind, two, solver), (
+    known = wiring(indices, indptr, 3, 2 if linked else 1)
+    return lambda x, w, b: sparse_dag(x, w, b, known, kind, linked, solver), (
         draw(2, 3),
         draw(6),
         draw(4),
@@ -66,8 +66,8 @@ def pair(kind: str, dim: int, *shape: int) -> Case:
 # every custom operation and autograd function, and what calls it
 CASES: dict[str, list[Case]] = {
     "morphogen::dag": [
-        dense(kind, two, inner, solver)
-        for kind, two, inner, solver in [
+        dense(kind, linked, inner, solver)
+        for kind, linked, inner, solver in [
             ("relu", False, True, "auto"),
             ("relu", True, True, "native"),
             ("silu", False, True, "auto"),

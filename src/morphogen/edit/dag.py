@@ -28,7 +28,7 @@ from morphogen.edit.plan import NEW, tensors_of
 from morphogen.edit.watch import UndoStack, all_or_nothing
 from morphogen.errors import PlanError
 from morphogen.layers.dag.cascade import Cascade
-from morphogen.layers.dag.dense import Layout, spread
+from morphogen.layers.dag.dense import Layout, scatter
 from morphogen.layers.dag.dense import dag as values
 from morphogen.layers.dag.module import Dag, entries, moved, places
 from morphogen.random_state import ALONE
@@ -230,7 +230,7 @@ def full_gradient(dag: Dag, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tens
     if dag.indices is None or dag.indptr is None:
         return torch.autograd.grad(loss(dag(x)), dag.weight)[0]
     at = places(dag.layout, dag.indices.cpu(), dag.indptr.cpu()).to(dag.weight.device)
-    flat = spread(dag.weight.detach(), at, dag.layout).requires_grad_()
+    flat = scatter(dag.weight.detach(), at, dag.layout).requires_grad_()
     return torch.autograd.grad(
         loss(dag.read(values(x, flat, dag.bias, dag.layout, dag.solver))), flat
     )[0]

@@ -30,19 +30,19 @@ SOLVERS = ("auto", "native", "jacobi", "loop")
 class Layout:
     """Nodes in blocks over a flat weight: for each block a panel (size, what stands before it),
     then, with `inner`, the strict lower triangle of the block, row after row, without its zeros.
-    two: each node puts out two values, linked.
+    linked: each node puts out two values, linked.
     """
 
     inputs: int
     blocks: tuple[int, ...]
     inner: bool = True
     kind: str = "relu"
-    two: bool = False
+    linked: bool = False
 
     @property
     def width(self) -> int:
         """Values that a node puts out."""
-        return 2 if self.two else 1
+        return 2 if self.linked else 1
 
     @property
     def nodes(self) -> int:
@@ -124,12 +124,12 @@ def dag(
     """
     if transformed():
         return plain(x, weight, bias, layout, places)
-    about = layout.inputs, layout.blocks, layout.inner, layout.kind, layout.two, solver
+    about = layout.inputs, layout.blocks, layout.inner, layout.kind, layout.linked, solver
     values: Tensor = _FORWARD(x, weight, bias, places, *about)[0]
     return values
 
 
-def spread(weight: Tensor, places: Tensor | None, layout: Layout) -> Tensor:
+def scatter(weight: Tensor, places: Tensor | None, layout: Layout) -> Tensor:
     """The whole flat weight."""
     return (
         weight if places is None else weight.new_zeros(layout.weights).index_copy(0, places, weight)
@@ -141,17 +141,17 @@ def plain(
 ) -> Tensor:
     """`dag` by operations that PyTorch differentiates in every way, a few for each node."""
     values = x.T
-    for part in layout.parts(spread(weight, places, layout)):
+    for part in layout.parts(scatter(weight, places, layout)):
         sums = torch.addmm(bias[part.nodes, None], part.panel, values)
         if layout.inner:
             matrix = inside(layout, part)
-            rows = [put_out(layout.kind, layout.two, sums[:1])]
+            rows = [activate(layout.kind, layout.linked, sums[:1])]
             for j in range(1, part.size):
                 z = sums[j : j + 1] + matrix[j : j + 1, : layout.width * j] @ torch.cat(rows)
-                rows.append(put_out(layout.kind, layout.two, z))
+                rows.append(activate(layout.kind, layout.linked, z))
             values = torch.cat([values, *rows])
         else:
-            values = torch.cat([values, put_out(layout.kind, layout.two, sums)])
+            values = torch.cat([values, activate(layout.kind, layout.linked, sums)])
     return values
 
 
@@ -164,19 +164,19 @@ def _forward(
     blocks: Sequence[int],
     inner: bool,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str,
 ) -> tuple[Tensor, Tensor]:
     """(all values, the sums that the backward pass needs: none for ReLU)."""
     refuse_forward_mode("dag")
-    layout = Layout(inputs, tuple(blocks), inner, kind, two)
+    layout = Layout(inputs, tuple(blocks), inner, kind, linked)
     values = x.new_empty(layout.values, len(x))
     values[:inputs] = x.T
     kept = kind != "relu"
     sums = x.new_empty(layout.nodes if kept else 0, len(x))
     scratch = None if kept else x.new_empty(max(layout.blocks, default=0), len(x))
     solve = _SOLVERS[_solver(solver, x, kind)][0]
-    for part in layout.parts(spread(weight, places, layout)):
+    for part in layout.parts(scatter(weight, places, layout)):
         own = sums[part.nodes] if scratch is None else scratch[: part.size]
         torch.addmm(bias[part.nodes, None], part.panel, values[: part.before], out=own)
         solve(layout, part, own, values[part.rows(layout.width)])
@@ -193,17 +193,17 @@ def _backward(
     blocks: Sequence[int],
     inner: bool,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     refuse_forward_mode("dag_backward")
-    layout = Layout(inputs, tuple(blocks), inner, kind, two)
+    layout = Layout(inputs, tuple(blocks), inner, kind, linked)
     first = 0 if whole else inputs  # row of values whose gradient is wanted
     flowing = gradient[first:].clone(memory_format=torch.contiguous_format)
     deltas = values.new_empty(layout.nodes, values.shape[1])
-    weight = spread(weight, places, layout)
+    weight = scatter(weight, places, layout)
     found = torch.empty_like(weight)
     solve = _SOLVERS[_solver(solver, values, kind)][1]
     for part, own in zip(
@@ -226,7 +226,7 @@ def _backward(
         if inner:
             torch.take(
                 delta @ values[rows].T,
-                below(part.size, layout.width, delta.device),
+                tril_index(part.size, layout.width, delta.device),
                 out=own.triangle,
             )
     back = flowing[: inputs - first].T.contiguous() if whole else flowing.new_empty(0, inputs)
@@ -234,7 +234,7 @@ def _backward(
 
 
 @lru_cache(maxsize=32)
-def below(size: int, width: int, device: torch.device) -> Tensor:
+def tril_index(size: int, width: int, device: torch.device) -> Tensor:
     """Places of the triangle's entries in a (size, width * size) matrix."""
     row, column = (
         torch.ones(size, size, device=device)
@@ -252,7 +252,7 @@ def below(size: int, width: int, device: torch.device) -> Tensor:
 
 def _native(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values)]
-    run = bind(kernels().solve, layout.kind, layout.two, layout.inner, *arrays, part.size)
+    run = bind(kernels().solve, layout.kind, layout.linked, layout.inner, *arrays, part.size)
     shared(run, sums.shape[1], COLUMNS)
 
 
@@ -260,7 +260,7 @@ def _native_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
 ) -> None:
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values, gradients, deltas)]
-    run = bind(kernels().solve_back, layout.kind, layout.two, layout.inner, *arrays, part.size)
+    run = bind(kernels().solve_back, layout.kind, layout.linked, layout.inner, *arrays, part.size)
     shared(run, values.shape[1], COLUMNS)
 
 
@@ -285,10 +285,10 @@ def _jacobi(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
     """
     matrix = inside(layout, part)
     z = sums
-    values.copy_(put_out(layout.kind, layout.two, z))
+    values.copy_(activate(layout.kind, layout.linked, z))
     for turn in range(part.size if layout.inner else 0):
         z = torch.addmm(sums, matrix, values)
-        new = put_out(layout.kind, layout.two, z)
+        new = activate(layout.kind, layout.linked, z)
         still = turn % 4 == 3 and torch.equal(new, values)  # a look waits for the device
         values.copy_(new)
         if still:
@@ -300,12 +300,12 @@ def _jacobi_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
 ) -> None:
     matrix = inside(layout, part)
-    z = sums_of(layout.kind, layout.two, sums, values)
-    delta = pulled(layout.kind, layout.two, z, gradients)
+    z = sums_of(layout.kind, layout.linked, sums, values)
+    delta = activate_backward(layout.kind, layout.linked, z, gradients)
     total = gradients
     for turn in range(part.size if layout.inner else 0):
         total = torch.addmm(gradients, matrix.T, delta)
-        new = pulled(layout.kind, layout.two, z, total)
+        new = activate_backward(layout.kind, layout.linked, z, total)
         still = turn % 4 == 3 and torch.equal(new, delta)
         delta = new
         if still:
@@ -320,18 +320,18 @@ def _loop(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
         end = layout.width * j
         if layout.inner:
             sums[j] += matrix[j, :end] @ values[:end]
-        values[end : end + layout.width] = put_out(layout.kind, layout.two, sums[j : j + 1])
+        values[end : end + layout.width] = activate(layout.kind, layout.linked, sums[j : j + 1])
 
 
 def _loop_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
 ) -> None:
     matrix = inside(layout, part)
-    z = sums_of(layout.kind, layout.two, sums, values)
+    z = sums_of(layout.kind, layout.linked, sums, values)
     for j in reversed(range(part.size)):
         end = layout.width * j
-        deltas[j : j + 1] = pulled(
-            layout.kind, layout.two, z[j : j + 1], gradients[end : end + layout.width]
+        deltas[j : j + 1] = activate_backward(
+            layout.kind, layout.linked, z[j : j + 1], gradients[end : end + layout.width]
         )
         if layout.inner:
             gradients[:end] += matrix[j, :end, None] * deltas[j]
@@ -359,32 +359,32 @@ def inside(layout: Layout, part: Part) -> Tensor:
     """The weights inside a block, (size, width * size), with their zeros."""
     full = part.panel.new_zeros(part.size * layout.width * part.size)
     if layout.inner:
-        full = full.index_copy(0, below(part.size, layout.width, full.device), part.triangle)
+        full = full.index_copy(0, tril_index(part.size, layout.width, full.device), part.triangle)
     return full.view(part.size, layout.width * part.size)
 
 
-def put_out(kind: str, two: bool, z: Tensor) -> Tensor:
+def activate(kind: str, linked: bool, z: Tensor) -> Tensor:
     """What nodes put out, (width * nodes, batch), from their sums (nodes, batch)."""
     g = KINDS[kind].value
-    return torch.stack((g(z), g(-z)), 1).flatten(0, 1) if two else g(z)
+    return torch.stack((g(z), g(-z)), 1).flatten(0, 1) if linked else g(z)
 
 
-def sums_of(kind: str, two: bool, sums: Tensor, values: Tensor) -> Tensor:
+def sums_of(kind: str, linked: bool, sums: Tensor, values: Tensor) -> Tensor:
     """A ReLU's sums are read off its values, up to what is cut off."""
     if kind != "relu":
         return sums
-    return values[::2] - values[1::2] if two else values
+    return values[::2] - values[1::2] if linked else values
 
 
-def pulled(kind: str, two: bool, z: Tensor, gradients: Tensor) -> Tensor:
+def activate_backward(kind: str, linked: bool, z: Tensor, gradients: Tensor) -> Tensor:
     """The gradients of sums, from those of what their nodes put out."""
     up, down = (
-        (gradients[::2], gradients[1::2]) if two else (gradients, torch.zeros_like(gradients))
+        (gradients[::2], gradients[1::2]) if linked else (gradients, torch.zeros_like(gradients))
     )
     return KINDS[kind].back(up.contiguous(), down.contiguous(), z)
 
 
-_ARGUMENTS = "int inputs, int[] blocks, bool inner, str kind, bool two, str solver"
+_ARGUMENTS = "int inputs, int[] blocks, bool inner, str kind, bool linked, str solver"
 _FORWARD = torch.library.custom_op(
     "morphogen::dag", _forward, mutates_args=(),
     schema=f"(Tensor x, Tensor weight, Tensor bias, Tensor? places, {_ARGUMENTS}) -> (Tensor, "
@@ -407,10 +407,10 @@ def _(
     blocks: Sequence[int],
     inner: bool,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str,
 ) -> tuple[Tensor, Tensor]:
-    layout = Layout(inputs, tuple(blocks), inner, kind, two)
+    layout = Layout(inputs, tuple(blocks), inner, kind, linked)
     return x.new_empty(layout.values, x.shape[0]), x.new_empty(
         0 if kind == "relu" else layout.nodes, x.shape[0]
     )
@@ -427,7 +427,7 @@ def _(
     blocks: Sequence[int],
     inner: bool,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:

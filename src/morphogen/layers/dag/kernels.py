@@ -5,9 +5,9 @@ A tile's values are copied into an array of their own whose rows have a length t
 this is compiled: the compiler then sees that no two rows overlap, and works on four rows and four
 sources at once. float32 for every kind; float64 for ReLU.
 
-Arguments: `kind` by number; `two`: whether a node puts out two rows, linked; `sums` (nodes, batch)
-before and `values` after the activation, feature-major; `triangle`: weights inside a block, row
-after row, without the zeros; columns begin to end are worked on.
+Arguments: `kind` by number; `linked`: whether a node puts out two rows, linked; `sums` (nodes,
+batch) before and `values` after the activation, feature-major; `triangle`: weights inside a block,
+row after row, without the zeros; columns begin to end are worked on.
 """
 
 import numpy as np
@@ -41,47 +41,47 @@ def _stored(tile, row, into, at, begin, wide):
 
 
 @_helper
-def _put_out(kind, two, sums, row, values, at, wide):
+def _put_out(kind, linked, sums, row, values, at, wide):
     for i in range(wide):
         positive, negative = pair(kind, sums[row, i])
         values[at, i] = positive
-        if two:
+        if linked:
             values[at + 1, i] = negative
 
 
 @_helper
-def _activate(kind, two, sums, row, values, at, wide):
+def _activate(kind, linked, sums, row, values, at, wide):
     """What a node puts out: one row of values, or two where it is linked. A kind that is a constant
     has its loop to itself.
     """
     if kind == 0:
-        _put_out(0, two, sums, row, values, at, wide)
+        _put_out(0, linked, sums, row, values, at, wide)
     elif kind == 1:
-        _put_out(1, two, sums, row, values, at, wide)
+        _put_out(1, linked, sums, row, values, at, wide)
     elif kind == 2:
-        _put_out(2, two, sums, row, values, at, wide)
+        _put_out(2, linked, sums, row, values, at, wide)
     elif kind == 3:
-        _put_out(3, two, sums, row, values, at, wide)
+        _put_out(3, linked, sums, row, values, at, wide)
     else:
-        _put_out(4, two, sums, row, values, at, wide)
+        _put_out(4, linked, sums, row, values, at, wide)
 
 
 @_helper
-def _taken_back(kind, two, z, gradients, at, deltas, row, wide):
+def _taken_back(kind, linked, z, gradients, at, deltas, row, wide):
     for i in range(wide):
         deltas[row, i] = chain_rule(
-            kind, z[i], gradients[at, i], gradients[at + 1, i] if two else ZERO
+            kind, z[i], gradients[at, i], gradients[at + 1, i] if linked else ZERO
         )
 
 
 @_helper
-def _pull(kind, two, sums, node, values, source, gradients, at, deltas, row, begin, wide):
+def _pull(kind, linked, sums, node, values, source, gradients, at, deltas, row, begin, wide):
     """deltas[row]: the gradient of a node's sum, from those of what it put out. A ReLU's sum is
     read off its values.
     """
     if kind == 0:
         first = values[source, begin : begin + wide]
-        if two:
+        if linked:
             second = values[source + 1, begin : begin + wide]
             for i in range(wide):
                 deltas[row, i] = chain_rule(
@@ -92,19 +92,19 @@ def _pull(kind, two, sums, node, values, source, gradients, at, deltas, row, beg
         return
     z = sums[node, begin : begin + wide]
     if kind == 1:
-        _taken_back(1, two, z, gradients, at, deltas, row, wide)
+        _taken_back(1, linked, z, gradients, at, deltas, row, wide)
     elif kind == 2:
-        _taken_back(2, two, z, gradients, at, deltas, row, wide)
+        _taken_back(2, linked, z, gradients, at, deltas, row, wide)
     elif kind == 3:
-        _taken_back(3, two, z, gradients, at, deltas, row, wide)
+        _taken_back(3, linked, z, gradients, at, deltas, row, wide)
     else:
-        _taken_back(4, two, z, gradients, at, deltas, row, wide)
+        _taken_back(4, linked, z, gradients, at, deltas, row, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
+def solve(kind, linked, inner, triangle, sums, values, nodes, begin, end):
     """Nodes in groups of four: all four from what stands before them, then among themselves."""
-    width = 2 if two else 1
+    width = 2 if linked else 1
     v = np.empty((width * nodes, _TILE), values.dtype)
     z = np.empty((4, _TILE), values.dtype)
     for tile in range(begin, end, _TILE):
@@ -159,17 +159,17 @@ def solve(kind, two, inner, triangle, sums, values, nodes, begin, end):
                             z[j, i] += a * v[k, i]
                 if kind != 0:
                     _stored(z, j, sums, low + j, tile, wide)
-                _activate(kind, two, z, j, v, width * (low + j), wide)
+                _activate(kind, linked, z, j, v, width * (low + j), wide)
         for row in range(width * nodes):
             _stored(v, row, values, row, tile, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, nodes, begin, end):
+def solve_back(kind, linked, inner, triangle, sums, values, gradients, deltas, nodes, begin, end):
     """Nodes in groups of four, from the last: a group among itself, then all four into those before
     it.
     """
-    width = 2 if two else 1
+    width = 2 if linked else 1
     flowing = np.empty((width * nodes, _TILE), values.dtype)
     d = np.zeros((4, _TILE), values.dtype)
     for tile in range(begin, end, _TILE):
@@ -180,7 +180,7 @@ def solve_back(kind, two, inner, triangle, sums, values, gradients, deltas, node
             group = min(4, nodes - low)
             for j in range(group - 1, -1, -1):
                 at = width * (low + j)
-                _pull(kind, two, sums, low + j, values, at, flowing, at, d, j, tile, wide)
+                _pull(kind, linked, sums, low + j, values, at, flowing, at, d, j, tile, wide)
                 _stored(d, j, deltas, low + j, tile, wide)
                 if inner:
                     row = width * ((low + j) * (low + j - 1) // 2)
@@ -254,9 +254,9 @@ def _gather(z, weights, v, rows, first, last, wide):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def sparse(kind, two, weights, places, indptr, bias, sums, values, inputs, nodes, begin, end):
+def sparse(kind, linked, weights, places, indptr, bias, sums, values, inputs, nodes, begin, end):
     """values: the inputs are there. sums: written unless the kind is ReLU."""
-    width = 2 if two else 1
+    width = 2 if linked else 1
     v = np.empty((inputs + width * nodes, _WIDE), values.dtype)
     z = np.empty((1, _WIDE), values.dtype)
     for tile in range(begin, end, _WIDE):
@@ -269,7 +269,7 @@ def sparse(kind, two, weights, places, indptr, bias, sums, values, inputs, nodes
             _gather(z, weights, v, places, indptr[j], indptr[j + 1], wide)
             if kind != 0:
                 _stored(z, 0, sums, j, tile, wide)
-            _activate(kind, two, z, 0, v, inputs + width * j, wide)
+            _activate(kind, linked, z, 0, v, inputs + width * j, wide)
         for row in range(inputs, inputs + width * nodes):
             _stored(v, row, values, row, tile, wide)
 
@@ -277,7 +277,7 @@ def sparse(kind, two, weights, places, indptr, bias, sums, values, inputs, nodes
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def sparse_back(
     kind,
-    two,
+    linked,
     weights,
     readers,
     indptr,
@@ -295,7 +295,7 @@ def sparse_back(
     nodes that read it. back (inputs or 0, batch): the gradients of the inputs, written where there
     is room.
     """
-    width = 2 if two else 1
+    width = 2 if linked else 1
     d = np.empty((nodes, _WIDE), values.dtype)
     g = np.empty((2, _WIDE), values.dtype)
     for tile in range(begin, end, _WIDE):
@@ -313,10 +313,10 @@ def sparse_back(
                     indptr[at + width - half],
                     wide,
                 )
-                if half == 0 and two:
+                if half == 0 and linked:
                     for i in range(wide):
                         g[1, i] = g[0, i]
-            _pull(kind, two, sums, j, values, at, g, 0, d, j, tile, wide)
+            _pull(kind, linked, sums, j, values, at, g, 0, d, j, tile, wide)
             _stored(d, j, deltas, j, tile, wide)
         for row in range(len(back)):
             _copied(g, 0, gradients, row, tile, wide)

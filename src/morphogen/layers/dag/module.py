@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import ShapeError
-from morphogen.layers.dag.dense import SOLVERS, Layout, Part, below, dag, inside
+from morphogen.layers.dag.dense import SOLVERS, Layout, Part, dag, inside, tril_index
 from morphogen.layers.dag.sparse import Wiring, reader_of, sparse_dag, wiring
 from morphogen.layers.dag.stats import Stats, stats
 from morphogen.layers.linked import Linked, odd_part, second_moment
@@ -258,7 +258,7 @@ class Dag(nn.Module):
         if self.layout.inner:
             width = self.layout.width
             kept = self.layout.width * first * (first - 1) // 2
-            places = below(part.size, width, rows.device)[kept:] - first * width * part.size
+            places = tril_index(part.size, width, rows.device)[kept:] - first * width * part.size
             part.triangle[kept:] = rows[:, part.before :].take(places)
 
     def _scale(self) -> tuple[Tensor, float | None]:
@@ -514,7 +514,7 @@ def drawn_wiring(
 
 def _rows_of(chosen: np.ndarray, layout: Layout) -> np.ndarray:
     """The rows of values of indices: inputs by number, then nodes."""
-    if not layout.two:
+    if not layout.linked:
         return chosen
     inputs = chosen[chosen < layout.inputs]
     nodes = chosen[chosen >= layout.inputs] - layout.inputs

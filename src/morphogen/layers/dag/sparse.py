@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.layers.dag.dense import COLUMNS, bind, kernels, native, pulled, put_out, sums_of
+from morphogen.layers.dag.dense import (
+    COLUMNS,
+    activate,
+    activate_backward,
+    bind,
+    kernels,
+    native,
+    sums_of,
+)
 from morphogen.layers.kernels.threads import shared
 from morphogen.layers.orders import further, gradient, one_by_one, refuse_forward_mode, transformed
 
@@ -72,7 +80,7 @@ def sparse_dag(
     bias: Tensor,
     wiring: Wiring,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str = "auto",
 ) -> Tensor:
     """The inputs and the values of all nodes, (inputs + width * nodes, batch), of rows x (batch,
@@ -83,7 +91,7 @@ def sparse_dag(
     `plain`, level by level.
     """
     if transformed():
-        return plain(x, weight, bias, wiring, kind, two)
+        return plain(x, weight, bias, wiring, kind, linked)
     w = wiring
     values: Tensor = _FORWARD(
         x,
@@ -96,15 +104,17 @@ def sparse_dag(
         w.ends,
         w.levels,
         kind,
-        two,
+        linked,
         solver,
     )[0]
     return values
 
 
-def plain(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, two: bool) -> Tensor:
+def plain(
+    x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, linked: bool
+) -> Tensor:
     """`sparse_dag` by operations that PyTorch differentiates in every way, a few for each level."""
-    width = 2 if two else 1
+    width = 2 if linked else 1
     inputs = x.shape[1]
     values = torch.cat([x.T, x.new_zeros(width * len(wiring.levels), x.shape[0])])
     for level, entries, rows in _by_level(wiring.levels, wiring.indptr):
@@ -113,8 +123,8 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, tw
             0, torch.searchsorted(level, rows), read
         )
         out = inputs + width * level
-        out = torch.stack([out, out + 1], 1).flatten() if two else out
-        values = values.index_copy(0, out, put_out(kind, two, sums))
+        out = torch.stack([out, out + 1], 1).flatten() if linked else out
+        values = values.index_copy(0, out, activate(kind, linked, sums))
     return values
 
 
@@ -129,7 +139,7 @@ def _forward(
     ends: Tensor,
     levels: Tensor,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str,
 ) -> tuple[Tensor, Tensor]:
     refuse_forward_mode("sparse_dag")
@@ -141,15 +151,15 @@ def _forward(
     sums = x.new_empty(nodes if kept else 0, len(x))
     if _native(solver, x, kind):
         arrays = [t.detach().numpy() for t in (weight, indices, indptr, bias, sums, values)]
-        shared(bind(kernels().sparse, kind, two, *arrays, inputs, nodes), len(x), COLUMNS)
+        shared(bind(kernels().sparse, kind, linked, *arrays, inputs, nodes), len(x), COLUMNS)
     else:
-        width = 2 if two else 1
+        width = 2 if linked else 1
         sums = bias[:, None].repeat(1, len(x))
         for level, entries, rows in _by_level(levels, indptr):
             sums.index_add_(0, rows, weight[entries, None] * values[indices[entries]])
             out = inputs + width * level
-            values[torch.stack([out, out + 1], 1).flatten() if two else out] = put_out(
-                kind, two, sums[level]
+            values[torch.stack([out, out + 1], 1).flatten() if linked else out] = activate(
+                kind, linked, sums[level]
             )
     return values, sums if kept else x.new_empty(0, len(x))
 
@@ -166,14 +176,14 @@ def _backward(
     ends: Tensor,
     levels: Tensor,
     kind: str,
-    two: bool,
+    linked: bool,
     solver: str,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     refuse_forward_mode("sparse_dag_backward")
     nodes = len(indptr) - 1
-    width = 2 if two else 1
+    width = 2 if linked else 1
     inputs = len(values) - width * nodes
     batch = values.shape[1]
     deltas = values.new_empty(nodes, batch)
@@ -182,16 +192,16 @@ def _backward(
     if _native(solver, values, kind):
         about = (weight[order], readers, ends, sums, values, gradient.contiguous(), deltas, back)
         arrays = [t.detach().numpy() for t in about]
-        shared(bind(kernels().sparse_back, kind, two, *arrays, inputs, nodes), batch, COLUMNS)
+        shared(bind(kernels().sparse_back, kind, linked, *arrays, inputs, nodes), batch, COLUMNS)
         arrays = [t.detach().numpy() for t in (indices, indptr, deltas, values, found)]
         shared(partial(kernels().products, *arrays, batch), nodes, _NODES)
     else:
         flowing = gradient.clone()
-        z = sums_of(kind, two, sums, values[inputs:])
+        z = sums_of(kind, linked, sums, values[inputs:])
         for level, entries, rows in reversed(list(_by_level(levels, indptr))):
             out = inputs + width * level
-            above = flowing[torch.stack([out, out + 1], 1).flatten() if two else out]
-            deltas[level] = pulled(kind, two, z[level], above)
+            above = flowing[torch.stack([out, out + 1], 1).flatten() if linked else out]
+            deltas[level] = activate_backward(kind, linked, z[level], above)
             flowing.index_add_(0, indices[entries], weight[entries, None] * deltas[rows])
             found[entries] = (deltas[rows] * values[indices[entries]]).sum(1)
         back = flowing[: len(back)]
@@ -218,7 +228,7 @@ _NODES = 64  # that are worth a thread
 
 _ARGUMENTS = (
     "Tensor indices, Tensor indptr, Tensor order, Tensor readers, Tensor ends, Tensor levels, str "
-    "kind, bool two, str solver"
+    "kind, bool linked, str solver"
 )
 _FORWARD = torch.library.custom_op(
     "morphogen::sparse_dag", _forward, mutates_args=(),
@@ -256,7 +266,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, weight, bias, *about = inputs
-    *tensors, ctx.kind, ctx.two, ctx.solver = about
+    *tensors, ctx.kind, ctx.linked, ctx.solver = about
     ctx.save_for_backward(weight, bias, *output, *tensors)
     ctx.mark_non_differentiable(output[1])
 
@@ -266,12 +276,12 @@ def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     rest = (None,) * 9
     if further() and not torch.compiler.is_compiling():
         wiring = Wiring(*tensors)
-        x = values[: len(values) - (2 if ctx.two else 1) * len(wiring.levels)].T
-        run = partial(plain, wiring=wiring, kind=ctx.kind, two=ctx.two)
+        x = values[: len(values) - (2 if ctx.linked else 1) * len(wiring.levels)].T
+        run = partial(plain, wiring=wiring, kind=ctx.kind, linked=ctx.linked)
         return (*gradient(run, (x, weight, bias), ctx.needs_input_grad[:3], above), *rest)
     whole = ctx.needs_input_grad[0]
     x, *others = _BACKWARD(
-        above, weight, values, sums, *tensors, ctx.kind, ctx.two, ctx.solver, whole
+        above, weight, values, sums, *tensors, ctx.kind, ctx.linked, ctx.solver, whole
     )
     return (x if whole else None, *others, *rest)
 
