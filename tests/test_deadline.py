@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from morphogen.formats.onnx_reader import read_onnx
 from morphogen.formats.vnnlib import read_vnnlib
 from morphogen.tracing.program import Program, program
 from morphogen.tracing.trace import trace
+from morphogen.verification import vnncomp
 from morphogen.verification.input_split import split_inputs
 from morphogen.verification.pgd import attack
 from morphogen.verification.relu_split import split_relus
@@ -236,7 +238,9 @@ def test_a_listing_of_boxes_is_left_when_time_is_up(tmp_path: Path) -> None:
     assert run(NEVER).status == "unsat"
 
 
-def test_both_files_are_read_by_the_deadline(tmp_path: Path) -> None:
+def test_both_files_are_read_by_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, prop = tmp_path / "net.onnx", tmp_path / "p.vnnlib"
     export_onnx(chain(2, inputs=2).float(), torch.randn(3, 2), network)
     names = "".join(f"(declare-const {kind}_{i} Real)" for kind in "XY" for i in range(2))
@@ -249,6 +253,18 @@ def test_both_files_are_read_by_the_deadline(tmp_path: Path) -> None:
         assert asks(read) > 1
         with pytest.raises(OutOfTime):
             read(Clock(1).until())
+    given = []
+    for name, read in (("read_onnx", read_onnx), ("read_vnnlib", read_vnnlib)):
+
+        def noted(path: Path, until: Deadline = NEVER, *more: Any, read: Any = read) -> Any:
+            given.append(until)
+            return read(path, until, *more)
+
+        monkeypatch.setattr(vnncomp, name, noted)
+    until = Deadline.after(60)
+    verify_file(network, prop, until)
+    assert len(given) == 2
+    assert all(each is until for each in given)
     clock = Clock(asks(readers["network"]) // 2)  # in the middle of the network
     assert verify_file(network, prop, clock.until()).status == "unknown"
     assert clock.asked <= clock.asks + 3

@@ -11,6 +11,8 @@ import morphogen as mg
 from morphogen import ShapeError
 from morphogen.bounds.box import Box
 from morphogen.formats.vnnlib import read_vnnlib
+from morphogen.tracing.program import program
+from morphogen.verification import input_split, relu_split
 from morphogen.verification.unsafe import Unsafe, Verdict
 from morphogen.verification.vnncomp import _unsafe
 
@@ -96,3 +98,21 @@ def test_a_witness_is_one_only_where_the_model_agrees(
         mg.verify(model, box, Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]))).status
         == "sat"
     )
+
+
+@pytest.mark.parametrize("far", [1e-9, 5e-3])
+def test_a_search_that_sees_no_witness_proves_nothing_that_is_wrong(
+    far: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsafe by little, and blind to it: the bounds alone must not say "unsat"."""
+    unsafe = [Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([far]))]
+    monkeypatch.setattr(input_split, "attack", lambda net, *given, **options: (None, 1.0))
+    monkeypatch.setattr(input_split, "nearest", lambda margin, box, share, steps: (None, 1.0))
+    monkeypatch.setattr(input_split, "margin_of", lambda sets, y: torch.ones(len(y)))
+    monkeypatch.setattr(relu_split._Search, "look", lambda *given: None)
+    for inputs, search in ((1, input_split.split_inputs), (20, relu_split.split_relus)):
+        box = Box(-torch.ones(1, inputs).double(), torch.ones(1, inputs).double())
+        net = program(relu(inputs), box.lower.repeat(2, 1))
+        assert search(net, unsafe, box, 0.5).status == "unknown"
+        safe = [Unsafe(torch.tensor([[1.0, 0.0]]), torch.tensor([-1e-3]))]
+        assert search(net, safe, box, 10.0).status == "unsat"
