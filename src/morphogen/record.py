@@ -244,6 +244,13 @@ class Report:
     table: tuple[TableRow, ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    # the round whose network was kept; None: the last one
+    kept: int | None = None
+
+    @property
+    def result(self) -> Round:
+        """The round whose network was kept."""
+        return next((r for r in self.rounds if r.round == self.kept), self.rounds[-1])
 
 
 def to_json(value: Any) -> str:

@@ -15,7 +15,8 @@ from morphogen.data.dataset import Dataset
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import replay
 from morphogen.fitting.fit import Fitted
-from morphogen.fitting.problem import LOOKED_AT, Problem, depths_in, threads_for, to_unit
+from morphogen.fitting.problem import LOOKED_AT, Problem, depths_in, threads_for
+from morphogen.fitting.scaling import to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
 from morphogen.layers.stack import reinitialised
 from morphogen.random_state import own_draws
@@ -36,11 +37,11 @@ def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
     )
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
-    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    problem = Problem(dataset, fitted.recipe, fitted.settings, fitted.distillation)
     judged = copy.deepcopy(small)
     if problem.regression:
         # the score is in the target's own spread
-        to_unit(judged, -problem.mean / problem.scale, 1 / problem.scale)
+        to_unit(judged, problem.scaling.inverse())
     row = TableRow(
         "the same, compressed",
         problem.test_score(judged),
@@ -57,7 +58,7 @@ def scratch(fitted: Fitted, dataset: Dataset) -> TableRow:
 
     Its depths start where they ended, so that all blocks take part from the first step.
     """
-    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    problem = Problem(dataset, fitted.recipe, fitted.settings, fitted.distillation)
     with threads_for(problem), own_draws(fitted.settings.seed + 1, problem.device):
         return _scratch(fitted, problem)
 
@@ -71,7 +72,7 @@ def _scratch(fitted: Fitted, problem: Problem) -> TableRow:
     reinitialised(model)
     last = fitted.report.rounds[-1]
     recipe = fitted.recipe
-    grown = next((r.step for r in fitted.report.rounds if r.phase == "anneal"), last.step)
+    grown = max(r.step for r in fitted.report.rounds if r.phase == "grow")
     state = State(model, optimizer_for(model, recipe), fitted.settings.seed)
     for phase, until in ((Phase(), grown), (Phase(grown, max(1, last.step - grown)), last.step)):
         train(

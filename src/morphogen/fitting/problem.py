@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from morphogen.data.dataset import Dataset
-from morphogen.errors import DataError
+from morphogen.data.split import holdout
+from morphogen.fitting.distillation import Distillation
 from morphogen.fitting.recipe import Recipe, recipe_for
+from morphogen.fitting.scaling import Scaling
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
 from morphogen.models import convnet, dagnet, mlp
@@ -22,13 +23,14 @@ from morphogen.training.train import Batches, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 LOOKED_AT = 2000  # validation examples of one evaluation; more would decide nothing
-_HELD_OUT = 6000  # most rows that are ever held out for decisions
+LABELS = 0.25  # share of the labels in the targets of a row of which a teacher speaks too
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
-    a name of POLICIES. wiring: a name of WIRINGS.
+    a name of POLICIES. wiring: a name of WIRINGS. distillation: whether a table's network learns
+    from the folds of several models beside the labels, see `fitting.distillation`.
     """
 
     budget: int | None = None
@@ -37,6 +39,7 @@ class Settings:
     device: str = "cpu"
     policy: str = "trial"
     wiring: str = "layers"
+    distillation: bool = True
 
 
 WIRINGS: Mapping[str, frozenset[str]] = {
@@ -49,30 +52,45 @@ them, and the policies that cannot change it: a DAG's operation cannot be differ
 
 
 class Problem:
-    """A data set as tensors on a device, with its split, loss and score."""
+    """A data set as tensors on a device, with its split, loss and score.
 
-    def __init__(self, dataset: Dataset, recipe: Recipe | None, settings: Settings) -> None:
+    Targets are (n, outputs): shares of the classes, or standardised numbers. distillation: what the
+    training rows say by way of a teacher, see `fitting.distillation`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe | None,
+        settings: Settings,
+        distillation: Distillation | None = None,
+    ) -> None:
         seed = settings.seed
-        device = settings.device
         self.wiring = settings.wiring
         self.dataset = dataset
+        self.distillation = distillation
         self.regression = dataset.task == "regression"
         # a DAG knows no neighbours
         self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"
-        inside, held = split_rows(dataset, seed)
-        self.recipe = recipe or recipe_for(self.images, len(inside), dataset.flip)
-        y = dataset.y_train.astype(np.float64)
-        self.mean, self.scale = (
-            (float(y.mean()), float(y.std()) or 1.0) if self.regression else (0.0, 1.0)
-        )
-        self.device = torch.device(device)
+        inside, held = holdout(dataset, seed)
+        self.scaling = Scaling.of(dataset)
+        self.device = torch.device(settings.device)
         x = torch.as_tensor(dataset.x_train, device=self.device)
-        target = self._target(dataset.y_train)
-        self.x = x[inside]
-        self.y = target[inside]
+        labels = self._targets(dataset.y_train)
+        self.outputs = labels.shape[1]
         looked = held[:LOOKED_AT]
-        self.looked = (x[looked], target[looked])
-        self.outputs = 1 if self.regression else max(2, len(dataset.classes))
+        self.looked = (x[looked], labels[looked])
+        self.x = x[inside]
+        self.y = labels[inside]
+        if distillation is not None:
+            taught = torch.as_tensor(distillation.targets, device=self.device)
+            self.looked = (x[looked], taught[looked])
+            targets = LABELS * labels + (1 - LABELS) * taught
+            points = torch.as_tensor(distillation.x, device=self.device)
+            said = torch.as_tensor(distillation.y, device=self.device)
+            self.x = torch.cat([x[inside], points])
+            self.y = torch.cat([targets[inside], said])
+        self.recipe = recipe or recipe_for(self.images, len(self.x), dataset.flip)
         self.batches = Batches(
             self.x,
             self.y,
@@ -82,14 +100,11 @@ class Problem:
             self.recipe.flip,
         )
 
-    def _target(self, y: np.ndarray) -> Tensor:
+    def _targets(self, y: np.ndarray) -> Tensor:
         if self.regression:
-            return torch.as_tensor(
-                (y.astype(np.float64) - self.mean) / self.scale,
-                dtype=torch.float32,
-                device=self.device,
-            )
-        return torch.as_tensor(y, dtype=torch.long, device=self.device)
+            return torch.as_tensor(self.scaling.standardised(y), device=self.device)
+        classes = torch.as_tensor(y, dtype=torch.long, device=self.device)
+        return F.one_hot(classes, max(2, len(self.dataset.classes))).float()
 
     @property
     def example(self) -> Tensor:
@@ -115,7 +130,7 @@ class Problem:
         """
         out = model(x)
         loss = (
-            F.mse_loss(out[:, 0], y)
+            F.mse_loss(out, y)
             if self.regression
             else F.cross_entropy(out, y, label_smoothing=smoothing)
         )
@@ -134,7 +149,7 @@ class Problem:
 
     def _losses(self, out: Tensor, y: Tensor) -> Tensor:
         return (
-            (out[:, 0] - y).square()
+            (out - y).square().mean(1)
             if self.regression
             else F.cross_entropy(out, y, reduction="none")
         )
@@ -142,15 +157,16 @@ class Problem:
     def _score(self, out: Tensor, y: Tensor) -> float:
         """Accuracy, or RMSE in the target's unit."""
         if self.regression:
-            return float((out[:, 0] - y).double().square().mean().sqrt()) * self.scale
-        return float((out.argmax(1) == y).double().mean())
+            errors = (out - y).double() * torch.as_tensor(self.scaling.scale, device=out.device)
+            return float(errors.square().mean().sqrt())
+        return float((out.argmax(1) == y.argmax(1)).double().mean())
 
     def test_score(self, model: nn.Module) -> float | None:
         """The score on the test part, None where there is none."""
         if not len(self.dataset.x_test):
             return None
         out = predict(model, torch.as_tensor(self.dataset.x_test, device=self.device))
-        return self._score(out, self._target(self.dataset.y_test))
+        return self._score(out, self._targets(self.dataset.y_test))
 
 
 @contextmanager
@@ -168,38 +184,5 @@ def threads_for(problem: Problem) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to train on, rows held out): a tenth, at least 200 where that is at most a quarter,
-    stratified where possible.
-    """
-    n = len(dataset.x_train)
-    if n < 2:
-        raise DataError(f"{n} sample in the training part; give at least 2")
-    held = min(max(1, n // 10, min(200, n // 4)), _HELD_OUT)
-    rows = np.arange(n)
-    y = dataset.y_train
-    stratify = None
-    if dataset.task == "classification":
-        _, counts = np.unique(y, return_counts=True)
-        stratify = (
-            y if counts.min() >= 2 and held >= len(counts) and n - held >= len(counts) else None
-        )
-    inside, out = train_test_split(
-        rows, test_size=held, random_state=seed % 2**32, stratify=stratify
-    )
-    return inside, out
-
-
 def depths_in(model: nn.Module) -> list[LearnedDepth]:
     return [m for m in model.modules() if isinstance(m, LearnedDepth)]
-
-
-@torch.no_grad()
-def to_unit(plain: nn.Sequential, mean: float, scale: float) -> None:
-    """Fold the target's standardisation into the last layer, computed in float64 whatever its own
-    type.
-    """
-    last = plain[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight.copy_(last.weight.double() * scale)
-    last.bias.copy_(last.bias.double() * scale + mean)
