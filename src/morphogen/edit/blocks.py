@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,6 +101,48 @@ def change_blocks(
     for like, new in _pairs(blocks, block):
         for optimizer in optimizers if id(new) not in held else ():
             _join(optimizer, like, new)
+
+
+def place(
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    like: Tensor,
+    optimizers: Sequence[Optimizer],
+    undo_stack: UndoStack,
+) -> None:
+    """`module` comes to stand at `name`, in the place of another or of none, and its parameters
+    join the groups that hold `like`; those that leave the model leave the optimizers. What takes it
+    back is appended to `undo_stack`.
+    """
+    parent, _, key = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    old = holder._modules.get(key)
+    module.train(holder.training if old is None else old.training)
+    undo_stack.append(_putter(holder._modules))
+    holder._modules[key] = module
+    live = {id(p) for p in model.parameters()}
+    gone = [] if old is None else [p for p in old.parameters() if id(p) not in live]
+    for optimizer in optimizers:
+        keep_groups(optimizer, undo_stack)
+        for parameter in module.parameters():
+            _join(optimizer, like, parameter)
+        for parameter in gone:
+            _forget(optimizer, parameter)
+
+
+def freeze(
+    model: nn.Module, name: str, optimizers: Sequence[Optimizer], undo_stack: UndoStack
+) -> None:
+    """The parameter called `name` learns no more; what takes it back is appended to
+    `undo_stack`.
+    """
+    parameter = model.get_parameter(name)
+    undo_stack.append(partial(parameter.requires_grad_, parameter.requires_grad))
+    parameter.requires_grad_(False)
+    for optimizer in optimizers:
+        keep_groups(optimizer, undo_stack)
+        _forget(optimizer, parameter)
 
 
 def attach(blocks: Stack, block: nn.Module) -> str:
@@ -221,18 +264,6 @@ def keep_groups(optimizer: Optimizer, undo_stack: UndoStack) -> None:
         optimizer.state.update(state)
 
     undo_stack.append(put)
-
-
-def release(optimizer: Optimizer, parameter: Tensor, undo_stack: UndoStack) -> None:
-    """The optimizer forgets a parameter."""
-    keep_groups(optimizer, undo_stack)
-    _forget(optimizer, parameter)
-
-
-def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, undo_stack: UndoStack) -> None:
-    """The optimizer trains `parameter` in the group that holds `like`."""
-    keep_groups(optimizer, undo_stack)
-    _join(optimizer, like, parameter)
 
 
 def _forget(optimizer: Optimizer, parameter: Tensor) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.edit.apply import attributes, put
+from morphogen.edit.apply import put
 from morphogen.edit.base import (
     base_of,
     made_of,
@@ -33,6 +33,7 @@ from morphogen.edit.blocks import attach, detach, new_block, stacks
 from morphogen.edit.edit import Edit, edit_from_dict
 from morphogen.edit.numbers import recount
 from morphogen.edit.optim import whole
+from morphogen.edit.sizes import attributes
 from morphogen.edit.structure import checked_structure, structure
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.edit.apply import kept_sizes
 from morphogen.edit.optim import at_home, whole
+from morphogen.edit.sizes import kept_sizes
 
 
 def doctor(model: nn.Module, *, optimizers: Sequence[Optimizer] = ()) -> list[str]:

@@ -1,15 +1,30 @@
 """Resolve and check edits before anything changes: `plan(model, widths, edits) -> Plan`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from morphogen.edit.blocks import is_plain, stacks
-from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
+from morphogen.edit.edit import (
+    AddBlock,
+    AddStage,
+    DropBlock,
+    Edit,
+    Grow,
+    GrowNodes,
+    OfDag,
+    PruneWeights,
+    Rewire,
+    Shrink,
+    Split,
+)
 from morphogen.edit.follow import moved as followed
+from morphogen.edit.wiring import grown, pruned, rewired
 from morphogen.errors import PlanError, Unsupported
+from morphogen.layers.dag.cascade import Cascade
 from morphogen.layers.dag.module import Dag, Moved, moved
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.merge import residual
@@ -17,6 +32,8 @@ from morphogen.layers.stack import BlockStack
 from morphogen.tracing.widths import FLAT, Slot, Width, find
 
 NEW = -1
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -35,15 +52,38 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A module that comes to stand at `name`, in another's place or as the next of a stack.
+
+    kind: what it is, for whoever reads the plan. like: the parameter in whose groups of the
+    optimizers its own are trained. build: makes it, a new one at each call, given the model and
+    what draws its values.
+    """
+
+    name: str
+    kind: str
+    like: str
+    build: Callable[[nn.Module, torch.Generator | None], nn.Module] = field(
+        compare=False, repr=False
+    )
+
+
+NO_TENSORS: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything `apply_` will do. Printing it gives one line a width, or a block.
+    """Everything `apply_` will do. Printing it gives one line for each change.
 
     keeps: whether the function stays exactly as it is, by construction: growth of widths that
     nothing feels (see `Width.not_preserved`), removal of units whose outgoing weights are all zero,
     splits, and new blocks behind closed gates. attributes: (module, attribute, value) that follow,
     see `morphogen.follow`. rows: in an order such that a new row's columns into old units are made
     after the row. blocks: (module, +1 or -1). wirings: what becomes of each `Dag` that changes, by
-    module.
+    module. modules: those that come, perhaps in place of others. frozen: parameters that learn no
+    more, and leave the optimizers. values: tensors that have a row, by name, as they are to be
+    afterwards. rewrites: what is done that no `Edit` says, such as `link`: it makes another base
+    model, see `save`.
     """
 
     edits: tuple[Edit, ...]
@@ -54,65 +94,230 @@ class Plan:
     keeps: bool
     attributes: tuple[tuple[str, str, int], ...] = ()
     wirings: tuple[tuple[str, Moved], ...] = field(default=(), compare=False)
+    modules: tuple[Placed, ...] = ()
+    frozen: tuple[str, ...] = ()
+    values: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    rewrites: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
-            f"{name} {before} -> {after}: {' '.join(map(str, self.covers[name]))}"
+            f"{name} {before} -> {after}: {' '.join(map(str, self.covers.get(name, ())))}"
             for name, (before, after) in self.sizes.items()
         ]
+        lines += [_said_of(row) for row in self._uncovered()]
         lines += [f"{module} {'+' if delta > 0 else '-'}1 block" for module, delta in self.blocks]
         lines += [
-            f"{module}.{attribute} = {value}".removeprefix(".")
+            _dotted(module, f"{attribute} = {value}")
             for module, attribute, value in self.attributes
         ]
-        return "\n".join(lines) or "nothing to do"
+        lines += [f"{placed.name} = {placed.kind}" for placed in self.modules]
+        lines += [f"{name} is frozen" for name in self.frozen]
+        lines += [f"{name} gets new values" for name in self.values]
+        return "\n".join(line.removesuffix(": ") for line in lines) or "nothing to do"
+
+    def _uncovered(self) -> list[Row]:
+        """The rows that no width tells of."""
+        slots = [slot for covered in self.covers.values() for slot in covered]
+        told = {(slot.tensor, slot.dim) for slot in slots}
+        return [row for row in self.rows if (row.tensor, row.dim) not in told]
 
 
-def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -> Plan:
+def _said_of(row: Row) -> str:
+    new = row.index.count(NEW)
+    return f"{row}: {len(row.index) - new} entries stay, {new} are new"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a plan says of some of its edits; see `Plan`."""
+
+    rows: tuple[Row, ...]
+    sizes: dict[str, tuple[int, int]]
+    covers: dict[str, tuple[Slot, ...]] = field(default_factory=dict)
+    wirings: tuple[tuple[str, Moved], ...] = ()
+    modules: tuple[Placed, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+def plan(
+    model: nn.Module,
+    widths: Mapping[str, Width],
+    edits: Iterable[Edit],
+    *,
+    gradients: Mapping[str, Tensor] = NO_TENSORS,
+    generator: torch.Generator | None = None,
+) -> Plan:
     """Check `edits` against the model and turn them into index maps. Nothing is changed.
 
     `widths` may have been found before earlier resizes: sizes are read from the live tensors, only
-    the ties are taken from it. Edits of one width are carried out in the given order. Raises
+    the ties are taken from it; edits of blocks and of a `Dag`'s nodes and weights need none. Edits
+    of one width are carried out in the given order. gradients: `full_gradient` of each `Dag` that a
+    `Rewire` is to follow, by module; generator: draws the new places of the others. Raises
     `PlanError` naming the width, the value and the remedy.
     """
     edits = tuple(edits)
     tensors = tensors_of(model)
-    maps: dict[str, list[int]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
     blocks: list[tuple[str, int]] = []
+    of_widths: list[Grow | Shrink | Split] = []
+    parts: list[_Part] = []
     for edit in edits:
         match edit:
             case Grow() | Shrink() | Split():
-                width = find(widths, edit.width)
-                if width.fixed:
-                    raise PlanError(f"width '{width.name}' cannot change: {width.fixed}")
-                live = live_size(widths, width.name, tensors)
-                index = maps.setdefault(width.name, list(range(live)))
-                maps[width.name] = _edited(width, index, edit)
-                sizes[width.name] = (live, len(maps[width.name]))
+                of_widths.append(edit)
             case AddBlock() | DropBlock():
                 blocks.append((edit.module, _checked_block(model, edit, blocks)))
+            case GrowNodes() | PruneWeights() | Rewire():
+                parts.append(_with_wiring(model, edit, tensors, gradients, generator))
+            case AddStage():
+                parts.append(_with_stage(model, edit))
+    parts.insert(0, _with_sizes(model, widths, of_widths, tensors))
+    rows = _apart(parts)
+    sizes = {name: size for part in parts for name, size in part.sizes.items()}
+    covers = parts[0].covers
+    return Plan(
+        edits,
+        rows,
+        tuple(blocks),
+        sizes,
+        covers,
+        all(_keeps(model, widths, edit, rows, tensors) for edit in edits),
+        followed(model, changes(rows, sizes, covers, tensors)),
+        tuple(wiring for part in parts for wiring in part.wirings),
+        tuple(placed for part in parts for placed in part.modules),
+        tuple(name for part in parts for name in part.frozen),
+    )
+
+
+def _apart(parts: Iterable[_Part]) -> tuple[Row, ...]:
+    """The rows of all parts. Raises `PlanError` where two parts change one dimension."""
+    rows: list[Row] = []
+    for part in parts:
+        taken = {(row.tensor, row.dim) for row in rows}
+        if twice := [row for row in part.rows if (row.tensor, row.dim) in taken]:
+            raise PlanError(
+                f"two of these edits change {twice[0]}, each in its own way; plan and apply one "
+                "after the other"
+            )
+        rows += part.rows
+    return tuple(rows)
+
+
+def _with_sizes(
+    model: nn.Module,
+    widths: Mapping[str, Width],
+    edits: Sequence[Grow | Shrink | Split],
+    tensors: Mapping[str, Tensor],
+) -> _Part:
+    """What becomes of the tensors that the edited widths cover."""
+    maps: dict[str, list[int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for edit in edits:
+        width = find(widths, edit.width)
+        if width.fixed:
+            raise PlanError(f"width '{width.name}' cannot change: {width.fixed}")
+        live = live_size(widths, width.name, tensors)
+        index = maps.setdefault(width.name, list(range(live)))
+        maps[width.name] = _edited(width, index, edit)
+        sizes[width.name] = (live, len(maps[width.name]))
     covers = {name: find(widths, name).slots for name in maps}
     slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
+    rows = []
+    wirings: dict[str, Moved] = {}
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old
     # units is set to zero
-    ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
-    wirings = {s.tensor: _wired(model, s, maps, widths, tensors) for s in ordered if s.role == FLAT}
-    rows = tuple(
-        Row(s.tensor, s.dim, s.role, tuple(wirings[s.tensor].index.tolist()))
-        if s.role == FLAT
-        else Row(
-            s.tensor,
-            s.dim,
-            s.role,
-            _laid_out(s, maps, widths, tensors, tensors[s.tensor].shape[s.dim]),
-        )
-        for s in ordered
+    for slot in sorted(slots, key=lambda slot: slot.role.startswith("in")):
+        if slot.role == FLAT:
+            wiring = _wired(model, slot, maps, widths, tensors)
+            wirings[slot.tensor.rpartition(".")[0]] = wiring
+            sources = tuple(wiring.index.tolist())
+        else:
+            total = tensors[slot.tensor].shape[slot.dim] if slot.tensor in tensors else 0
+            sources = _laid_out(slot, maps, widths, tensors, total)
+        rows.append(Row(slot.tensor, slot.dim, slot.role, sources))
+    return _Part(tuple(rows), sizes, covers, tuple(wirings.items()))
+
+
+def _with_wiring(
+    model: nn.Module,
+    edit: OfDag,
+    tensors: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    generator: torch.Generator | None,
+) -> _Part:
+    """What becomes of the tensors of a `Dag` whose nodes or weights come and go."""
+    dag = _module(model, edit.module, Dag)
+    weight = _dotted(edit.module, "weight")
+    match edit:
+        case GrowNodes():
+            if edit.module and dag.readout is None:
+                raise PlanError(
+                    f"GrowNodes: '{edit.module}' has no readout, so other layers read its nodes; "
+                    f"Grow('{edit.module}', ...) resizes those, too"
+                )
+            wiring = grown(dag, edit.count)
+        case PruneWeights():
+            wiring = pruned(dag, edit.share)
+        case Rewire():
+            wiring = rewired(dag, edit.share, gradients.get(edit.module), generator)
+    rows = [Row(weight, 0, FLAT, tuple(wiring.index.tolist()))]
+    sizes = {weight: (dag.weight.numel(), len(wiring.index))}
+    if isinstance(edit, GrowNodes):
+        nodes = wiring.layout.nodes
+        bias = Row(_dotted(edit.module, "bias"), 0, "bias", _extended(dag.nodes, nodes))
+        columns = _extended(dag.layout.values, wiring.layout.values)
+        readout = Row(_dotted(edit.module, "readout.weight"), 1, "in", columns)
+        rows += [row for row in (bias, readout) if row.tensor in tensors]
+        sizes = {_dotted(edit.module, "nodes"): (dag.nodes, nodes)}
+    return _Part(tuple(rows), sizes, wirings=((edit.module, wiring),))
+
+
+def _with_stage(model: nn.Module, edit: AddStage) -> _Part:
+    """A new stage of a `Cascade`, which its readout reads at once; the last one is frozen."""
+    cascade = _module(model, edit.module, Cascade)
+    if edit.count < 1:
+        raise PlanError(f"AddStage: count={edit.count}; give at least 1")
+    key, last = list(cascade.stages.named_children())[-1]
+    assert isinstance(last, Dag)
+    stages = _dotted(edit.module, "stages")
+    readout = _dotted(edit.module, "readout.weight")
+    count = len(cascade.stages)
+    before = cascade.features
+    after = before + last.layout.width * edit.count
+    stage = Placed(
+        f"{stages}.{count}",
+        f"Dag of {edit.count} nodes",
+        readout,
+        lambda model, generator: _module(model, edit.module, Cascade).new_stage(
+            edit.count, generator
+        ),
     )
-    keeps = all(_keeps(model, widths, edit, rows, tensors) for edit in edits)
-    attributes = followed(model, changes(rows, sizes, covers, tensors))
-    named = tuple((tensor.rpartition(".")[0], change) for tensor, change in wirings.items())
-    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps, attributes, named)
+    return _Part(
+        (Row(readout, 1, "in", _extended(before, after)),),
+        {stages: (count, count + 1), readout: (before, after)},
+        modules=(stage,),
+        frozen=tuple(f"{stages}.{key}.{name}" for name, _ in last.named_parameters()),
+    )
+
+
+def _module(model: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
+    """The module called `name`. Raises `PlanError` where it is of another kind, or none."""
+    known = [known for known, module in model.named_modules() if isinstance(module, kind)]
+    if name not in known:
+        raise PlanError(
+            f"there is no {kind.__name__} '{name}'; this model's are: "
+            f"{', '.join(map(repr, known)) or 'none'}"
+        )
+    module = model.get_submodule(name)
+    assert isinstance(module, kind)
+    return module
+
+
+def _extended(count: int, total: int) -> tuple[int, ...]:
+    return (*range(count), *[NEW] * (total - count))
+
+
+def _dotted(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
 
 
 def changes(
@@ -160,6 +365,10 @@ def _keeps(
                     depth.blocks
                 )
             return not isinstance(depth, BlockStack)
+        case GrowNodes():
+            return _module(model, edit.module, Dag).readout is not None
+        case AddStage():
+            return True
     return False
 
 
