@@ -449,7 +449,7 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     mg.save(
         model,
         tmp_path / "net",
-        optimizer=optimizer,
+        optimizers=[optimizer],
         ledger=[Grow("2", 9), *more, Shrink("2", drop)],
     )
 
@@ -457,10 +457,10 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
         base = inside_a_network(how, out)[0]
         return base, torch.optim.AdamW(base.parameters(), 0.01)
 
-    loaded, other = mg.load(tmp_path / "net", build)
+    loaded, (other,) = mg.load(tmp_path / "net", build)
     assert torch.equal(loaded(x), model(x))
     step(loaded, other, x)
-    base = mg.replay(load_ledger(tmp_path / "net"), inside_a_network(how, out)[0], x)
+    base = mg.replay(inside_a_network(how, out)[0], load_ledger(tmp_path / "net"), x)
     # indices are drawn edit by edit; those of the checkpoint count
     if how.get("wiring") != "random":
         assert {k: v.shape for k, v in base.state_dict().items()} == {

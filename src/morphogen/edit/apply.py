@@ -45,7 +45,7 @@ from morphogen.random_state import ALONE
 from morphogen.record import Receipt
 from morphogen.tracing.modes import eval_mode, train_mode, writes
 from morphogen.tracing.trace import trace
-from morphogen.tracing.widths import widths
+from morphogen.tracing.widths import FLAT, widths
 
 NOTHING: Mapping[str, Tensor] = {}
 BY_VALUE: Mapping[str, str] = {}
@@ -347,8 +347,10 @@ def _computed(model: nn.Module, plan: Plan, handling: Sequence[Handled], how: _H
     """
     late: list[Callable[[], None]] = []
     computed = _Computed([], [], drop_states(handling, late), late)
+    # long ones, which need not be made again
+    wired = {f"{name}.weight".removeprefix("."): wiring.index for name, wiring in plan.wirings}
     for tensor, rows in _by_tensor(model, plan.rows):
-        indices = [torch.tensor(row.index, dtype=torch.long) for row in rows]
+        indices = [_index_of(row, wired) for row in rows]
         value = _value_of(tensor, rows, indices, how)
         computed.values.append((tensor, laid_out_as(tensor, value)))
         pairs = list(zip(rows, indices, strict=True))
@@ -357,6 +359,11 @@ def _computed(model: nn.Module, plan: Plan, handling: Sequence[Handled], how: _H
         reading = [(row.dim, index, row.role.startswith("in")) for row, index in pairs]
         computed.gradients.extend(cut_gradients(tensor, reading))
     return computed
+
+
+def _index_of(row: Row, wired: Mapping[str, Tensor]) -> Tensor:
+    known = wired.get(row.tensor) if row.role == FLAT else None
+    return torch.tensor(row.index, dtype=torch.long) if known is None else known
 
 
 def _value_of(tensor: Tensor, rows: Sequence[Row], indices: Sequence[Tensor], how: _How) -> Tensor:

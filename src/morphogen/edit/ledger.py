@@ -26,9 +26,10 @@ Ledger = tuple[Edit, ...]
 
 
 def replay(
-    ledger: Iterable[Edit],
     model: nn.Module,
+    ledger: Iterable[Edit],
     example: Tensor | tuple[Any, ...],
+    *,
     optimizers: Sequence[Optimizer] = (),
 ) -> nn.Module:
     """Change `model` in place as the ledger says and return it. Structure only: fill the tensors

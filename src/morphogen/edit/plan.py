@@ -229,7 +229,7 @@ def _with_sizes(
         if slot.role == FLAT:
             wiring = _wired(model, slot, maps, widths, tensors)
             wirings[slot.tensor.rpartition(".")[0]] = wiring
-            sources = tuple(wiring.index.tolist())
+            sources = _listed(wiring.index)
         else:
             total = tensors[slot.tensor].shape[slot.dim] if slot.tensor in tensors else 0
             sources = _laid_out(slot, maps, widths, tensors, total)
@@ -259,7 +259,7 @@ def _with_wiring(
             wiring = pruned(dag, edit.share)
         case Rewire():
             wiring = rewired(dag, edit.share, gradients.get(edit.module), generator)
-    rows = [Row(weight, 0, FLAT, tuple(wiring.index.tolist()))]
+    rows = [Row(weight, 0, FLAT, _listed(wiring.index))]
     sizes = {weight: (dag.weight.numel(), len(wiring.index))}
     if isinstance(edit, GrowNodes):
         nodes = wiring.layout.nodes
@@ -310,6 +310,11 @@ def _module(model: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
     module = model.get_submodule(name)
     assert isinstance(module, kind)
     return module
+
+
+def _listed(index: Tensor) -> tuple[int, ...]:
+    # a tensor's own tolist() takes ten times as long
+    return tuple(index.numpy().tolist())
 
 
 def _extended(count: int, total: int) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ def scratch(fitted: Fitted, dataset: Dataset) -> TableRow:
 def _scratch(fitted: Fitted, problem: Problem) -> TableRow:
     began = time.perf_counter()
     model = problem.build().to(problem.device)
-    replay(fitted.ledger, model, problem.example[:2])
+    replay(model, fitted.ledger, problem.example[:2])
     for ours, theirs in zip(depths_in(model), depths_in(fitted.model), strict=True):
         ours.w.data.copy_(theirs.w.data)
     reinitialised(model)

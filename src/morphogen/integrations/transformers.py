@@ -100,7 +100,7 @@ def regrown(model: nn.Module, checkpoint: str | Path, example: tuple[Any, ...]) 
     """`model` itself, as it is first built, at the structure of a checkpoint that a trainer with
     `Growth` wrote.
     """
-    replay(ledger_from_json(_read(Path(checkpoint))["ledger"]), model, example)
+    replay(model, ledger_from_json(_read(Path(checkpoint))["ledger"]), example)
     return model
 
 
