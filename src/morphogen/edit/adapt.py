@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from morphogen.edit.apply import BY_VALUE, apply_
 from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink
+from morphogen.edit.optim import Way
 from morphogen.edit.plan import plan
 from morphogen.edit.replicas import refuse_spread
 from morphogen.edit.watch import UndoStack, all_or_nothing, rollback
@@ -69,7 +70,7 @@ def adapt(
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     example: Tensor | tuple[Any, ...] | None = None,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> list[Edit]:
     """Add and drop blocks and units until every learned depth and width has as many as it wants;
     returns the edits, for a ledger.

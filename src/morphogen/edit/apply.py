@@ -24,6 +24,7 @@ from morphogen.edit.follow import undeclared
 from morphogen.edit.inits.constant import INITS, Inits, keeps_function, share_out
 from morphogen.edit.optim import (
     Handled,
+    Way,
     checked_fraction,
     cut_gradients,
     cut_states,
@@ -48,7 +49,7 @@ from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import FLAT, widths
 
 NOTHING: Mapping[str, Tensor] = {}
-BY_VALUE: Mapping[str, str] = {}
+BY_VALUE: Mapping[str, Way] = {}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def resize(
     inits: Inits = INITS,
     new_state_fraction: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the
     errors.
@@ -125,7 +126,7 @@ def apply_(
     inits: Inits = INITS,
     new_state_fraction: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Change `model`, its gradients and the state of all `optimizers` as `plan` says, or leave all
     as they were and raise.
@@ -384,7 +385,7 @@ def _value_of(tensor: Tensor, rows: Sequence[Row], indices: Sequence[Tensor], ho
 
 
 def _handled(
-    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, str]
+    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, Way]
 ) -> list[Handled]:
     tensors = tensors_of(model)
     touched = [(row.tensor, tensors[row.tensor]) for row in plan.rows]

@@ -181,7 +181,7 @@ _PRINTED = "extra_repr"
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
-    found = {
+    settings = {
         key: _short(text)
         for key, value in vars(module).items()
         if not key.startswith("_")
@@ -190,8 +190,8 @@ def _settings(module: nn.Module) -> dict[str, str]:
     }
     printed = module.extra_repr()
     if printed and " at 0x" not in printed and "device=" not in printed:
-        found[_PRINTED] = _short(printed)
-    return found
+        settings[_PRINTED] = _short(printed)
+    return settings
 
 
 def _plain(value: Any) -> str | None:

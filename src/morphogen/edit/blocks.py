@@ -32,15 +32,15 @@ Stack = nn.Sequential | nn.ModuleList
 
 def stacks(model: nn.Module) -> dict[str, Stack]:
     """What blocks can join and leave, by the name that `AddBlock` and `DropBlock` take."""
-    found: dict[str, Stack] = {}
+    known: dict[str, Stack] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if isinstance(module, BlockStack):
-            found[name] = module.blocks
+            known[name] = module.blocks
             inside.add(module.blocks)
         elif isinstance(module, Stack) and module not in inside:
-            found[name] = module
-    return found
+            known[name] = module
+    return known
 
 
 def is_plain(model: nn.Module, name: str) -> bool:
@@ -201,10 +201,10 @@ def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, .
         )
     tensors = dict(model.named_parameters())
     graph = trace(model, example, training=False)
-    found = [
+    last_layers = [
         tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors
     ]
-    for tensor in found:
+    for tensor in last_layers:
         tensors[tensor].detach().zero_()
     if not (
         _is_identity(model, block, example, eval_mode)
@@ -228,15 +228,15 @@ def _is_identity(
     """
     seen: list[bool] = []
 
-    def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def compare(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         seen.append(bool(inputs) and isinstance(first, Tensor) and torch.equal(inputs[0], first))
 
-    # the input may be changed in place (out += x), so it is looked at as a copy
+    # the input may be changed in place (out += x), so a copy of it is kept
     before = block.register_forward_pre_hook(
         lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs)
     )
-    after = block.register_forward_hook(look)
+    after = block.register_forward_hook(compare)
     try:
         with mode(model), preserve_state(model), torch.no_grad():
             model(*(example if isinstance(example, tuple) else (example,)))

@@ -191,7 +191,7 @@ class _About:
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of a checkpoint, looked at."""
+    """(tensors, metadata) of a checkpoint, checked."""
     tensors, about = load_tensors(_file(path))
     version = about.get("version") if isinstance(about, dict) else None
     if version != _VERSION:

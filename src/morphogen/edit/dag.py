@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from morphogen.edit.apply import BY_VALUE, Applied, apply_
 from morphogen.edit.edit import AddStage, GrowNodes, PruneWeights, Rewire
+from morphogen.edit.optim import Way
 from morphogen.edit.plan import plan
 from morphogen.layers.dag.cascade import Cascade
 from morphogen.layers.dag.dense import dag as values
@@ -27,7 +28,7 @@ def grow_nodes(
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     new_state_fraction: float = 1.0,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Append nodes that read the inputs and the nodes before them, as the wiring says, and start as
     those did.
@@ -54,7 +55,7 @@ def add_stage(
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     new_state_fraction: float = 1.0,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Begin a new stage of `count` nodes, which alone learns from now on, with the readout: the
     nodes that are there are frozen, and the optimizers let go of them.
@@ -77,7 +78,7 @@ def prune_weights(
     share: float,
     *,
     optimizers: Sequence[Optimizer] = (),
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Drop the share of all weights that is smallest in size; a dense DAG becomes a sparse one.
 
@@ -96,7 +97,7 @@ def rewire(
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     new_state_fraction: float = 1.0,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Drop the share of the weights that is smallest in size, and bring as many, at zero, to places
     that had none.

@@ -209,16 +209,7 @@ def _with_sizes(
     tensors: Mapping[str, Tensor],
 ) -> _Part:
     """What becomes of the tensors that the edited widths cover."""
-    maps: dict[str, list[int]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    for edit in edits:
-        width = find(widths, edit.width)
-        if width.fixed:
-            raise PlanError(f"width '{width.name}' cannot change: {width.fixed}")
-        live = live_size(widths, width.name, tensors)
-        index = maps.setdefault(width.name, list(range(live)))
-        maps[width.name] = _edited(width, index, edit)
-        sizes[width.name] = (live, len(maps[width.name]))
+    maps, sizes = _maps(widths, edits, tensors)
     covers = {name: find(widths, name).slots for name in maps}
     slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
     rows = []
@@ -237,6 +228,25 @@ def _with_sizes(
     return _Part(tuple(rows), sizes, covers, tuple(wirings.items()))
 
 
+def _maps(
+    widths: Mapping[str, Width],
+    edits: Iterable[Grow | Shrink | Split],
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, list[int]], dict[str, tuple[int, int]]]:
+    """By width: the unit that each unit afterwards was, and the sizes (before, after)."""
+    maps: dict[str, list[int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for edit in edits:
+        width = find(widths, edit.width)
+        if width.fixed:
+            raise PlanError(f"width '{width.name}' cannot change: {width.fixed}")
+        live = live_size(widths, width.name, tensors)
+        index = maps.setdefault(width.name, list(range(live)))
+        maps[width.name] = _edited(width, index, edit)
+        sizes[width.name] = (live, len(maps[width.name]))
+    return maps, sizes
+
+
 def _with_wiring(
     model: nn.Module,
     edit: OfDag,
@@ -249,12 +259,7 @@ def _with_wiring(
     weight = _dotted(edit.module, "weight")
     match edit:
         case GrowNodes():
-            if edit.module and dag.readout is None:
-                raise PlanError(
-                    f"GrowNodes: '{edit.module}' has no readout, so other layers read its nodes; "
-                    f"Grow('{edit.module}', ...) resizes those, too"
-                )
-            wiring = grown(dag, edit.count)
+            wiring = _grown(dag, edit)
         case PruneWeights():
             wiring = pruned(dag, edit.share)
         case Rewire():
@@ -262,13 +267,28 @@ def _with_wiring(
     rows = [Row(weight, 0, FLAT, _listed(wiring.index))]
     sizes = {weight: (dag.weight.numel(), len(wiring.index))}
     if isinstance(edit, GrowNodes):
-        nodes = wiring.layout.nodes
-        bias = Row(_dotted(edit.module, "bias"), 0, "bias", _extended(dag.nodes, nodes))
-        columns = _extended(dag.layout.values, wiring.layout.values)
-        readout = Row(_dotted(edit.module, "readout.weight"), 1, "in", columns)
-        rows += [row for row in (bias, readout) if row.tensor in tensors]
-        sizes = {_dotted(edit.module, "nodes"): (dag.nodes, nodes)}
+        rows += [row for row in _of_nodes(dag, edit.module, wiring) if row.tensor in tensors]
+        sizes = {_dotted(edit.module, "nodes"): (dag.nodes, wiring.layout.nodes)}
     return _Part(tuple(rows), sizes, wirings=((edit.module, wiring),))
+
+
+def _grown(dag: Dag, edit: GrowNodes) -> Moved:
+    if edit.module and dag.readout is None:
+        raise PlanError(
+            f"GrowNodes: '{edit.module}' has no readout, so other layers read its nodes; "
+            f"Grow('{edit.module}', ...) resizes those, too"
+        )
+    return grown(dag, edit.count)
+
+
+def _of_nodes(dag: Dag, module: str, wiring: Moved) -> tuple[Row, Row]:
+    """A bias for each new node, and columns of a readout."""
+    biases = _extended(dag.nodes, wiring.layout.nodes)
+    columns = _extended(dag.layout.values, wiring.layout.values)
+    return (
+        Row(_dotted(module, "bias"), 0, "bias", biases),
+        Row(_dotted(module, "readout.weight"), 1, "in", columns),
+    )
 
 
 def _with_stage(model: nn.Module, edit: AddStage) -> _Part:
@@ -334,15 +354,15 @@ def changes(
     """For each tensor, the sizes (before, after) that change: of its dimensions, and of the widths
     in them.
     """
-    found: dict[str, list[tuple[int, int]]] = {}
+    sizes_of: dict[str, list[tuple[int, int]]] = {}
     for row in rows:
-        found.setdefault(row.tensor, []).append(
+        sizes_of.setdefault(row.tensor, []).append(
             (tensors[row.tensor].shape[row.dim], len(row.index))
         )
     for name, slots in covers.items():
         for slot in slots:
-            found[slot.tensor].append(sizes[name])
-    return found
+            sizes_of[slot.tensor].append(sizes[name])
+    return sizes_of
 
 
 def _keeps(

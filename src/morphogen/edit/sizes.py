@@ -45,13 +45,13 @@ def kept_sizes(module: nn.Module) -> dict[str, Any]:
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The sizes that all modules keep, and the groups of convolutions, by module."""
-    found = {name: kept_sizes(module) for name, module in model.named_modules()}
+    sizes_of = {name: kept_sizes(module) for name, module in model.named_modules()}
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd):
-            found[name]["groups"] = module.groups
+            sizes_of[name]["groups"] = module.groups
     for name, attribute, value in followed(model):
-        found[name][attribute] = value
-    return {name: sizes for name, sizes in found.items() if sizes}
+        sizes_of[name][attribute] = value
+    return {name: sizes for name, sizes in sizes_of.items() if sizes}
 
 
 def refresh_sizes(model: nn.Module, undo_stack: UndoStack) -> None:
