@@ -4,7 +4,7 @@ the identity; optimizers that hold exactly the parameters that are trained.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from morphogen.edit.apply import Applied
 from morphogen.edit.checkpoint import load_ledger
 from morphogen.edit.dag import full_gradient
 from morphogen.edit.edit import AddStage, Edit, GrowNodes, PruneWeights, Rewire
+from morphogen.edit.plan import Placed
 from morphogen.layers.dag.cascade import Cascade
 from morphogen.transforms.link import link, unlink
 
@@ -213,6 +214,7 @@ def test_a_checkpoint_loads_after_every_edit_and_its_ledger_replays(
     assert torch.equal(model(run.x), run.model(run.x))
     loaded = Run(case.build)
     loaded.model, loaded.optimizers = model, list(optimizers)
+    assert mg.doctor(model, optimizers=optimizers) == []
     run.step()
     loaded.step()
     assert torch.equal(model(run.x), run.model(run.x))
@@ -238,6 +240,23 @@ def test_edits_of_one_tensor_are_made_one_after_the_other() -> None:
     bare = nn.Sequential(Dag(4, 3), nn.Linear(3, 2))
     with pytest.raises(PlanError, match="has no readout"):
         mg.plan(bare, {}, [GrowNodes("0", 1)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_fails_at_the_end_leaves_everything_as_it_was(name: str) -> None:
+    run = Run(CASES[name].build)
+    before = run.everything()
+    plan = planned(run, CASES[name])
+
+    def stop(model: nn.Module, generator: torch.Generator | None) -> nn.Module:
+        raise ValueError("no such module")
+
+    # new modules are the last thing that is put into a model
+    broken = Placed("0", "nothing", next(iter(dict(run.model.named_parameters()))), stop)
+    plan = replace(plan, modules=(*plan.modules, broken), frozen=(*plan.frozen, broken.like))
+    with pytest.raises(PlanError, match="no such module"):
+        mg.apply_(run.model, plan, optimizers=run.optimizers)
+    assert run.everything() == before
 
 
 def test_rewiring_inside_a_network_follows_the_gradient() -> None:

@@ -54,9 +54,9 @@ def save(
     """Write a checkpoint, atomically; returns the file's path (".safetensors" is added where `path`
     has no suffix).
 
-    Tied weights are written once. Numbers of parameter groups that are tensors stay tensors. Raises
-    `RunError` where an optimizer holds a parameter that is not the model's, see `doctor`, or a
-    value that a file cannot hold.
+    Tied weights are written once; what is frozen will be frozen again. Numbers of parameter groups
+    that are tensors stay tensors. Raises `RunError` where an optimizer holds a parameter that is
+    not the model's, see `doctor`, or a value that a file cannot hold.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = model_tensors(model)
@@ -67,6 +67,7 @@ def save(
         "structure": structure(model, ledger),
         "blocks": {name: len(stack) for name, stack in stacks(model).items()},
         "attributes": attributes(model),
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "base": base_of(model),
         "made_of": made_of(model),
         "optimizers": [_optimizer_to_json(one, names, tensors) for one in optimizers],
@@ -126,6 +127,9 @@ def load(
         )
     set_base(model, about["base"]["notes"])
     parameters = dict(model.named_parameters())
+    _known(path, "a frozen parameter", about["frozen"], parameters)
+    for name in about["frozen"]:
+        parameters[name].requires_grad_(False)
     for one, optimizer in zip(saved, optimizers, strict=True):
         _fill_groups(optimizer, parameters, one["groups"], tensors, path)
     fill_optimizers(model, optimizers, tensors)
@@ -185,6 +189,7 @@ class _About:
     structure: dict[str, Any]
     blocks: dict[str, int]
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
+    frozen: list[str]
     base: _Base
     made_of: _Made
     optimizers: list[_Optimizer]
