@@ -137,6 +137,8 @@ CORE = {
     "_write",
     "_move_modules",
     "change_blocks",
+    "_add_block",
+    "_drop_block",
     "recount",
     "keep_groups",
     "refresh_sizes",

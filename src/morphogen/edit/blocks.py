@@ -74,32 +74,51 @@ def change_blocks(
     """One more block at the end of a stack, or one fewer; what takes it back is appended to
     `undo_stack`.
     """
-    blocks = stacks(model)[name]
     for optimizer in optimizers:
         keep_groups(optimizer, undo_stack)
     if delta < 0:
-        recount(model, name, len(blocks), delta, undo_stack)
-        undo_stack.append(_putter(blocks._modules))
-        _, last = detach(blocks)
-        # what the block shared with others stays trained
-        live = {id(p) for p in model.parameters()}
-        for parameter in last.parameters():
-            for optimizer in optimizers:
-                if id(parameter) not in live:
-                    _forget(optimizer, parameter)
-        return
+        _drop_block(model, name, optimizers, undo_stack)
+    else:
+        _add_block(model, name, optimizers, generator, example, undo_stack)
+
+
+def _drop_block(
+    model: nn.Module, name: str, optimizers: Sequence[Optimizer], undo_stack: UndoStack
+) -> None:
+    blocks = stacks(model)[name]
+    recount(model, name, len(blocks), -1, undo_stack)
+    undo_stack.append(_putter(blocks._modules))
+    _, last = detach(blocks)
+    # what the block shared with others stays trained
+    live = {id(p) for p in model.parameters()}
+    gone = [p for p in last.parameters() if id(p) not in live]
+    for optimizer in optimizers:
+        for parameter in gone:
+            _forget(optimizer, parameter)
+
+
+def _add_block(
+    model: nn.Module,
+    name: str,
+    optimizers: Sequence[Optimizer],
+    generator: torch.Generator | None,
+    example: Tensor | tuple[Any, ...] | None,
+    undo_stack: UndoStack,
+) -> None:
+    blocks = stacks(model)[name]
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with random_kept(seed):
         block = new_block(model, name)
     # what the block shares with others is trained already
     held = {id(p) for p in model.parameters()}
-    recount(model, name, len(blocks), delta, undo_stack)
+    recount(model, name, len(blocks), 1, undo_stack)
     undo_stack.append(_putter(blocks._modules))
     key = attach(blocks, block)
     if is_plain(model, name):
         _close(model, name, key, example)
-    for like, new in _pairs(blocks, block):
-        for optimizer in optimizers if id(new) not in held else ():
+    joining = [(like, new) for like, new in _pairs(blocks, block) if id(new) not in held]
+    for optimizer in optimizers:
+        for like, new in joining:
             _join(optimizer, like, new)
 
 

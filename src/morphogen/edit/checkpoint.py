@@ -118,27 +118,48 @@ def load(
     ]
     for one, optimizer, groups in zip(saved, optimizers, held, strict=True):
         differences += _other_optimizer(one, optimizer, groups, names.values())
-    if differences:
-        more = f"; and {len(differences) - _SAID} more" if len(differences) > _SAID else ""
-        raise RunError(
-            f"checkpoint {path} belongs to another base model: "
-            f"{'; '.join(differences[:_SAID])}{more}. Let build() make the model that the saved "
-            "run started from"
-        )
+    _refuse(differences, path)
     set_base(model, about["base"]["notes"])
+    _freeze(model, about["frozen"], path)
+    _fill_optimizers(model, optimizers, saved, tensors, path)
+    return model, tuple(optimizers)
+
+
+_SAID = 5  # differences that a message names
+
+
+def _refuse(differences: Sequence[str], path: str | Path) -> None:
+    if not differences:
+        return
+    more = f"; and {len(differences) - _SAID} more" if len(differences) > _SAID else ""
+    raise RunError(
+        f"checkpoint {path} belongs to another base model: "
+        f"{'; '.join(differences[:_SAID])}{more}. Let build() make the model that the saved run "
+        "started from"
+    )
+
+
+def _freeze(model: nn.Module, names: Iterable[str], path: str | Path) -> None:
     parameters = dict(model.named_parameters())
-    _known(path, "a frozen parameter", about["frozen"], parameters)
-    for name in about["frozen"]:
+    _known(path, "a frozen parameter", names, parameters)
+    for name in names:
         parameters[name].requires_grad_(False)
+
+
+def _fill_optimizers(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    saved: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+) -> None:
+    """Groups, then the tensors of the state, then its numbers."""
+    parameters = dict(model.named_parameters())
     for one, optimizer in zip(saved, optimizers, strict=True):
         _fill_groups(optimizer, parameters, one["groups"], tensors, path)
     fill_optimizers(model, optimizers, tensors)
     for one, optimizer in zip(saved, optimizers, strict=True):
         _fill_numbers(optimizer, parameters, one["numbers"], tensors, path)
-    return model, tuple(optimizers)
-
-
-_SAID = 5  # differences that a message names
 
 
 def load_ledger(path: str | Path) -> tuple[Edit, ...]:

@@ -170,36 +170,41 @@ def plan(
                 parts.append(_with_wiring(model, edit, tensors, gradients, generator))
             case AddStage():
                 parts.append(_with_stage(model, edit))
-    parts.insert(0, _with_sizes(model, widths, of_widths, tensors))
-    rows = _apart(parts)
-    sizes = {name: size for part in parts for name, size in part.sizes.items()}
-    covers = parts[0].covers
+    whole = _with_sizes(model, widths, of_widths, tensors)
+    for part in parts:
+        whole = _joined(whole, part)
+    rows = whole.rows
     return Plan(
         edits,
         rows,
         tuple(blocks),
-        sizes,
-        covers,
+        whole.sizes,
+        whole.covers,
         all(_keeps(model, widths, edit, rows, tensors) for edit in edits),
-        followed(model, changes(rows, sizes, covers, tensors)),
-        tuple(wiring for part in parts for wiring in part.wirings),
-        tuple(placed for part in parts for placed in part.modules),
-        tuple(name for part in parts for name in part.frozen),
+        followed(model, changes(rows, whole.sizes, whole.covers, tensors)),
+        whole.wirings,
+        whole.modules,
+        whole.frozen,
     )
 
 
-def _apart(parts: Iterable[_Part]) -> tuple[Row, ...]:
-    """The rows of all parts. Raises `PlanError` where two parts change one dimension."""
-    rows: list[Row] = []
-    for part in parts:
-        taken = {(row.tensor, row.dim) for row in rows}
-        if twice := [row for row in part.rows if (row.tensor, row.dim) in taken]:
-            raise PlanError(
-                f"two of these edits change {twice[0]}, each in its own way; plan and apply one "
-                "after the other"
-            )
-        rows += part.rows
-    return tuple(rows)
+def _joined(one: _Part, other: _Part) -> _Part:
+    """Both. Raises `PlanError` where they change one dimension."""
+    taken = {(row.tensor, row.dim) for row in one.rows}
+    twice = [row for row in other.rows if (row.tensor, row.dim) in taken]
+    if twice:
+        raise PlanError(
+            f"two of these edits change {twice[0]}, each in its own way; plan and apply one after "
+            "the other"
+        )
+    return _Part(
+        one.rows + other.rows,
+        one.sizes | other.sizes,
+        one.covers | other.covers,
+        one.wirings + other.wirings,
+        one.modules + other.modules,
+        one.frozen + other.frozen,
+    )
 
 
 def _with_sizes(
