@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fit import RESULTS, environment
 from morphogen.layers.dag.module import Dag
+from morphogen.threads import threads
 from turns import in_turns, ratio
 
 INPUTS, BATCH = 784, 256
@@ -128,13 +129,13 @@ def main() -> None:
         print(json.dumps(trained(int(sys.argv[-1]))))
         return
     result: dict[str, Any] = {"environment": environment()}
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        result[f"{threads} threads"] = {
-            "full": {n: full(n) for n in SIZES},
-            "random": {fan_in: sparse(fan_in) for fan_in in FANS},
-        }
+    for count in (1, 2):
+        with threads(count):
+            torch.manual_seed(0)
+            result[f"{count} threads"] = {
+                "full": {n: full(n) for n in SIZES},
+                "random": {fan_in: sparse(fan_in) for fan_in in FANS},
+            }
     result["large"] = large()
     (RESULTS / "dag.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(result)
@@ -150,8 +151,8 @@ def table(result: dict[str, Any]) -> str:
         "| GF/s forward and backward | loop's time / ours, forward |",
         "|--:|--:|--:|--:|--:|--:|",
     ]
-    for threads in (1, 2):
-        for nodes, f in result[f"{threads} threads"]["full"].items():
+    for count in (1, 2):
+        for nodes, f in result[f"{count} threads"]["full"].items():
             cells = (
                 f["forward"],
                 f["forward and backward"],
@@ -159,7 +160,7 @@ def table(result: dict[str, Any]) -> str:
                 f["loop"],
             )
             lines.append(
-                f"| {nodes} | {threads} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+                f"| {nodes} | {count} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
             )
     lines += ["| asked | | at least 0.85 | at least 0.85 | | at least 3 |", ""]
     lines.append(
@@ -167,15 +168,15 @@ def table(result: dict[str, Any]) -> str:
         "time / full wiring |"
     )
     lines.append("|--:|--:|--:|--:|--:|")
-    for threads in (1, 2):
-        for fan_in, f in result[f"{threads} threads"]["random"].items():
+    for count in (1, 2):
+        for fan_in, f in result[f"{count} threads"]["random"].items():
             cells = (
                 f["GF/s, forward"],
                 f["GF/s, forward and backward"],
                 f["forward and backward, time / full wiring"],
             )
             lines.append(
-                f"| {fan_in} | {threads} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+                f"| {fan_in} | {count} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
             )
     large = result["large"]
     lines += ["| asked | | at least 12 a core | at least 12 a core | |", ""]

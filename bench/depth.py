@@ -24,6 +24,7 @@ from fit import RESULTS, environment
 from morphogen.experiments.going_deeper.spirals import Fixed
 from morphogen.experiments.going_deeper.spirals import block as dense
 from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
+from morphogen.threads import threads
 from turns import in_turns, ratio
 
 
@@ -112,8 +113,8 @@ def cheat(factor: float, seed: int) -> dict[str, float]:
     }
 
 
+@threads(1)
 def main() -> None:
-    torch.set_num_threads(1)
     costs = {name: cost(*case) for name, case in CASES.items()}
     cheats = {
         factor: [cheat(factor, seed) for seed in range(3)] for factor in (0.0, 1e-4, 1e-3, 1e-2)

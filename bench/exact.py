@@ -22,6 +22,7 @@ from fit import RESULTS, environment
 from morphogen.bounds.box import Box
 from morphogen.errors import Unsupported
 from morphogen.linear_regions.regions import regions
+from morphogen.threads import threads
 from morphogen.transforms.compress import compress
 from morphogen.transforms.shallow.shallow import FORMS, shallow
 
@@ -47,11 +48,11 @@ def off(made: Tensor, true: Tensor) -> float:
     return float((made - true).abs().max() / true.abs().max().clamp_min(1.0))
 
 
+@threads(1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nets", type=int, default=350)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     rows: dict[str, dict[str, float]] = {}
     began = time.perf_counter()
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fit import RESULTS, environment
 from morphogen.layers.linked import LKReLU
+from morphogen.threads import threads
 from turns import in_turns, ratio
 
 SHAPES = {
@@ -145,9 +146,9 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.step()
 
 
+@threads(1)
 def main() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     found = {name: layers(shape) for name, shape in SHAPES.items()}
     whole = networks()
     identity = {

@@ -24,6 +24,7 @@ from fit import RESULTS, environment
 from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.controller import Controller
 from morphogen.policies.policy import Look, Proposal
+from morphogen.threads import threads
 from morphogen.training.train import generator
 from turns import in_turns, ratio
 
@@ -77,8 +78,8 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+@threads(1)
 def main() -> None:
-    torch.set_num_threads(1)
     x, y = torch.randn(128, 784), torch.randint(10, (128,))
     plain, grown = build(), build()
     controller = controlled(*grown, x, y)

@@ -15,10 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from fit import RESULTS, environment
 from morphogen.linear_regions.regions import regions
+from morphogen.threads import threads
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from piecewise_nets import BUILD, drawn, plain
@@ -40,9 +39,9 @@ NETS = (
 )
 
 
+@threads(1)
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    torch.set_num_threads(1)
     rows = []
     for inputs, widths in NETS:
         BUILD["bench"] = lambda inputs=inputs, widths=widths: plain(inputs, widths, 2)

@@ -31,6 +31,7 @@ from morphogen.experiments.compression.stable_nets import (
     rows,
     trained,
 )
+from morphogen.threads import threads
 from morphogen.transforms.compress import compress
 from morphogen.verification.stability import ACTIVE, INACTIVE, UNDECIDED, UNSTABLE, stability
 
@@ -82,11 +83,11 @@ def decided(name: str, model: nn.Sequential, x: Tensor, test: Part) -> dict[str,
     }
 
 
+@threads(1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=15)
     epochs = parser.parse_args().epochs
-    torch.set_num_threads(1)
     done = []
     folder = Path(os.environ.get("MORPHOGEN_DATA", "")) / "relu_nets" / "exactcompression"
     for path in sorted(folder.glob("*.npz")):
