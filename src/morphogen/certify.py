@@ -62,6 +62,7 @@ def certify(
     return Certificate(kind, error, box, kind != "measured", reason, steps)
 
 
+@torch.no_grad()
 def require_equal(
     promise: str,
     before: Any,
@@ -91,6 +92,7 @@ def require_equal(
     return largest
 
 
+@torch.no_grad()
 def difference(before: Any, after: Any) -> float:
     """The largest difference of two trees of tensors: infinite where shapes differ, NaN where one
     is no number.

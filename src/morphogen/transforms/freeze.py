@@ -66,12 +66,12 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
             torch.empty(0),
         )
         plain = plain.to(kept.dtype).train(False)
+        given = _run(model, example)
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
     reason = (
         "batch norm, gates and identities are affine in evaluation mode and were multiplied out"
     )
-    given = _run(model, example)
     return plain, certify(
         "freeze",
         lambda _: given,

@@ -57,7 +57,9 @@ def rows(name: str, count: int | None = None) -> dict[str, Part]:
 
 
 def trained(part: Part, how: Training, seed: int) -> nn.Sequential:
-    """A perceptron of these widths."""
+    """A perceptron of these widths. Not by `training.train`: an epoch has its last, incomplete
+    batch, as published, and weights take a proximal step after each.
+    """
     torch.manual_seed(seed)
     x, y = part
     sizes = (x.shape[1], *how.widths)

@@ -36,25 +36,29 @@ def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str 
 
     held: the share of the training part that is for validation; 0 gives the test part in its place.
     """
-    found = load_data(name)
+    dataset = load_data(name)
     inside, apart = (
-        torch.as_tensor(rows) for rows in split(found.y_train, held, seed, stratify=True)
+        torch.as_tensor(rows) for rows in split(dataset.y_train, held, seed, stratify=True)
     )
 
     def part(x: Tensor, y: Tensor) -> Part:
         fitting = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="area")
         return fitting.expand(-1, 3, -1, -1).contiguous().to(device), y.to(device)
 
-    x = torch.as_tensor(found.x_train)
-    y = torch.as_tensor(found.y_train)
-    test = part(torch.as_tensor(found.x_test), torch.as_tensor(found.y_test))
+    x = torch.as_tensor(dataset.x_train)
+    y = torch.as_tensor(dataset.y_train)
+    test = part(torch.as_tensor(dataset.x_test), torch.as_tensor(dataset.y_test))
     validation = part(x[apart], y[apart]) if held else test
-    notes = [*found.notes, "the validation part is the TEST part"][: len(found.notes) + (not held)]
+    notes = [*dataset.notes, "the validation part is the TEST part"][
+        : len(dataset.notes) + (not held)
+    ]
     if x.shape[1] != 3 or x.shape[-1] != size:
         notes.append(f"{name}: images of {tuple(x.shape[1:])} were brought to (3, {size}, {size})")
-    title = next((note.partition(":")[0] for note in found.notes if note.startswith("CIFAR")), name)
+    title = next(
+        (note.partition(":")[0] for note in dataset.notes if note.startswith("CIFAR")), name
+    )
     return Images(
-        title, part(x[inside], y[inside]), validation, test, len(found.classes), tuple(notes)
+        title, part(x[inside], y[inside]), validation, test, len(dataset.classes), tuple(notes)
     )
 
 
