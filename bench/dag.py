@@ -62,34 +62,34 @@ def full(nodes: int) -> dict[str, float]:
     dag = Dag(INPUTS, nodes)
     peer = perceptron(macs(dag))
     equal = sum(m.weight.numel() for m in peer if isinstance(m, nn.Linear)) / macs(dag)
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, run in {"forward": forward, "forward and backward": both}.items():
         times = in_turns(
             {"dag": partial(run, dag, x), "peer": partial(run, peer, x)},
             turns=max(7, 40_000 // nodes),
         )
-        found[name] = ratio(times, "peer", "dag") / equal
-        found[f"GF/s, {name}"] = (
+        figures[name] = ratio(times, "peer", "dag") / equal
+        figures[f"GF/s, {name}"] = (
             (2 if run is forward else 6) * macs(dag) * BATCH / min(times["dag"]) / 1e9
         )
     loop = Dag(INPUTS, nodes, solver="loop")
     times = in_turns({"dag": partial(forward, dag, x), "loop": partial(forward, loop, x)}, turns=3)
-    found["loop"] = ratio(times, "loop", "dag")
-    return found
+    figures["loop"] = ratio(times, "loop", "dag")
+    return figures
 
 
 def sparse(fan_in: int, nodes: int = 4096) -> dict[str, float]:
     """Useful GF/s of a random wiring, and its time over that of the full wiring."""
     x = torch.randn(BATCH, INPUTS)
     dag, dense = Dag(INPUTS, nodes, wiring="random", fan_in=fan_in), Dag(INPUTS, nodes)
-    found: dict[str, float] = {"density": dag.density}
+    figures: dict[str, float] = {"density": dag.density}
     for name, run in {"forward": forward, "forward and backward": both}.items():
         times = in_turns({"sparse": partial(run, dag, x), "dense": partial(run, dense, x)}, turns=5)
-        found[f"GF/s, {name}"] = (
+        figures[f"GF/s, {name}"] = (
             (2 if run is forward else 6) * macs(dag) * BATCH / min(times["sparse"]) / 1e9
         )
-        found[f"{name}, time / full wiring"] = ratio(times, "sparse", "dense")
-    return found
+        figures[f"{name}, time / full wiring"] = ratio(times, "sparse", "dense")
+    return figures
 
 
 def large(nodes: int = 16_384) -> dict[str, float]:

@@ -130,8 +130,8 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {' | '.join(f'{value:.3f}' for value in found.values())} |"
-        for name, found in costs.items()
+        f"| {name} | {' | '.join(f'{value:.3f}' for value in ratios.values())} |"
+        for name, ratios in costs.items()
     ]
     lines += ["", "| penalty of gains above 1 | w | largest gain | accuracy |", "|---|---|---|---|"]
     for factor, runs in cheats.items():

@@ -94,14 +94,14 @@ def behind(batch: int, units: int, outputs: int) -> tuple[float, float]:
             way(z, weight)
 
     turns = max(15, min(300, int(1e9 / (batch * units * (outputs + 100)))))
-    found = []
+    ratios = []
     for run in (both, forward):
         times = in_turns(
             {"definition": partial(run, by_definition), "identity": partial(run, by_identity)},
             turns,
         )
-        found.append(ratio(times, "definition", "identity"))
-    return found[0], found[1]
+        ratios.append(ratio(times, "definition", "identity"))
+    return ratios[0], ratios[1]
 
 
 def network(
@@ -149,14 +149,14 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
 @threads(1)
 def main() -> None:
     torch.manual_seed(0)
-    found = {name: layers(shape) for name, shape in SHAPES.items()}
+    shapes = {name: layers(shape) for name, shape in SHAPES.items()}
     whole = networks()
     identity = {
         f"{batch:,} x {units:,} -> {outputs:,}": behind(batch, units, outputs)
         for batch, units, outputs in BEHIND
     }
     result = {
-        "layers": found,
+        "layers": shapes,
         "networks": whole,
         "identity": identity,
         "environment": environment(),
@@ -168,7 +168,7 @@ def main() -> None:
     ]
     lines += [
         f"| {name} | {' | '.join(f'{ratios[peer]:.2f}' for peer in ASKED)} |"
-        for name, ratios in found.items()
+        for name, ratios in shapes.items()
     ]
     lines.append(
         "| asked | " + " | ".join(f"at least {least:.2f}" for least, _ in ASKED.values()) + " |"

@@ -93,18 +93,18 @@ def main() -> None:
         for number in range(CHANGES)
     ]
     run = STEPS * median(timed(runs["controlled"]) for _ in range(100))
-    found = {
+    figures = {
         "step under a controller / plain step": ratio(times, "controlled", "plain"),
         "100 changes / 3,000 steps": sum(changes) / run,
     }
-    limits = dict(zip(found, (1.02, 0.05), strict=True))
+    limits = dict(zip(figures, (1.02, 0.05), strict=True))
     (RESULTS / "overhead.json").write_text(
-        json.dumps({**found, "environment": environment()}, indent=1) + "\n"
+        json.dumps({**figures, "environment": environment()}, indent=1) + "\n"
     )
     lines = ["| | measured | at most | met |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {value:.4f} | {limits[name]} | {'yes' if value <= limits[name] else 'no'} |"
-        for name, value in found.items()
+        for name, value in figures.items()
     ]
     about = "A change includes a look at 128 validation examples. " + "; ".join(
         f"{k} {v}" for k, v in environment().items()

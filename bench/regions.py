@@ -49,17 +49,17 @@ def main() -> None:
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            found = regions(model, box, max_cells=10_000_000)
+            cells = regions(model, box, max_cells=10_000_000)
             times.append(time.perf_counter() - began)
         row = {
             "inputs": inputs,
             "widths": "-".join(map(str, widths)),
-            "cells": len(found),
-            "cells a second": len(found) / min(times),
+            "cells": len(cells),
+            "cells a second": len(cells) / min(times),
         }
-        if len(found) < 6000 and inputs in (2, 3):
-            row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(found)))
-        if len(found) < 6000:
+        if len(cells) < 6000 and inputs in (2, 3):
+            row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(cells)))
+        if len(cells) < 6000:
             began = time.perf_counter()
             walked = regions(model, box, method="reverse search")
             row["walk: cells"], row["walk: cells a second"] = (

@@ -61,22 +61,22 @@ def published(path: Path) -> nn.Sequential:
 def decided(name: str, model: nn.Sequential, x: Tensor, test: Part) -> dict[str, object]:
     box = pixels(x.shape[1])
     began = time.perf_counter()
-    found = stability(model, box, x[:10_000], seconds=60)
+    proved = stability(model, box, x[:10_000], seconds=60)
     seconds = time.perf_counter() - began
-    how = Counter(how for signs in found.units.values() for how in signs.how)
+    how = Counter(how for signs in proved.units.values() for how in signs.how)
     began = time.perf_counter()
     _, certificate = compress(model, box, x[:10_000])
     return {
         "network": name,
         "accuracy": accuracy(model, test),
         "candidates": sum(how.values()) - how["sampling"],
-        "active": found.count(ACTIVE),
-        "inactive": found.count(INACTIVE),
-        "both": found.count(UNSTABLE),
-        "undecided": found.count(UNDECIDED),
+        "active": proved.count(ACTIVE),
+        "inactive": proved.count(INACTIVE),
+        "both": proved.count(UNSTABLE),
+        "undecided": proved.count(UNDECIDED),
         "seconds": seconds,
         "by": dict(how),
-        "seconds by": dict(found.seconds),
+        "seconds by": dict(proved.seconds),
         "compress": certificate.reason,
         "compress: seconds": time.perf_counter() - began,
         "compress: difference": certificate.max_error,

@@ -81,8 +81,8 @@ def of_modules(name: str) -> Iterator[tuple[float, float, str, float]]:
     )
     for limit in LIMITS:
         began = time.perf_counter()
-        found = verify(model, box, unsafe, limit)
-        yield limit, time.perf_counter() - began, found.status, found.bound
+        result = verify(model, box, unsafe, limit)
+        yield limit, time.perf_counter() - began, result.status, result.bound
 
 
 def of_file() -> Iterator[tuple[float, float, str, float]]:
@@ -102,8 +102,8 @@ def of_file() -> Iterator[tuple[float, float, str, float]]:
         prop.write_text(f"{declared}{box}(assert (<= Y_0 -1))")
         for limit in LIMITS:
             began = time.perf_counter()
-            found = verify_file(net, prop, limit)
-            yield limit, time.perf_counter() - began, found.status, found.bound
+            result = verify_file(net, prop, limit)
+            yield limit, time.perf_counter() - began, result.status, result.bound
 
 
 @threads(1)

@@ -152,6 +152,32 @@ class Fit:
     seconds: float
 
 
+def rate_at(step: int, steps: int) -> float:
+    """Rises for a hundred steps, falls to zero over the last two thirds."""
+    left = 1 - step / steps
+    return 4e-3 * min(1.0, (step + 1) / 100) * min(1.0, 1.5 * left)
+
+
+def epoch_of(
+    model: nn.Module, optimizer: Optimizer, batches: Batches, config: Config, epoch: int
+) -> None:
+    """Train for one epoch; depths are adapted every twenty steps."""
+    model.train()
+    start = epoch * batches.per_epoch
+    numbered = enumerate(batches.range(start, start + batches.per_epoch), start=start)
+    for step, (images, labels) in numbered:
+        if not config.faithful:
+            rate = rate_at(step, config.epochs * batches.per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels) + penalty(model)
+        loss.backward()
+        optimizer.step()
+        if step % 20 == 0:
+            adapt(model, optimizers=[optimizer])
+
+
 def run(config: Config, seed: int) -> Fit:
     """Train on the training part, all of it; the test part is looked at after every epoch and
     decides nothing. Not by `training.train`: depths are adapted within an epoch.
@@ -171,37 +197,13 @@ def run(config: Config, seed: int) -> Fit:
     for epoch in range(config.epochs):
         if time.perf_counter() - began > 60 * config.minutes:
             break
-        model.train()
-        start = epoch * batches.per_epoch
-        for step, (images, labels) in enumerate(
-            batches.range(start, start + batches.per_epoch), start=start
-        ):
-            if not config.faithful:
-                left = 1 - step / (config.epochs * batches.per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = (
-                        4e-3
-                        * min(1.0, (step + 1) / 100)
-                        * min(1.0, 1.5 * left)
-                        * group.get("scale", 1.0)
-                    )
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels) + penalty(model)
-            loss.backward()
-            optimizer.step()
-            if step % 20 == 0:
-                adapt(model, optimizers=[optimizer])
+        epoch_of(model, optimizer, batches, config, epoch)
         depths.append(tuple(layer.depth for layer in layers))
         scores.append(accuracy(model, *test))
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, test[0][:64])
-    return Fit(
-        tuple(depths),
-        tuple(scores),
-        accuracy(plain, *test),
-        tuple(layer.active_blocks for layer in layers),
-        seconds,
-    )
+    blocks = tuple(layer.active_blocks for layer in layers)
+    return Fit(tuple(depths), tuple(scores), accuracy(plain, *test), blocks, seconds)
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:

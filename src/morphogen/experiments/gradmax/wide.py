@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -33,15 +34,15 @@ from torch.optim import SGD
 
 from morphogen.edit.apply import apply_, count_parameters
 from morphogen.edit.edit import Grow
-from morphogen.edit.inits.constant import INITS, normal
+from morphogen.edit.inits.constant import INITS, Inits, normal
 from morphogen.edit.inits.gradmax import gradmax
-from morphogen.edit.plan import plan
+from morphogen.edit.plan import Plan, plan
 from morphogen.experiments.shared.claims import Row, claimed
-from morphogen.experiments.shared.images import Images, images, objective, scores
+from morphogen.experiments.shared.images import Images, Part, images, objective, scores
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.tracing.trace import trace
-from morphogen.tracing.widths import widths
+from morphogen.tracing.widths import Width, widths
 from morphogen.training.train import Batches, State, generator, train
 
 
@@ -158,54 +159,84 @@ class Fit:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How the blocks of one network grow. inner: their first widths when whole, by name. batches:
+    the next one is what new units are for.
+    """
+
+    config: Config
+    seed: int
+    init: str
+    inner: dict[str, int]
+    ties: dict[str, Width]
+    batches: Batches
+
+    def due(self, rounds: int) -> bool:
+        since = rounds - self.config.first
+        number, rest = divmod(since, self.config.every)
+        return since >= 0 and not rest and number < self.config.growths
+
+
+def growth(model: nn.Sequential, config: Config, seed: int, init: str, batches: Batches) -> Growth:
+    """Of the network as it starts."""
+    inner = {
+        f"{name}.conv1": block.conv1.out_channels
+        for name, block in model.named_children()
+        if isinstance(block, Block)
+    }
+    ties = widths(trace(model, batches.x[:2])) if init else {}
+    return Growth(config, seed, init, inner, ties, batches)
+
+
+def grow(how: Growth, state: State) -> None:
+    """All blocks gain the same share of their first widths."""
+    (batch,) = how.batches.range(state.step, state.step + 1)  # the next one
+    draw = generator(how.seed, 7, state.round)
+    for name, units in how.inner.items():
+        more = max(1, round(how.config.share * units))
+        planned = plan(state.model, how.ties, [Grow(name, more)])
+        inits = started(how, state.model, planned, batch, draw)
+        apply_(state.model, planned, optimizers=[state.optimizer], inits=inits, generator=draw)
+
+
+def started(
+    how: Growth, model: nn.Module, planned: Plan, batch: Part, draw: torch.Generator
+) -> Inits:
+    """How the new units start."""
+    if how.init == "he":
+        return INITS
+    if how.init == "random":
+        return INITS | dict.fromkeys(("out", "in"), normal(how.config.std))
+    loss = lambda grown: objective(grown, *batch)  # noqa: E731
+    return gradmax(model, planned, loss, draw, how.config.search)
+
+
+def rate_at(config: Config, step: int) -> float:
+    """Rises for the first steps, then falls to zero by a cosine."""
+    share = step / (config.steps * config.rounds)
+    return config.rate * min((step + 1) / config.warm_up, (1 + math.cos(math.pi * share)) / 2)
+
+
 def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -> Fit:
     """Train from a share of the inner widths; grown with the units that `init` names, one of
     `GROWN`, or not at all.
     """
     torch.manual_seed(seed)
     model = network(config, share, data.classes).to(data.train[0].device)
-    state = State(
-        model,
-        SGD(model.parameters(), config.rate, 0.9, weight_decay=config.decay, nesterov=True),
-        seed,
-    )
+    optimizer = SGD(model.parameters(), config.rate, 0.9, weight_decay=config.decay, nesterov=True)
+    state = State(model, optimizer, seed)
     flip = config.data == "cifar10"
     batches = Batches(*data.train, min(config.batch, len(data.train[0])), seed, config.shift, flip)
-    inner = {
-        f"{name}.conv1": block.conv1.out_channels
-        for name, block in model.named_children()
-        if isinstance(block, Block)
-    }
-    ties = widths(trace(model, data.train[0][:2])) if init else {}
-    total = config.steps * config.rounds
+    how = growth(model, config, seed, init, batches)
     costs = [0]
     path = []
     losses = [0.0]
 
-    def rate(step: int) -> float:
-        return config.rate * min(
-            (step + 1) / config.warm_up, (1 + math.cos(math.pi * step / total)) / 2
-        )
-
-    def grow(state: State) -> None:
+    def after_round(state: State) -> None:
         costs.append(count_parameters(model) * config.steps)
-        since = state.round - config.first
-        if not init or since < 0 or since % config.every or since // config.every >= config.growths:
-            return
-        (batch,) = batches.range(state.step, state.step + 1)  # the next one
-        draw = generator(seed, 7, state.round)
-        for name, units in inner.items():
-            planned = plan(model, ties, [Grow(name, max(1, round(config.share * units)))])
-            if init == "gradmax":
-                inits = gradmax(
-                    model, planned, lambda grown: objective(grown, *batch), draw, config.search
-                )
-            else:
-                small = normal(config.std)
-                inits = INITS if init == "he" else INITS | dict.fromkeys(("out", "in"), small)
-            apply_(model, planned, optimizers=[state.optimizer], inits=inits, generator=draw)
-
-    def look(state: State) -> None:
+        if init and how.due(state.round):
+            grow(how, state)
         losses.append(state.train_loss)
         if not state.round % config.every or state.round == config.rounds:
             path.append(scores(model, data.validation)[1])
@@ -215,10 +246,10 @@ def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -
         state,
         batches,
         objective,
-        rate,
+        partial(rate_at, config),
         steps=config.steps,
         rounds=config.rounds,
-        hooks=[grow, look],
+        hooks=[after_round],
     )
     seconds = time.perf_counter() - began
     recent = losses[-config.every :]

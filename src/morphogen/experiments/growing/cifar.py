@@ -227,54 +227,60 @@ def original(strategy: str, config: Config, data: Images, seed: int) -> Fit:
     return Fit(*looks, ", ".join(f"{count} {what}" for what, count in sorted(chain.counts.items())))
 
 
+def decayed(model: nn.Module, config: Config) -> AdamW:
+    """Weights are drawn to zero, biases and norms are not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.our_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.our_rate, fused=True)
+
+
+def controlled(state: State, config: Config, data: Images) -> Controller:
+    """By the policy, on a part of the validation part, within the budget."""
+    x, y = (part[:2000] for part in data.validation)
+
+    def losses(model: nn.Module) -> Tensor:
+        return F.cross_entropy(predict(model, x), y, reduction="none")
+
+    return Controller(
+        state.model,
+        Trial(penalty=config.our_price, granularity=config.our_multiple),
+        losses,
+        data.train[0][:2],
+        budget=config.our_budget,
+        optimizers=[state.optimizer],
+    )
+
+
+def rate_at(config: Config, steps: int, step: int) -> float:
+    """Rises for fifty steps, falls to zero over the second half."""
+    return config.our_rate * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
+
+
 def ours(config: Config, data: Images, seed: int, fixed: tuple[int, ...] = ()) -> Fit:
     """From eight features everywhere by a policy; with `fixed`, these from scratch, on the same
     batches.
     """
     torch.manual_seed(seed)
     model = network(fixed or (config.our_first,) * 6, data.classes, True)
-    matrices, vectors = (
-        [p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False)
-    )
-    groups = [
-        {"params": matrices, "weight_decay": config.our_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    state = State(model, AdamW(groups, lr=config.our_rate, fused=True), seed)
+    state = State(model, decayed(model, config), seed)
+    size = min(config.our_batch, len(data.train[0]))
     flip = config.data == "cifar10"
-    batches = Batches(
-        *data.train, min(config.our_batch, len(data.train[0])), seed, config.our_shift, flip
-    )
-    steps = config.our_epochs * batches.per_epoch
-    rounds = steps // config.our_look
-    held = tuple(part[:2000] for part in data.validation)
-
-    def losses(model: nn.Module) -> Tensor:
-        return F.cross_entropy(predict(model, held[0]), held[1], reduction="none")
-
-    policy = Trial(penalty=config.our_price, granularity=config.our_multiple)
-    controller = Controller(
-        model,
-        policy,
-        losses,
-        data.train[0][:2],
-        budget=config.our_budget,
-        optimizers=[state.optimizer],
-    )
+    batches = Batches(*data.train, size, seed, config.our_shift, flip)
+    rounds = config.our_epochs * batches.per_epoch // config.our_look
+    controller = controlled(state, config, data)
     changes: list[str] = []
 
     def change(state: State) -> None:
         if not fixed and state.round <= rounds // 2 and not controller.done:
             draw = generator(seed, 7, state.round)
-            changes.extend(
-                map(str, controller.step(state.round, state.step / batches.per_epoch, draw))
-            )
+            made = controller.step(state.round, state.step / batches.per_epoch, draw)
+            changes.extend(map(str, made))
 
-    def rate(step: int) -> float:
-        return config.our_rate * min(
-            1.0, (step + 1) / 50, 2 * (1 - step / (rounds * config.our_look))
-        )
-
+    rate = partial(rate_at, config, rounds * config.our_look)
     period = max(1, batches.per_epoch // config.our_look)
     looks = fit(state, data, batches, rate, config.our_look, rounds, period, change)
     return Fit(*looks, "the policy did not act" if fixed else f"{len(changes)} changes")

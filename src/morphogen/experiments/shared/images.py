@@ -49,14 +49,13 @@ def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str 
     y = torch.as_tensor(dataset.y_train)
     test = part(torch.as_tensor(dataset.x_test), torch.as_tensor(dataset.y_test))
     validation = part(x[apart], y[apart]) if held else test
-    notes = [*dataset.notes, "the validation part is the TEST part"][
-        : len(dataset.notes) + (not held)
-    ]
+    notes = list(dataset.notes)
+    if not held:
+        notes.append("the validation part is the TEST part")
     if x.shape[1] != 3 or x.shape[-1] != size:
         notes.append(f"{name}: images of {tuple(x.shape[1:])} were brought to (3, {size}, {size})")
-    title = next(
-        (note.partition(":")[0] for note in dataset.notes if note.startswith("CIFAR")), name
-    )
+    titles = [note.partition(":")[0] for note in dataset.notes if note.startswith("CIFAR")]
+    title = titles[0] if titles else name
     return Images(
         title, part(x[inside], y[inside]), validation, test, len(dataset.classes), tuple(notes)
     )
