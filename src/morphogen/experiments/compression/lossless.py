@@ -19,7 +19,7 @@ from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from morphogen.bounds.box import linf_ball
 from morphogen.edit.apply import count_parameters
@@ -33,7 +33,7 @@ from morphogen.experiments.compression.stable_nets import (
 )
 from morphogen.experiments.shared.claims import Row, claimed
 from morphogen.experiments.shared.page import Paper, page
-from morphogen.record import Claim, Curve, Reproduction
+from morphogen.record import Certificate, Claim, Curve, Reproduction
 from morphogen.transforms.compress import compress
 
 PAPER = Paper(
@@ -106,11 +106,10 @@ def trainings(config: Config) -> list[Training]:
 def one(how: Training, parts: Mapping[str, Part], config: Config, seed: int) -> dict[str, float]:
     """Figures of one network."""
     model = trained(parts["train"], how, seed)
+    rows, _ = parts["train"]
     units = sum(how.widths)
     began = time.perf_counter()
-    small, certificate = compress(
-        model, pixels(parts["train"][0].shape[1]), samples=parts["train"][0][:10_000], seconds=30
-    )
+    small, certificate = compress(model, pixels(rows.shape[1]), samples=rows[:10_000], seconds=30)
     figures = {
         "seconds": time.perf_counter() - began,
         "accuracy": accuracy(model, parts["test"]),
@@ -118,20 +117,27 @@ def one(how: Training, parts: Mapping[str, Part], config: Config, seed: int) -> 
         "units gone, %": 100 * (1 - _hidden(small) / units),
         "parameters gone, %": 100 * (1 - count_parameters(small) / count_parameters(model)),
         "difference": certificate.max_error,
+        **by_rule(certificate, units - _hidden(small)),
     }
-    rules = Counter(step.partition(": ")[2].partition(" (")[0] for step in certificate.steps)
-    frozen = units - _hidden(small) - sum(rules.values())
-    figures |= {
-        f"by: {rule}": float(count)
-        for rule, count in (rules | {"no weights in or out": frozen}).items()
-    }
+    images, _ = parts["test"]
     for radius in config.local:
-        gone = []
-        for image in parts["test"][0][: config.images]:
-            near, _ = compress(model, linf_ball(image[None], radius, 0.0, 1.0), seconds=5)
-            gone.append(100 * (1 - _hidden(near) / units))
-        figures[local(radius)] = fmean(gone)
+        near = [gone_around(model, image, radius, units) for image in images[: config.images]]
+        figures[local(radius)] = fmean(near)
     return figures
+
+
+def by_rule(certificate: Certificate, gone: int) -> dict[str, float]:
+    """How many units each rule took out; what no step tells went with freezing."""
+    rules = Counter(step.partition(": ")[2].partition(" (")[0] for step in certificate.steps)
+    frozen = gone - sum(rules.values())
+    counts = rules | {"no weights in or out": frozen}
+    return {f"by: {rule}": float(count) for rule, count in counts.items()}
+
+
+def gone_around(model: nn.Module, image: Tensor, radius: float, units: int) -> float:
+    """The share of units, in percent, that can go on the box around one image."""
+    small, _ = compress(model, linf_ball(image[None], radius, 0.0, 1.0), seconds=5)
+    return 100 * (1 - _hidden(small) / units)
 
 
 def _hidden(model: nn.Module) -> int:

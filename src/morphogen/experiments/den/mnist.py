@@ -16,13 +16,14 @@ digits on noise, 1,000 training rows a class), for reference. EWC: Kirkpatrick e
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from morphogen.data.load import load_data
@@ -110,30 +111,38 @@ def prepared(kind: str, config: Config, seed: int) -> Tasks:
     dataset = load_data(config.data)
     x = torch.as_tensor(dataset.x_train)
     test = torch.as_tensor(dataset.x_test)
-    y, answers = (
-        F.one_hot(torch.as_tensor(labels).long()).float()
-        for labels in (dataset.y_train, dataset.y_test)
-    )
-    xs = torch.empty(config.tasks, config.rows, x[0].numel())
+    y = one_hot(dataset.y_train)
+    answers = one_hot(dataset.y_test)
+    features = x[0].numel()
+    xs = torch.empty(config.tasks, config.rows, features)
     ys = torch.empty(config.tasks, config.rows, y.shape[1])
-    tests = torch.empty(config.tasks, len(test), x[0].numel())
+    tests = torch.empty(config.tasks, len(test), features)
     for task in range(config.tasks):
         draw = generator(seed, 1, task)
         rows = torch.randperm(len(x), generator=draw)[: config.rows]
-        pixels = torch.randperm(x[0].numel(), generator=draw)
-        for images, place in ((x[rows], xs), (test, tests)):
-            place[task] = (
-                rotated(images, task * config.degrees) if kind == "rotated" else images.flatten(1)
-            )
-            if kind == "permuted" and task:
-                place[task] = place[task][:, pixels]
+        pixels = torch.randperm(features, generator=draw)
+        change = partial(changed, kind, task, config.degrees, pixels)
+        xs[task] = change(x[rows])
         ys[task] = y[rows]
+        tests[task] = change(test)
     cut = config.held
     return Tasks(
         (xs[:, cut:], ys[:, cut:]),
         (xs[:, :cut], ys[:, :cut]),
         (tests, answers.expand(config.tasks, -1, -1)),
     )
+
+
+def one_hot(labels: object) -> Tensor:
+    return F.one_hot(torch.as_tensor(labels).long()).float()
+
+
+def changed(kind: str, task: int, degrees: float, pixels: Tensor, images: Tensor) -> Tensor:
+    """Images (n, 1, size, size) as a task has them, as rows (n, features)."""
+    if kind == "rotated":
+        return rotated(images, task * degrees)
+    rows = images.flatten(1)
+    return rows[:, pixels] if kind == "permuted" and task else rows
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
@@ -316,34 +325,52 @@ def fisher(net: Lifelong, x: Tensor, task: int, draw: torch.Generator) -> list[T
     return list(chain.from_iterable(pairs))
 
 
+@dataclass
+class Ties:
+    """What holds parameters to earlier tasks: sum of weight (p - center)^2 over tasks is, up to a
+    constant, what two sums give, of the weights and of weight * center.
+    """
+
+    parameters: list[nn.Parameter]
+    weights: list[Tensor]
+    centers: list[Tensor]
+
+    def pull(self, strength: float) -> None:
+        """Adds their gradients."""
+        for p, weight, center in zip(self.parameters, self.weights, self.centers, strict=True):
+            p.grad.add_(weight * p - center, alpha=strength)  # type: ignore[union-attr]
+
+    def to_last(self) -> None:
+        """Only the last task counts, each parameter as much as another (L2)."""
+        self.weights = [torch.ones_like(p) for p in self.parameters]
+        self.centers = [p.detach().clone() for p in self.parameters]
+
+    def add(self, matters: Sequence[Tensor]) -> None:
+        """One more task, each parameter by how much it matters there (EWC)."""
+        for p, weight, center, matter in zip(
+            self.parameters, self.weights, self.centers, matters, strict=True
+        ):
+            weight += matter
+            center += matter * p.detach()
+
+
 def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: float = 0.0) -> Fit:
     """One network of fixed size learns task after task: "fine-tuned", "L2" or "EWC"."""
     began = time.perf_counter()
     path = []
     net = fresh(tasks, config, seed)
     shared = list(net.hidden.parameters())
-    # the ties: sum of weight (p - center)^2 over tasks is, up to a constant, what these two sums
-    # give
-    weights, centers = ([torch.zeros_like(p) for p in shared] for _ in range(2))
-
-    def pull() -> None:
-        for p, weight, center in zip(shared, weights, centers, strict=True):
-            p.grad.add_(weight * p - center, alpha=strength)  # type: ignore[union-attr]
-
+    zeros = [[torch.zeros_like(p) for p in shared] for _ in range(2)]
+    ties = Ties(shared, *zeros)
+    pull = lambda: ties.pull(strength)  # noqa: E731
     for task in range(len(tasks)):
         net.add_head(tasks.train[1][task].mean(0))
         learn_all(net, task, tasks, task, config, seed, pull)
         path.append(tuple(auroc(net, k, of(tasks.test, k)) for k in range(task + 1)))
         if method == "L2":
-            weights = [torch.ones_like(p) for p in shared]
-            centers = [p.detach().clone() for p in shared]
+            ties.to_last()
         if method == "EWC":
-            information = fisher(net, tasks.train[0][task], task, generator(seed, 4, task))
-            for weight, center, p, matters in zip(
-                weights, centers, shared, information, strict=True
-            ):
-                weight += matters
-                center += matters * p.detach()
+            ties.add(fisher(net, tasks.train[0][task], task, generator(seed, 4, task)))
     size = count_parameters(net)
     kept = mean(auroc(net, task, of(tasks.held, task)) for task in range(len(tasks)))
     note = f"{method} with {strength:g}" if strength else ""

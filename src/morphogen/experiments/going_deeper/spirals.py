@@ -167,6 +167,15 @@ def descend(
     optimizer.step()
 
 
+def adam(config: Config, *groups: dict[str, Any]) -> Adam:
+    """Of what is trained, alike for all networks."""
+    return Adam(list(groups), lr=config.rate, betas=(0.9, config.beta), fused=True)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def learned(parts: Data, config: Config, seed: int) -> Fit:
     """Learn the depth, fix it, freeze the network into plain layers, and score that."""
     torch.manual_seed(seed)
@@ -177,12 +186,8 @@ def learned(parts: Data, config: Config, seed: int) -> Fit:
         lookahead=True,
     )
     model = network(config.width, layer)
-    weights = [p for p in model.parameters() if p.requires_grad and p is not layer.w]
-    groups: list[dict[str, Any]] = [
-        {"params": weights},
-        {"params": [layer.w], "scale": config.scale},
-    ]
-    optimizer = Adam(groups, lr=config.rate, betas=(0.9, config.beta), fused=True)
+    weights = [p for p in trained(model) if p is not layer.w]
+    optimizer = adam(config, {"params": weights}, {"params": [layer.w], "scale": config.scale})
     steps = []
     path = []
     began = time.perf_counter()
@@ -190,14 +195,14 @@ def learned(parts: Data, config: Config, seed: int) -> Fit:
         if step == int(config.search * config.steps):
             layer.settle()
         loss = F.cross_entropy(model(parts.train[0]), parts.train[1])
-        descend(
-            model, optimizer, config, loss + penalty(model) if layer.w.requires_grad else loss, step
-        )
-        if step % config.every == 0 and layer.w.requires_grad:
+        searching = layer.w.requires_grad
+        descend(model, optimizer, config, loss + penalty(model) if searching else loss, step)
+        if step % config.every:
+            continue
+        if searching:
             adapt(model, optimizers=[optimizer])
-        if step % config.every == 0:
-            steps.append(step)
-            path.append(layer.depth)
+        steps.append(step)
+        path.append(layer.depth)
     seconds = time.perf_counter() - began
     model.eval()
     plain, certificate = freeze(model, parts.validation[0])
@@ -205,32 +210,19 @@ def learned(parts: Data, config: Config, seed: int) -> Fit:
         f"{layer.active_blocks} blocks open, w = {layer.depth:.2f}; frozen within "
         f"{certificate.max_error:.1e}"
     )
-    return Fit(
-        layer.depth,
-        accuracy(plain, parts.validation),
-        accuracy(plain, parts.test),
-        seconds,
-        tuple(steps),
-        tuple(path),
-        note,
-    )
+    scores = accuracy(plain, parts.validation), accuracy(plain, parts.test)
+    return Fit(layer.depth, *scores, seconds, tuple(steps), tuple(path), note)
 
 
 def fixed(parts: Data, config: Config, seed: int, depth: int) -> Fit:
     """Train a plain stack of `depth` blocks."""
     torch.manual_seed(seed)
     model = network(config.width, Fixed(partial(block, config.width), depth))
-    optimizer = Adam(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.rate,
-        betas=(0.9, config.beta),
-        fused=True,
-    )
+    optimizer = adam(config, {"params": trained(model)})
     began = time.perf_counter()
     for step in range(config.steps):
-        descend(
-            model, optimizer, config, F.cross_entropy(model(parts.train[0]), parts.train[1]), step
-        )
+        loss = F.cross_entropy(model(parts.train[0]), parts.train[1])
+        descend(model, optimizer, config, loss, step)
     seconds = time.perf_counter() - began
     return Fit(depth, accuracy(model, parts.validation), accuracy(model, parts.test), seconds)
 
@@ -241,29 +233,27 @@ def picked(fits: Sequence[Fit]) -> Fit:
     return next(fit for fit in fits if fit.validation >= best - 0.002)
 
 
+class Residual(nn.Module):
+    """One block, with what it reads added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = block(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.inner(x))
+
+
 def posterior(parts: Data, config: Config, seed: int) -> Fit:
     """Train a distribution over depth, collapse it on the validation part, and score the one
     depth.
     """
-
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = block(config.width)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(x + self.inner(x))
-
     torch.manual_seed(seed)
-    layer = DepthPosterior(lambda i: Residual(), lambda: nn.Linear(config.width, 2), max_blocks=20)
+    width = config.width
+    layer = DepthPosterior(lambda i: Residual(width), lambda: nn.Linear(width, 2), max_blocks=20)
     stem = nn.Sequential(nn.Linear(2, config.width).requires_grad_(False), nn.ReLU())
     model = nn.Sequential(stem, layer)
-    optimizer = Adam(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.rate,
-        betas=(0.9, config.beta),
-        fused=True,
-    )
+    optimizer = adam(config, {"params": trained(model)})
     each = partial(F.cross_entropy, reduction="none")
     steps = []
     path = []

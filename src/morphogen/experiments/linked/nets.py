@@ -299,18 +299,16 @@ def fit(
     epochs: int,
 ) -> Fit:
     """Train, with a look after each epoch."""
-    looks: list[tuple[float, float, float]] = []
+    validation: list[float] = []
+    test: list[float] = []
+    times: list[float] = []
     weights: dict[str, bytes] = {}
 
     def look(state: State) -> None:
-        looks.append(
-            (
-                scores(state.model, data.validation)[1],
-                scores(state.model, data.test)[1],
-                time.time(),
-            )
-        )
-        if looks[-1][0] == max(accuracy for accuracy, _, _ in looks):
+        validation.append(scores(state.model, data.validation)[1])
+        test.append(scores(state.model, data.test)[1])
+        times.append(time.time())
+        if validation[-1] == max(validation):
             weights["best"] = save(state.model.state_dict())
 
     gradients = gradient_norms(model, *next(iter(batches.range(0, 1))))
@@ -319,21 +317,18 @@ def fit(
     train(state, batches, objective, rate, steps=batches.per_epoch, rounds=epochs, hooks=[look])
     seconds = time.perf_counter() - began
     weights["last"] = save(model.state_dict())
-    chosen = max(looks, key=lambda look: look[0])[1]
-    validation, path, times = zip(*looks, strict=True)
-    dead = tuple(dead_units(model, data.validation[0][:500]).values())
     return Fit(
-        chosen,
-        path[-1],
-        max(path),
-        path,
-        validation,
-        times,
-        gradients,
-        dead,
-        count_parameters(model),
-        seconds,
-        weights,
+        chosen=test[validation.index(max(validation))],
+        last=test[-1],
+        best=max(test),
+        path=tuple(test),
+        validation=tuple(validation),
+        times=tuple(times),
+        gradients=gradients,
+        dead=tuple(dead_units(model, data.validation[0][:500]).values()),
+        parameters=count_parameters(model),
+        seconds=seconds,
+        weights=weights,
     )
 
 

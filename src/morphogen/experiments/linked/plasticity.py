@@ -23,7 +23,7 @@ from torch.optim import Adam
 from morphogen.edit.apply import count_parameters
 from morphogen.experiments.linked.nets import LINKED, NORMED, SINGLE, STARTED, Kind, started
 from morphogen.experiments.shared.claims import Row, claimed
-from morphogen.experiments.shared.images import images, objective, scores
+from morphogen.experiments.shared.images import Images, images, objective, scores
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.linked import LKSine
 from morphogen.measures.dead import dead_units
@@ -161,31 +161,33 @@ def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     return judged + claimed(PAIRED, runs)
 
 
+def compared(config: Config, data: Images, seed: int) -> dict[str, Fit]:
+    """All activations through the same tasks, on grey rows."""
+    images, labels = (part[: config.rows] for part in data.train)
+    x = images.mean(1).flatten(1)
+    return {name: one(kind, config, x, labels, data.classes, seed) for name, kind in KINDS.items()}
+
+
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """All activations through the same tasks. smoke: digits."""
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
     began = time.perf_counter()
+    tasks = tuple(range(1, config.tasks + 1))
     runs = []
+    traces = []
     for seed in range(seeds):
         data = images(config.data, seed, config.size)
-        x = data.train[0][: config.rows].mean(1).flatten(1)
-        y = data.train[1][: config.rows]
-        runs.append(
-            {name: one(kind, config, x, y, data.classes, seed) for name, kind in KINDS.items()}
-        )
-    tasks = tuple(range(1, config.tasks + 1))
+        run = compared(config, data, seed)
+        runs.append(run)
+        traces += [
+            Trace(f"{name}-{seed}", "accuracy", tasks, fit.accuracy) for name, fit in run.items()
+        ]
     curves = [Curve("accuracy", name, tasks, fit.accuracy) for name, fit in runs[0].items()]
     curves += [Curve("dead", name, tasks, fit.dead) for name, fit in runs[0].items()]
-    traces = [
-        Trace(f"{name}-{seed}", "accuracy", tasks, fit.accuracy)
-        for seed, run in enumerate(runs)
-        for name, fit in run.items()
-    ]
     notes = [
         f"{name}: {fit.parameters} parameters, {100 * fit.dead[-1]:.0f} % of units dead at the end"
         for name, fit in runs[0].items()
     ]
-    title = f"{data.title}: {config.tasks} tasks of labels dealt out anew"
-    paper = replace(PAPER, title=title)
+    paper = replace(PAPER, title=f"{data.title}: {config.tasks} {PAPER.title}")
     notes = [*data.notes, *notes]
     return page(paper, config, began, claims(runs), curves, notes, traces=tuple(traces))
