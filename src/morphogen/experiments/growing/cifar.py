@@ -156,14 +156,18 @@ def network(
     layers["dense3"] = nn.Linear(before, classes)
     for layer in layers.values():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            for tensor in layer.parameters():
-                if std is not None:
-                    nn.init.normal_(tensor, std=std)
-                elif tensor.dim() > 1:
-                    nn.init.kaiming_normal_(tensor, nonlinearity="relu")
-                else:
-                    nn.init.zeros_(tensor)
+            start(layer, std)
     return nn.Sequential(layers)
+
+
+def start(layer: nn.Module, std: float | None) -> None:
+    for tensor in layer.parameters():
+        if std is not None:
+            nn.init.normal_(tensor, std=std)
+        elif tensor.dim() > 1:
+            nn.init.kaiming_normal_(tensor, nonlinearity="relu")
+        else:
+            nn.init.zeros_(tensor)
 
 
 def fit(
