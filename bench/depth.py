@@ -23,7 +23,7 @@ import morphogen as mg
 from fit import RESULTS, environment
 from morphogen.experiments.going_deeper.spirals import Fixed
 from morphogen.experiments.going_deeper.spirals import block as dense
-from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
+from morphogen.layers.penalty import last_affine, penalty, quadratic, scale_penalty
 from morphogen.threads import threads
 from turns import in_turns, ratio
 
@@ -80,7 +80,7 @@ def cheat(factor: float, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
 
     def price(layer: mg.LearnedDepth) -> Tensor:
-        return quadratic(layer, 3e-3) + gain(layer, factor, free=1.0)
+        return quadratic(layer, 3e-3) + scale_penalty(layer, factor, free=1.0)
 
     deep = mg.LearnedDepth(partial(dense, 24), penalty=price, floor=0.1)
     model = nn.Sequential(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fit import RESULTS, environment
 from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.controller import Controller
-from morphogen.policies.policy import Look, Proposal
+from morphogen.policies.policy import Observation, Proposal
 from morphogen.threads import threads
 from morphogen.training.train import generator
 from turns import in_turns, ratio
@@ -38,12 +38,12 @@ class OneByOne:
         return {}
 
     def decide(
-        self, look: Look, memory: dict[str, Any], draw: torch.Generator
+        self, observation: Observation, memory: dict[str, Any], draw: torch.Generator
     ) -> tuple[list[Proposal], dict[str, Any], bool]:
-        width, size = next(iter(look.sizes.items()))
+        width, size = next(iter(observation.sizes.items()))
         edit = (
             Grow(width, 1)
-            if look.round % 2
+            if observation.round % 2
             else Shrink(width, [int(torch.randint(size, (1,), generator=draw))])
         )
         return [Proposal(edit, "its turn")], memory, False
@@ -106,7 +106,7 @@ def main() -> None:
         f"| {name} | {value:.4f} | {limits[name]} | {'yes' if value <= limits[name] else 'no'} |"
         for name, value in figures.items()
     ]
-    about = "A change includes a look at 128 validation examples. " + "; ".join(
+    about = "A change includes a observation at 128 validation examples. " + "; ".join(
         f"{k} {v}" for k, v in environment().items()
     )
     (RESULTS / "overhead.md").write_text("\n".join([*lines, "", about, ""]))
