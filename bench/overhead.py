@@ -106,7 +106,7 @@ def main() -> None:
         f"| {name} | {value:.4f} | {limits[name]} | {'yes' if value <= limits[name] else 'no'} |"
         for name, value in figures.items()
     ]
-    about = "A change includes a observation at 128 validation examples. " + "; ".join(
+    about = "A change includes a look at 128 validation examples. " + "; ".join(
         f"{k} {v}" for k, v in environment().items()
     )
     (RESULTS / "overhead.md").write_text("\n".join([*lines, "", about, ""]))
