@@ -15,10 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from fit import RESULTS, environment
 from morphogen.linear_regions.regions import regions
+from morphogen.threads import threads
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from piecewise_nets import BUILD, drawn, plain
@@ -40,9 +39,9 @@ NETS = (
 )
 
 
+@threads(1)
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    torch.set_num_threads(1)
     rows = []
     for inputs, widths in NETS:
         BUILD["bench"] = lambda inputs=inputs, widths=widths: plain(inputs, widths, 2)
@@ -50,17 +49,17 @@ def main() -> None:
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            found = regions(model, box, max_cells=10_000_000)
+            cells = regions(model, box, max_cells=10_000_000)
             times.append(time.perf_counter() - began)
         row = {
             "inputs": inputs,
             "widths": "-".join(map(str, widths)),
-            "cells": len(found),
-            "cells a second": len(found) / min(times),
+            "cells": len(cells),
+            "cells a second": len(cells) / min(times),
         }
-        if len(found) < 6000 and inputs in (2, 3):
-            row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(found)))
-        if len(found) < 6000:
+        if len(cells) < 6000 and inputs in (2, 3):
+            row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(cells)))
+        if len(cells) < 6000:
             began = time.perf_counter()
             walked = regions(model, box, method="reverse search")
             row["walk: cells"], row["walk: cells a second"] = (

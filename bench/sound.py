@@ -90,11 +90,11 @@ def inside(box: Box, count: int) -> Tensor:
 
 def outside(values: dict[str, Tensor], boxes: dict[str, Box]) -> int:
     """Values that are not in their boxes; what the network's own run rounds is allowed for."""
-    found = 0
+    count = 0
     for name, box in boxes.items():
         room = 1e-12 * (1 + values[name].abs())
-        found += int(((values[name] < box.lower - room) | (values[name] > box.upper + room)).sum())
-    return found
+        count += int(((values[name] < box.lower - room) | (values[name] > box.upper + room)).sum())
+    return count
 
 
 def sampled(seed: int, counts: Counter[str]) -> None:
@@ -148,11 +148,11 @@ def exact(model: nn.Sequential, box: Box, row: Tensor) -> float:
                 limits.append(-(1 - 2 * sign) * b)
                 a, b, at = sign[:, None] * a, sign * b, at + size
         cost = row.numpy()[0]
-        found = linprog(
+        optimum = linprog(
             cost @ a, A_ub=np.concatenate(rows), b_ub=np.concatenate(limits), bounds=ends
         )
-        if found.status == 0:
-            least = min(least, float(found.fun + cost @ b))
+        if optimum.status == 0:
+            least = min(least, float(optimum.fun + cost @ b))
     return least
 
 
@@ -173,11 +173,11 @@ def tiny(seed: int, counts: Counter[str]) -> None:
     truth = exact(model, box, row)
     counts["tiny networks"] += 1
     for limit, status in ((truth - NEAR, "unsat"), (truth + NEAR, "sat")):
-        found = verify(
+        verdict = verify(
             model, box, Unsafe(row, torch.tensor([limit], dtype=torch.float64)), 10.0
         ).status
-        counts["wrong verdicts of tiny networks"] += found not in (status, "unknown")
-        counts["tiny networks left open"] += found == "unknown"
+        counts["wrong verdicts of tiny networks"] += verdict not in (status, "unknown")
+        counts["tiny networks left open"] += verdict == "unknown"
     net, spec = program(model, box.lower.repeat(2, 1)), row[None]
     boxes = crown(net, box)
     loosest = float(lower_bound(net, interval(net, box), spec))

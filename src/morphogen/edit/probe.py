@@ -1,14 +1,13 @@
 """A model's output before and after a change: `probe(model, example)`, `change_of(...)`."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from morphogen.certify import difference, require_equal
 from morphogen.edit.preserve_state import preserve_state
-from morphogen.errors import NotExact
 from morphogen.tracing.modes import eval_mode
 
 
@@ -21,33 +20,31 @@ def probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
         return model(*(example if isinstance(example, tuple) else (example,)))
 
 
-# units of rounding at the largest output: sums in another order, through many layers
-_ROUNDING = 1e4
-
-
 def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
     """Largest difference of the outputs. Raises `NotExact` where `keeping`, a plan, promised none
     but rounding.
     """
     if before is None:
         return None
-    largest = 0.0
-    for a, b in zip(tree_leaves(before), tree_leaves(after), strict=True):
-        if (
-            not isinstance(a, Tensor)
-            or not a.is_floating_point()
-            or not a.numel()
-            or a.shape != b.shape
-        ):
-            continue
-        # equal infinities differ by 0; what became NaN differs by NaN, which no bound allows
-        change = float(torch.where(a == b, 0.0, (a - b).abs()).max())
-        largest = change if math.isnan(change) else max(largest, change)
-        scale = max(1.0, float(torch.nan_to_num(a, posinf=0.0, neginf=0.0).abs().max()))
-        if keeping and not change <= (allowed := _ROUNDING * torch.finfo(a.dtype).eps * scale):
-            raise NotExact(
-                f"this plan should keep the function, but the output moved by {change:.2g} "
-                f"(allowed {allowed:.2g}); nothing was changed. Some operation feels units in a "
-                f"way that the trace does not show. Plan: {keeping}"
-            )
-    return largest
+    pairs = zip(tree_leaves(before), tree_leaves(after), strict=True)
+    comparable = [(a, b) for a, b in pairs if _comparable(a, b)]
+    seen_before = [a for a, _ in comparable]
+    seen_after = [b for _, b in comparable]
+    if not keeping:
+        return difference(seen_before, seen_after)
+    return require_equal(
+        "this plan should keep the function",
+        seen_before,
+        seen_after,
+        hint="nothing was changed. Some operation reads units in a way that the trace does not "
+        f"show. Plan: {keeping}",
+    )
+
+
+def _comparable(a: object, b: object) -> bool:
+    return (
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.is_floating_point()
+        and a.shape == b.shape
+    )

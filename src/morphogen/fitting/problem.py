@@ -2,8 +2,8 @@
 may ask for, `Settings`.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
 from morphogen.models import convnet, dagnet, mlp
+from morphogen.threads import threads
 from morphogen.training.train import Batches, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
@@ -153,19 +154,13 @@ class Problem:
         return self._score(out, self._target(self.dataset.y_test))
 
 
-@contextmanager
-def threads_for(problem: Problem) -> Iterator[None]:
+def threads_for(problem: Problem) -> AbstractContextManager[None]:
     """One thread where a batch is small. Two would be no faster, waiting for each other at every
     operation, and many times slower once another process wants a core; and the result would depend
     on how many there are.
     """
-    before = torch.get_num_threads()
-    if problem.batches.size * problem.x[0].numel() < _WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    small = problem.batches.size * problem.x[0].numel() < _WORTH_THREADS
+    return threads(1 if small else None)
 
 
 def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:

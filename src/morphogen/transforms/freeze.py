@@ -3,9 +3,9 @@ units folded away.
 """
 
 import copy
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from morphogen.activations import MODULES
+from morphogen.certify import certify, difference, require_equal
 from morphogen.edit.apply import apply_
 from morphogen.edit.edit import Shrink
 from morphogen.edit.plan import live_size, plan, tensors_of
-from morphogen.errors import NotExact, Unsupported
+from morphogen.errors import Unsupported
 from morphogen.layers.dag.module import Dag
 from morphogen.layers.dag.unrolled import by_levels
 from morphogen.layers.depth import LearnedDepth
@@ -48,9 +49,9 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
 
     The certificate states the largest difference on `example`, in the model's own precision. Raises
     `Unsupported` for a block that cannot be folded, and `NotExact` where the difference exceeds
-    rounding: 1e-10 of the largest output with both in float64; in float32 also 1e-5 of it, or ten
-    times the rounding of the given model where that is larger. Source: Going Deeper, the gated
-    form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var + eps).
+    rounding with both in float64, see `certify.RELATIVE`; in float32 also 1e-5 of the largest
+    output, or ten times the rounding of the given model where that is larger. Source: Going Deeper,
+    the gated form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var + eps).
     """
     plain = copy.deepcopy(model).eval().double()
     wide = _as(example, torch.float64)
@@ -59,25 +60,36 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     with torch.no_grad():
         dead = _drop_dead(plain, wide)
         reference = _run(copy.deepcopy(model).eval().double(), wide)
-        scale = max(1.0, float(reference.abs().max()))
-        _require(_difference(reference, _run(plain, wide)), 1e-10 * scale)
+        require_equal("freeze", reference, _run(plain, wide))
         kept = next(
             (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()),
             torch.empty(0),
         )
         plain = plain.to(kept.dtype).train(False)
         given = _run(model, example)
-        error = _difference(given, _run(plain, example))
-        if kept.dtype != torch.float64:
-            _require(error, max(1e-5 * scale, 10 * _difference(given, reference)))
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
     reason = (
         "batch norm, gates and identities are affine in evaluation mode and were multiplied out"
     )
-    return plain, Certificate(
-        "exact", error, None, True, reason + (f"; {dead} dead units dropped" if dead else "")
+    return plain, certify(
+        "freeze",
+        lambda _: given,
+        partial(_run, plain),
+        example,
+        reason=reason + (f"; {dead} dead units dropped" if dead else ""),
+        allowed=_cast(given, reference),
     )
+
+
+def _cast(given: Tensor, reference: Tensor) -> float | None:
+    """By how much a cast to the given model's precision may move outputs that are equal in float64:
+    by less than sums in another order do, unless the given model is itself that far off.
+    """
+    if given.dtype == torch.float64:
+        return None
+    scale = max(1.0, float(reference.abs().max()))
+    return max(1e-5 * scale, 10 * difference(given, reference))
 
 
 @torch.no_grad()
@@ -88,7 +100,8 @@ def fold_batchnorm(
     `nn.Identity` in their places.
 
     A norm is folded that reads a linear or convolution layer which nothing else reads, wherever
-    both stand; others stay. The certificate states the largest difference on `example`.
+    both stand; others stay. The certificate states the largest difference on `example`; raises
+    `NotExact` where that exceeds rounding.
     """
     small = copy.deepcopy(model).eval()
     graph = trace(small, example, training=False)
@@ -117,13 +130,12 @@ def fold_batchnorm(
         for name, new in ((before.module, _fuse(layer, norm)), (node.module, nn.Identity())):
             small.set_submodule(name, new)
         folded += 1
-    error = _difference(_run(model, example), _run(small, example))
-    return small, Certificate(
-        "exact",
-        error,
-        None,
-        True,
-        f"{folded} batch norms are affine and went into the layers before them",
+    return small, certify(
+        "fold_batchnorm",
+        partial(_run, model),
+        partial(_run, small),
+        example,
+        reason=f"{folded} batch norms are affine and went into the layers before them",
     )
 
 
@@ -486,20 +498,6 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
             "single tensor"
         )
     return result
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return math.inf
-    return float((a.double() - b.double()).abs().max())
-
-
-def _require(error: float, allowed: float) -> None:
-    if not error <= allowed:
-        raise NotExact(
-            f"freeze: outputs differ by {error:.2e} where rounding allows {allowed:.2e}; please "
-            "report this model"
-        )
 
 
 def _as(example: Tensor | tuple[Any, ...], dtype: torch.dtype) -> Tensor | tuple[Any, ...]:
