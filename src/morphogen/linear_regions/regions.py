@@ -410,8 +410,10 @@ def _cut(
         above = np.empty((room_cells, units), np.bool_)
         points = np.empty((room_points, d))
         masks = np.empty((room_points, 2), np.uint64)
-        found = (start, count, facets, labels, points, masks, parent, above)
-        status, reached, made, corners = cells.cut(rows, first_label, part.arrays, first, found)
+        parts = cells.Parts(start, count, facets, labels, points, masks, parent, above)
+        status, reached, made, corners = cells.cut(
+            rows, first_label, cells.Cells(*part.arrays), first, parts
+        )
         if status == cells.CROWDED:
             raise Unsupported(
                 f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give "
