@@ -7,7 +7,7 @@ Cost: a training step of a `LearnedDepth` with n open blocks beside a plain resi
 blocks, taken in turns; and the forward pass after `freeze` beside a chain of the same layers.
 
 Cheat: a block can scale itself up by 1/gate instead of paying for a larger w. Parity of 5 bits is
-learned with a high price of depth, without and with the penalty of gains above 1.
+learned with a high penalty of depth, without and with the penalty of gains above 1.
 """
 
 import json
@@ -23,7 +23,7 @@ import morphogen as mg
 from fit import RESULTS, environment
 from morphogen.experiments.going_deeper.spirals import Fixed
 from morphogen.experiments.going_deeper.spirals import block as dense
-from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
+from morphogen.layers.penalty import last_affine, penalty, quadratic, scale_penalty
 from turns import in_turns, ratio
 
 
@@ -73,13 +73,13 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
 
 
 def cheat(factor: float, seed: int) -> dict[str, float]:
-    """Parity of 5 of 8 bits with a price of 3e-3 on w^2; factor: of the penalty on squared gains
+    """Parity of 5 of 8 bits with a penalty of 3e-3 on w^2; factor: of the penalty on squared gains
     above 1.
     """
     torch.manual_seed(seed)
 
     def price(layer: mg.LearnedDepth) -> Tensor:
-        return quadratic(layer, 3e-3) + gain(layer, factor, free=1.0)
+        return quadratic(layer, 3e-3) + scale_penalty(layer, factor, free=1.0)
 
     deep = mg.LearnedDepth(partial(dense, 24), penalty=price, floor=0.1)
     model = nn.Sequential(

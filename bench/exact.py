@@ -114,7 +114,7 @@ def main() -> None:
                     "largest of to_torch": off(pruned.to_torch()(x[:5000]).detach(), f[:5000]),
                 },
             )
-        cells, walked = (
+        cells, searched = (
             regions(model, box),
             regions(model, box, method="reverse search") if number % 4 == 0 else None,
         )
@@ -122,8 +122,8 @@ def main() -> None:
             "regions",
             cells=len(cells),
             **(
-                {"largest disagreement": abs(len(cells) - len(walked)), "walked": 1.0}
-                if walked
+                {"largest disagreement": abs(len(cells) - len(searched)), "searched": 1.0}
+                if searched
                 else {}
             ),
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fit import RESULTS, environment
 from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.controller import Controller
-from morphogen.policies.policy import Look, Proposal
+from morphogen.policies.policy import Observation, Proposal
 from morphogen.training.train import generator
 from turns import in_turns, ratio
 
@@ -37,13 +37,13 @@ class OneByOne:
         return {}
 
     def decide(
-        self, look: Look, memory: dict[str, Any], draw: torch.Generator
+        self, observation: Observation, memory: dict[str, Any], generator: torch.Generator
     ) -> tuple[list[Proposal], dict[str, Any], bool]:
-        width, size = next(iter(look.sizes.items()))
+        width, size = next(iter(observation.sizes.items()))
         edit = (
             Grow(width, 1)
-            if look.round % 2
-            else Shrink(width, [int(torch.randint(size, (1,), generator=draw))])
+            if observation.round % 2
+            else Shrink(width, [int(torch.randint(size, (1,), generator=generator))])
         )
         return [Proposal(edit, "its turn")], memory, False
 

@@ -86,6 +86,13 @@ def imports(path: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.name)
+def test_what_a_bench_imports_is_there(path: Path) -> None:
+    for module, names in imports(path):
+        for name in names:
+            assert resolved(f"{module}.{name}"), name
+
+
 def test_no_cycles() -> None:
     graph = nx.DiGraph()
     known = {"morphogen", *modules()}

@@ -74,7 +74,7 @@ class Claim:
 
     @property
     def met(self) -> bool:
-        """The verdict. A measurement that is no number meets nothing."""
+        """The verdict. NaN meets nothing."""
         return (
             (self.low is None or self.measured >= self.low)
             and (self.high is None or self.measured <= self.high)
