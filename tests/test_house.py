@@ -19,6 +19,7 @@ import networkx as nx
 import pytest
 
 import morphogen as mg
+from morphogen import errors
 from morphogen.cli.fit import fit as cli_fit
 from morphogen.cli.shallow import shallow as cli_shallow
 from morphogen.fitting.problem import WIRINGS
@@ -147,6 +148,28 @@ def test_all_public_names_can_be_used() -> None:
         assert getattr(mg, name) is not None
     with pytest.raises(AttributeError, match="grwo"):
         mg.grwo  # noqa: B018
+
+
+# what another contract asks for, or what is caught where it is raised
+FOREIGN = {
+    ("record.py", "ValueError"),
+    ("estimator.py", "ValueError"),
+    ("apply_preparation.py", "ValueError"),
+    ("tables.py", "ValueError"),
+    ("checkpoint.py", "ValueError"),
+    ("penalty.py", "ValueError"),
+    ("relu_split.py", "IndexError"),
+    ("widths.py", "AssertionError"),
+    ("deadline.py", "OutOfTime"),
+}
+
+
+def test_errors_raised_on_purpose_are_ours() -> None:
+    ours = {"Diverged", "Taken", *(name for name in vars(errors) if name[0].isupper())}
+    for path in FILES:
+        raised = re.findall(r"raise ([A-Z]\w+)", path.read_text())
+        foreign = {(path.name, name) for name in raised if name not in ours}
+        assert foreign <= FOREIGN, path
 
 
 # what a user names freely: a width, a module, a file, a column, a device, a plot
