@@ -38,7 +38,7 @@ class OneByOne:
         return {}
 
     def decide(
-        self, observation: Observation, memory: dict[str, Any], draw: torch.Generator
+        self, observation: Observation, memory: dict[str, Any], generator: torch.Generator
     ) -> tuple[list[Proposal], dict[str, Any], bool]:
         width, size = next(iter(observation.sizes.items()))
         edit = (

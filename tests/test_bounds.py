@@ -334,8 +334,8 @@ def test_alpha_ends_in_time_with_linear_bounds() -> None:
 
 
 def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
-    """The relaxation's optimum is where the best lines lead, and the search by cases is the
-    truth.
+    """The relaxation's optimum is where the optimised relaxation leads, and the search by
+    cases is the truth.
     """
     for seed in range(5):
         torch.manual_seed(seed)

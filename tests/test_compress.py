@@ -288,7 +288,7 @@ def test_borders_keep_constants_where_they_are() -> None:
 
 
 def leaky(seed: int, widths: tuple[int, ...] = (4, 12, 9, 3), slope: float = 0.1) -> nn.Sequential:
-    """A network most of whose units bend nowhere on the box from -1 to 1."""
+    """A network most of whose units are stable on the box from -1 to 1."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for reads, makes in pairwise(widths):

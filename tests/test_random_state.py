@@ -260,7 +260,7 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "fit.fit dag": lambda r: fitted(r, wiring="dag"),
     "fit.scratch": lambda r: scratch(fitted(r), r.dataset),
     "fit.compressed": lambda r: compressed(fitted(r), r.dataset),
-    "fit.renew": lambda r: shrink_and_perturb(r.deep, 0.5, 3),
+    "fit.shrink_and_perturb": lambda r: shrink_and_perturb(r.deep, 0.5, 3),
     "train.train": trained,
     "train.predict": lambda r: predict(r.deep, r.x),
     "estimator.MorphogenClassifier": lambda r: mg.MorphogenClassifier(

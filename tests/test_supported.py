@@ -112,7 +112,7 @@ def test_architectures_grow_by_a_quarter_and_shrink_back(name: str) -> None:
     make, example = ARCHITECTURES[name]
     model, x = make().eval(), example()
     found = grows_by_a_quarter_and_shrinks_back(model, x)
-    # every tensor that could have a width is in one, free or pinned; tables of positions are looked
+    # every tensor that could have a width is in one, free or fixed; tables of positions are looked
     # up by index only
     covered = {slot.tensor for w in found.values() for slot in w.slots}
     assert {name for name, _ in model.named_parameters()} <= covered | {"cls"}

@@ -215,8 +215,8 @@ def test_an_interruption_in_the_probe_changes_nothing() -> None:
 def test_an_interrupted_undo_is_done_or_not_begun(name: str) -> None:
     functions = {
         "Applied.undo",
-        "run_back",
-        "run_back.<locals>.rest",
+        "rollback",
+        "rollback.<locals>.rest",
         "surely",
         "Put.__call__",
         "PutState.__call__",

@@ -5,6 +5,7 @@ may ask for, `Settings`.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ LOOKED_AT = 2000  # validation examples of one evaluation; more would decide not
 _HELD_OUT = 6000  # most rows that are ever held out for decisions
 
 
+PolicyName = Literal["trial", "prune-expand", "gradmax", "natural", "firefly", "stochastic"]
+Wiring = Literal["layers", "dag"]
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
@@ -36,11 +41,11 @@ class Settings:
     seed: int = 0
     seconds: float | None = None
     device: str = "cpu"
-    policy: str = "trial"
-    wiring: str = "layers"
+    policy: PolicyName = "trial"
+    wiring: Wiring = "layers"
 
 
-WIRINGS: Mapping[str, frozenset[str]] = {
+WIRINGS: Mapping[Wiring, frozenset[PolicyName]] = {
     "layers": frozenset(),
     "dag": frozenset({"gradmax", "natural"}),
 }

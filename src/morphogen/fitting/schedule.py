@@ -4,6 +4,7 @@ weights for the last phase.
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ class Phase:
     anneal_steps: int = 0
 
     @property
-    def name(self) -> str:
+    def name(self) -> Literal["grow", "anneal"]:
         return "grow" if self.anneal_start is None else "anneal"
 
     def rate(self, step: int, recipe: Recipe) -> float:

@@ -85,8 +85,10 @@ def write_network(
         False,
         f"the file in {kind} against the original in float64 on {len(inputs)} inputs",
     )
-    told: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
-    write_atomic(path.with_name(f"{path.name}.certificate.json"), json.dumps(told, indent=1) + "\n")
+    record: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
+    write_atomic(
+        path.with_name(f"{path.name}.certificate.json"), json.dumps(record, indent=1) + "\n"
+    )
     return seen
 
 

@@ -17,7 +17,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from scipy.linalg import qr
@@ -42,13 +42,15 @@ _EXACT = 1e-10  # relative: rows closer to a combination of others than this are
 _LARGEST = 1e4  # factor of a combination
 _POINTS = 10_000
 
+RuleName = Literal["inactive", "constant", "unread", "duplicate", "dependent", "collapse", "skip"]
+
 
 def compress(
     model: nn.Module,
     box: Box,
     samples: Tensor | None = None,
     seconds: float = 60.0,
-    rules: Sequence[str] | None = None,
+    rules: Sequence[RuleName] | None = None,
     log: list[tuple[tuple[str, ...], nn.Module]] | None = None,
 ) -> tuple[nn.Module, Certificate]:
     """A smaller copy of `model` in evaluation mode, equal to it on `box` in real arithmetic; the
@@ -425,7 +427,7 @@ def bypass(inner: nn.Module, bend: nn.Module, outer: nn.Module, skip: nn.Module)
     return GraphModule({"inner": inner, "bend": bend, "outer": outer, "skip": skip}, graph)
 
 
-UNITS: Mapping[str, Rule] = {
+UNITS: Mapping[RuleName, Rule] = {
     "inactive": _inactive,
     "constant": _constant,
     "unread": _unread,
@@ -433,7 +435,7 @@ UNITS: Mapping[str, Rule] = {
     "dependent": _dependent,
 }
 """What takes units out: r1, r5, r6, r7, r2 of the specification."""
-LAYERS: Mapping[str, Change] = {"collapse": _merged, "skip": _bypassed}
+LAYERS: Mapping[RuleName, Change] = {"collapse": _merged, "skip": _bypassed}
 """What takes the place of layers: r3 with r4, r8."""
 RULES = (*UNITS, *LAYERS)
 """In the order in which they are tried."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ class Verdict:
     seconds: that it took.
     """
 
-    status: str
+    status: Literal["sat", "unsat", "unknown"]
     bound: float
     witness: Tensor | None = None
     boxes: int = 0
