@@ -41,7 +41,7 @@ from morphogen.edit.replicas import refuse_spread
 from morphogen.edit.shapes import shapes_of, stops
 from morphogen.edit.watch import Put, PutState, UndoStack, all_or_nothing, rollback, seen
 from morphogen.errors import NotExact, PlanError
-from morphogen.layers.dag.module import Dag, Moved
+from morphogen.layers.protocol import Rewiring, Wired, is_wired, keeps_sizes
 from morphogen.random_state import ALONE
 from morphogen.record import Receipt
 from morphogen.tracing.modes import eval_mode, train_mode, writes
@@ -68,7 +68,6 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
     nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
     nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
-    Dag: lambda m: {"in_features": m.layout.inputs, "blocks": m.layout.blocks, "seed": m.seed},
 }
 
 
@@ -236,8 +235,8 @@ def _change(
         model, plan, handling, generator, inits, new_state_fraction, values, late
     )
     # first in, last out: wirings go back once the tensors have
-    dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
-    undo_stack += [partial(dag.rearrange, dag.layout, dag.indices, dag.indptr) for dag, _ in dags]
+    dags = [(_wired_for(model, name, wiring), wiring) for name, wiring in plan.wirings]
+    undo_stack += [dag.rewirer() for dag, _ in dags]
     note_sizes(model, [tensor for tensor, _ in made], edited=bool(plan.edits))
     note_blocks(model, plan.blocks)
     try:
@@ -245,7 +244,7 @@ def _change(
         for tensor, gradient in gradients:
             tensor.grad = gradient
         for dag, wiring in dags:
-            dag.rearrange(wiring.layout, wiring.indices, wiring.indptr)
+            dag.rewire(wiring)
         _regroup(model, plan, undo_stack)
         _set_attributes(model, plan, undo_stack)
         refresh_sizes(model, undo_stack)
@@ -426,12 +425,13 @@ def _setter(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], N
 
 def kept_sizes(module: nn.Module) -> dict[str, Any]:
     """The sizes that a module keeps as attributes, as its tensors say they should be."""
-    return {
+    found = {
         k: v
         for kind, sizes in _SIZES.items()
         if isinstance(module, kind)
         for k, v in sizes(module).items()
     }
+    return {**found, **module.tensor_sizes()} if keeps_sizes(module) else found
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -477,27 +477,16 @@ def _regroup(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
             module.groups = len(row.index) * module.groups // module.out_channels
 
 
-def _wired_as(model: nn.Module, name: str, wiring: Moved) -> Dag:
-    """A model's DAG, which must be the one that was planned for."""
-    found = model.get_submodule(name)
-    assert isinstance(found, Dag)
-    layout, *wires = wiring.before
-    for live, planned in zip((found.indices, found.indptr), wires, strict=True):
-        alike = (live is None) == (planned is None)
-        if (
-            found.layout != layout
-            or not alike
-            or (live is not None and planned is not None and not _same(live, planned))
-        ):
-            raise PlanError(
-                f"'{name}' was wired otherwise when this was planned; plan again, and wire "
-                "averages alike"
-            )
-    return found
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
+def _wired_for(model: nn.Module, name: str, wiring: Rewiring) -> Wired:
+    """A model's wired layer, which must be as it was when this was planned."""
+    layer = model.get_submodule(name)
+    assert is_wired(layer)
+    if not layer.wired_for(wiring):
+        raise PlanError(
+            f"'{name}' was wired otherwise when this was planned; plan again, and wire averages "
+            "alike"
+        )
+    return layer
 
 
 def _set_attributes(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:

@@ -10,10 +10,7 @@ from morphogen.edit.blocks import is_plain, stacks
 from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.edit.follow import moved as followed
 from morphogen.errors import PlanError, Unsupported
-from morphogen.layers.dag.module import Dag, Moved, moved
-from morphogen.layers.depth import LearnedDepth
-from morphogen.layers.merge import residual
-from morphogen.layers.stack import BlockStack
+from morphogen.layers.protocol import Rewiring, has_blocks, is_wired
 from morphogen.tracing.widths import FLAT, Slot, Width, find
 
 NEW = -1
@@ -42,8 +39,8 @@ class Plan:
     nothing feels (see `Width.not_preserved`), removal of units whose outgoing weights are all zero,
     splits, and new blocks behind closed gates. attributes: (module, attribute, value) that follow,
     see `morphogen.follow`. rows: in an order such that a new row's columns into old units are made
-    after the row. blocks: (module, +1 or -1). wirings: what becomes of each `Dag` that changes, by
-    module.
+    after the row. blocks: (module, +1 or -1). wirings: what becomes of each wired layer, such as
+    a `Dag`, by module.
     """
 
     edits: tuple[Edit, ...]
@@ -53,7 +50,7 @@ class Plan:
     covers: dict[str, tuple[Slot, ...]]
     keeps: bool
     attributes: tuple[tuple[str, str, int], ...] = ()
-    wirings: tuple[tuple[str, Moved], ...] = field(default=(), compare=False)
+    wirings: tuple[tuple[str, Rewiring], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         lines = [
@@ -154,12 +151,8 @@ def _keeps(
                 and all(_unread(tensors[row.tensor], row) for row in reading)
             )
         case AddBlock():
-            depth = model.get_submodule(edit.module)
-            if isinstance(depth, LearnedDepth):
-                return (depth.zero_init and depth.merge is residual) or depth.depth <= len(
-                    depth.blocks
-                )
-            return not isinstance(depth, BlockStack)
+            stack = model.get_submodule(edit.module)
+            return stack.new_block_is_silent() if has_blocks(stack) else True
     return False
 
 
@@ -303,14 +296,13 @@ def _wired(
     maps: Mapping[str, list[int]],
     widths: Mapping[str, Width],
     tensors: Mapping[str, Tensor],
-) -> Moved:
-    dag = model.get_submodule(slot.tensor.rpartition(".")[0])
-    assert isinstance(dag, Dag)
-    rows = _laid_out(slot, maps, widths, tensors, dag.layout.values)
-    nodes = maps.get(slot.spans[-1].width)
-    return moved(
-        dag, rows, len(rows) - dag.layout.width * (dag.nodes if nodes is None else len(nodes))
-    )
+) -> Rewiring:
+    layer = model.get_submodule(slot.tensor.rpartition(".")[0])
+    assert is_wired(layer)
+    rows = _laid_out(slot, maps, widths, tensors, layer.row_count())
+    units = maps.get(slot.spans[-1].width)
+    rewiring: Rewiring = layer.rewiring(rows, None if units is None else len(units))
+    return rewiring
 
 
 def _laid_out(

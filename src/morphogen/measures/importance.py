@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.edit.plan import live_size, tensors_of
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import is_wired
 from morphogen.tracing.widths import FLAT, Slot, Width, find
 
 
@@ -45,13 +45,13 @@ def unit_importance(model: nn.Module, widths: Mapping[str, Width], name: str) ->
 
 
 def _ends(model: nn.Module, tensor: str, units: Tensor) -> tuple[list[int], list[int]]:
-    """For each weight of a `Dag`, the units that it enters and leaves, -1 for those of other
-    widths. units: of its values.
+    """For each weight of a wired layer (a `Dag`), the units that it enters and leaves, -1 for those
+    of other widths. units: of its rows.
     """
-    dag = model.get_submodule(tensor.rpartition(".")[0])
-    assert isinstance(dag, Dag)
-    node, row = dag.entries()
-    return units[dag.in_features + dag.layout.width * node].tolist(), units[row].tolist()
+    layer = model.get_submodule(tensor.rpartition(".")[0])
+    assert is_wired(layer)
+    made, read = layer.connections()
+    return units[made].tolist(), units[read].tolist()
 
 
 def _squares(tensor: Tensor, units: list[int], dim: int, size: int) -> Tensor:

@@ -8,8 +8,9 @@ correlation grows one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -21,13 +22,12 @@ from morphogen.errors import ShapeError
 from morphogen.layers.dag.dense import SOLVERS, Layout, Part, dag, inside, tril_index
 from morphogen.layers.dag.sparse import Wiring, reader_of, sparse_dag, wiring
 from morphogen.layers.dag.stats import Stats, stats
+from morphogen.layers.dag.unrolled import by_levels
 from morphogen.layers.linked import Linked, odd_part, second_moment
 from morphogen.layers.linked_op import KINDS
+from morphogen.layers.protocol import Fold
 
 WIRINGS = ("full", "random", "block")
-BASES: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "elu": nn.ELU, "selu": nn.SELU, "silu": nn.SiLU, "gelu": nn.GELU,
-}  # fmt: skip
 # from this share of the full wiring on, matrix products over the zeros too are faster than single
 # weights
 DENSE = 0.12
@@ -354,6 +354,60 @@ class Dag(nn.Module):
             nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes
         ).T
 
+    # What the rest of the library asks, see `layers.protocol`
+    # ----------------------------------------------------------------------------------
+
+    def unrolled(self) -> nn.Module:
+        """See `by_levels`."""
+        return by_levels(self)
+
+    def to_plain(self, fold: Fold) -> nn.Module:
+        """A linear layer for each level."""
+        return by_levels(self)
+
+    def tensor_sizes(self) -> dict[str, Any]:
+        """What is kept beside the tensors."""
+        return {
+            "in_features": self.layout.inputs,
+            "blocks": self.layout.blocks,
+            "seed": self.seed,
+        }
+
+    @property
+    def drawn_tensors(self) -> tuple[str, ...]:
+        """A random wiring, linked, has as many weights as its draw gave it."""
+        return ("weight", "indices", "indptr") if self.sparse else ()
+
+    def row_count(self) -> int:
+        """Rows of values: inputs, then what the nodes put out."""
+        return self.layout.values
+
+    def connections(self) -> tuple[Tensor, Tensor]:
+        """(first row of the node, row that it reads) of every weight."""
+        node, row = self.entries()
+        return self.in_features + self.layout.width * node, row
+
+    def rewiring(self, rows: Sequence[int], units: int | None) -> "Moved":
+        """See `moved`."""
+        nodes = self.nodes if units is None else units
+        return moved(self, rows, len(rows) - self.layout.width * nodes)
+
+    def wired_for(self, rewiring: "Moved") -> bool:
+        """Whether `rewiring` was made of the wiring of now. A network of shapes alone has no
+        numbers to compare.
+        """
+        layout, *wires = rewiring.before
+        live = (self.indices, self.indptr)
+        return self.layout == layout and all(map(_same, live, wires))
+
+    def rewire(self, rewiring: "Moved") -> None:
+        """Take the new wiring."""
+        self.rearrange(rewiring.layout, rewiring.indices, rewiring.indptr)
+
+    def rewirer(self) -> Callable[[], None]:
+        """What gives the wiring of now back."""
+        return partial(self.rearrange, self.layout, self.indices, self.indptr)
+
     def extra_repr(self) -> str:
         wired = (
             f"{self.density:.0%} of the full wiring"
@@ -521,8 +575,15 @@ def _rows_of(chosen: np.ndarray, layout: Layout) -> np.ndarray:
     return np.concatenate([inputs, (layout.inputs + 2 * nodes[:, None] + np.arange(2)).ravel()])
 
 
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
+
+
 def _activation(kind: str, linked: bool) -> nn.Module:
-    return Linked(BASES[kind]()) if linked else BASES[kind]()
+    plain = KINDS[kind].module()
+    return Linked(plain) if linked else plain
 
 
 def _passed(kind: str) -> float:
