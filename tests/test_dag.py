@@ -84,7 +84,7 @@ def test_batches_of_several_tiles_and_inputs_without_gradient(how: dict) -> None
 
 def by_hand(model: Dag, x: Tensor) -> Tensor:
     """Node after node, from the matrix."""
-    matrix, g, values = model.matrix(), KINDS[model.kind].value, list(x.T)
+    matrix, g, values = model.matrix(), KINDS[model.activation].value, list(x.T)
     bias = torch.zeros(model.nodes) if model.bias is None else model.bias.detach()
     for node in range(model.nodes):
         z = bias[node] + matrix[node, : len(values)] @ torch.stack(values)

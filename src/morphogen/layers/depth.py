@@ -142,7 +142,7 @@ class LearnedDepth(BlockStack):
             return built + 1 + self.lookahead
         return built + self.lookahead - (built > 1 and w < built - 1 - margin)
 
-    def settle(self, least: float = 0.1) -> None:
+    def fix_depth(self, least: float = 0.1) -> None:
         """End the search: from now on the depth stays, and no closed block is looked at. A last
         block whose gate is below `least`, which changes little and costs as much as any, is closed;
         the blocks go on learning.

@@ -176,7 +176,7 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
     began = time.perf_counter()
     for step in range(config.steps):
         if step == int(config.search * config.steps):
-            layer.settle()
+            layer.fix_depth()
         loss = F.cross_entropy(model(found.train[0]), found.train[1])
         descend(
             model, optimizer, config, loss + penalty(model) if layer.w.requires_grad else loss, step

@@ -102,7 +102,7 @@ class Dag(nn.Module):
         self.in_features = in_features
         self.nodes = nodes
         self.out_features = out_features
-        self.kind = activation
+        self.activation = activation
         self.linked = linked
         self.solver = solver
         self.block_size = block_size
@@ -138,7 +138,7 @@ class Dag(nn.Module):
     @property
     def density(self) -> float:
         """Weights over those of the full wiring."""
-        full = Layout(self.in_features, self.layout.blocks, True, self.kind, self.linked)
+        full = Layout(self.in_features, self.layout.blocks, True, self.activation, self.linked)
         return self.weight.numel() / full.weights
 
     def rearrange(self, layout: Layout, indices: Tensor | None, indptr: Tensor | None) -> None:
@@ -265,14 +265,14 @@ class Dag(nn.Module):
         """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is
         linear.
         """
-        linear = odd_part(_activation(self.kind, self.linked)) if self.linked else None
+        linear = odd_part(_activation(self.activation, self.linked)) if self.linked else None
         # inputs count with energy 1, nodes with what their activation passes on of it
         passed = (
             1.0
             if linear
-            else 2 * second_moment(_activation(self.kind, True))
+            else 2 * second_moment(_activation(self.activation, True))
             if self.linked
-            else _passed(self.kind)
+            else _passed(self.activation)
         )
         if self.indices is None:
             inputs = torch.full((self.nodes,), float(self.in_features))
@@ -333,7 +333,7 @@ class Dag(nn.Module):
                 for name in ("indices", "indptr", "order", "readers", "ends", "levels")
             )
         )
-        return sparse_dag(x, self.weight, self.bias, found, self.kind, self.linked)
+        return sparse_dag(x, self.weight, self.bias, found, self.activation, self.linked)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -417,7 +417,7 @@ class Dag(nn.Module):
             else "block"
         )
         return (
-            f"{self.in_features}, nodes={self.nodes}, activation={self.kind}, "
+            f"{self.in_features}, nodes={self.nodes}, activation={self.activation}, "
             f"linked={self.linked}, wiring={wired}"
         )
 
@@ -581,13 +581,13 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
 
 
-def _activation(kind: str, linked: bool) -> nn.Module:
-    plain = KINDS[kind].module()
+def _activation(activation: str, linked: bool) -> nn.Module:
+    plain = KINDS[activation].module()
     return Linked(plain) if linked else plain
 
 
-def _passed(kind: str) -> float:
+def _passed(activation: str) -> float:
     """E[g(z)^2] of a standard normal z."""
     z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return float(torch.trapezoid(KINDS[kind].value(z).square() * density, z))
+    return float(torch.trapezoid(KINDS[activation].value(z).square() * density, z))

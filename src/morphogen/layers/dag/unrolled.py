@@ -33,7 +33,7 @@ def _built(dag: "Dag") -> nn.Module:
     bias = dag.bias.detach()
     root = nn.Module()
     graph = Graph()
-    root.add_module("activation", KINDS[dag.kind].module())
+    root.add_module("activation", KINDS[dag.activation].module())
     known = graph.placeholder("x")
     order = list(range(dag.in_features))  # the row of values that each column of `known` is
     for number, nodes in enumerate(_levels(dag), start=1):
