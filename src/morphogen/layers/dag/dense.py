@@ -67,25 +67,19 @@ class Layout:
 
     def parts(self, weight: Tensor) -> "list[Part]":
         """Views of a flat tensor, a block each."""
-        found = []
+        parts = []
         at = 0
         node = 0
         before = self.inputs
-        for size, (panel, triangle) in zip(self.blocks, self.sizes(), strict=True):
-            middle = at + panel
-            found.append(
-                Part(
-                    node,
-                    size,
-                    before,
-                    weight[at:middle].view(size, before),
-                    weight[middle : middle + triangle],
-                )
-            )
-            at = middle + triangle
+        for size, (entries, inner) in zip(self.blocks, self.sizes(), strict=True):
+            middle = at + entries
+            panel = weight[at:middle].view(size, before)
+            triangle = weight[middle : middle + inner]
+            parts.append(Part(node, size, before, panel, triangle))
+            at = middle + inner
             node = node + size
             before = before + self.width * size
-        return found
+        return parts
 
 
 @dataclass(frozen=True)
@@ -204,33 +198,24 @@ def _backward(
     flowing = gradient[first:].clone(memory_format=torch.contiguous_format)
     deltas = values.new_empty(layout.nodes, values.shape[1])
     weight = scatter(weight, places, layout)
-    found = torch.empty_like(weight)
+    by_weight = torch.empty_like(weight)
     solve = _SOLVERS[_solver(solver, values, activation)][1]
-    for part, own in zip(
-        reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True
-    ):
+    parts = zip(layout.parts(weight), layout.parts(by_weight), strict=True)
+    for part, own in reversed(list(parts)):
         rows = part.rows(layout.width)
         delta = deltas[part.nodes]
-        own_rows = slice(rows.start - first, rows.stop - first)
-        solve(
-            layout,
-            part,
-            sums[part.nodes] if len(sums) else sums,
-            values[rows],
-            flowing[own_rows],
-            delta,
-        )
+        own_sums = sums[part.nodes] if len(sums) else sums
+        own_flowing = flowing[rows.start - first : rows.stop - first]
+        solve(layout, part, own_sums, values[rows], own_flowing, delta)
+        # before += panel' delta,   panel's gradient = delta before',   triangle's = delta values'
         before = flowing[: part.before - first]
         torch.addmm(before, part.panel[:, first:].T, delta, out=before)
         torch.mm(delta, values[: part.before].T, out=own.panel)
         if inner:
-            torch.take(
-                delta @ values[rows].T,
-                tril_index(part.size, layout.width, delta.device),
-                out=own.triangle,
-            )
+            index = tril_index(part.size, layout.width, delta.device)
+            torch.take(delta @ values[rows].T, index, out=own.triangle)
     back = flowing[: inputs - first].T.contiguous() if whole else flowing.new_empty(0, inputs)
-    return back, found if places is None else found[places], deltas.sum(1)
+    return back, by_weight if places is None else by_weight[places], deltas.sum(1)
 
 
 @lru_cache(maxsize=32)

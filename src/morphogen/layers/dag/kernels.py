@@ -35,9 +35,9 @@ def _copied(tile, row, source, at, begin, wide):
 
 @_helper
 def _stored(tile, row, into, at, begin, wide):
-    found = into[at, begin : begin + wide]
+    written = into[at, begin : begin + wide]
     for i in range(wide):
-        found[i] = tile[row, i]
+        written[i] = tile[row, i]
 
 
 @_helper
@@ -333,8 +333,8 @@ def sparse_back(
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def products(places, indptr, deltas, values, found, columns, begin, end):
-    """found[k] = deltas[j] . values[places[k]] for the entries of the nodes from begin to end."""
+def products(places, indptr, deltas, values, by_weight, columns, begin, end):
+    """by_weight[k] = deltas[j] . values[places[k]], k the entries of the nodes j, begin to end."""
     for j in range(begin, end):
         k = indptr[j]
         while k + 4 <= indptr[j + 1]:
@@ -348,12 +348,12 @@ def products(places, indptr, deltas, values, found, columns, begin, end):
                 b += deltas[j, i] * values[q, i]
                 c += deltas[j, i] * values[r, i]
                 d += deltas[j, i] * values[s, i]
-            found[k], found[k + 1], found[k + 2], found[k + 3] = a, b, c, d
+            by_weight[k], by_weight[k + 1], by_weight[k + 2], by_weight[k + 3] = a, b, c, d
             k += 4
         while k < indptr[j + 1]:
             place = places[k]
             total = deltas[j, 0] * values[place, 0]
             for i in range(1, columns):
                 total += deltas[j, i] * values[place, i]
-            found[k] = total
+            by_weight[k] = total
             k += 1

@@ -66,12 +66,12 @@ def levels(indices: Tensor, indptr: Tensor, inputs: int, width: int = 1) -> Tens
     """The level of each node, (nodes,): the longest way to it from an input, 1 for nodes that read
     inputs or nothing.
     """
-    found: list[int] = []
-    ends = indptr.tolist()
+    level: list[int] = []
     nodes = ((indices - inputs).div(width, rounding_mode="floor")).tolist()
-    for first, last in pairwise(ends):
-        found.append(1 + max((found[node] for node in nodes[first:last] if node >= 0), default=0))
-    return torch.tensor(found, dtype=torch.int64)
+    for first, last in pairwise(indptr.tolist()):
+        before = [level[node] for node in nodes[first:last] if node >= 0]
+        level.append(1 + max(before, default=0))
+    return torch.tensor(level, dtype=torch.int64)
 
 
 def sparse_dag(
@@ -187,7 +187,7 @@ def _backward(
     inputs = len(values) - width * nodes
     batch = values.shape[1]
     deltas = values.new_empty(nodes, batch)
-    found = torch.empty_like(weight)
+    by_weight = torch.empty_like(weight)
     back = values.new_empty(inputs if whole else 0, batch)
     if _native(solver, values, activation):
         about = (weight[order], readers, ends, sums, values, gradient.contiguous(), deltas, back)
@@ -195,7 +195,7 @@ def _backward(
         shared(
             bind(kernels().sparse_back, activation, linked, *arrays, inputs, nodes), batch, COLUMNS
         )
-        arrays = [t.detach().numpy() for t in (indices, indptr, deltas, values, found)]
+        arrays = [t.detach().numpy() for t in (indices, indptr, deltas, values, by_weight)]
         shared(partial(kernels().products, *arrays, batch), nodes, _NODES)
     else:
         flowing = gradient.clone()
@@ -205,9 +205,9 @@ def _backward(
             above = flowing[torch.stack([out, out + 1], 1).flatten() if linked else out]
             deltas[level] = activate_backward(activation, linked, z[level], above)
             flowing.index_add_(0, indices[entries], weight[entries, None] * deltas[rows])
-            found[entries] = (deltas[rows] * values[indices[entries]]).sum(1)
+            by_weight[entries] = (deltas[rows] * values[indices[entries]]).sum(1)
         back = flowing[: len(back)]
-    return back.T.contiguous() if whole else back.view(0, inputs), found, deltas.sum(1)
+    return back.T.contiguous() if whole else back.view(0, inputs), by_weight, deltas.sum(1)
 
 
 def _by_level(levels: Tensor, indptr: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
