@@ -44,7 +44,7 @@ class OneByOne:
         edit = (
             Grow(width, 1)
             if observation.round % 2
-            else Shrink(width, [int(torch.randint(size, (1,), generator=draw))])
+            else Shrink(width, [int(torch.randint(size, (1,), generator=generator))])
         )
         return [Proposal(edit, "its turn")], memory, False
 

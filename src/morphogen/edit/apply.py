@@ -41,7 +41,7 @@ from morphogen.edit.shapes import shapes_of, stops
 from morphogen.edit.sizes import refresh_sizes
 from morphogen.edit.watch import Put, PutState, UndoStack, all_or_nothing, rollback, seen
 from morphogen.errors import NotExact, PlanError
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import Rewiring, Wired, is_wired
 from morphogen.random_state import ALONE
 from morphogen.record import Receipt
 from morphogen.tracing.modes import eval_mode, train_mode, writes
@@ -221,13 +221,13 @@ def _change(
     before = probe(model, how.example)
     parameters = count_parameters(model)
     computed = _computed(model, plan, handling, how)
-    dags = _dags_of(model, plan)
+    layers = [(_wired_for(model, name, wiring), wiring) for name, wiring in plan.wirings]
     # first in, last out: wirings go back once the tensors have
-    undo_stack += [partial(dag.rearrange, dag.layout, dag.indices, dag.indptr) for dag in dags]
+    undo_stack += [layer.rewirer() for layer, _ in layers]
     note_sizes(model, [tensor for tensor, _ in computed.values], edited=bool(plan.edits))
     note_blocks(model, [*plan.blocks, *_joining(model, plan)])
     try:
-        _write(model, plan, computed, dags, how, undo_stack)
+        _write(model, plan, computed, layers, how, undo_stack)
         _move_modules(model, plan, optimizers, how, undo_stack)
         after = probe(model, how.example)
         change = change_of(before, after, plan if how.keeps else None)
@@ -257,7 +257,7 @@ def _write(
     model: nn.Module,
     plan: Plan,
     computed: _Computed,
-    dags: Sequence[Dag],
+    layers: Sequence[tuple[Wired, Rewiring]],
     how: _How,
     undo_stack: UndoStack,
 ) -> None:
@@ -265,14 +265,14 @@ def _write(
     commit(computed.values, computed.states, undo_stack)
     for tensor, gradient in computed.gradients:
         tensor.grad = gradient
-    for dag, (_, wiring) in zip(dags, plan.wirings, strict=True):
-        dag.rearrange(wiring.layout, wiring.indices, wiring.indptr)
+    for layer, wiring in layers:
+        layer.rewire(wiring)
     _regroup(model, plan, undo_stack)
     _set_attributes(model, plan, undo_stack)
     refresh_sizes(model, undo_stack)
-    for dag, (name, wiring) in zip(dags, plan.wirings, strict=True):
+    for (layer, wiring), (name, _) in zip(layers, plan.wirings, strict=True):
         if f"{name}.weight".removeprefix(".") not in how.values:
-            dag.start(wiring.first, how.generator)
+            layer.start(wiring.first, how.generator)
     for settle in computed.late:
         settle()
 
@@ -453,29 +453,16 @@ def _regroup(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
             module.groups = len(row.index) * module.groups // module.out_channels
 
 
-def _dags_of(model: nn.Module, plan: Plan) -> list[Dag]:
-    """The model's DAGs that are wired anew. Raises `PlanError` where one is not the one that was
-    planned for.
-    """
-    dags = []
-    for name, wiring in plan.wirings:
-        dag = model.get_submodule(name)
-        assert isinstance(dag, Dag)
-        layout, *planned = wiring.before
-        live = (dag.indices, dag.indptr)
-        if dag.layout != layout or not all(map(_same, live, planned)):
-            raise PlanError(
-                f"'{name}' was wired otherwise when this was planned; plan again, and wire "
-                "averages alike"
-            )
-        dags.append(dag)
-    return dags
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
+def _wired_for(model: nn.Module, name: str, wiring: Rewiring) -> Wired:
+    """A model's wired layer, which must be as it was when this was planned."""
+    layer = model.get_submodule(name)
+    assert is_wired(layer)
+    if not layer.wired_for(wiring):
+        raise PlanError(
+            f"'{name}' was wired otherwise when this was planned; plan again, and wire averages "
+            "alike"
+        )
+    return layer
 
 
 def _set_attributes(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.edit.blocks import Stack, stacks
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import is_wired
 
 _NOTE = "_morphogen_base"
 _COUNTS = ""  # the entry of a stack's note that is no tensor's
@@ -238,7 +238,7 @@ def _drawn(module: nn.Module, name: str) -> bool:
     """Whether a tensor's size is drawn when the module is built: the weights of a random wiring,
     linked.
     """
-    return isinstance(module, Dag) and module.sparse and name in ("weight", "indices", "indptr")
+    return is_wired(module) and name in module.drawn_tensors
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, Stack]]:

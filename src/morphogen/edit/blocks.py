@@ -21,7 +21,8 @@ from morphogen.edit.numbers import number, recount
 from morphogen.edit.preserve_state import preserve_state
 from morphogen.edit.watch import UndoStack
 from morphogen.errors import PlanError
-from morphogen.layers.stack import BlockStack, reinitialised
+from morphogen.layers.protocol import has_blocks
+from morphogen.layers.stack import reinitialised
 from morphogen.random_state import random_kept
 from morphogen.tracing.modes import eval_mode, train_mode
 from morphogen.tracing.residual import closing
@@ -35,7 +36,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     known: dict[str, Stack] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, BlockStack):
+        if has_blocks(module):
             known[name] = module.blocks
             inside.add(module.blocks)
         elif isinstance(module, Stack) and module not in inside:
@@ -45,7 +46,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
 
 def is_plain(model: nn.Module, name: str) -> bool:
     """Whether a stack is the model's own, without gates."""
-    return not isinstance(model.get_submodule(name), BlockStack)
+    return not has_blocks(model.get_submodule(name))
 
 
 def new_block(model: nn.Module, name: str) -> nn.Module:
@@ -54,11 +55,7 @@ def new_block(model: nn.Module, name: str) -> nn.Module:
     """
     module = model.get_submodule(name)
     blocks = stacks(model)[name]
-    block = (
-        module.new_block()
-        if isinstance(module, BlockStack)
-        else reinitialised(copy.deepcopy(blocks[-1]))
-    )
+    block = module.new_block() if has_blocks(module) else reinitialised(copy.deepcopy(blocks[-1]))
     return number(block, list(blocks), model, name)
 
 

@@ -25,10 +25,8 @@ from morphogen.edit.follow import moved as followed
 from morphogen.edit.wiring import grown, pruned, rewired
 from morphogen.errors import PlanError, Unsupported
 from morphogen.layers.dag.cascade import Cascade
-from morphogen.layers.dag.module import Dag, Moved, moved
-from morphogen.layers.depth import LearnedDepth
-from morphogen.layers.merge import residual
-from morphogen.layers.stack import BlockStack
+from morphogen.layers.dag.module import Dag, Moved
+from morphogen.layers.protocol import Rewiring, has_blocks, is_wired
 from morphogen.tracing.widths import FLAT, Slot, Width, find
 
 NEW = -1
@@ -79,11 +77,11 @@ class Plan:
     nothing feels (see `Width.not_preserved`), removal of units whose outgoing weights are all zero,
     splits, and new blocks behind closed gates. attributes: (module, attribute, value) that follow,
     see `morphogen.follow`. rows: in an order such that a new row's columns into old units are made
-    after the row. blocks: (module, +1 or -1). wirings: what becomes of each `Dag` that changes, by
-    module. modules: those that come, perhaps in place of others. frozen: parameters that learn no
-    more, and leave the optimizers. values: tensors that have a row, by name, as they are to be
-    afterwards. rewrites: what is done that no `Edit` says, such as `link`: it makes another base
-    model, see `save`.
+    after the row. blocks: (module, +1 or -1). wirings: what becomes of each wired layer, such as
+    a `Dag`, by module. modules: those that come, perhaps in place of others. frozen: parameters
+    that learn no more, and leave the optimizers. values: tensors that have a row, by name, as they
+    are to be afterwards. rewrites: what is done that no `Edit` says, such as `link`: it makes
+    another base model, see `save`.
     """
 
     edits: tuple[Edit, ...]
@@ -93,7 +91,7 @@ class Plan:
     covers: dict[str, tuple[Slot, ...]]
     keeps: bool
     attributes: tuple[tuple[str, str, int], ...] = ()
-    wirings: tuple[tuple[str, Moved], ...] = field(default=(), compare=False)
+    wirings: tuple[tuple[str, Rewiring], ...] = field(default=(), compare=False)
     modules: tuple[Placed, ...] = ()
     frozen: tuple[str, ...] = ()
     values: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
@@ -134,7 +132,7 @@ class _Part:
     rows: tuple[Row, ...]
     sizes: dict[str, tuple[int, int]]
     covers: dict[str, tuple[Slot, ...]] = field(default_factory=dict)
-    wirings: tuple[tuple[str, Moved], ...] = ()
+    wirings: tuple[tuple[str, Rewiring], ...] = ()
     modules: tuple[Placed, ...] = ()
     frozen: tuple[str, ...] = ()
 
@@ -218,7 +216,7 @@ def _with_sizes(
     covers = {name: find(widths, name).slots for name in maps}
     slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
     rows = []
-    wirings: dict[str, Moved] = {}
+    wirings: dict[str, Rewiring] = {}
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old
     # units is set to zero
     for slot in sorted(slots, key=lambda slot: slot.role.startswith("in")):
@@ -389,12 +387,8 @@ def _keeps(
                 and all(_unread(tensors[row.tensor], row) for row in reading)
             )
         case AddBlock():
-            depth = model.get_submodule(edit.module)
-            if isinstance(depth, LearnedDepth):
-                return (depth.zero_init and depth.merge is residual) or depth.depth <= len(
-                    depth.blocks
-                )
-            return not isinstance(depth, BlockStack)
+            stack = model.get_submodule(edit.module)
+            return stack.new_block_is_silent() if has_blocks(stack) else True
         case GrowNodes():
             return _module(model, edit.module, Dag).readout is not None
         case AddStage():
@@ -542,14 +536,13 @@ def _wired(
     maps: Mapping[str, list[int]],
     widths: Mapping[str, Width],
     tensors: Mapping[str, Tensor],
-) -> Moved:
-    dag = model.get_submodule(slot.tensor.rpartition(".")[0])
-    assert isinstance(dag, Dag)
-    rows = _laid_out(slot, maps, widths, tensors, dag.layout.values)
-    nodes = maps.get(slot.spans[-1].width)
-    return moved(
-        dag, rows, len(rows) - dag.layout.width * (dag.nodes if nodes is None else len(nodes))
-    )
+) -> Rewiring:
+    layer = model.get_submodule(slot.tensor.rpartition(".")[0])
+    assert is_wired(layer)
+    rows = _laid_out(slot, maps, widths, tensors, layer.row_count())
+    units = maps.get(slot.spans[-1].width)
+    rewiring: Rewiring = layer.rewiring(rows, None if units is None else len(units))
+    return rewiring
 
 
 def _laid_out(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from morphogen.edit.follow import followed
 from morphogen.edit.watch import UndoStack
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import keeps_sizes
 
 # The sizes that modules keep beside their tensors, read back from the tensors after a resize.
 _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
@@ -29,18 +29,16 @@ _SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
     nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
     nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
-    Dag: lambda m: {"in_features": m.layout.inputs, "blocks": m.layout.blocks, "seed": m.seed},
 }
 
 
 def kept_sizes(module: nn.Module) -> dict[str, Any]:
     """The sizes that a module keeps as attributes, as its tensors say they should be."""
-    return {
-        k: v
-        for kind, sizes in _SIZES.items()
-        if isinstance(module, kind)
-        for k, v in sizes(module).items()
-    }
+    kept: dict[str, Any] = {}
+    for kind, sizes in _SIZES.items():
+        if isinstance(module, kind):
+            kept |= sizes(module)
+    return {**kept, **module.tensor_sizes()} if keeps_sizes(module) else kept
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError
 from morphogen.fitting.recipe import Recipe, recipe_for
-from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
+from morphogen.layers.protocol import learns_size
 from morphogen.models import convnet, dagnet, mlp
 from morphogen.threads import threads
 from morphogen.training.train import Batches, predict
@@ -125,8 +125,9 @@ class Problem:
             if self.regression
             else F.cross_entropy(out, y, label_smoothing=smoothing)
         )
-        for depth in depths_in(model):
-            loss = loss + quadratic(depth, self.recipe.depth_penalty)
+        for layer in model.modules():
+            if learns_size(layer):
+                loss = loss + quadratic(layer, self.recipe.depth_penalty)
         return loss
 
     def losses(self, model: nn.Module) -> Tensor:
@@ -188,10 +189,6 @@ def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rows, test_size=held, random_state=seed % 2**32, stratify=stratify
     )
     return inside, out
-
-
-def depths_in(model: nn.Module) -> list[LearnedDepth]:
-    return [m for m in model.modules() if isinstance(m, LearnedDepth)]
 
 
 @torch.no_grad()

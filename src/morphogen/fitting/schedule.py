@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from morphogen.fitting.problem import depths_in
 from morphogen.fitting.recipe import Recipe
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import is_wired, size_parameters
 from morphogen.layers.stack import reinitialised
 from morphogen.random_state import own_draws
 
@@ -45,9 +44,9 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> Optimizer:
     """AdamW in three groups: matrices and kernels (decayed), vectors, and learned depths (their own
     rate).
     """
-    depths = [depth.w for depth in depths_in(model)]
+    depths = size_parameters(model)
     # a matrix without its zeros
-    flat = {id(m.weight) for m in model.modules() if isinstance(m, Dag)}
+    flat = {id(m.weight) for m in model.modules() if is_wired(m)}
     others = [p for p in model.parameters() if not any(p is w for w in depths)]
     groups = [
         {
@@ -72,7 +71,7 @@ def shrink_and_perturb(model: nn.Module, share: float, seed: int) -> None:
     """
     with own_draws(seed, model):
         fresh = reinitialised(copy.deepcopy(model))
-    depths = {id(depth.w) for depth in depths_in(model)}
+    depths = {id(parameter) for parameter in size_parameters(model)}
     for old, new in zip(model.parameters(), fresh.parameters(), strict=True):
         if id(old) not in depths:
             old.lerp_(new, share)

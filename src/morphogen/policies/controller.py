@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from morphogen.edit.adapt import asked, learned
 from morphogen.edit.apply import apply_, count_parameters, prove
+from morphogen.edit.blocks import stacks
 from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.inits.firefly import firefly
@@ -19,8 +20,7 @@ from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.plan import Plan, live_size, plan, tensors_of
 from morphogen.edit.preserve_state import preserve_state
 from morphogen.errors import MorphogenError, PlanError
-from morphogen.layers.stack import BlockStack
-from morphogen.layers.width import LearnedWidth
+from morphogen.layers.protocol import has_units
 from morphogen.measures.importance import unit_importance
 from morphogen.measures.natural import natural_norm
 from morphogen.policies.budget import within
@@ -125,9 +125,9 @@ class Controller:
         if self._free is None:
             # a learned width decides for itself
             own = {
-                learned(known, name)
+                learned(known, f"{name}.{module.unit_tensor()}".removeprefix("."))
                 for name, module in self.model.named_modules()
-                if isinstance(module, LearnedWidth)
+                if has_units(module)
             }
             self._free = tuple(
                 name
@@ -202,9 +202,7 @@ class Controller:
         """
         if not isinstance(edit, (AddBlock, DropBlock)):
             return {}
-        module = self.model.get_submodule(edit.module)
-        assert isinstance(module, BlockStack)
-        count = len(module.blocks)
+        count = len(stacks(self.model)[edit.module])
         return {edit.module: (count, count + (1 if isinstance(edit, AddBlock) else -1))}
 
     def _attempt(

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from morphogen.activations import ACTIVATIONS, NUMBER, Activation, X
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import ShapeError, Unsupported
-from morphogen.layers.dag.module import Dag
-from morphogen.layers.dag.unrolled import without_dags
+from morphogen.layers.protocol import without_opaque
 from morphogen.tracing.trace import Node, Ref, refs, trace
 from morphogen.tracing.traits import named
 
@@ -131,8 +130,7 @@ def program(
     an operation that mixes examples and for one whose numbers are coarser than the model's own, and
     `ShapeError` for weights that are no numbers or that `dtype` rounds.
     """
-    if any(isinstance(part, Dag) for part in model.modules()):
-        model = without_dags(model)
+    model = without_opaque(model)
     example = example.to(dtype_of(model)) if example.is_floating_point() else example
     graph = trace(model, example, training=False, until=until)
     tensors = {

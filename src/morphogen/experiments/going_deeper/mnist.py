@@ -22,6 +22,7 @@ from morphogen.experiments.going_deeper.gates import gate_curves
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import penalty, quadratic, scale_penalty
+from morphogen.layers.protocol import size_parameters
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import Batches
 from morphogen.transforms.freeze import freeze
@@ -210,7 +211,7 @@ def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     if config.faithful:
         return Adadelta(trained, lr=1.0, rho=0.95, eps=1e-8)
-    depths = [module.w for module in model.modules() if isinstance(module, LearnedDepth)]
+    depths = size_parameters(model)
     matrices = [p for p in trained if p.dim() > 1]
     vectors = [p for p in trained if p.dim() <= 1 and not any(p is w for w in depths)]
     groups: list[dict[str, Any]] = [

@@ -193,7 +193,7 @@ def learned(parts: Data, config: Config, seed: int) -> Fit:
     began = time.perf_counter()
     for step in range(config.steps):
         if step == int(config.search * config.steps):
-            layer.settle()
+            layer.fix_depth()
         loss = F.cross_entropy(model(parts.train[0]), parts.train[1])
         searching = layer.w.requires_grad
         descend(model, optimizer, config, loss + penalty(model) if searching else loss, step)

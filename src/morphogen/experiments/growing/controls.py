@@ -37,6 +37,7 @@ from morphogen.edit.plan import plan
 from morphogen.experiments.shared.claims import Row, claimed
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.penalty import linear, penalty
+from morphogen.layers.protocol import size_parameters
 from morphogen.layers.width import LearnedWidth
 from morphogen.policies.controller import Controller
 from morphogen.policies.firefly import Firefly
@@ -168,9 +169,7 @@ class Run:
         self.cost = 0
 
     def optimizer(self, model: nn.Module) -> AdamW:
-        sizes: list[nn.Parameter] = [
-            m.log_w for m in model.modules() if isinstance(m, LearnedWidth)
-        ]
+        sizes = size_parameters(model)
         weights = [p for p in model.parameters() if all(p is not size for size in sizes)]
         groups: list[dict[str, Any]] = [
             {"params": weights},
@@ -205,7 +204,7 @@ class Run:
         options = {"steps": self.config.steps, "rounds": self.config.rounds}
         train(self.state, self.data.train, self.objective, self.rate, hooks=[after], **options)
         model = self.state.model
-        if any(isinstance(m, LearnedWidth) for m in model.modules()):
+        if size_parameters(model):
             model, _ = freeze(model, self.data.train.x[:2])
         seconds = time.perf_counter() - began
         return Fit(

@@ -1,12 +1,16 @@
 """From deep to shallow: `shallow(model, box) -> (Form, Certificate)`.
 
-| form | is | terms | file | |---|---|---|---| | "maximum" | max of concave networks with one hidden
-layer each | one a cell, less by `prune` | `maximum.py` | | "minimum" | min of convex ones | one a
-cell, less by `prune` | `maximum.py` | | "max-min" | max of min of affine functions of the first
-hidden layer | patterns of the later layers, squared | `max_min.py` | | "split" | difference of two
-maxima, of two hidden layers one is left | subsets of the last layer that occur | `split.py` | |
-"difference" | difference of two maxima over the first hidden layer | doubly exponential, less by
-pruning | `difference.py` |
+form "maximum", `maximum.py`: max of concave networks with one hidden layer each; one a cell, less
+by `prune`. "minimum", there too: min of convex ones.
+
+form "max-min", `max_min.py`: max of min of affine functions of the first hidden layer; the patterns
+of the later layers, squared.
+
+form "split", `two_layers.py`: difference of two maxima, of two hidden layers one is left; the
+subsets of the last layer that occur.
+
+form "difference", `difference.py`: difference of two maxima over the first hidden layer; doubly
+exponential, less by pruning.
 
 `approximate.py` has a fixed number of units for any accuracy almost everywhere.
 """
@@ -54,7 +58,7 @@ def shallow(
     """`model` on the box of one example, (1, *shape), as functions of one hidden layer each; the
     model stays as it is.
 
-    form: see this file's table. along, max_cells, seconds: of the cells, as in `regions`; where
+    form: see this file's head. along, max_cells, seconds: of the cells, as in `regions`; where
     these end early the certificate says "bounds": `lower` and `upper` then hold the network between
     them, everywhere, and are equal where its cells were found. limit: log2 of the most terms.
     prune: leave out terms that the others replace on the box. Raises `Unsupported` for a network
@@ -68,14 +72,14 @@ def shallow(
     made = whole.prune() if prune else whole
     complete = cells.complete or form == "difference"
     pruned = f" of {whole.n_terms:,}" if prune else ""
-    told = (
+    reason = (
         f"{made.n_terms:,} terms{pruned} with {made.n_units:,} hidden units in all, for "
         f"{net.units:,} units on {len(net.layers)} layers; formally 2^{made.log2_formal:.1f} terms"
     )
     if complete:
-        return made, certified(model, net, made, told)
-    told += f"; the search for cells was stopped at {len(cells):,}"
-    return made, certified(model, net, made, told, "bounds")
+        return made, certified(model, net, made, reason)
+    reason += f"; the search for cells was stopped at {len(cells):,}"
+    return made, certified(model, net, made, reason, "bounds")
 
 
 def certified(
