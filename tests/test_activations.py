@@ -13,9 +13,10 @@ import morphogen as mg
 from morphogen.activations import ACTIVATIONS, MODULES, Activation
 from morphogen.bounds.alpha_crown import alpha_crown
 from morphogen.bounds.box import Box
-from morphogen.bounds.crown import crown, linear_relaxation
+from morphogen.bounds.crown import crown
 from morphogen.bounds.dual import dual
 from morphogen.bounds.interval import interval
+from morphogen.bounds.relaxation import linear_relaxation
 from morphogen.bounds.rules import activation
 from morphogen.bounds.techniques import TECHNIQUES
 from morphogen.formats.modules import modules

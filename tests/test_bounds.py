@@ -18,13 +18,14 @@ from morphogen import ShapeError, Unsupported
 from morphogen.activations import ACTIVATIONS, extremes
 from morphogen.bounds.alpha_crown import alpha_crown, optimised
 from morphogen.bounds.box import Box, l0_ball, linf_ball, lp_ball
-from morphogen.bounds.crown import Variables, crown, linear_relaxation, lower_bound
+from morphogen.bounds.crown import Variables, crown, lower_bound
 from morphogen.bounds.derivative import derivative
-from morphogen.bounds.dual import dual
+from morphogen.bounds.dual import dual, lagrangian
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
 from morphogen.bounds.lp import lp_minimum
 from morphogen.bounds.maximum import looked_at, relaxed, windows
+from morphogen.bounds.relaxation import linear_relaxation
 from morphogen.layers.linked import LKReLU
 from morphogen.models import convnet, dagnet
 from morphogen.tracing.program import program
@@ -505,7 +506,7 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(
     assert (best.bound >= plain - 1e-12).all()
     assert list(best.path) == sorted(best.path)
     wild = {n: c + torch.randn(c.shape).double() for n, c in best.multipliers.items()}
-    loose = lower_bound(net, boxes, spec, free=Variables(duals=wild))
+    loose = lagrangian(net, boxes, spec, wild)
     for _ in range(200):
         points = found.inside(found.lower + found.width * torch.rand(x.shape).double())
         y = torch.einsum("nko,bo->bk", spec, net(points))

@@ -1,6 +1,6 @@
 """Sets of inputs: boxes, and what lies in a ball or moves in few places only, inside a box."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
@@ -128,6 +128,10 @@ class Box:
         )
         share[:corners].round_()
         return self.lower + self.width * share
+
+
+Boxes = Mapping[str, Box]
+"""By name of a value, what holds it; any set of inputs by the input's name."""
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,11 @@ from torch import Tensor
 
 from morphogen.activations import RELU
 from morphogen.bounds.box import Box
-from morphogen.bounds.crown import linear_relaxation
 from morphogen.bounds.highs import solver
+from morphogen.bounds.jacobian import abs_jacobian, linear_step
+from morphogen.bounds.relaxation import linear_relaxation
 from morphogen.bounds.rounding import size, unit
-from morphogen.bounds.rules import (
-    MAXIMA,
-    abs_jacobian,
-    activation,
-    affine,
-    linear_step,
-    rectifier,
-    refuse,
-)
+from morphogen.bounds.rules import MAXIMA, activation, affine, rectifier, refuse
 from morphogen.deadline import Deadline
 from morphogen.tracing.program import Program, Step, run
 

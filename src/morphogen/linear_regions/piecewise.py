@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
+from morphogen.bounds.jacobian import linear_step
 from morphogen.bounds.maximum import windows
-from morphogen.bounds.rules import MAXIMA, affine, linear_step, rectifier
+from morphogen.bounds.rules import MAXIMA, affine, rectifier
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.tracing.program import Program, Step, program
 
