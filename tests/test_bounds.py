@@ -17,7 +17,7 @@ from bounded_nets import NETS, between, inside
 from morphogen import ShapeError, Unsupported
 from morphogen.activations import ACTIVATIONS, extremes
 from morphogen.bounds.alpha_crown import alpha_crown, optimised
-from morphogen.bounds.box import Box, l0_ball, linf_ball, lp_ball
+from morphogen.bounds.box import Box, InputSet, l0_ball, linf_ball, lp_ball, unit_cube
 from morphogen.bounds.crown import Variables, crown, lower_bound
 from morphogen.bounds.dual import dual, lagrangian
 from morphogen.bounds.forward import forward
@@ -322,7 +322,7 @@ def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> Non
     assert str(hurried).endswith(f"{hurried.count(UNDECIDED)} undecided")
 
 
-SETS: dict[str, Callable[[Tensor], Box]] = {
+SETS: dict[str, Callable[[Tensor], InputSet]] = {
     "box": lambda x: linf_ball(x, 0.3),
     "l2": lambda x: lp_ball(x, 0.5, 2.0, -1.0, 1.0),
     "l1": lambda x: lp_ball(x, 0.5, 1.0),
@@ -350,10 +350,53 @@ def test_a_set_holds_its_points_and_its_least_values_are_attained(kind: str) -> 
             assert ((away != 0).sum(1) <= 2).all()
         elif kind != "box":
             assert (away.norm(2.0 if kind == "l2" else 1.0, 1) <= 0.5 + 1e-9).all()
+        nearer = x + 0.999 * (inside - x) if kind in ("l1", "l2") else inside
+        assert bool(found.contains(nearer).all())
+        # a point is in the set where it is its own neighbour in it
+        near = (found.inside(points) - points).flatten(1).norm(2, 1)
+        assert torch.equal(found.contains(points), near == 0)
+    assert not bool(found.contains(x + 2.0).any())
     with pytest.raises(ShapeError, match="norm=3"):
         lp_ball(x, 0.5, 3)
     with pytest.raises(ShapeError, match="count=9"):
         l0_ball(x, 9, -1, 1)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_set_is_cut_and_repeated_in_its_box(kind: str) -> None:
+    """Each is a final class with the methods of the protocol; what is no box stays whole."""
+    x = torch.linspace(-0.2, 0.2, 24, dtype=torch.float64).view(3, 2, 4)
+    found = SETS[kind](x)
+    assert type(found).__mro__[1:] == (object,)
+    assert found.is_box == isinstance(found, Box)
+    assert torch.equal(found.box.lower, found.lower)
+    assert torch.equal(found.box.upper, found.upper)
+    signs = torch.tensor([1.0, -1.0, 0.0, 0.0]).expand(1, 2, 4)
+    half = found.with_signs(signs)
+    assert bool(half.contains(half.inside(x)).all())
+    smaller = linf_ball(x, 0.01)
+    both = found.intersect(smaller)
+    if found.is_box:
+        assert bool((half.lower[..., 0] >= 0).all() & (half.upper[..., 1] <= 0).all())
+        assert torch.equal(both.lower, smaller.lower)
+    else:
+        assert half is found
+        assert both is found
+    a = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(found[1:].lowest(a[1:]), found.lowest(a)[1:])
+    often = found[:1].repeated(3)
+    assert torch.equal(often.lowest(a)[:1], found[:1].lowest(a[:1]))
+    assert torch.equal(found.as_input(torch.float64).lower, found.lower)
+
+
+def test_the_unit_cube_and_points_of_a_box() -> None:
+    cube = unit_cube(2, 3)
+    points = cube.points(10, 4)
+    assert points.shape == (10, 2, 3)
+    assert bool(((points[:4] == 0) | (points[:4] == 1)).all())
+    assert torch.equal(points, cube.points(10, 4))
+    assert bool(cube.repeated(10).contains(points).all())
+    assert not bool(cube.repeated(10).contains(points + 1.5).any())
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -393,7 +436,7 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(
     wild = {n: c + torch.randn(c.shape).double() for n, c in best.multipliers.items()}
     loose = lagrangian(net, boxes, spec, wild)
     for _ in range(200):
-        points = found.inside(found.lower + found.width * torch.rand(x.shape).double())
+        points = found.inside(found.lower + found.box.width * torch.rand(x.shape).double())
         y = torch.einsum("nko,bo->bk", spec, net(points))
         assert (y >= best.bound - 1e-9).all()
         assert (y >= loose - 1e-9).all()

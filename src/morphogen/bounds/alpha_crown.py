@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from morphogen.bounds.box import Box, Boxes
+from morphogen.bounds.box import Boxes, InputSet
 from morphogen.bounds.crown import Bounded, Variables, bounded, crown
 from morphogen.bounds.propagate import Rules, propagate
 from morphogen.bounds.relaxation import places, relu_slope, tightest
@@ -50,8 +50,8 @@ class OptimisedBound:
 
 
 def alpha_crown(
-    net: Program, box: Box, steps: int = 20, seconds: float = math.inf
-) -> dict[str, Box]:
+    net: Program, box: InputSet, steps: int = 20, seconds: float = math.inf
+) -> dict[str, InputSet]:
     """Bounds on every value by name, at least as tight as those of `crown`; arguments as there.
     steps: of ascent, of which there are none once `seconds` have gone.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from morphogen.activations import RELU
-from morphogen.bounds.box import Box, Boxes
+from morphogen.bounds.box import Box, Boxes, InputSet
 from morphogen.bounds.interval import IBP
 from morphogen.bounds.maximum import added_up, lined, windows
 from morphogen.bounds.propagate import Rules, propagate
@@ -40,13 +40,13 @@ class Bound(Protocol):
     ) -> Tensor: ...
 
 
-def crown(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
+def crown(net: Program, box: InputSet, bound: Bound | None = None) -> dict[str, InputSet]:
     """Bounds on every value by name, at least as tight as `interval`. What activations read, and
     the output, is bounded by linear functions of the input, everything else from what it reads.
     box: of inputs, (batch, *net.shapes[net.input]). bound: how those functions are found,
     `lower_bound` by default.
     """
-    boxes: dict[str, Box] = {net.input: box.as_input(net.dtype)}
+    boxes: dict[str, InputSet] = {net.input: box.as_input(net.dtype)}
     sizes = {net.input: of_input(boxes[net.input])}
     wanted = {name for step in net.steps if not affine(step) for name in step.reads} | {net.output}
     # values that are no affine function of the input: their intervals are not exact
@@ -57,7 +57,7 @@ def crown(net: Program, box: Box, bound: Bound | None = None) -> dict[str, Box]:
         if not affine(step) or nonlinear.intersection(step.reads):
             nonlinear.add(step.name)
         # intervals are exact
-        first = step.kind in WEIGHTED and step.reads == (net.input,) and boxes[net.input].whole
+        first = step.kind in WEIGHTED and step.reads == (net.input,) and boxes[net.input].is_box
         if step.name in wanted and (step.name in nonlinear or not first):
             tighter = _tightened(net, step.name, boxes, bound or _plain, sizes)
             boxes[step.name] = bounds.intersect(tighter)
@@ -94,7 +94,7 @@ def _tightened(
     )
 
 
-def _entries(net: Program, name: str, box: Box) -> Iterator[Tensor]:
+def _entries(net: Program, name: str, box: InputSet) -> Iterator[Tensor]:
     """The places of a value's entries that are worth a linear bound, (batch, some), as many at once
     as a cache holds.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, InputSet
 from morphogen.bounds.interval import interval_step
 from morphogen.bounds.jacobian import abs_jacobian, linear_step
 from morphogen.bounds.propagate import Rules, propagate
@@ -52,10 +52,10 @@ class _Known:
     """What was found so far, by name of a value: functions of the input, and bounds."""
 
     functions: dict[str, Between]
-    boxes: dict[str, Box]
+    boxes: dict[str, InputSet]
 
 
-def forward(net: Program, box: Box) -> dict[str, Box]:
+def forward(net: Program, box: InputSet) -> dict[str, InputSet]:
     """Bounds on every value by name, at least as tight as those that follow from bounds on what it
     reads.
     """

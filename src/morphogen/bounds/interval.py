@@ -6,7 +6,7 @@ may do.
 """
 
 from morphogen.activations import extremes
-from morphogen.bounds.box import Box, Boxes
+from morphogen.bounds.box import Box, Boxes, InputSet
 from morphogen.bounds.jacobian import abs_jacobian
 from morphogen.bounds.propagate import Rules, propagate
 from morphogen.bounds.rounding import outward, rounded
@@ -14,9 +14,9 @@ from morphogen.bounds.rules import applied
 from morphogen.tracing.program import Program, Step, run
 
 
-def interval(net: Program, box: Box) -> dict[str, Box]:
+def interval(net: Program, box: InputSet) -> dict[str, InputSet]:
     """Bounds on every value by name. box: of inputs, (batch, *net.shapes[net.input])."""
-    boxes: dict[str, Box] = {net.input: box.as_input(net.dtype)}
+    boxes: dict[str, InputSet] = {net.input: box.as_input(net.dtype)}
     for step, bounds in propagate(net, IBP, boxes):
         boxes[step.name] = bounds
     return boxes
@@ -48,8 +48,8 @@ def _range(step: Step, boxes: Boxes) -> Box:
 
 def _affine(step: Step, boxes: Boxes) -> Box:
     """f(centre) -+ (|J| radius + rounding)."""
-    centre = run(step, {name: boxes[name].centre for name in step.reads})
-    radius = abs_jacobian(step, {name: boxes[name].radius for name in step.reads})
+    centre = run(step, {name: boxes[name].box.centre for name in step.reads})
+    radius = abs_jacobian(step, {name: boxes[name].box.radius for name in step.reads})
     radius = radius + rounded(step, boxes)
     return Box(centre - radius, centre + radius)
 

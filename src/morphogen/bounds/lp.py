@@ -61,7 +61,7 @@ def lp_minimum(
     reach = _largest_surplus(net, encoding, rows, limits)
     relaxed = _Relaxation(encoding, net.until.within(seconds))
     first = relaxed.solve({})
-    box = boxes[net.input]
+    box = boxes[net.input].box
 
     def point(solution: _Solution) -> Tensor | None:
         if solution.values is None:
@@ -84,7 +84,7 @@ def _largest_surplus(net: Program, encoding: Encoding, rows: Tensor, limits: Ten
     is bounded.
     """
     output = encoding.forms[net.output]
-    out = encoding.boxes[net.output]
+    out = encoding.boxes[net.output].box
     by_size = rows.flatten(1).abs().T
     function = output.function.flatten(1)
     surplus = function @ rows.flatten(1).T

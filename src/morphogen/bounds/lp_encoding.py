@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.bounds.box import Box, Boxes
+from morphogen.bounds.box import Box, Boxes, InputSet
 from morphogen.bounds.jacobian import abs_jacobian, linear_step, offset
 from morphogen.bounds.propagate import Rules, propagate
 from morphogen.bounds.relaxation import linear_relaxation
@@ -208,20 +208,26 @@ def _relu(step: Step, encoding: Encoding) -> AffineForm:
     if bool(ends.any()):
         room = off[ends] + encoding.rounding * size(box)[ends]
         encoding.rows.add(z[:, ends], box.lower[ends], box.upper[ends], room)
-    return _rectified(step, encoding, 0.0)
+    return _rectified(step, encoding, 0.0, (z, off, box))
 
 
 def _leaky_relu(step: Step, encoding: Encoding) -> AffineForm:
     slope = rectifier(step)
-    return _curved(step, encoding) if slope is None else _rectified(step, encoding, slope)
+    if slope is None:
+        return _curved(step, encoding)
+    return _rectified(step, encoding, slope, encoding.read(step))
 
 
-def _rectified(step: Step, encoding: Encoding, slope: float) -> AffineForm:
+def _rectified(
+    step: Step, encoding: Encoding, slope: float, read: tuple[Tensor, Tensor, Box]
+) -> AffineForm:
     """y = z where l >= 0 and y = s z where u <= 0; elsewhere y is a variable, and
 
     y >= z, y >= s z, y <= c z + (s - c) l with the chord's slope c = (u - s l) / (u - l).
+
+    read: `Encoding.read`.
     """
-    z, z_off, box = encoding.read(step)
+    z, z_off, box = read
     new = opened(step, encoding.boxes).nonzero()[:, 0]
     low = box.lower[new]
     high = box.upper[new]
@@ -301,6 +307,6 @@ def power(sizes: Tensor) -> Tensor:
     return torch.where(sizes > 0, torch.exp2(torch.log2(sizes).ceil().clamp(-1000, 1000)), 1.0)
 
 
-def flat(box: Box) -> Box:
+def flat(box: InputSet) -> Box:
     """Of one example, flat."""
     return Box(box.lower[0].flatten(), box.upper[0].flatten())

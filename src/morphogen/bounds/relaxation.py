@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morphogen.activations import RELU, Activation, extremes
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import InputSet
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class LinearRelaxation:
     upper_bias: Tensor
 
 
-def linear_relaxation(h: Activation, box: Box, slope: Tensor | None = None) -> LinearRelaxation:
+def linear_relaxation(
+    h: Activation, box: InputSet, slope: Tensor | None = None
+) -> LinearRelaxation:
     """Two lines around h on a box of (batch, ...), as (batch, 1, ...). slope: see
     `crown.Variables`.
     """

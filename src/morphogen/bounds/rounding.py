@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from morphogen.bounds.box import Box, Boxes
+from morphogen.bounds.box import Box, Boxes, InputSet
 from morphogen.bounds.jacobian import abs_jacobian, offset
 from morphogen.bounds.propagate import Rules, propagate
 from morphogen.tracing.program import Program, Step
@@ -24,7 +24,7 @@ from morphogen.tracing.program import Program, Step
 _FEW = 32
 
 
-def size(box: Box) -> Tensor:
+def size(box: InputSet) -> Tensor:
     """The largest absolute value of each entry."""
     return torch.maximum(box.lower.abs(), box.upper.abs())
 
@@ -37,7 +37,7 @@ def unit(dtype: torch.dtype, terms: int) -> float:
     return 2 * nu / (1 - nu) if nu < 0.5 else math.inf
 
 
-def outward(box: Box, read: Box) -> Box:
+def outward(box: Box, read: InputSet) -> Box:
     """An activation's range a little larger: its values are off by a few units in the last place of
     it or of its argument.
     """
@@ -95,11 +95,11 @@ def magnitudes(net: Program, boxes: Boxes) -> dict[str, Tensor]:
     return sizes
 
 
-def of_input(box: Box) -> Tensor:
+def of_input(box: InputSet) -> Tensor:
     """The magnitude of the input: a linear function of it is worked out from the box's centre and
     radius.
     """
-    return size(box) + box.width
+    return size(box) + box.box.width
 
 
 def slack(net: Program) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from morphogen.bounds.alpha_crown import ALPHA_CROWN, alpha_crown
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, InputSet
 from morphogen.bounds.crown import CROWN, crown
 from morphogen.bounds.derivative import DERIVATIVE, derivative
 from morphogen.bounds.dual import DUAL, dual
@@ -36,7 +36,7 @@ class Technique:
 
     rules: Rules[Any, Any]
     bounds: Literal["values", "output", "derivatives"]
-    run: Callable[..., Mapping[str, Box]]
+    run: Callable[..., Mapping[str, InputSet]]
 
     def at(self, net: Program, x: Tensor) -> Mapping[str, Tensor]:
         """What is bounded as it is at inputs x (batch, *shape), by name, shaped as its boxes."""
@@ -48,17 +48,17 @@ class Technique:
         return {net.output: by_example.unflatten(2, net.shapes[net.output])}
 
 
-def _derivative(net: Program, box: Box) -> dict[str, Box]:
+def _derivative(net: Program, box: InputSet) -> dict[str, InputSet]:
     return {net.output: derivative(net, crown(net, box))}
 
 
-def _dual(net: Program, box: Box, steps: int = 1000) -> dict[str, Box]:
+def _dual(net: Program, box: InputSet, steps: int = 1000) -> dict[str, InputSet]:
     spec = _ends(net)
     least = dual(net, crown(net, box), spec[None], steps=steps).bound
     return _of_output(net, least)
 
 
-def _lp(net: Program, box: Box) -> dict[str, Box]:
+def _lp(net: Program, box: InputSet) -> dict[str, InputSet]:
     boxes = crown(net, box)
     limit = torch.zeros(1, dtype=net.dtype)
     least = torch.empty(len(box.lower), 2 * math.prod(net.shapes[net.output]), dtype=net.dtype)
@@ -72,10 +72,11 @@ def _lp(net: Program, box: Box) -> dict[str, Box]:
 def _ends(net: Program) -> Tensor:
     """Rows of y and of -y, (2 outputs, *shape)."""
     one = torch.eye(math.prod(net.shapes[net.output]), dtype=net.dtype)
-    return torch.cat([one, -one]).unflatten(1, net.shapes[net.output])
+    rows: Tensor = torch.cat([one, -one]).unflatten(1, net.shapes[net.output])
+    return rows
 
 
-def _of_output(net: Program, least: Tensor) -> dict[str, Box]:
+def _of_output(net: Program, least: Tensor) -> dict[str, InputSet]:
     """min y <= y <= -min (-y), from the least values of `_ends`, (batch, 2 outputs)."""
     lower, upper = least.unflatten(1, (2, *net.shapes[net.output])).unbind(1)
     return {net.output: Box(lower, -upper)}

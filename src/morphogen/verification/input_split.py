@@ -7,14 +7,14 @@ input that may change the output the most, or left to linear programs where few 
 a descent from where its bound is attained looks for a counterexample.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from morphogen.activations import RELU
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, Boxes
 from morphogen.bounds.crown import bounded, crown
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.lp import LEAST, lp_minimum
@@ -152,9 +152,7 @@ class _Search:
         return None
 
 
-def _bounded(
-    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor
-) -> tuple[Tensor, Tensor]:
+def _bounded(net: Program, boxes: Boxes, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     """(of each set the best lower bound on any row's surplus, (batch, sets); the coefficients on
     the input of the row that has the least of them, (batch, *shape)).
     """
@@ -167,7 +165,7 @@ def _bounded(
 
 
 def _programmed(
-    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, surplus: Tensor
+    net: Program, boxes: Boxes, rows: Tensor, limits: Tensor, surplus: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case
     by case where lines are not enough; the inputs (1, *shape) where those are attained).
@@ -191,7 +189,7 @@ def _programmed(
     return surplus, points
 
 
-def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]) -> Tensor:
+def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Boxes) -> Tensor:
     """By how much a row of the open sets may change when one input alone goes from end to end of
     its edge, (batch, inputs).
     """
@@ -199,7 +197,7 @@ def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]
     across = rows.flatten(0, 1).T
     change = (ranges.centre.flatten(2) @ across).abs() + ranges.radius.flatten(2) @ across.abs()
     change = change.unflatten(2, rows.shape[:2]).amax(3) * open_[:, None]
-    effects: Tensor = change.amax(2) * boxes[net.input].width.flatten(1)
+    effects: Tensor = change.amax(2) * boxes[net.input].box.width.flatten(1)
     return effects
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from morphogen.activations import RELU
 from morphogen.bounds.alpha_crown import OptimisedBound, alpha_crown, optimised
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import InputSet
 from morphogen.bounds.crown import Variables, crown, lower_bound
 from morphogen.bounds.interval import interval
 from morphogen.bounds.lp import LEAST, lp_minimum
@@ -61,7 +61,7 @@ def splittable(net: Program) -> bool:
 def split_relus(
     net: Program,
     unsafe: Sequence[Unsafe],
-    box: Box,
+    box: InputSet,
     seconds: float | Deadline,
     batch: int = 32,
     callback: Callable[[float, int], None] | None = None,
@@ -82,7 +82,7 @@ class _Search:
         self,
         net: Program,
         unsafe: Sequence[Unsafe],
-        box: Box,
+        box: InputSet,
         until: Deadline,
         callback: Callable[[float, int], None] | None,
     ) -> None:
@@ -216,7 +216,7 @@ class _Search:
             for step, read in self.reads.items():
                 if step not in part.seen:
                     continue
-                box = _cut(self.boxes[read], part.signs.get(read))
+                box = _signed(self.boxes[read], part.signs.get(read))
                 lower = box.lower[0]
                 upper = box.upper[0]
                 a = part.seen[step]
@@ -298,7 +298,7 @@ class _Search:
         wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {
             self.net.input
         }
-        boxes = {name: _cut(self.boxes[name].repeated(size), every.get(name)) for name in wanted}
+        boxes = {name: _signed(self.boxes[name].repeated(size), every.get(name)) for name in wanted}
         slopes = {
             n: torch.stack([part.free.alpha[n] for part in parts], 1)
             for n in _common(p.free.alpha for p in parts)
@@ -327,7 +327,7 @@ class _Search:
         """No line loses anything, as where every unit has its sign: a linear program decides, case
         by case if need be.
         """
-        boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
+        boxes = {name: _signed(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows = self.rows[part.clause]
         limits = self.limits[part.clause]
         bound, point = lp_minimum(self.net, boxes, rows, limits)
@@ -353,13 +353,8 @@ class _Search:
             self.witness = x[0], margin
 
 
-def _cut(box: Box, sign: Tensor | None) -> Box:
-    """What of a box has the signs."""
-    if sign is None or not box.whole:  # no more is known of another set than it says
-        return box
-    lower = torch.where(sign > 0, box.lower.clamp_min(0), box.lower)
-    upper = torch.where(sign < 0, box.upper.clamp_max(0), box.upper)
-    return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+def _signed(box: InputSet, signs: Tensor | None) -> InputSet:
+    return box if signs is None else box.with_signs(signs)
 
 
 def _common(names: Iterator[Mapping[str, Tensor]]) -> set[str]:
