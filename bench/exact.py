@@ -68,7 +68,7 @@ def main() -> None:
     for number in range(given.nets):
         name, seed = list(BUILD)[number % len(BUILD)], number // len(BUILD)
         model, box = uneven(name, seed)
-        x = box.lower + box.width * torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
+        x = box.points(POINTS, 0, torch.default_generator)
         small, certificate = compress(
             model,
             box,
@@ -88,7 +88,7 @@ def main() -> None:
             },
         )
         model, box = drawn(name, seed)
-        x = box.lower + box.width * torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
+        x = box.points(POINTS, 0, torch.default_generator)
         far = 30 * (2 * torch.rand(POINTS // 10, box.lower.shape[1], dtype=torch.float64) - 1)
         f, beyond = model(x), model(far)
         for form in FORMS:

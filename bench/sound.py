@@ -84,12 +84,6 @@ def a_box(draw: np.random.Generator, inputs: int) -> Box:
     return Box(centre - radius, centre + radius)
 
 
-def inside(box: Box, count: int) -> Tensor:
-    share = torch.rand(count, *box.lower.shape[1:], dtype=torch.float64)
-    share[: count // 2].round_()
-    return box.lower + share * box.width
-
-
 def outside(values: Mapping[str, Tensor], boxes: Mapping[str, Box], within: float) -> int:
     """Values that are not in their boxes, nor nearly; what the network's own run rounds is allowed
     for.
@@ -109,7 +103,7 @@ def sampled(seed: int, counts: Counter[str]) -> None:
     box = a_box(draw, inputs)
     net, row = program(model, box.lower.repeat(2, 1)), torch.from_numpy(draw.normal(size=(1, 2)))
     lowest, _ = attack(net, Unsafe(row, torch.full((1,), -torch.inf)), box)
-    points = torch.cat([inside(box, POINTS), lowest])
+    points = torch.cat([box.points(POINTS, POINTS // 2, torch.default_generator), lowest])
     counts["networks"] += 1
     for name, technique in TECHNIQUES.items():
         boxes = technique.run(net, box, **HURRIED.get(name, {}))

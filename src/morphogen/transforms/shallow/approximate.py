@@ -96,10 +96,7 @@ def approximate_shallow(
         linear(torch.cat([add, -add.new_ones(outputs, count)], 1), add.new_zeros(outputs)),
         *shaped(net),
     )
-    share = torch.rand(
-        10_000, net.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-    x = net.box.lower + net.box.width * share
+    x = net.box.points(10_000, 0, torch.Generator().manual_seed(1))
     with torch.no_grad():
         off = (made(net.given(x)).reshape(len(x), -1) - net(x)).abs().amax(1)
     exact = float((off <= 1e-9 * bound).double().mean())

@@ -162,14 +162,8 @@ class _Room:
     def __init__(self, net: Piecewise, points: int = 2000) -> None:
         box = net.box
         draw = torch.Generator().manual_seed(0)
-        x = box.lower + box.width * torch.rand(
-            points, net.inputs, dtype=torch.float64, generator=draw
-        )
-        corners = (
-            box.lower
-            + box.width
-            * torch.rand(points, net.inputs, dtype=torch.float64, generator=draw).round_()
-        )
+        x = box.points(points, 0, draw)
+        corners = box.points(points, points, draw)
         self.seen = base(net, torch.cat([x, corners]))
         lower = box.lower[0]
         upper = box.upper[0]
