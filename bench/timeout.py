@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from fit import RESULTS, environment
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, unit_cube
 from morphogen.threads import threads
 from morphogen.verification.unsafe import Unsafe
 from morphogen.verification.verify import verify
@@ -115,7 +115,7 @@ def main() -> None:
     names = parser.parse_args().names
     verify(
         nn.Linear(1, 1),
-        Box(torch.zeros(1, 1), torch.ones(1, 1)),
+        unit_cube(1),
         Unsafe(torch.ones(1, 1), -100 * torch.ones(1)),
     )
     rows = []

@@ -5,7 +5,7 @@ certificate.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def certify(
     points: Any,
     *,
     reason: str,
-    kind: str = "exact",
+    kind: Literal["exact", "bounds", "measured"] = "exact",
     box: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     steps: tuple[str, ...] = (),
     floor: float = 1.0,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
+from morphogen.bounds.jacobian import linear_step
 from morphogen.bounds.maximum import windows
-from morphogen.bounds.rules import MAXIMA, affine, linear_step, rectifier
+from morphogen.bounds.rules import MAXIMA, affine, rectifier
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.tracing.program import Program, Step, program
 
@@ -231,7 +232,7 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
     origin + t . directions, and the box is of t, (1, d). Raises `Unsupported` for an operation that
     is neither affine nor a (leaky) ReLU nor max-pooling.
     """
-    if not box.whole:
+    if not box.is_box:
         raise ShapeError(f"piecewise: a {type(box).__name__} is no box; give Box(lower, upper)")
     if len(box.lower) != 1:
         raise ShapeError(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.bounds.box import Box, linf_ball
+from morphogen.bounds.box import Box, linf_ball, unit_cube
 from morphogen.data.load import load_data
 from morphogen.training.compressible import adversarial, instability, l1_step
 
@@ -143,4 +143,4 @@ def accuracy(model: nn.Module, part: Part) -> float:
 
 def pixels(inputs: int) -> Box:
     """Every image there is."""
-    return Box(torch.zeros(1, inputs), torch.ones(1, inputs))
+    return unit_cube(inputs)

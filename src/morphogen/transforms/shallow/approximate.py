@@ -142,8 +142,6 @@ def _third_layer(outputs: int, count: int) -> nn.Linear:
 @torch.no_grad()
 def _errors(net: Piecewise, made: nn.Module) -> Tensor:
     """The largest error of any output at random points of the box, (points,)."""
-    draw = torch.Generator().manual_seed(1)
-    share = torch.rand(_POINTS, net.inputs, dtype=torch.float64, generator=draw)
-    x = net.box.lower + net.box.width * share
+    x = net.box.points(_POINTS, 0, torch.Generator().manual_seed(1))
     made_of: Tensor = made(net.given(x))
     return (made_of.reshape(len(x), -1) - net(x)).abs().amax(1)

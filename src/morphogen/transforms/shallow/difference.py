@@ -172,9 +172,9 @@ class _Room:
     def __init__(self, net: Piecewise, points: int = 2000) -> None:
         box = net.box
         draw = torch.Generator().manual_seed(0)
-        inner, corner = torch.rand(2, points, net.inputs, dtype=torch.float64, generator=draw)
-        x = box.lower + box.width * torch.cat([inner, corner.round()])
-        self.seen = base(net, x)
+        x = box.points(points, 0, draw)
+        corners = box.points(points, points, draw)
+        self.seen = base(net, torch.cat([x, corners]))
         lower = box.lower[0]
         upper = box.upper[0]
         self.rows = torch.zeros(0, self.seen.shape[1], dtype=torch.float64)
