@@ -103,14 +103,14 @@ def test_every_layer_says_what_becomes_of_it_when_it_is_frozen(name: str) -> Non
     assert {type(m).__module__.partition(".")[0] for m in plain.modules()} == {"torch"}
 
 
-@pytest.mark.parametrize("name", OFFERED[protocol.Linkage][1])
+@pytest.mark.parametrize("name", sorted(OFFERED[protocol.Linkage][1]))
 def test_a_linkage_puts_out_its_unit_outputs(name: str) -> None:
     layer = LAYERS[name]()
     z = torch.randn(5, 4)
     torch.testing.assert_close(layer(z), torch.cat(layer.unit_outputs(z), 1))
 
 
-@pytest.mark.parametrize("name", OFFERED[protocol.LearnsSize][1])
+@pytest.mark.parametrize("name", sorted(OFFERED[protocol.LearnsSize][1]))
 def test_a_size_is_what_its_parameters_move(name: str) -> None:
     layer = LAYERS[name]()
     wanted = layer.size_parameters()
@@ -122,7 +122,7 @@ def test_a_size_is_what_its_parameters_move(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", OFFERED[protocol.Opaque][1])
+@pytest.mark.parametrize("name", sorted(OFFERED[protocol.Opaque][1]))
 def test_what_is_opaque_unrolls(name: str) -> None:
     model = nn.Sequential(LAYERS[name](), nn.ReLU())
     x = torch.randn(5, 4)
