@@ -43,7 +43,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler 
 
 from morphogen.data.folders import find  # noqa: E402
 from morphogen.data.from_frame import from_frame  # noqa: E402
-from morphogen.data.named import ADULT_COLUMNS, _adult_file, _districts  # noqa: E402
+from morphogen.data.named import _adult_file, _districts  # noqa: E402
 from morphogen.environment import environment  # noqa: E402
 from morphogen.fitting.fit import fit  # noqa: E402
 from morphogen.fitting.problem import Settings  # noqa: E402

@@ -21,7 +21,7 @@ from morphogen.record import Report, from_json, revive, to_json
 
 CHECKPOINT = "checkpoints/last.safetensors"
 LESSON = "checkpoints/lesson.safetensors"
-_VERSION = 3
+_VERSION = 4
 _BEST = "best."  # begins the names of the best round's tensors
 
 
@@ -122,7 +122,7 @@ def load(search: Search, folder: Path) -> None:
 def _take(search: Search, tensors: dict[str, Tensor], saved: "_Saved") -> None:
     state = search.state
     ledger = ledger_from_json(saved.ledger)
-    replay(ledger, state.model, search.problem.example[:2], optimizers=[state.optimizer])
+    replay(state.model, ledger, search.problem.example[:2], optimizers=[state.optimizer])
     fill_training(state, tensors)
     for key, value in asdict(saved.state).items():
         setattr(state, key, value)

@@ -2,9 +2,10 @@
 may ask for, `Settings`.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,14 +17,19 @@ from morphogen.data.split import holdout
 from morphogen.fitting.distillation import Distillation
 from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.fitting.scaling import Scaling
-from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
+from morphogen.layers.protocol import learns_size
 from morphogen.models import convnet, dagnet, mlp
+from morphogen.threads import threads
 from morphogen.training.train import Batches, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 LOOKED_AT = 2000  # validation examples of one evaluation; more would decide nothing
 LABELS = 0.25  # share of the labels in the targets of a row of which a teacher speaks too
+
+
+PolicyName = Literal["trial", "prune-expand", "gradmax", "natural", "firefly", "stochastic"]
+Wiring = Literal["layers", "dag"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,12 @@ class Settings:
     seed: int = 0
     seconds: float | None = None
     device: str = "cpu"
-    policy: str = "trial"
-    wiring: str = "layers"
+    policy: PolicyName = "trial"
+    wiring: Wiring = "layers"
     distillation: bool = True
 
 
-WIRINGS: Mapping[str, frozenset[str]] = {
+WIRINGS: Mapping[Wiring, frozenset[PolicyName]] = {
     "layers": frozenset(),
     "dag": frozenset({"gradmax", "natural"}),
 }
@@ -134,8 +140,9 @@ class Problem:
             if self.regression
             else F.cross_entropy(out, y, label_smoothing=smoothing)
         )
-        for depth in depths_in(model):
-            loss = loss + quadratic(depth, self.recipe.depth_penalty)
+        for layer in model.modules():
+            if learns_size(layer):
+                loss = loss + quadratic(layer, self.recipe.depth_penalty)
         return loss
 
     def losses(self, model: nn.Module) -> Tensor:
@@ -169,20 +176,10 @@ class Problem:
         return self._score(out, self._targets(self.dataset.y_test))
 
 
-@contextmanager
-def threads_for(problem: Problem) -> Iterator[None]:
+def threads_for(problem: Problem) -> AbstractContextManager[None]:
     """One thread where a batch is small. Two would be no faster, waiting for each other at every
     operation, and many times slower once another process wants a core; and the result would depend
     on how many there are.
     """
-    before = torch.get_num_threads()
-    if problem.batches.size * problem.x[0].numel() < _WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def depths_in(model: nn.Module) -> list[LearnedDepth]:
-    return [m for m in model.modules() if isinstance(m, LearnedDepth)]
+    small = problem.batches.size * problem.x[0].numel() < _WORTH_THREADS
+    return threads(1 if small else None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.edit.apply import count_parameters
-from morphogen.edit.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
+from morphogen.edit.checkpoint import fill_optimizers, model_tensors, optimizer_tensors
 from morphogen.edit.ledger import replay
 from morphogen.environment import environment
 from morphogen.errors import MorphogenError, RunError
@@ -208,7 +208,7 @@ class Search:
         self.state.optimizer = optimizer_for(model, self.recipe)
         ledger = self.controller.ledger[:edits]
         example = self.problem.example[:2]
-        replay(ledger, model, example, optimizers=[self.state.optimizer])
+        replay(model, ledger, example, optimizers=[self.state.optimizer])
         memory = self.controller.memory
         done = self.controller.done
         self.controller = self._controller()
@@ -304,7 +304,7 @@ class Search:
 
 def training_tensors(state: State) -> dict[str, Tensor]:
     """By name, those of the model and of its optimizer."""
-    return {**model_tensors(state.model), **optimizer_tensors(state.model, state.optimizer)}
+    return {**model_tensors(state.model), **optimizer_tensors(state.model, [state.optimizer])}
 
 
 @torch.no_grad()
@@ -315,7 +315,7 @@ def fill_training(state: State, tensors: Mapping[str, Tensor]) -> None:
             given = tuple(tensors[name].shape)
             raise ValueError(f"{name} has shape {given}, not {tuple(tensor.shape)}")
         tensor.copy_(tensors[name])
-    fill_optimizer(state.model, state.optimizer, dict(tensors))
+    fill_optimizers(state.model, [state.optimizer], tensors)
 
 
 def policy_of(settings: Settings, recipe: Recipe) -> Policy:
