@@ -108,10 +108,9 @@ def train_members(
         fused=True,
     )
     best = _Best(members, x, y, [torch.as_tensor(rows) for _, rows in folds], loss)
-    draw = generator(seed, 7)
     for epoch in range(how.epochs):
         members.train()
-        orders = [rows[torch.randperm(len(rows), generator=draw)] for rows in inside]
+        orders = [_shuffled(rows, generator(seed, 7, epoch, k)) for k, rows in enumerate(inside)]
         batches = torch.stack([order[: steps * size].view(steps, size) for order in orders], 1)
         for number, rows in enumerate(batches):
             share = (epoch * steps + number) / (how.epochs * steps)
@@ -125,6 +124,10 @@ def train_members(
         if best.keep(epoch) > how.patience or stopped():
             break
     best.restore()
+
+
+def _shuffled(rows: Tensor, draw: torch.Generator) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=draw)]
 
 
 class _Best:

@@ -86,17 +86,21 @@ class Problem:
         self.outputs = labels.shape[1]
         looked = held[:LOOKED_AT]
         self.looked = (x[looked], labels[looked])
+        self.floor = torch.zeros(len(looked), device=self.device)
         self.x = x[inside]
         self.y = labels[inside]
         if distillation is not None:
             taught = torch.as_tensor(distillation.targets, device=self.device)
             self.looked = (x[looked], taught[looked])
+            self.floor = distillation.loss - self._least(taught[looked])
             targets = LABELS * labels + (1 - LABELS) * taught
             points = torch.as_tensor(distillation.x, device=self.device)
             said = torch.as_tensor(distillation.y, device=self.device)
             self.x = torch.cat([x[inside], points])
             self.y = torch.cat([targets[inside], said])
-        self.recipe = recipe or recipe_for(self.images, len(self.x), dataset.flip)
+        self.recipe = recipe or recipe_for(
+            self.images, len(self.x), dataset.flip, distillation is not None
+        )
         self.batches = Batches(
             self.x,
             self.y,
@@ -146,20 +150,28 @@ class Problem:
         return loss
 
     def losses(self, model: nn.Module) -> Tensor:
-        """Loss of each validation example that is looked at, shape (n,)."""
-        return self._losses(predict(model, self.looked[0]), self.looked[1])
+        """Loss of each validation example that is looked at, shape (n,).
+
+        With a teacher t, what a network s loses beside it, and the teacher's own loss out of fold:
+        L(t) + KL(t, s), or L(t) + (t - s)^2. So an improvement is as large as that of the loss on
+        labels would be, with far less noise.
+        """
+        return self._losses(predict(model, self.looked[0]))
 
     def observation(self, model: nn.Module) -> tuple[float, float]:
         """Mean loss and score on the validation examples that are looked at."""
         out = predict(model, self.looked[0])
-        return float(self._losses(out, self.looked[1]).mean()), self._score(out, self.looked[1])
+        return float(self._losses(out).mean()), self._score(out, self.looked[1])
 
-    def _losses(self, out: Tensor, y: Tensor) -> Tensor:
-        return (
-            (out - y).square().mean(1)
-            if self.regression
-            else F.cross_entropy(out, y, reduction="none")
-        )
+    def _least(self, y: Tensor) -> Tensor:
+        """The least loss that targets leave: their entropy, or nothing."""
+        return torch.zeros(len(y)).to(y) if self.regression else -torch.special.xlogy(y, y).sum(1)
+
+    def _losses(self, out: Tensor) -> Tensor:
+        y = self.looked[1]
+        if self.regression:
+            return self.floor + (out - y).square().mean(1)
+        return self.floor + F.cross_entropy(out, y, reduction="none")
 
     def _score(self, out: Tensor, y: Tensor) -> float:
         """Accuracy, or RMSE in the target's unit."""

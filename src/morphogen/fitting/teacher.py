@@ -83,6 +83,8 @@ def teach(
     for name, kind in KINDS.items():
         if parts and stopped():
             break
+        if name == "networks on bins" and len(rows.plain) == rows.x.shape[1]:
+            continue  # there are no bins
         parts[name] = kind(rows, folds, seed, stopped)
     values = weigh([part.out_of_fold for part in parts.values()], rows)
     weights = dict(zip(parts, values.tolist(), strict=True))
@@ -150,14 +152,14 @@ def _said(model: object, x: np.ndarray, rows: Rows) -> np.ndarray:
 
 
 # strengths of the penalty of a linear model, from the strongest on
-_PENALTIES = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
+PENALTIES = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
 
 
 def linear(rows: Rows, folds: Folds, seed: int, stopped: Callable[[], bool]) -> Part:
     """Ridge or logistic regression, with the penalty that is best out of fold."""
     every = np.arange(rows.x.shape[1])
     best: tuple[float, Part] | None = None
-    for penalty in _PENALTIES:
+    for penalty in PENALTIES:
         part = _scikit(partial(_linear, penalty, rows.regression), rows, folds, every)
         loss = out_of_fold_loss(part.out_of_fold, rows)
         if best is not None and (loss > best[0] or stopped()):
