@@ -7,9 +7,11 @@ import json
 import os
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -350,7 +352,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     # a file's name may hold what is no text
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")
+    part = _part(path)
     try:
         with part.open("xb") as file:
             file.write(data)
@@ -359,3 +361,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to be written bit by bit, which appears as a whole at the end, or not at all."""
+    part = _part(path)
+    try:
+        with part.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
-from morphogen.cli import compress, diff, fit, regions, reproduce, shallow, verify
+from morphogen.cli import compress, diff, fit, predict, regions, reproduce, shallow, verify
 from morphogen.errors import MorphogenError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,6 +24,7 @@ def root() -> None:
 
 VERBS = (
     fit.fit,
+    predict.predict,
     reproduce.reproduce,
     verify.verify,
     compress.compress,
@@ -67,3 +68,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; go on with --resume\n")
         sys.exit(130)
+    except BrokenPipeError:
+        # whoever read has left, as `head` does; what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -63,12 +63,18 @@ def hashed(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
 
 def floats(cells: pd.Series) -> np.ndarray:
     """Cells as float64 with NaN for missing ones."""
-    numbers = pd.to_numeric(cells.astype(object), errors="coerce").astype(float)
-    if (wrong := numbers.isna() & cells.notna()).any():
+    numbers, wrong = as_numbers(cells)
+    if wrong.any():
         raise ValueError(
             f"column {cells.name!r} holds {cells[wrong].iloc[0]!r}, which is not a number"
         )
     return np.asarray(numbers)
+
+
+def as_numbers(cells: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """(cells as float64, which of them hold something that is no number and became NaN)."""
+    numbers = pd.to_numeric(cells.astype(object), errors="coerce").astype(float)
+    return numbers, numbers.isna() & cells.notna()
 
 
 def text(cells: pd.Series) -> np.ndarray:
@@ -84,3 +90,44 @@ def text(cells: pd.Series) -> np.ndarray:
         ["(missing)" if gone else read(c) for c, gone in zip(cells, cells.isna(), strict=True)],
         object,
     )
+
+
+def readable(
+    frame: pd.DataFrame, constants: dict[str, Any]
+) -> tuple[pd.DataFrame, dict[str, tuple[int, str]]]:
+    """New rows as `prepare` takes them: text where training saw numbers is a gap, and a category
+    that was read as text is found under the level that training saw.
+
+    Returns with it how many cells of a column were such text, and the first of them.
+    """
+    frame = frame.copy()
+    present = set(frame.columns)
+    strays = {}
+    for column in constants["numbers"]:
+        name = column["name"]
+        if name not in present or frame[name].dtype.kind in "iufb":
+            continue
+        # one text in a column, and its "True" is no longer read as True
+        cells = frame[name].astype(object).replace({"True": True, "False": False})
+        frame[name], wrong = as_numbers(cells)
+        if wrong.any():
+            strays[name] = (int(wrong.sum()), str(cells[wrong].iloc[0]))
+    for column in constants["categories"]:
+        if column["name"] in present:
+            frame[column["name"]] = as_levels(frame[column["name"]], column["levels"])
+    return frame, strays
+
+
+def as_levels(cells: pd.Series, levels: list[str]) -> pd.Series:
+    """Text such as "3.0" or "03" as the whole number that training saw it as, where it did."""
+    known = set(levels)
+    meant = {}
+    for cell in cells.dropna().unique():
+        if isinstance(cell, str) and cell.strip() not in known:
+            try:
+                whole = f"{float(cell):.0f}" if float(cell).is_integer() else ""
+            except ValueError:
+                continue
+            if whole in known:
+                meant[cell] = whole
+    return cells.replace(meant) if meant else cells

@@ -21,6 +21,7 @@ class Dataset:
     (n,), int64 indices into `classes`, or float64 in the target's own unit (then `classes` is ()).
     The test part may be empty. `flip`: a mirrored image keeps its label. `prepare`: what turned a
     table's columns into x, None for images and arrays. `notes`: what the user should be told.
+    `target`: the name of the column that is predicted, "" where it has none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset:
     flip: bool = False
     prepare: Preparation | None = None
     notes: tuple[str, ...] = ()
+    target: str = ""
 
     @property
     def metric(self) -> str:

@@ -63,6 +63,7 @@ def from_frame(
         classes,
         prepare=prepare,
         notes=notes,
+        target=str(target),
     )
 
 
