@@ -220,13 +220,66 @@ class Change:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of the final table. `score` is on the test part; None where there is none."""
+    """One line of the final table. `score` (the metric) and `loss` are on the test part; None where
+    there is none.
+    """
 
     name: str
     score: float | None
     parameters: int | None
     seconds: float | None
     note: str = ""
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of about one probability: the mean of what was said, how often it was true, and how many
+    rows they are.
+    """
+
+    said: float
+    true: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve through points (x, y), and the area under it."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    area: float
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much the loss rises without what a column says; low, high: a 95 % interval."""
+
+    column: str
+    rise: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The network on rows that it has not seen. part: "test", or "validation" where there are no
+    test rows.
+
+    Of classes: confusion[true][predicted] counts rows; reliability; a curve a class. Of numbers:
+    residuals, pairs of (prediction, true value less prediction).
+    """
+
+    part: str
+    rows: int
+    classes: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    reliability: tuple[Bin, ...] = ()
+    roc: tuple[Line, ...] = ()
+    precision_recall: tuple[Line, ...] = ()
+    residuals: tuple[tuple[float, float], ...] = ()
+    importance: tuple[Importance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -238,14 +291,26 @@ class Report:
     name: str
     data: str
     task: str  # "classification" or "regression"
-    # "accuracy" (higher is better, a fraction) or "RMSE" (lower is better, in the target's unit)
-    metric: str
+    metric: str  # what `score` and `valid_score` are, such as "accuracy" or "RMSE"
     seed: int
     rounds: tuple[Round, ...] = ()
     changes: tuple[Change, ...] = ()
     table: tuple[TableRow, ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    # the round whose network was kept; None: the last one
+    kept: int | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def result(self) -> Round:
+        """The round whose network was kept."""
+        return next((r for r in self.rounds if r.round == self.kept), self.rounds[-1])
+
+    @property
+    def loss(self) -> str:
+        """What was minimised, and is shown beside the metric."""
+        return "RMSE" if self.task == "regression" else "log loss"
 
 
 def to_json(value: Any) -> str:

@@ -50,8 +50,8 @@ def data_of(page: str) -> dict[str, Any]:
 
 def test_says_the_result_in_one_sentence(report: Report) -> None:
     sentence = (
-        "Found conv 16 – conv 16 – conv 32 – linear 16 – linear 10: 97.92 % accuracy with "
-        "13,194 parameters in 14 s"
+        "Found conv 16 – conv 16 – conv 32 – linear 16 – linear 10: 97.92 % accuracy, log loss "
+        "0.0712, with 13,194 parameters in 14 s"
     )
     assert f"<h1>{sentence}</h1>" in html(report).replace("\u00a0", " ")
 
@@ -67,7 +67,7 @@ def test_names_the_found_network_and_every_change_with_its_reason(report: Report
     page = html(report)
     assert page.count('<tr class="found">') == 1
     assert (
-        '<tr class="found"><td>found by morphogen</td><td>97.92 '
+        '<tr class="found"><td>found by morphogen</td><td>0.0712</td><td>97.92 '
         "%</td><td>13,194</td><td>13.8</td><td></td></tr>" in page
     )
     for change in report.changes:
@@ -76,7 +76,7 @@ def test_names_the_found_network_and_every_change_with_its_reason(report: Report
 
 
 def test_a_missing_score_is_a_dash(report: Report) -> None:
-    assert "<td>found</td><td>–</td><td>–</td><td>–</td><td></td>" in html(
+    assert "<td>found</td><td>–</td><td>–</td><td>–</td><td>–</td><td></td>" in html(
         replace(report, table=(TableRow("found", None, None, None),))
     )
 

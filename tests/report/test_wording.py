@@ -64,9 +64,9 @@ def test_markdown_keeps_its_columns(report: Report, hostile: Report) -> None:
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 7
     assert sum(line.startswith("- epoch") for line in lines) == 25
-    assert "| same shape from scratch | 97.78 % | 13,194 | 12.9 |  |" in table
+    assert "| same shape from scratch | – | 97.78 % | 13,194 | 12.9 |  |" in table
     evil = next(line for line in markdown(hostile).splitlines() if line.startswith("| \\<"))
-    assert evil.replace(r"\|", "").count("|") == 6
+    assert evil.replace(r"\|", "").count("|") == 7
     assert "\\</script>\\<img" in evil
 
 
@@ -74,12 +74,12 @@ def test_latex_escapes_what_it_must(report: Report) -> None:
     row = TableRow("50% & _a_ #1 $x {y} ~ ^ \\ <b> 8 → 9 …", 0.5, 1234, 1.0, "two\nlines")
     text = latex(replace(report, table=(row,)))
     assert text.startswith(
-        "\\begin{tabular}{lrrrl}\n\\toprule\nnetwork & test accuracy & parameters & seconds & "
-        "note \\\\\n"
+        "\\begin{tabular}{lrrrrl}\n\\toprule\nnetwork & test log loss & test accuracy & "
+        "parameters & seconds & note \\\\\n"
     )
     assert (
         r"50\% \& \_a\_ \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} "
         r"\textless{}b\textgreater{}" in text
     )
-    assert r"8 $\to$ 9 \ldots{} & 50.00 \% & 1,234 & 1.0 & two lines \\" in text
+    assert r"8 $\to$ 9 \ldots{} & -- & 50.00 \% & 1,234 & 1.0 & two lines \\" in text
     assert text.endswith("\\bottomrule\n\\end{tabular}\n")

@@ -1,10 +1,13 @@
 """`morphogen fit`: learn a network of the right shape for a data set."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from morphogen.deadline import NEVER, Deadline
 
 
 class Task(StrEnum):
@@ -33,7 +36,7 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="random seed")] = 0,
     time_limit: Annotated[
         float | None,
-        typer.Option(min=1, help="seconds for the search (the control comes after it)"),
+        typer.Option(min=1, help="seconds for all of it, from reading the data on"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="output folder; default runs/NAME")] = None,
     resume: Annotated[
@@ -44,12 +47,21 @@ def fit(
     wiring: Annotated[
         str, typer.Option(help="layers, or dag: every neuron reads every earlier one")
     ] = "layers",
-    baselines: Annotated[
-        bool,
+    metric: Annotated[
+        str | None,
         typer.Option(
-            "--baselines", help="also run scikit-learn's MLP, a grid of 12 and gradient boosting"
+            help="shown beside the loss: accuracy, balanced-accuracy, auc, average-precision, f1, "
+            "mcc, log-loss; rmse, mae, median-error, r2"
         ),
-    ] = False,
+    ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="beside scikit-learn's linear model and gradient boosting also an MLP and a grid "
+            "of 12; or none of them",
+        ),
+    ] = None,
     control: Annotated[bool, typer.Option(help="also train the found shape from scratch")] = True,
     compress: Annotated[
         bool,
@@ -58,27 +70,34 @@ def fit(
             help="make it smaller at the end, exactly equal on the range of the training rows",
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="print nothing but the folder and errors")
+    ] = False,
 ) -> None:
     """Learn a network of the right shape for DATA and write it, with a report, to a folder."""
+    until = NEVER if time_limit is None else Deadline.after(time_limit)
+    if not quiet:
+        typer.echo(f"reading {data}")  # before torch is loaded, which takes seconds
     from morphogen.data.load import load_data
-    from morphogen.fitting.run import run
+    from morphogen.fitting.run import Left, Options, run
 
     dataset = load_data(
         data, target=target, task=task.value if task else None, test=test, seed=seed
     )
-    run(
-        dataset,
-        out=out,
-        resume=resume,
-        baselines=baselines,
-        control=control,
-        compress=compress,
-        quiet=quiet,
-        budget=budget,
-        seed=seed,
-        seconds=time_limit,
-        device=device,
-        policy=policy,
-        wiring=wiring,
-    )
+    options = Options(resume, baselines, control, compress, quiet, until)
+    try:
+        run(
+            dataset,
+            options,
+            out=out,
+            budget=budget,
+            seed=seed,
+            device=device,
+            policy=policy,
+            wiring=wiring,
+            metric=metric,
+        )
+    except Left as error:
+        again = f"go on with the same options and --out {error.folder} --resume"
+        sys.stderr.write(f"stopped; {again if error.kept else 'nothing was kept yet'}\n")
+        raise typer.Exit(130) from None

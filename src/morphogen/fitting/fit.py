@@ -9,6 +9,7 @@ part of the training rows is held out for all these decisions; the test part is 
 the final scores.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -82,12 +83,16 @@ def search(
     folder: Path | None = None,
     resume: bool = False,
     display: Display | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Fitted:
-    """`fit` in a folder that the caller has claimed."""
+    """`fit` in a folder that the caller has claimed. stopping: asked at the end of each round,
+    whether that was the last one.
+    """
     settings = settings or Settings()
     with own_draws(settings.seed, settings.device):
         keep = None if folder is None else partial(save, folder=folder)
         run = Search(dataset, settings, recipe, keep, display)
+        run.stopping = stopping
         with threads_for(run.problem):
             if resume and folder is not None:
                 load(run, folder)
@@ -101,9 +106,8 @@ def _result(search: Search) -> Fitted:
     problem = search.problem
     plain, certificate = freeze(search.state.model, problem.example)
     assert isinstance(plain, nn.Sequential)
-    row = TableRow(
-        "found by morphogen", problem.test_score(plain), count_parameters(plain), seconds
-    )
+    loss, score = problem.test_scores(plain)
+    row = TableRow("found by morphogen", score, count_parameters(plain), seconds, loss=loss)
     if problem.regression:
         if abs(problem.mean) > FAR * problem.scale:
             plain.double()

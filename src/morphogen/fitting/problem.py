@@ -2,6 +2,7 @@
 may ask for, `Settings`.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError
+from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
@@ -28,7 +30,7 @@ _HELD_OUT = 6000  # most rows that are ever held out for decisions
 @dataclass(frozen=True)
 class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
-    a name of POLICIES. wiring: a name of WIRINGS.
+    a name of POLICIES. wiring: a name of WIRINGS. metric: a name of METRICS, shown beside the loss.
     """
 
     budget: int | None = None
@@ -37,6 +39,7 @@ class Settings:
     device: str = "cpu"
     policy: str = "trial"
     wiring: str = "layers"
+    metric: str | None = None
 
 
 WIRINGS: Mapping[str, frozenset[str]] = {
@@ -57,6 +60,7 @@ class Problem:
         self.wiring = settings.wiring
         self.dataset = dataset
         self.regression = dataset.task == "regression"
+        self.metric = metric_for(settings.metric, dataset.task)
         # a DAG knows no neighbours
         self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"
         inside, held = split_rows(dataset, seed)
@@ -140,17 +144,25 @@ class Problem:
         )
 
     def _score(self, out: Tensor, y: Tensor) -> float:
-        """Accuracy, or RMSE in the target's unit."""
-        if self.regression:
-            return float((out[:, 0] - y).double().square().mean().sqrt()) * self.scale
-        return float((out.argmax(1) == y).double().mean())
+        """The metric, of numbers in the target's own unit; NaN where it is not defined."""
+        y = y.double() * self.scale + self.mean if self.regression else y
+        score = self.metric.of(y.cpu().numpy(), self.answers(out))
+        return math.nan if score is None else score
 
-    def test_score(self, model: nn.Module) -> float | None:
-        """The score on the test part, None where there is none."""
+    def answers(self, out: Tensor) -> np.ndarray:
+        """What a network that was trained here says, as metrics take it: probabilities
+        (n, classes), or numbers (n,) in the target's own unit.
+        """
+        if self.regression:
+            return np.asarray((out[:, 0].double() * self.scale + self.mean).cpu())
+        return np.asarray(out.double().softmax(1).cpu())
+
+    def test_scores(self, model: nn.Module) -> tuple[float | None, float | None]:
+        """(loss, metric) on the test part, None where there is none."""
         if not len(self.dataset.x_test):
-            return None
+            return None, None
         out = predict(model, torch.as_tensor(self.dataset.x_test, device=self.device))
-        return self._score(out, self._target(self.dataset.y_test))
+        return scores(self.metric, self.dataset.y_test, self.answers(out))
 
 
 @contextmanager

@@ -96,6 +96,7 @@ class Search:
         self.history = History(notes=list(dataset.notes))
         self.before = 0.0  # seconds of earlier sessions of this run
         self.began = self.saved = time.perf_counter()
+        self.stopping: Callable[[], bool] = lambda: False
 
     @property
     def elapsed(self) -> float:
@@ -127,6 +128,7 @@ class Search:
 
     def _after_round(self, state: State) -> None:
         draw = generator(state.seed, 4, state.round)
+        state.stop = self.stopping()
         epoch = state.step / self.problem.batches.per_epoch
         if self.phase.anneal_start is None:
             for change in self.controller.step(state.round, epoch, draw):
@@ -215,7 +217,7 @@ class Search:
             dataset.name,
             dataset.name,
             dataset.task,
-            dataset.metric,
+            self.problem.metric.label,
             self.settings.seed,
             tuple(self.history.rounds),
             tuple(self.history.changes),

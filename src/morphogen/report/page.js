@@ -83,7 +83,7 @@ function drawReadout(now) {
   list.replaceChildren();
   const entries = {
     [`round ${r.round} of ${rounds[rounds.length - 1].round}`]: `epoch ${r.epoch.toFixed(1)}`, phase: r.phase,
-    [`validation ${list.dataset.metric}`]: r.score, "validation loss": r.loss, parameters: count(r.parameters), time: r.time,
+    [`validation ${list.dataset.metric}`]: r.score, "validation loss": r.loss, "parameters in training": count(r.parameters), time: r.time,
   };
   for (const [name, value] of Object.entries(entries)) {
     const entry = add(list, "div");
@@ -223,7 +223,7 @@ function drawHover(index) {
   say("", "epoch", r.epoch.toFixed(1));
   say("train", "training loss", brief(r.train));
   say("valid", "validation loss", brief(r.valid));
-  say("linear", "parameters", count(r.parameters));
+  say("linear", "parameters in training", count(r.parameters));
   for (const [name, w] of r.depths) say(colourOf(name), `${name} w`, w === null ? "–" : w.toFixed(2));
 }
 
