@@ -72,6 +72,8 @@ def test_a_run_leaves_its_files_and_says_the_result(finished: Path) -> None:
     assert [row["name"] for row in metrics["table"]] == [
         "found by morphogen",
         "same shape from scratch",
+        "linear model",
+        "gradient boosting",
     ]
     structure = json.loads((run / "structure.json").read_text())
     assert structure["schema"] == 3
@@ -130,7 +132,7 @@ def test_a_second_run_takes_a_new_folder_and_out_refuses_the_old(finished: Path)
         cwd=finished,
     )
     assert again.returncode == 0, again.stderr
-    assert again.stdout == ""
+    assert again.stdout == "runs/shop-2\n"
     assert (finished / "runs" / "shop-2" / "report.html").exists()
 
 
@@ -236,7 +238,7 @@ def test_help_is_fast_to_read_and_complete(tmp_path: Path) -> None:
     text = call("fit", "--help", cwd=tmp_path).stdout
     for option in (
         "--target --task --test --budget --seed --time-limit --out --resume --device "
-        "--quiet --baselines"
+        "--quiet --baselines --metric"
     ).split():
         assert option in text
 

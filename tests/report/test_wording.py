@@ -5,8 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from morphogen.record import Layer, Report, TableRow
-from morphogen.report.text import format_score, format_seconds, headline, latex, markdown
+from morphogen.record import Evaluation, Importance, Layer, Report, TableRow
+from morphogen.report.text import (
+    course,
+    format_score,
+    format_seconds,
+    headline,
+    latex,
+    markdown,
+    matters,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +91,23 @@ def test_latex_escapes_what_it_must(report: Report) -> None:
     )
     assert r"8 $\to$ 9 \ldots{} & -- & 50.00 \% & 1,234 & 1.0 & two lines \\" in text
     assert text.endswith("\\bottomrule\n\\end{tabular}\n")
+
+
+def test_a_loss_that_rose_is_said_with_what_was_done(report: Report) -> None:
+    rounds = report.rounds[:3]
+    losses = (0.9, 0.5, 0.9)
+    rounds = tuple(replace(r, valid_loss=loss) for r, loss in zip(rounds, losses, strict=True))
+    rose = replace(report, rounds=rounds)
+    said = "Validation loss was least in round 1, 0.5, and rose to 0.9 by round 2: the network of "
+    assert course(rose) == f"{said}round 2 was kept."
+    assert course(replace(rose, kept=1)) == f"{said}round 1 was kept."
+    assert said in markdown(rose)
+    assert course(replace(rose, rounds=rounds[:2])) == ""
+    assert course(replace(rose, rounds=())) == ""
+
+
+def test_what_matters_is_said_where_it_is_sure(report: Report) -> None:
+    rows = (Importance("age", 0.5, 0.4, 0.6), Importance("town", 0.1, -0.1, 0.3))
+    said = matters(replace(report, evaluation=Evaluation("test", 9, importance=rows)))
+    assert said == "Without a column log loss rises: age (+0.5, 0.4 to 0.6)."
+    assert matters(report) == ""

@@ -73,8 +73,6 @@ def scratch(
     stopping: it ends then, at a round's end, and its row says so; it is not begun where there is
     not half of the time that the search took.
     """
-    if stopping():
-        return TableRow(_SCRATCH, None, None, None, "skipped: stopped by hand")
     if until.left() < fitted.seconds / 2:
         return TableRow(_SCRATCH, None, None, None, "skipped: no time was left")
     problem = Problem(dataset, fitted.recipe, fitted.settings)

@@ -25,7 +25,7 @@ from morphogen.record import Report
 from morphogen.report.live import Display
 from morphogen.report.live import display as make_display
 
-_EXPORT = 3.0  # seconds that the files and the last figures take
+_EXPORT = 4.0  # seconds that the files and the last figures take
 _SHARE = 0.3  # of what is left at the start of the search, which they are given at most
 _OTHERS = 0.05  # of the same, kept for what stands beside the network
 _LEAST = 0.5  # seconds of any search
@@ -139,7 +139,7 @@ def _compared(
     """With a row for each of the others, as far as the time reaches."""
     report = fitted.report
     until = replace(options.until, ends=options.until.ends - _EXPORT / 2)
-    if options.control:
+    if options.control and not stopping():
         display.say("training the same shape from scratch, as a control")
         report = replace(report, table=(*report.table, scratch(fitted, dataset, until, stopping)))
     if options.baselines is False or stopping():

@@ -212,7 +212,7 @@ def _importance(rows: Sequence[Importance]) -> str:
     shown = rows[:_BARS]
     if not shown:
         return ""
-    left, width, step = 170, 640, 24
+    left, width, step = 140, 520, 24
     low = min(0.0, *(row.low for row in shown))
     high = max(row.high for row in shown) or 1.0
     scale = (width - left - 70) / max(high - low, 1e-12)
@@ -222,7 +222,7 @@ def _importance(rows: Sequence[Importance]) -> str:
         y = number * step + step / 2
         end = zero + row.rise * scale
         parts += [
-            _text(left - 8, y + 4, _short(row.column, 24), "end", "name"),
+            _text(left - 8, y + 4, _short(row.column, 20), "end", "name"),
             f'<rect x="{min(zero, end):.1f}" y="{y - 7:.1f}" width="{abs(end - zero):.1f}" '
             f'height="14" rx="2" class="bar-still"/>',
             _line(zero + row.low * scale, y, zero + row.high * scale, y, "whisker"),

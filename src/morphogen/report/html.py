@@ -79,6 +79,7 @@ def _data(report: Report) -> dict[str, Any]:
     shapes = list(dict.fromkeys(r.shape for r in rounds))
     index = {shape: i for i, shape in enumerate(shapes)}
     return {
+        "kept": report.result.round if rounds else 0,
         "shapes": [[[layer.name, layer.kind, layer.units] for layer in shape] for shape in shapes],
         "rounds": [
             {

@@ -31,6 +31,7 @@ from morphogen.report.text import (
 
 _ASCII = str.maketrans({"–": "-", "−": "-", "→": "->", "…": "...", "·": "-", "×": "x", "’": "'"})
 _STYLES = {"conv": "cyan", "dag": "cyan", "linear": "blue", "output": "magenta"}
+_WIDE = 100  # letters from which the final table has room for notes
 _RECENT = 4  # rounds for which a bar shows what it gained or lost
 
 
@@ -317,7 +318,11 @@ def _summary(report: Report, shown: Display) -> RenderableType:
     if report.rounds:
         parts += [_bars(report.result.shape, console, min(console.width, 80) - 2, 24), Text("")]
     if report.table:
-        parts.append(_table(report, shown))
+        wide = shown.console.width >= _WIDE
+        parts.append(_table(report, shown, wide))
+        if not wide:
+            noted = [f"{row.name}: {row.note}" for row in report.table if row.note]
+            parts += [shown.text(line, "dim") for line in noted]
     for said in (course(report), matters(report)):
         parts += [Text(""), shown.text(said, "dim")] if said else []
     parts += (
@@ -328,12 +333,12 @@ def _summary(report: Report, shown: Display) -> RenderableType:
     return Group(*parts)
 
 
-def _table(report: Report, shown: Display) -> Table:
+def _table(report: Report, shown: Display, wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
     # a column of empty notes, or one too narrow to read, would only squeeze the figures
     names = header(report)
     last = len(names)
-    if shown.console.width < 70 or not any(row.note for row in report.table):
+    if not wide or not any(row.note for row in report.table):
         last -= 1
     for name in names[:last]:
         words = name in ("network", "note")
