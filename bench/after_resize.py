@@ -178,7 +178,7 @@ def loads(
     def restored() -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
             if resize is by_morphogen:
-                mg.save(model, f"{folder}/run", optimizer=optimizer)
+                mg.save(model, f"{folder}/run", optimizers=[optimizer])
                 return mg.load(
                     f"{folder}/run",
                     lambda: (fresh := build(), torch.optim.Adam(fresh.parameters())),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fit import RESULTS, environment
 from morphogen.layers.dag.module import Dag
+from morphogen.threads import threads
 from turns import in_turns, ratio
 
 INPUTS, BATCH = 784, 256
@@ -61,34 +62,34 @@ def full(nodes: int) -> dict[str, float]:
     dag = Dag(INPUTS, nodes)
     peer = perceptron(macs(dag))
     equal = sum(m.weight.numel() for m in peer if isinstance(m, nn.Linear)) / macs(dag)
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, run in {"forward": forward, "forward and backward": both}.items():
         times = in_turns(
             {"dag": partial(run, dag, x), "peer": partial(run, peer, x)},
             turns=max(7, 40_000 // nodes),
         )
-        found[name] = ratio(times, "peer", "dag") / equal
-        found[f"GF/s, {name}"] = (
+        figures[name] = ratio(times, "peer", "dag") / equal
+        figures[f"GF/s, {name}"] = (
             (2 if run is forward else 6) * macs(dag) * BATCH / min(times["dag"]) / 1e9
         )
     loop = Dag(INPUTS, nodes, solver="loop")
     times = in_turns({"dag": partial(forward, dag, x), "loop": partial(forward, loop, x)}, turns=3)
-    found["loop"] = ratio(times, "loop", "dag")
-    return found
+    figures["loop"] = ratio(times, "loop", "dag")
+    return figures
 
 
 def sparse(fan_in: int, nodes: int = 4096) -> dict[str, float]:
     """Useful GF/s of a random wiring, and its time over that of the full wiring."""
     x = torch.randn(BATCH, INPUTS)
     dag, dense = Dag(INPUTS, nodes, wiring="random", fan_in=fan_in), Dag(INPUTS, nodes)
-    found: dict[str, float] = {"density": dag.density}
+    figures: dict[str, float] = {"density": dag.density}
     for name, run in {"forward": forward, "forward and backward": both}.items():
         times = in_turns({"sparse": partial(run, dag, x), "dense": partial(run, dense, x)}, turns=5)
-        found[f"GF/s, {name}"] = (
+        figures[f"GF/s, {name}"] = (
             (2 if run is forward else 6) * macs(dag) * BATCH / min(times["sparse"]) / 1e9
         )
-        found[f"{name}, time / full wiring"] = ratio(times, "sparse", "dense")
-    return found
+        figures[f"{name}, time / full wiring"] = ratio(times, "sparse", "dense")
+    return figures
 
 
 def large(nodes: int = 16_384) -> dict[str, float]:
@@ -128,13 +129,13 @@ def main() -> None:
         print(json.dumps(trained(int(sys.argv[-1]))))
         return
     result: dict[str, Any] = {"environment": environment()}
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        result[f"{threads} threads"] = {
-            "full": {n: full(n) for n in SIZES},
-            "random": {fan_in: sparse(fan_in) for fan_in in FANS},
-        }
+    for count in (1, 2):
+        with threads(count):
+            torch.manual_seed(0)
+            result[f"{count} threads"] = {
+                "full": {n: full(n) for n in SIZES},
+                "random": {fan_in: sparse(fan_in) for fan_in in FANS},
+            }
     result["large"] = large()
     (RESULTS / "dag.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(result)
@@ -150,8 +151,8 @@ def table(result: dict[str, Any]) -> str:
         "| GF/s forward and backward | loop's time / ours, forward |",
         "|--:|--:|--:|--:|--:|--:|",
     ]
-    for threads in (1, 2):
-        for nodes, f in result[f"{threads} threads"]["full"].items():
+    for count in (1, 2):
+        for nodes, f in result[f"{count} threads"]["full"].items():
             cells = (
                 f["forward"],
                 f["forward and backward"],
@@ -159,7 +160,7 @@ def table(result: dict[str, Any]) -> str:
                 f["loop"],
             )
             lines.append(
-                f"| {nodes} | {threads} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+                f"| {nodes} | {count} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
             )
     lines += ["| asked | | at least 0.85 | at least 0.85 | | at least 3 |", ""]
     lines.append(
@@ -167,15 +168,15 @@ def table(result: dict[str, Any]) -> str:
         "time / full wiring |"
     )
     lines.append("|--:|--:|--:|--:|--:|")
-    for threads in (1, 2):
-        for fan_in, f in result[f"{threads} threads"]["random"].items():
+    for count in (1, 2):
+        for fan_in, f in result[f"{count} threads"]["random"].items():
             cells = (
                 f["GF/s, forward"],
                 f["GF/s, forward and backward"],
                 f["forward and backward, time / full wiring"],
             )
             lines.append(
-                f"| {fan_in} | {threads} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+                f"| {fan_in} | {count} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
             )
     large = result["large"]
     lines += ["| asked | | at least 12 a core | at least 12 a core | |", ""]

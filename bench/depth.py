@@ -23,7 +23,8 @@ import morphogen as mg
 from fit import RESULTS, environment
 from morphogen.experiments.going_deeper.spirals import Fixed
 from morphogen.experiments.going_deeper.spirals import block as dense
-from morphogen.layers.penalty import gain, last_affine, penalty, quadratic
+from morphogen.layers.penalty import last_affine, penalty, quadratic, scale_penalty
+from morphogen.threads import threads
 from turns import in_turns, ratio
 
 
@@ -79,7 +80,7 @@ def cheat(factor: float, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
 
     def price(layer: mg.LearnedDepth) -> Tensor:
-        return quadratic(layer, 3e-3) + gain(layer, factor, free=1.0)
+        return quadratic(layer, 3e-3) + scale_penalty(layer, factor, free=1.0)
 
     deep = mg.LearnedDepth(partial(dense, 24), penalty=price, floor=0.1)
     model = nn.Sequential(
@@ -112,8 +113,8 @@ def cheat(factor: float, seed: int) -> dict[str, float]:
     }
 
 
+@threads(1)
 def main() -> None:
-    torch.set_num_threads(1)
     costs = {name: cost(*case) for name, case in CASES.items()}
     cheats = {
         factor: [cheat(factor, seed) for seed in range(3)] for factor in (0.0, 1e-4, 1e-3, 1e-2)
@@ -129,8 +130,8 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {' | '.join(f'{value:.3f}' for value in found.values())} |"
-        for name, found in costs.items()
+        f"| {name} | {' | '.join(f'{value:.3f}' for value in ratios.values())} |"
+        for name, ratios in costs.items()
     ]
     lines += ["", "| penalty of gains above 1 | w | largest gain | accuracy |", "|---|---|---|---|"]
     for factor, runs in cheats.items():

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from fit import RESULTS, environment
 from morphogen.bounds.box import Box
 from morphogen.errors import Unsupported
 from morphogen.linear_regions.regions import regions
+from morphogen.threads import threads
 from morphogen.transforms.compress import compress
 from morphogen.transforms.shallow.shallow import FORMS, shallow
 
@@ -47,94 +49,98 @@ def off(made: Tensor, true: Tensor) -> float:
     return float((made - true).abs().max() / true.abs().max().clamp_min(1.0))
 
 
+Rows = dict[str, dict[str, float]]
+"""Figures summed over networks, or the largest of them, by what they are of."""
+SUMMED = ("parameters gone", "steps", "terms", "pruned", "cells")
+# with a skip, which is left out unless asked for
+ALL_RULES = ("inactive", "constant", "unread", "duplicate", "dependent", "collapse", "skip")
+
+
+def note(rows: Rows, what: str, figures: dict[str, float]) -> None:
+    row = rows.setdefault(what, {"nets": 0.0})
+    row["nets"] += 1
+    for key, value in figures.items():
+        before = row.get(key, 0.0)
+        row[key] = max(before, value) if key.startswith("largest") else before + value
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def points(box: Box) -> Tensor:
+    share = torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
+    return box.lower + box.width * share
+
+
+def compressed(name: str, seed: int, rules: tuple[str, ...] | None) -> dict[str, float]:
+    model, box = uneven(name, seed)
+    x = points(box)
+    small, certificate = compress(model, box, rules=rules)
+    return {
+        "largest difference": off(small(x).detach(), model(x)),
+        "parameters gone": 1 - parameters(small) / parameters(model),
+        "steps": len(certificate.steps),
+    }
+
+
+def shallow_forms(model: nn.Module, box: Box) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every form that the network is not too large for, inside the box and far outside."""
+    x = points(box)
+    far = 30 * (2 * torch.rand(POINTS // 10, box.lower.shape[1], dtype=torch.float64) - 1)
+    inside = model(x)
+    outside = model(far)
+    size = float(outside.abs().max().clamp_min(1.0))
+    for form in FORMS:
+        try:
+            made, _ = shallow(model, box, form)
+        except Unsupported:  # more layers or terms than the form is for
+            continue
+        pruned = made.prune()
+        above = float((made.lower(far) - outside).max())
+        below = float((outside - made.upper(far)).max())
+        yield (
+            form,
+            {
+                "largest difference": off(made(x), inside),
+                "largest difference pruned": off(pruned(x), inside),
+                "largest breach outside": max(above, below, 0.0) / size,
+                "terms": made.n_terms,
+                "pruned": pruned.n_terms,
+                "largest of to_torch": off(pruned.to_torch()(x[:5000]).detach(), inside[:5000]),
+            },
+        )
+
+
+def counted(model: nn.Module, box: Box, walk: bool) -> dict[str, float]:
+    """Regions, and where asked the same by reverse search."""
+    cells = len(regions(model, box))
+    if not walk:
+        return {"cells": cells}
+    walked = len(regions(model, box, method="reverse search"))
+    return {"cells": cells, "largest disagreement": abs(cells - walked), "walked": 1.0}
+
+
+@threads(1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nets", type=int, default=350)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    rows: dict[str, dict[str, float]] = {}
+    rows: Rows = {}
     began = time.perf_counter()
-
-    def note(what: str, **figures: float) -> None:
-        row = rows.setdefault(what, {"nets": 0.0})
-        row["nets"] += 1
-        for key, value in figures.items():
-            row[key] = (
-                max(row.get(key, 0.0), value)
-                if key.startswith("largest")
-                else row.get(key, 0.0) + value
-            )
-
     for number in range(given.nets):
-        name, seed = list(BUILD)[number % len(BUILD)], number // len(BUILD)
-        model, box = uneven(name, seed)
-        x = box.lower + box.width * torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
-        small, certificate = compress(
-            model,
-            box,
-            rules=None
-            if number % 2
-            else ("inactive", "constant", "unread", "duplicate", "dependent", "collapse", "skip"),
-        )
-        gone = 1 - sum(p.numel() for p in small.parameters()) / sum(
-            p.numel() for p in model.parameters()
-        )
-        note(
-            "compress",
-            **{
-                "largest difference": off(small(x).detach(), model(x)),
-                "parameters gone": gone,
-                "steps": len(certificate.steps),
-            },
-        )
+        seed, kind = divmod(number, len(BUILD))
+        name = list(BUILD)[kind]
+        note(rows, "compress", compressed(name, seed, None if number % 2 else ALL_RULES))
         model, box = drawn(name, seed)
-        x = box.lower + box.width * torch.rand(POINTS, box.lower.shape[1], dtype=torch.float64)
-        far = 30 * (2 * torch.rand(POINTS // 10, box.lower.shape[1], dtype=torch.float64) - 1)
-        f, beyond = model(x), model(far)
-        for form in FORMS:
-            try:
-                made, _ = shallow(model, box, form)
-            except Unsupported:  # more layers or terms than the form is for
-                continue
-            pruned = made.prune()
-            size = beyond.abs().max().clamp_min(1.0)
-            wrong = max(
-                float((made.lower(far) - beyond).max()),
-                float((beyond - made.upper(far)).max()),
-                0.0,
-            )
-            note(
-                form,
-                **{
-                    "largest difference": off(made(x), f),
-                    "largest difference pruned": off(pruned(x), f),
-                    "largest breach outside": wrong / float(size),
-                    "terms": made.n_terms,
-                    "pruned": pruned.n_terms,
-                    "largest of to_torch": off(pruned.to_torch()(x[:5000]).detach(), f[:5000]),
-                },
-            )
-        cells, walked = (
-            regions(model, box),
-            regions(model, box, method="reverse search") if number % 4 == 0 else None,
-        )
-        note(
-            "regions",
-            cells=len(cells),
-            **(
-                {"largest disagreement": abs(len(cells) - len(walked)), "walked": 1.0}
-                if walked
-                else {}
-            ),
-        )
+        for form, figures in shallow_forms(model, box):
+            note(rows, form, figures)
+        note(rows, "regions", counted(model, box, number % 4 == 0))
         if number % 20 == 19:
-            print(
-                number + 1,
-                {key: row.get("largest difference") for key, row in rows.items()},
-                flush=True,
-            )
+            largest = {key: row.get("largest difference") for key, row in rows.items()}
+            print(number + 1, largest, flush=True)
     for row in rows.values():
-        for key in ("parameters gone", "steps", "terms", "pruned", "cells"):
+        for key in SUMMED:
             if key in row:
                 row[f"mean {key}"] = row.pop(key) / row["nets"]
     stored = {"rows": rows, "seconds": time.perf_counter() - began, "environment": environment()}

@@ -149,17 +149,17 @@ def table(stored: dict[str, Any]) -> str:
     for data, (target, most, seconds, higher) in TARGETS.items():
         if not (runs := stored.get(data, {}).get("runs")):
             continue
-        found = [r["table"][0] for r in runs]
+        grown = [r["table"][0] for r in runs]
         scratch = [r["table"][1] for r in runs]
-        scores, controls = ([row["score"] for row in rows] for rows in (found, scratch))
-        ratio = mean(f["seconds"] / s["seconds"] for f, s in zip(found, scratch, strict=True))
+        scores, controls = ([row["score"] for row in rows] for rows in (grown, scratch))
+        ratio = mean(f["seconds"] / s["seconds"] for f, s in zip(grown, scratch, strict=True))
         behind = (mean(controls) - mean(scores)) * (1 if higher else -1)
         misses = [
             name
             for name, missed in {
                 "score": (mean(scores) < target) == higher and mean(scores) != target,
-                "parameters": max(f["parameters"] for f in found) > most,
-                "seconds": mean(f["seconds"] for f in found) > seconds,
+                "parameters": max(f["parameters"] for f in grown) > most,
+                "seconds": mean(f["seconds"] for f in grown) > seconds,
                 "beside scratch": behind > 0.003,
                 "time": ratio > 2,
             }.items()
@@ -168,8 +168,8 @@ def table(stored: dict[str, Any]) -> str:
         lines.append(
             f"| {data} | {len(runs)} | {show(scores, higher)} ({shown(target, higher)}) | "
             f"{show(controls, higher)} "
-            f"| {mean(f['parameters'] for f in found):,.0f} ({most:,}) | "
-            f"{mean(f['seconds'] for f in found):.0f} ({seconds}) "
+            f"| {mean(f['parameters'] for f in grown):,.0f} ({most:,}) | "
+            f"{mean(f['seconds'] for f in grown):.0f} ({seconds}) "
             f"| {ratio:.2f} | {'missed: ' + ', '.join(misses) if misses else 'yes'} |"
         )
     others = [

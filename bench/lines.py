@@ -71,15 +71,15 @@ def read(path: Path, root: Path) -> File:
 
 def _docstrings(tree: ast.AST) -> set[int]:
     """The lines that documentation stands on."""
-    found: set[int] = set()
+    spanned: set[int] = set()
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Expr)
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         ):
-            found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return found
+            spanned.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return spanned
 
 
 def percentile(numbers: list[int], share: float) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fit import RESULTS, environment
 from morphogen.layers.linked import LKReLU
+from morphogen.threads import threads
 from turns import in_turns, ratio
 
 SHAPES = {
@@ -93,14 +94,14 @@ def behind(batch: int, units: int, outputs: int) -> tuple[float, float]:
             way(z, weight)
 
     turns = max(15, min(300, int(1e9 / (batch * units * (outputs + 100)))))
-    found = []
+    ratios = []
     for run in (both, forward):
         times = in_turns(
             {"definition": partial(run, by_definition), "identity": partial(run, by_identity)},
             turns,
         )
-        found.append(ratio(times, "definition", "identity"))
-    return found[0], found[1]
+        ratios.append(ratio(times, "definition", "identity"))
+    return ratios[0], ratios[1]
 
 
 def network(
@@ -145,17 +146,17 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.step()
 
 
+@threads(1)
 def main() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    found = {name: layers(shape) for name, shape in SHAPES.items()}
+    shapes = {name: layers(shape) for name, shape in SHAPES.items()}
     whole = networks()
     identity = {
         f"{batch:,} x {units:,} -> {outputs:,}": behind(batch, units, outputs)
         for batch, units, outputs in BEHIND
     }
     result = {
-        "layers": found,
+        "layers": shapes,
         "networks": whole,
         "identity": identity,
         "environment": environment(),
@@ -167,7 +168,7 @@ def main() -> None:
     ]
     lines += [
         f"| {name} | {' | '.join(f'{ratios[peer]:.2f}' for peer in ASKED)} |"
-        for name, ratios in found.items()
+        for name, ratios in shapes.items()
     ]
     lines.append(
         "| asked | " + " | ".join(f"at least {least:.2f}" for least, _ in ASKED.values()) + " |"

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from fit import RESULTS, environment
 from morphogen.edit.edit import Grow, Shrink
 from morphogen.policies.controller import Controller
-from morphogen.policies.policy import Look, Proposal
+from morphogen.policies.policy import Observation, Proposal
+from morphogen.threads import threads
 from morphogen.training.train import generator
 from turns import in_turns, ratio
 
@@ -37,13 +38,13 @@ class OneByOne:
         return {}
 
     def decide(
-        self, look: Look, memory: dict[str, Any], draw: torch.Generator
+        self, observation: Observation, memory: dict[str, Any], generator: torch.Generator
     ) -> tuple[list[Proposal], dict[str, Any], bool]:
-        width, size = next(iter(look.sizes.items()))
+        width, size = next(iter(observation.sizes.items()))
         edit = (
             Grow(width, 1)
-            if look.round % 2
-            else Shrink(width, [int(torch.randint(size, (1,), generator=draw))])
+            if observation.round % 2
+            else Shrink(width, [int(torch.randint(size, (1,), generator=generator))])
         )
         return [Proposal(edit, "its turn")], memory, False
 
@@ -77,8 +78,8 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+@threads(1)
 def main() -> None:
-    torch.set_num_threads(1)
     x, y = torch.randn(128, 784), torch.randint(10, (128,))
     plain, grown = build(), build()
     controller = controlled(*grown, x, y)
@@ -92,18 +93,18 @@ def main() -> None:
         for number in range(CHANGES)
     ]
     run = STEPS * median(timed(runs["controlled"]) for _ in range(100))
-    found = {
+    figures = {
         "step under a controller / plain step": ratio(times, "controlled", "plain"),
         "100 changes / 3,000 steps": sum(changes) / run,
     }
-    limits = dict(zip(found, (1.02, 0.05), strict=True))
+    limits = dict(zip(figures, (1.02, 0.05), strict=True))
     (RESULTS / "overhead.json").write_text(
-        json.dumps({**found, "environment": environment()}, indent=1) + "\n"
+        json.dumps({**figures, "environment": environment()}, indent=1) + "\n"
     )
     lines = ["| | measured | at most | met |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {value:.4f} | {limits[name]} | {'yes' if value <= limits[name] else 'no'} |"
-        for name, value in found.items()
+        for name, value in figures.items()
     ]
     about = "A change includes a look at 128 validation examples. " + "; ".join(
         f"{k} {v}" for k, v in environment().items()

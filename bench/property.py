@@ -11,21 +11,20 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from fit import RESULTS, environment
+from morphogen.threads import threads
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_property import TOLERANCE, check
 
 
+@threads(1)
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nets", type=int, default=500)
     nets = parser.parse_args().nets
-    torch.set_num_threads(1)
     began = time.perf_counter()
     moves = keeping = 0
     largest, failures = 0.0, []

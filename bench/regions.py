@@ -1,12 +1,12 @@
-"""How many linear regions a second: cut by their corners, and by walking through facets.
+"""How many linear regions a second: cut by their corners, and by reverse search.
 
     python bench/regions.py   # about two minutes; writes bench/results/regions.{json,md}
 
-Random networks of the specification's kind on the box from -3 to 3, one thread, the best of three
-runs. Asked: 100,000 cells a second with two inputs, 5,000 with three to six. The specification's
+Random networks, two outputs, on the box from -3 to 3, one thread, the best of three
+runs. Asked: 100,000 cells a second with two inputs, 5,000 with three to six. A
 pilot, on such a machine: 8,000 to 15,000 in two dimensions (polygon clipping in numpy), 87 to 189
-by a tree of linear programs. Where it is quick, Euler's formula is looked at and the walk counts
-again.
+by a tree of linear programs. Where it is quick, Euler's formula is looked at and reverse search
+counts again.
 """
 
 import argparse
@@ -15,10 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from fit import RESULTS, environment
 from morphogen.linear_regions.regions import regions
+from morphogen.threads import threads
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from piecewise_nets import BUILD, drawn, plain
@@ -40,9 +39,9 @@ NETS = (
 )
 
 
+@threads(1)
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    torch.set_num_threads(1)
     rows = []
     for inputs, widths in NETS:
         BUILD["bench"] = lambda inputs=inputs, widths=widths: plain(inputs, widths, 2)
@@ -50,22 +49,22 @@ def main() -> None:
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            found = regions(model, box, max_cells=10_000_000)
+            cells = regions(model, box, max_cells=10_000_000)
             times.append(time.perf_counter() - began)
         row = {
             "inputs": inputs,
             "widths": "-".join(map(str, widths)),
-            "cells": len(found),
-            "cells a second": len(found) / min(times),
+            "cells": len(cells),
+            "cells a second": len(cells) / min(times),
         }
-        if len(found) < 6000 and inputs in (2, 3):
-            row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(found)))
-        if len(found) < 6000:
+        if len(cells) < 6000 and inputs in (2, 3):
+            row["Euler"] = sum(count * (-1) ** k for k, count in enumerate(faces(cells)))
+        if len(cells) < 6000:
             began = time.perf_counter()
-            walked = regions(model, box, method="reverse search")
-            row["walk: cells"], row["walk: cells a second"] = (
-                len(walked),
-                len(walked) / (time.perf_counter() - began),
+            searched = regions(model, box, method="reverse search")
+            row["reverse search: cells"], row["reverse search: cells a second"] = (
+                len(searched),
+                len(searched) / (time.perf_counter() - began),
             )
         rows.append(row)
         print(row, flush=True)
@@ -77,21 +76,21 @@ def main() -> None:
 
 def table(stored: dict) -> str:
     lines = [
-        "| inputs | widths | cells | cells a second (asked) | by walking | cells a second | "
+        "| inputs | widths | cells | cells a second (asked) | by reverse search | cells a second | "
         "corners - edges + ... |",
         "|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in stored["rows"]:
         asked = {1: "", 2: " (100,000)"}.get(row["inputs"], " (5,000)")
-        walked = (
-            (f"{row['walk: cells']:,}", f"{row['walk: cells a second']:.0f}")
-            if "walk: cells" in row
+        searched = (
+            (f"{row['reverse search: cells']:,}", f"{row['reverse search: cells a second']:.0f}")
+            if "reverse search: cells" in row
             else ("", "")
         )
         lines.append(
             f"| {row['inputs']} | {row['widths']} | {row['cells']:,} | "
-            f"{row['cells a second']:,.0f}{asked} | {walked[0]} | "
-            f"{walked[1]} | {row.get('Euler', '')} |"
+            f"{row['cells a second']:,.0f}{asked} | {searched[0]} | "
+            f"{searched[1]} | {row.get('Euler', '')} |"
         )
     told = "; ".join(f"{k} {v}" for k, v in stored["environment"].items())
     return "\n".join(

@@ -54,12 +54,12 @@ def main() -> None:
     step()
     rows = {"one training step, batch 32, 224 x 224": seconds(step, 3)}
     rows["trace and widths, once"] = seconds(lambda: mg.widths(mg.trace(model, example)))
-    found = mg.widths(mg.trace(model, example))
+    ties = mg.widths(mg.trace(model, example))
 
     def grow(probe: torch.Tensor | None = None) -> None:
         mg.apply_(
             model,
-            mg.plan(model, found, [mg.Grow(WIDTH, UNITS)]),
+            mg.plan(model, ties, [mg.Grow(WIDTH, UNITS)]),
             optimizers=[optimizer],
             example=probe,
         )
@@ -68,7 +68,7 @@ def main() -> None:
     rows[f"grow {WIDTH} by {UNITS}, checked on an example"] = seconds(lambda: grow(example))
     shrink = [mg.Shrink(WIDTH, range(UNITS))]
     rows[f"shrink {WIDTH} by {UNITS}"] = seconds(
-        lambda: mg.apply_(model, mg.plan(model, found, shrink), optimizers=[optimizer])
+        lambda: mg.apply_(model, mg.plan(model, ties, shrink), optimizers=[optimizer])
     )
     rows["grow in one call, traced anew"] = seconds(
         lambda: mg.resize(model, [mg.Grow(WIDTH, UNITS)], optimizers=[optimizer], example=example)

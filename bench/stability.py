@@ -31,6 +31,7 @@ from morphogen.experiments.compression.stable_nets import (
     rows,
     trained,
 )
+from morphogen.threads import threads
 from morphogen.transforms.compress import compress
 from morphogen.verification.stability import ACTIVE, INACTIVE, UNDECIDED, UNSTABLE, stability
 
@@ -60,33 +61,33 @@ def published(path: Path) -> nn.Sequential:
 def decided(name: str, model: nn.Sequential, x: Tensor, test: Part) -> dict[str, object]:
     box = pixels(x.shape[1])
     began = time.perf_counter()
-    found = stability(model, box, x[:10_000], seconds=60)
+    proved = stability(model, box, x[:10_000], seconds=60)
     seconds = time.perf_counter() - began
-    how = Counter(how for signs in found.units.values() for how in signs.how)
+    how = Counter(how for signs in proved.units.values() for how in signs.how)
     began = time.perf_counter()
     _, certificate = compress(model, box, x[:10_000])
     return {
         "network": name,
         "accuracy": accuracy(model, test),
         "candidates": sum(how.values()) - how["sampling"],
-        "active": found.count(ACTIVE),
-        "inactive": found.count(INACTIVE),
-        "both": found.count(UNSTABLE),
-        "undecided": found.count(UNDECIDED),
+        "active": proved.count(ACTIVE),
+        "inactive": proved.count(INACTIVE),
+        "both": proved.count(UNSTABLE),
+        "undecided": proved.count(UNDECIDED),
         "seconds": seconds,
         "by": dict(how),
-        "seconds by": dict(found.seconds),
+        "seconds by": dict(proved.seconds),
         "compress": certificate.reason,
         "compress: seconds": time.perf_counter() - began,
         "compress: difference": certificate.max_error,
     }
 
 
+@threads(1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=15)
     epochs = parser.parse_args().epochs
-    torch.set_num_threads(1)
     done = []
     folder = Path(os.environ.get("MORPHOGEN_DATA", "")) / "relu_nets" / "exactcompression"
     for path in sorted(folder.glob("*.npz")):

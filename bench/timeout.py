@@ -21,7 +21,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from fit import RESULTS, environment
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, unit_cube
+from morphogen.threads import threads
 from morphogen.verification.unsafe import Unsafe
 from morphogen.verification.verify import verify
 from morphogen.verification.vnncomp import verify_file
@@ -80,8 +81,8 @@ def of_modules(name: str) -> Iterator[tuple[float, float, str, float]]:
     )
     for limit in LIMITS:
         began = time.perf_counter()
-        found = verify(model, box, unsafe, limit)
-        yield limit, time.perf_counter() - began, found.status, found.bound
+        result = verify(model, box, unsafe, limit)
+        yield limit, time.perf_counter() - began, result.status, result.bound
 
 
 def of_file() -> Iterator[tuple[float, float, str, float]]:
@@ -101,20 +102,20 @@ def of_file() -> Iterator[tuple[float, float, str, float]]:
         prop.write_text(f"{declared}{box}(assert (<= Y_0 -1))")
         for limit in LIMITS:
             began = time.perf_counter()
-            found = verify_file(net, prop, limit)
-            yield limit, time.perf_counter() - began, found.status, found.bound
+            result = verify_file(net, prop, limit)
+            yield limit, time.perf_counter() - began, result.status, result.bound
 
 
+@threads(1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "names", nargs="*", default=[*NETS, FILE], metavar="NAME", help="; ".join([*NETS, FILE])
     )
     names = parser.parse_args().names
-    torch.set_num_threads(1)
     verify(
         nn.Linear(1, 1),
-        Box(torch.zeros(1, 1), torch.ones(1, 1)),
+        unit_cube(1),
         Unsafe(torch.ones(1, 1), -100 * torch.ones(1)),
     )
     rows = []

@@ -69,12 +69,12 @@ def many(count: int = 100) -> dict[str, float]:
         nn.Sequential(nn.Linear(784, 200), nn.ReLU(), *layers, nn.Linear(200, 10)),
         torch.rand(count, 784),
     )
-    found = {}
+    fastest = {}
     for dtype in (torch.float32, torch.float64):
         net, box = program(model, x, dtype), linf_ball(x.to(dtype), 0.01, 0.0, 1.0)
         times = in_turns({"run": lambda net=net, box=box: crown(net, box)}, turns=3, warm_up=1)
-        found[str(dtype).removeprefix("torch.")] = min(times["run"])
-    return found
+        fastest[str(dtype).removeprefix("torch.")] = min(times["run"])
+    return fastest
 
 
 def main() -> None:

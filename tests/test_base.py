@@ -90,12 +90,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         step(model, optimizer, x, 1)
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
-    return mg.save(model, tmp_path_factory.mktemp("base") / "run", optimizer=optimizer)
+    return mg.save(model, tmp_path_factory.mktemp("base") / "run", optimizers=[optimizer])
 
 
 def test_the_base_model_itself_is_taken_again_and_again(saved: Path, tmp_path: Path) -> None:
-    model, optimizer = mg.load(saved, built)
-    again, _ = mg.load(mg.save(model, tmp_path / "again", optimizer=optimizer), built)
+    model, (optimizer,) = mg.load(saved, built)
+    again, _ = mg.load(mg.save(model, tmp_path / "again", optimizers=[optimizer]), built)
     mg.resize(again, [Grow("0", 1)], example=torch.zeros(2, 1, 8, 8))
     mg.resize(again, [AddBlock("6")], example=torch.zeros(2, 1, 8, 8))
     third, _ = mg.load(mg.save(copy.deepcopy(again), tmp_path / "third"), built)
@@ -262,8 +262,8 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
 
     (model, optimizer), x = build(), torch.randint(11, (3, 4))
     step(model, optimizer, x)
-    path = mg.save(model, tmp_path / "run", optimizer=optimizer)
-    loaded, other = mg.load(path, build)
+    path = mg.save(model, tmp_path / "run", optimizers=[optimizer])
+    loaded, (other,) = mg.load(path, build)
     assert loaded.head.weight is loaded.table.weight
     for _ in range(2):
         assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
@@ -294,7 +294,7 @@ def test_bfloat16_trains_on_bit_for_bit(tmp_path: Path) -> None:
     (model, optimizer), x = build(), torch.randn(5, 4).bfloat16()
     mg.resize(model, [Grow("0", 3)], optimizers=[optimizer], example=x)
     step(model, optimizer, x)
-    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
+    loaded, (other,) = mg.load(mg.save(model, tmp_path / "run", optimizers=[optimizer]), build)
     assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
@@ -364,7 +364,7 @@ def test_the_next_step_is_bit_identical_under_every_optimizer(name: str, tmp_pat
     mg.resize(model, [Grow("0", 3), Shrink("2", [1])], optimizers=[optimizer], example=x)
     model.train()
     step(model, optimizer, x)
-    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
+    loaded, (other,) = mg.load(mg.save(model, tmp_path / "run", optimizers=[optimizer]), build)
     assert {k: (v.dtype, v.shape) for k, v in tensors(other).items()} == {
         k: (v.dtype, v.shape) for k, v in tensors(optimizer).items()
     }
@@ -389,8 +389,8 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
     }
     group["lr"].fill_(0.3)
     step(model, optimizer, torch.randn(2, 4))
-    path = mg.save(model, tmp_path / "run", optimizer=optimizer)
-    _, other = mg.load(path, build)
+    path = mg.save(model, tmp_path / "run", optimizers=[optimizer])
+    _, (other,) = mg.load(path, build)
     found = other.param_groups[0]
     assert isinstance(found["lr"], Tensor)
     assert found["lr"].dtype == torch.float64
@@ -408,13 +408,13 @@ def test_tensors_in_groups_stay_tensors(tmp_path: Path) -> None:
         return fresh, torch.optim.Adam(fresh.parameters())
 
     # what was saved counts, also where build() begins with a number
-    _, third = mg.load(path, plain)
+    _, (third,) = mg.load(path, plain)
     assert isinstance(third.param_groups[0]["lr"], Tensor)
     group["mine"] = object()
     with pytest.raises(
         RunError, match="parameter group's 'mine' is a object, which a file cannot hold"
     ):
-        mg.save(model, tmp_path / "other", optimizer=optimizer)
+        mg.save(model, tmp_path / "other", optimizers=[optimizer])
 
 
 def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
     mg.resize(model, [Grow("0", 3)], optimizers=[optimizer], example=x)
     model.train()
     step(model, optimizer, x)
-    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
+    loaded, (other,) = mg.load(mg.save(model, tmp_path / "run", optimizers=[optimizer]), build)
     assert other.param_groups[0]["fused"] is True
     for _ in range(2):
         assert torch.equal(step(model, optimizer, x, 1), step(loaded, other, x, 1))
@@ -437,7 +437,9 @@ def test_a_fused_optimizer_goes_on_with_its_steps(tmp_path: Path) -> None:
 def test_a_schedule_that_holds_the_rate_goes_on(tmp_path: Path) -> None:
     model = nn.Linear(4, 3)
     path = mg.save(
-        model, tmp_path / "run", optimizer=torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+        model,
+        tmp_path / "run",
+        optimizers=[torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))],
     )
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -446,7 +448,7 @@ def test_a_schedule_that_holds_the_rate_goes_on(tmp_path: Path) -> None:
         return fresh, torch.optim.SGD(fresh.parameters(), lr=held[-1])
 
     held: list[Tensor] = []
-    _, optimizer = mg.load(path, build)
+    _, (optimizer,) = mg.load(path, build)
     assert optimizer.param_groups[0]["lr"] is held[0]
     assert held[0] == torch.tensor(0.1)
 
@@ -470,7 +472,7 @@ def test_lists_of_tensors_in_the_state_are_saved(tmp_path: Path) -> None:
         return closure().item()
 
     run(model, optimizer)
-    loaded, other = mg.load(mg.save(model, tmp_path / "run", optimizer=optimizer), build)
+    loaded, (other,) = mg.load(mg.save(model, tmp_path / "run", optimizers=[optimizer]), build)
     assert isinstance(other.state[loaded.weight]["old_dirs"], list)
     assert [run(loaded, other) for _ in range(3)] == [run(model, optimizer) for _ in range(3)]
 
@@ -479,11 +481,11 @@ def test_state_that_would_be_lost_is_refused(tmp_path: Path) -> None:
     model = nn.Linear(4, 3)
     outer = Lookahead(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
     with pytest.raises(RunError, match="Lookahead wraps SGD, whose state would be lost"):
-        mg.save(model, tmp_path / "run", optimizer=outer)
+        mg.save(model, tmp_path / "run", optimizers=[outer])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     optimizer.state["all"] = {"count": 3}
     with pytest.raises(RunError, match=r"keeps state of \['all'\], no parameter of the model"):
-        mg.save(model, tmp_path / "run", optimizer=optimizer)
+        mg.save(model, tmp_path / "run", optimizers=[optimizer])
 
 
 @pytest.mark.parametrize(
@@ -510,7 +512,7 @@ def test_a_ledger_is_replayed_whole_or_not_at_all(bad: Any, error: str) -> None:
     if bad == "later":
         bad = ledger_to_json([Grow("conv1", 3)])[0]
     with pytest.raises(mg.MorphogenError, match=error):
-        mg.replay([*good, bad], model, x, [optimizer])
+        mg.replay(model, [*good, bad], x, optimizers=[optimizer])
     assert mg.diff(problem("convnet")[0], model) == ""
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -518,7 +520,7 @@ def test_a_ledger_is_replayed_whole_or_not_at_all(bad: Any, error: str) -> None:
     assert all(torch.equal(state[key], tensor) for key, tensor in tensors(optimizer).items())
     assert mg.doctor(model, optimizers=[optimizer]) == []
     assert model.training == mode
-    mg.replay(good, model, x, [optimizer])
+    mg.replay(model, good, x, optimizers=[optimizer])
 
 
 class Sized(nn.Module):

@@ -11,128 +11,38 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev
 
 import morphogen as mg
+from bounded_nets import NETS, between, inside
 from morphogen import ShapeError, Unsupported
 from morphogen.activations import ACTIVATIONS, extremes
 from morphogen.bounds.alpha_crown import alpha_crown, optimised
-from morphogen.bounds.box import Box, l0_ball, linf_ball, lp_ball
-from morphogen.bounds.crown import Variables, crown, linear_relaxation, lower_bound
-from morphogen.bounds.derivative import derivative
-from morphogen.bounds.dual import dual
+from morphogen.bounds.box import Box, InputSet, l0_ball, linf_ball, lp_ball, unit_cube
+from morphogen.bounds.crown import Variables, crown, lower_bound
+from morphogen.bounds.dual import dual, lagrangian
 from morphogen.bounds.forward import forward
 from morphogen.bounds.interval import interval
 from morphogen.bounds.lp import lp_minimum
 from morphogen.bounds.maximum import looked_at, relaxed, windows
-from morphogen.layers.linked import LKReLU
-from morphogen.models import convnet, dagnet
+from morphogen.bounds.relaxation import linear_relaxation
 from morphogen.tracing.program import program
 from morphogen.verification.stability import ACTIVE, INACTIVE, UNDECIDED, UNSTABLE, stability
 from morphogen.verification.unsafe import Unsafe
 
-
-class Branches(nn.Module):
-    """Sums, differences, parts and joints."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.one(x))
-        first, second = (x - torch.sigmoid(self.two(y))).chunk(2, 1)
-        return self.three(torch.cat([first, 2 * y, second.tanh()], 1))
-
-
-def between(activation: nn.Module) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(6, 12), activation, nn.Linear(12, 12), activation, nn.Linear(12, 3)
-    )
-
-
 # with the usual options
 KNOWN = {name: kind.of() for name, kind in ACTIVATIONS.items() if name != "prelu"}
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    **{
-        type(activation).__name__: (lambda a=activation: between(a), (6,))
-        for activation in (
-            nn.ReLU(),
-            nn.Sigmoid(),
-            nn.Tanh(),
-            nn.ELU(),
-            nn.SELU(),
-            nn.GELU(),
-            nn.SiLU(),
-            nn.Softplus(),
-            nn.LeakyReLU(0.1),
-        )
-    },
-    "pooled": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding=1),
-            nn.BatchNorm2d(3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(3, 4, 3),
-            nn.ReLU(),
-            nn.AvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(4, 3),
-        ),
-        (1, 8, 8),
-    ),
-    "overlapping pools": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 1), nn.Flatten(), nn.Linear(48, 3)
-        ),
-        (1, 8, 8),
-    ),
-    "convnet": (lambda: convnet((1, 8, 8), 3, 4), (1, 8, 8)),
-    "branches": (Branches, (6,)),
-    "DAG": (lambda: dagnet(6, 3, 7), (6,)),
-    "linked DAG": (lambda: dagnet(6, 3, 5, linked=True), (6,)),
-    "linked": (lambda: nn.Sequential(nn.Linear(6, 8), LKReLU(), nn.Linear(16, 3)), (6,)),
-    "learned depth": (
-        lambda: nn.Sequential(
-            nn.Linear(6, 5), mg.LearnedDepth(lambda _: nn.Linear(5, 5), w=2.3), nn.Linear(5, 3)
-        ),
-        (6,),
-    ),
-}
-
-
-def inside(box: Box, count: int, draw: torch.Generator) -> Tensor:
-    """Points of a box: corners and others, (count, *shape)."""
-    share = torch.rand(count, *box.lower.shape, generator=draw, dtype=box.lower.dtype)
-    share = torch.where(
-        torch.rand(count, *[1] * box.lower.dim(), generator=draw) < 0.5, share.round(), share
-    )
-    return (box.lower + share * box.width).clamp(box.lower, box.upper)
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("radius", [0.01, 0.3])
-def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None:
+def test_bounds_lie_inside_each_other(name: str, radius: float) -> None:
     torch.manual_seed(0)
     build, shape = NETS[name]
     model, x = build().eval(), torch.randn(3, *shape)
     net = program(model, x)
     torch.testing.assert_close(net(x), model.double()(x.double()), rtol=0, atol=1e-12)
     box = linf_ball(x.double(), radius)
-    loose, tight, other, best = (
-        interval(net, box),
-        crown(net, box),
-        forward(net, box),
-        alpha_crown(net, box, 3),
-    )
-    for point in inside(box, 60, torch.Generator().manual_seed(1)):
-        values = net.values(point)
-        for found in (loose, tight, other, best):
-            for step in net.steps:
-                assert (values[step.name] >= found[step.name].lower - 1e-12).all(), step.name
-                assert (values[step.name] <= found[step.name].upper + 1e-12).all(), step.name
+    loose, tight, best = interval(net, box), crown(net, box), alpha_crown(net, box, 3)
     for step in net.steps:
         assert (tight[step.name].lower >= loose[step.name].lower - 1e-12).all()
         assert (tight[step.name].upper <= loose[step.name].upper + 1e-12).all()
@@ -142,30 +52,6 @@ def test_bounds_hold_and_lie_inside_each_other(name: str, radius: float) -> None
     least = lower_bound(net, tight, spec)
     for point in inside(box, 60, torch.Generator().manual_seed(2)):
         assert (torch.einsum("nko,bo->bk", spec.double(), net(point)) >= least - 1e-12).all()
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_derivatives_lie_in_their_ranges_which_shrink_to_them(name: str) -> None:
-    torch.manual_seed(5)
-    build, shape = NETS[name]
-    model = build().double().eval()
-    centre = torch.rand(3, *shape, dtype=torch.float64)
-    net = program(model, centre)
-    apart = []
-    for radius in (0.2, 1e-7):
-        box = linf_ball(centre, radius)
-        ranges = derivative(net, crown(net, box))
-        for _ in range(20):
-            x = box.lower + box.width * torch.rand_like(box.lower)
-            known = jacrev(net)(x)[range(3), :, range(3)].flatten(2).transpose(1, 2)
-            assert bool(
-                (
-                    (known >= ranges.lower - 1e-2 * radius)
-                    & (known <= ranges.upper + 1e-2 * radius)
-                ).all()
-            )
-        apart.append(float(ranges.width.max()))
-    assert apart[1] < 1e-4 * max(apart[0], 1e-2)
 
 
 def test_a_network_by_hand() -> None:
@@ -334,8 +220,8 @@ def test_alpha_ends_in_time_with_linear_bounds() -> None:
 
 
 def test_linear_programs_alpha_linear_and_interval_hold_one_another() -> None:
-    """The relaxation's optimum is where the best lines lead, and the search by cases is the
-    truth.
+    """The relaxation's optimum is where the optimised relaxation leads, and the search by
+    cases is the truth.
     """
     for seed in range(5):
         torch.manual_seed(seed)
@@ -436,7 +322,7 @@ def test_stable_units_are_proved_and_the_others_have_witnesses(seed: int) -> Non
     assert str(hurried).endswith(f"{hurried.count(UNDECIDED)} undecided")
 
 
-SETS: dict[str, Callable[[Tensor], Box]] = {
+SETS: dict[str, Callable[[Tensor], InputSet]] = {
     "box": lambda x: linf_ball(x, 0.3),
     "l2": lambda x: lp_ball(x, 0.5, 2.0, -1.0, 1.0),
     "l1": lambda x: lp_ball(x, 0.5, 1.0),
@@ -464,10 +350,53 @@ def test_a_set_holds_its_points_and_its_least_values_are_attained(kind: str) -> 
             assert ((away != 0).sum(1) <= 2).all()
         elif kind != "box":
             assert (away.norm(2.0 if kind == "l2" else 1.0, 1) <= 0.5 + 1e-9).all()
+        nearer = x + 0.999 * (inside - x) if kind in ("l1", "l2") else inside
+        assert bool(found.contains(nearer).all())
+        # a point is in the set where it is its own neighbour in it
+        near = (found.inside(points) - points).flatten(1).norm(2, 1)
+        assert torch.equal(found.contains(points), near == 0)
+    assert not bool(found.contains(x + 2.0).any())
     with pytest.raises(ShapeError, match="norm=3"):
         lp_ball(x, 0.5, 3)
     with pytest.raises(ShapeError, match="count=9"):
         l0_ball(x, 9, -1, 1)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_set_is_cut_and_repeated_in_its_box(kind: str) -> None:
+    """Each is a final class with the methods of the protocol; what is no box stays whole."""
+    x = torch.linspace(-0.2, 0.2, 24, dtype=torch.float64).view(3, 2, 4)
+    found = SETS[kind](x)
+    assert type(found).__mro__[1:] == (object,)
+    assert found.is_box == isinstance(found, Box)
+    assert torch.equal(found.box.lower, found.lower)
+    assert torch.equal(found.box.upper, found.upper)
+    signs = torch.tensor([1.0, -1.0, 0.0, 0.0]).expand(1, 2, 4)
+    half = found.with_signs(signs)
+    assert bool(half.contains(half.inside(x)).all())
+    smaller = linf_ball(x, 0.01)
+    both = found.intersect(smaller)
+    if found.is_box:
+        assert bool((half.lower[..., 0] >= 0).all() & (half.upper[..., 1] <= 0).all())
+        assert torch.equal(both.lower, smaller.lower)
+    else:
+        assert half is found
+        assert both is found
+    a = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(found[1:].lowest(a[1:]), found.lowest(a)[1:])
+    often = found[:1].repeated(3)
+    assert torch.equal(often.lowest(a)[:1], found[:1].lowest(a[:1]))
+    assert torch.equal(found.as_input(torch.float64).lower, found.lower)
+
+
+def test_the_unit_cube_and_points_of_a_box() -> None:
+    cube = unit_cube(2, 3)
+    points = cube.points(10, 4)
+    assert points.shape == (10, 2, 3)
+    assert bool(((points[:4] == 0) | (points[:4] == 1)).all())
+    assert torch.equal(points, cube.points(10, 4))
+    assert bool(cube.repeated(10).contains(points).all())
+    assert not bool(cube.repeated(10).contains(points + 1.5).any())
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -505,9 +434,9 @@ def test_the_dual_begins_at_the_linear_bounds_and_any_multipliers_are_sound(
     assert (best.bound >= plain - 1e-12).all()
     assert list(best.path) == sorted(best.path)
     wild = {n: c + torch.randn(c.shape).double() for n, c in best.multipliers.items()}
-    loose = lower_bound(net, boxes, spec, free=Variables(duals=wild))
+    loose = lagrangian(net, boxes, spec, wild)
     for _ in range(200):
-        points = found.inside(found.lower + found.width * torch.rand(x.shape).double())
+        points = found.inside(found.lower + found.box.width * torch.rand(x.shape).double())
         y = torch.einsum("nko,bo->bk", spec, net(points))
         assert (y >= best.bound - 1e-9).all()
         assert (y >= loose - 1e-9).all()

@@ -144,9 +144,8 @@ def test_the_next_step_after_loading_is_bit_identical(tmp_path: Path) -> None:
         mg.resize(model, [edit], optimizers=[optimizer], example=x)
     step(model, optimizer, x)
     optimizer.param_groups[0]["lr"] = 0.003
-    mg.save(model, tmp_path / "run" / "ckpt", optimizer=optimizer, ledger=ledger)
-    loaded, its_optimizer = mg.load(tmp_path / "run" / "ckpt", build)
-    assert its_optimizer is not None
+    mg.save(model, tmp_path / "run" / "ckpt", optimizers=[optimizer], ledger=ledger)
+    loaded, (its_optimizer,) = mg.load(tmp_path / "run" / "ckpt", build)
     assert load_ledger(tmp_path / "run" / "ckpt") == tuple(ledger)
     assert mg.doctor(loaded, optimizers=[its_optimizer]) == []
     for _ in range(3):
@@ -160,7 +159,7 @@ def test_the_next_step_after_loading_is_bit_identical(tmp_path: Path) -> None:
 def test_a_checkpoint_loads_in_a_new_process(tmp_path: Path) -> None:
     model, x, optimizer = start("chain")
     mg.resize(model, [Grow("0", 3)], optimizers=[optimizer], example=x)
-    mg.save(model, tmp_path / "ckpt", optimizer=optimizer)
+    mg.save(model, tmp_path / "ckpt", optimizers=[optimizer])
     torch.save(x, tmp_path / "x.pt")
     expected = float(model.eval()(x).square().mean())
     code = f"""
@@ -169,7 +168,7 @@ from torch import nn
 def build():
     m = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
     return m, torch.optim.AdamW(m.parameters())
-model, optimizer = mg.load({str(tmp_path / "ckpt")!r}, build)
+model, [optimizer] = mg.load({str(tmp_path / "ckpt")!r}, build)
 print(repr(float(model.eval()(torch.load({str(tmp_path / "x.pt")!r})).square().mean())), mg.doctor(model, optimizers=[optimizer]))
 """
     out = subprocess.run(
@@ -180,7 +179,7 @@ print(repr(float(model.eval()(torch.load({str(tmp_path / "x.pt")!r})).square().m
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model, _, optimizer = start("chain")
-    mg.save(model, tmp_path / "ckpt", optimizer=optimizer)
+    mg.save(model, tmp_path / "ckpt", optimizers=[optimizer])
     with pytest.raises(RunError, match="has no tensor"):
         mg.load(
             tmp_path / "ckpt",
@@ -195,7 +194,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         )
     stranger = torch.optim.SGD([nn.Parameter(torch.zeros(3))])
     with pytest.raises(RunError, match="not the model's; see morphogen.doctor"):
-        mg.save(model, tmp_path / "ckpt", optimizer=stranger)
+        mg.save(model, tmp_path / "ckpt", optimizers=[stranger])
 
 
 def test_recurrent_weights_stay_where_their_module_looks_for_them() -> None:

@@ -24,8 +24,9 @@ from morphogen.layers.dag.dense import Layout, dag
 from morphogen.layers.dag.module import Dag, places
 from morphogen.layers.dag.networkx import from_networkx, to_networkx
 from morphogen.layers.dag.sparse import levels, sparse_dag, wiring
-from morphogen.layers.dag.unrolled import by_levels, without_dags
+from morphogen.layers.dag.unrolled import by_levels
 from morphogen.layers.linked_op import KINDS
+from morphogen.layers.protocol import without_opaque
 from morphogen.measures.importance import unit_importance
 from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import widths
@@ -83,7 +84,7 @@ def test_batches_of_several_tiles_and_inputs_without_gradient(how: dict) -> None
 
 def by_hand(model: Dag, x: Tensor) -> Tensor:
     """Node after node, from the matrix."""
-    matrix, g, values = model.matrix(), KINDS[model.kind].value, list(x.T)
+    matrix, g, values = model.matrix(), KINDS[model.activation].value, list(x.T)
     bias = torch.zeros(model.nodes) if model.bias is None else model.bias.detach()
     for node in range(model.nodes):
         z = bias[node] + matrix[node, : len(values)] @ torch.stack(values)
@@ -449,7 +450,7 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
     mg.save(
         model,
         tmp_path / "net",
-        optimizer=optimizer,
+        optimizers=[optimizer],
         ledger=[Grow("2", 9), *more, Shrink("2", drop)],
     )
 
@@ -457,10 +458,10 @@ def test_nodes_are_a_width_like_any_other(how: dict, out: int | None, tmp_path: 
         base = inside_a_network(how, out)[0]
         return base, torch.optim.AdamW(base.parameters(), 0.01)
 
-    loaded, other = mg.load(tmp_path / "net", build)
+    loaded, (other,) = mg.load(tmp_path / "net", build)
     assert torch.equal(loaded(x), model(x))
     step(loaded, other, x)
-    base = mg.replay(load_ledger(tmp_path / "net"), inside_a_network(how, out)[0], x)
+    base = mg.replay(inside_a_network(how, out)[0], load_ledger(tmp_path / "net"), x)
     # indices are drawn edit by edit; those of the checkpoint count
     if how.get("wiring") != "random":
         assert {k: v.shape for k, v in base.state_dict().items()} == {
@@ -539,7 +540,7 @@ def test_blocks_that_shrank_freeze_and_fireflies_find_what_they_promise() -> Non
     assert model[2].blocks == (7, 4, 6)
     assert freeze(model, x)[1].max_error <= 1e-12
     twice = nn.Sequential(model[2], nn.Linear(3, 5).double(), model[2])
-    assert not any(isinstance(m, Dag) for m in without_dags(twice).modules())
+    assert not any(isinstance(m, Dag) for m in without_opaque(twice).modules())
     model, x = inside_a_network({}, 3)
     y = torch.randn(16, 3).double()
     loss = lambda m: (m(x) - y).square().mean()  # noqa: E731

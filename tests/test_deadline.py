@@ -137,7 +137,7 @@ def techniques() -> dict[str, Callable[[Program], object]]:
         "dual": lambda net: dual(net, boxes, ROW, steps=3),
         "derivative": lambda net: derivative(net, boxes),
         "attack": lambda net: attack(net, unsafe, BOX, 4, 3),
-        "least_of": lambda net: lp_minimum(net, boxes, rows, limits),
+        "lp_minimum": lambda net: lp_minimum(net, boxes, rows, limits),
     }
 
 

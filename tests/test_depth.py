@@ -335,19 +335,17 @@ def test_hovering_at_an_integer_does_not_flip_the_structure() -> None:
 # ----------------------------------------------------------------------------------
 
 
-SETTLED = [(1.05, 1.0), (1.2, 1.2), (3.02, 3.0), (0.4, 0.4), (0.02, 0.02), (2.0, 2.0)]
+FIXED = [(1.05, 1.0), (1.2, 1.2), (3.02, 3.0), (0.4, 0.4), (0.02, 0.02), (2.0, 2.0)]
 
 
-@pytest.mark.parametrize(("w", "settled"), SETTLED)
-def test_a_settled_depth_stays_and_closes_a_block_that_is_hardly_open(
-    w: float, settled: float
-) -> None:
+@pytest.mark.parametrize(("w", "fixed"), FIXED)
+def test_a_fixed_depth_stays_and_closes_a_block_that_is_hardly_open(w: float, fixed: float) -> None:
     layer = LearnedDepth(lambda _: nn.Linear(3, 3), w=w, lookahead=True)
     x = torch.randn(4, 3)
     before = layer(x)
-    layer.settle()
-    assert layer.depth == pytest.approx(settled)
-    assert layer.active_blocks == max(0, math.ceil(settled))
+    layer.fix_depth()
+    assert layer.depth == pytest.approx(fixed)
+    assert layer.active_blocks == max(0, math.ceil(fixed))
     assert not layer.w.requires_grad
     layer(x).sum().backward()
     assert all(
@@ -355,7 +353,7 @@ def test_a_settled_depth_stays_and_closes_a_block_that_is_hardly_open(
         for i, b in enumerate(layer.blocks)
         for p in b.parameters()
     )
-    if settled == w:
+    if fixed == w:
         torch.testing.assert_close(layer(x), before)
 
 

@@ -26,6 +26,8 @@ from morphogen.experiments.growing import cifar as growing_cifar
 from morphogen.experiments.growing import one_feature
 from morphogen.experiments.linked import width as linked_width
 from morphogen.experiments.linked.nets import LINKED
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.penalty import quadratic, scale_penalty
 from morphogen.record import Claim, Curve, Reproduction, from_json, to_json
 from morphogen.report.reproduction import markdown, panels, plot, write
@@ -274,6 +276,30 @@ def test_a_verdict_is_a_matter_of_bounds() -> None:
     lines = plot(whole, "depth").axes[0].lines
     assert lines[0].get_color() == lines[1].get_color()
     assert (lines[0].get_linestyle(), lines[1].get_linestyle()) == ("-", "--")
+
+
+def test_rows_become_claims_and_claims_a_page() -> None:
+    rows = (
+        Row("loss", lambda run: run["loss"], 1.0, high=2.0, source="table 3"),
+        Row("units", lambda run: run["units"]),
+    )
+    runs = [{"loss": 1.0, "units": 3}, {"loss": 2.0, "units": 5}]
+    loss, units = claimed(rows, runs, "net: ")
+    assert (loss.name, loss.target, loss.measured, loss.source) == (
+        "net: loss",
+        1.0,
+        1.5,
+        "table 3",
+    )
+    assert (loss.low, loss.high, loss.met) == (None, 2.0, True)
+    assert (units.name, units.measured, units.verdict) == ("net: units", 4.0, "\u2013")
+    assert claimed(rows, runs[:1])[0].spread is None
+    paper = Paper("n", "T", "S", {"depth": ("x", "y")})
+    made = page(paper, {"rate": 0.1}, 0.0, [loss], [], ["a note"], faithful=True)
+    assert (made.mode, made.settings, made.notes) == ("faithful", {"rate": "0.1"}, ("a note",))
+    assert made.claims == (loss,)
+    assert made.axes == {"depth": ("x", "y")}
+    assert made.seconds > 0
 
 
 def test_a_learning_rate_that_diverges_is_not_chosen() -> None:

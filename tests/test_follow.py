@@ -86,7 +86,7 @@ def test_declared_attributes_are_saved_and_replayed(tmp_path: Path) -> None:
     ledger = (Grow("attn.qkv", 2), Shrink("embed", [0, 5]))
     for edit in ledger:
         mg.resize(model, [edit], example=x)
-    replayed = mg.replay(ledger, build(), x)
+    replayed = mg.replay(build(), ledger, x)
     assert (replayed.attn.head_dim, replayed.attn.dim) == (6, 10)
     loaded, _ = mg.load(mg.save(model, tmp_path / "run", ledger=ledger), lambda: net()[0])
     assert torch.equal(loaded(x), model(x))

@@ -108,7 +108,7 @@ class Shown(nn.Module):
         return self.b(self.inner(self.a(x)))
 
 
-def test_a_roll_across_everything_pins_and_a_norm_by_hand_is_felt() -> None:
+def test_a_roll_across_everything_fixes_and_a_norm_by_hand_is_not_preserved() -> None:
     x = torch.randn(3, 4)
     assert find(widths(trace(Shown(lambda h: h.roll(1)), x)), "a").fixed
 

@@ -16,6 +16,7 @@ import morphogen as mg
 from morphogen import AddBlock, DropBlock, Grow, MorphogenError, PlanError, RunError, Shrink, Split
 from morphogen.data.dataset import from_arrays
 from morphogen.edit.checkpoint import load_ledger
+from morphogen.edit.edit import AddStage, GrowNodes, PruneWeights, Rewire
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.structure import read_structure
 from morphogen.fitting.checkpoint import CHECKPOINT
@@ -58,7 +59,17 @@ def test_a_structure_is_read_or_refused(tmp_path: Path) -> None:
         read_structure(path)
 
 
-LEDGER = (Grow("a", 2), Shrink("b", [1, 2]), Split("c", [0]), AddBlock("d"), DropBlock("e"))
+LEDGER = (
+    Grow("a", 2),
+    Shrink("b", [1, 2]),
+    Split("c", [0]),
+    AddBlock("d"),
+    DropBlock("e"),
+    GrowNodes("f", 3),
+    PruneWeights("g", 0.5),
+    Rewire("h", 0.25),
+    AddStage("", 2),
+)
 
 
 def test_a_ledger_is_read_or_refused() -> None:
@@ -95,7 +106,7 @@ def test_a_checkpoint_s_metadata_is_used_or_refused(tmp_path: Path) -> None:
     model, optimizer = pair()
     model(torch.rand(5, 3)).sum().backward()
     optimizer.step()
-    path = mg.save(model, tmp_path / "c", optimizer=optimizer, ledger=[Grow("0", 1)])
+    path = mg.save(model, tmp_path / "c", optimizers=[optimizer], ledger=[Grow("0", 1)])
     tensors, about = load_tensors(path)
     refused = []
     for bad in changed({key: value for key, value in about.items() if key != "structure"}):

@@ -4,17 +4,32 @@ and the command answers before torch is loaded.
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
 import sys
+from collections import abc
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import get_args, get_origin, get_type_hints
 
 import networkx as nx
 import pytest
 
 import morphogen as mg
+from morphogen import errors
+from morphogen.cli.fit import fit as cli_fit
+from morphogen.cli.shallow import shallow as cli_shallow
+from morphogen.fitting.problem import WIRINGS
+from morphogen.layers.dag.dense import SOLVERS
+from morphogen.layers.dag.module import WIRINGS as DAG_WIRINGS
+from morphogen.layers.linked_op import KINDS
+from morphogen.policies import POLICIES
+from morphogen.training.compressible import MEASURES, instability
+from morphogen.transforms.compress import RULES, RuleName
+from morphogen.transforms.shallow.shallow import FORMS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "morphogen"
@@ -72,6 +87,13 @@ def imports(path: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.name)
+def test_what_a_bench_imports_is_there(path: Path) -> None:
+    for module, names in imports(path):
+        for name in names:
+            assert resolved(f"{module}.{name}"), name
+
+
 def test_no_cycles() -> None:
     graph = nx.DiGraph()
     known = {"morphogen", *modules()}
@@ -126,3 +148,78 @@ def test_all_public_names_can_be_used() -> None:
         assert getattr(mg, name) is not None
     with pytest.raises(AttributeError, match="grwo"):
         mg.grwo  # noqa: B018
+
+
+# what another contract asks for, or what is caught where it is raised
+FOREIGN = {
+    ("record.py", "ValueError"),
+    ("estimator.py", "ValueError"),
+    ("apply_preparation.py", "ValueError"),
+    ("tables.py", "ValueError"),
+    ("checkpoint.py", "ValueError"),
+    ("penalty.py", "ValueError"),
+    ("relu_split.py", "IndexError"),
+    ("widths.py", "AssertionError"),
+    ("deadline.py", "OutOfTime"),
+}
+
+
+def test_errors_raised_on_purpose_are_ours() -> None:
+    ours = {"Diverged", "Taken", *(name for name in vars(errors) if name[0].isupper())}
+    for path in FILES:
+        raised = re.findall(r"raise ([A-Z]\w+)", path.read_text())
+        foreign = {(path.name, name) for name in raised if name not in ours}
+        assert foreign <= FOREIGN, path
+
+
+# what a user names freely: a width, a module, a file, a column, a device, a plot
+FREE = set(
+    "width module name names path before after source target test device data panel reason unseen "
+    "fixed not_preserved ignore steps edits notes modules".split()
+)
+OTHER = (dict, abc.Mapping, abc.Callable)
+
+
+def arguments(function: Callable[..., object]) -> dict[str, object]:
+    """Each with its type, of a function or of what builds a class."""
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    return {name: kind for name, kind in hints.items() if name != "return"}
+
+
+def public_functions() -> dict[str, Callable[..., object]]:
+    functions = {}
+    for name in mg.__all__:
+        public = getattr(mg, name)
+        if inspect.isfunction(public):
+            functions[name] = public
+        elif inspect.isclass(public) and not issubclass(public, Exception):
+            functions[name] = public
+            for method, function in inspect.getmembers(public, inspect.isfunction):
+                if not method.startswith("_") and function.__module__.startswith("morphogen"):
+                    functions[f"{name}.{method}"] = function
+    return functions
+
+
+@pytest.mark.parametrize("name", public_functions())
+def test_a_string_that_chooses_is_a_literal(name: str) -> None:
+    for argument, kind in arguments(public_functions()[name]).items():
+        if str in (kind, *get_args(kind)) and get_origin(kind) not in OTHER:
+            assert argument in FREE, f"{name}({argument}): a Literal, or a name that is free"
+
+
+def choices(function: Callable[..., object], argument: str) -> tuple[str, ...]:
+    """What an argument may be."""
+    return get_args(arguments(function)[argument])
+
+
+def test_literals_name_what_the_tables_have() -> None:
+    assert choices(mg.MorphogenClassifier, "policy") == tuple(POLICIES)
+    assert choices(mg.MorphogenClassifier, "wiring") == tuple(WIRINGS)
+    assert choices(mg.shallow, "form") == choices(cli_shallow, "form") == tuple(FORMS)
+    assert choices(mg.Dag, "activation") == tuple(KINDS)
+    assert choices(mg.Dag, "wiring") == DAG_WIRINGS
+    assert choices(mg.Dag, "solver") == SOLVERS
+    assert choices(instability, "measure") == tuple(MEASURES)
+    assert get_args(RuleName) == RULES
+    for name in (*POLICIES, *WIRINGS):
+        assert name in inspect.getsource(cli_fit)

@@ -231,7 +231,7 @@ def test_firefly_keeps_the_best_chunks_and_splits_only_where_the_function_stays(
     )
     proposals, _, _ = Firefly(rate=0.5, granularity=2).decide(seen, {}, generator(0))
     assert [p.edit for p in proposals] == [Split("a", [1, 2]), Grow("b", 2)]
-    assert all(p.start == "firefly" for p in proposals)
+    assert all(p.init == "firefly" for p in proposals)
 
 
 def test_growth_by_splits_is_cut_to_the_budget() -> None:

@@ -77,7 +77,7 @@ def check(seed: int) -> tuple[int, int, float]:
         else:
             ledger.append(edit)
             train(model, optimizer, x)
-    fresh = mg.replay(ledger, RandomNet(seed).double(), x)
+    fresh = mg.replay(RandomNet(seed).double(), ledger, x)
     assert {n: t.shape for n, t in fresh.state_dict().items()} == {
         n: t.shape for n, t in model.state_dict().items()
     }

@@ -221,13 +221,13 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "edit.ledger_from_json": lambda r: ledger_from_json(
         [{"edit": "Shrink", "width": "0", "drop": [0]}]
     ),
-    "edit.replay": lambda r: mg.replay([mg.Shrink("0", [0])], r.net, r.x),
-    "edit.save": lambda r: mg.save(r.deep, r.folder / "c", optimizer=r.optimizer),
+    "edit.replay": lambda r: mg.replay(r.net, [mg.Shrink("0", [0])], r.x),
+    "edit.save": lambda r: mg.save(r.deep, r.folder / "c", optimizers=[r.optimizer]),
     "edit.load_ledger": lambda r: load_ledger(
-        mg.save(r.deep, r.folder / "c", optimizer=r.optimizer)
+        mg.save(r.deep, r.folder / "c", optimizers=[r.optimizer])
     ),
     "edit.read_structure": lambda r: read_structure(
-        mg.save(r.deep, r.folder / "c", optimizer=r.optimizer)
+        mg.save(r.deep, r.folder / "c", optimizers=[r.optimizer])
     ),
     "edit.structure": lambda r: mg.structure(r.deep),
     "edit.resized": lambda r: resized(mg.widths(mg.trace(r.net, r.x)), planned(r)),
@@ -260,7 +260,7 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "fit.fit dag": lambda r: fitted(r, wiring="dag"),
     "fit.scratch": lambda r: scratch(fitted(r), r.dataset),
     "fit.compressed": lambda r: compressed(fitted(r), r.dataset),
-    "fit.renew": lambda r: shrink_and_perturb(r.deep, 0.5, 3),
+    "fit.shrink_and_perturb": lambda r: shrink_and_perturb(r.deep, 0.5, 3),
     "train.train": trained,
     "train.predict": lambda r: predict(r.deep, r.x),
     "estimator.MorphogenClassifier": lambda r: mg.MorphogenClassifier(

@@ -54,3 +54,20 @@ def test_the_rooms_exist() -> None:
     ):
         for name in re.findall(r"`([\w./]+)`", room):
             assert (package / name).exists(), name
+
+
+def test_the_rooms_begin_where_the_readme_says() -> None:
+    """A folder, and the files to begin with."""
+    package = README.parent / "src" / "morphogen"
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]+) \|$", README.read_text(encoding="utf-8"), re.M)
+    assert len(rows) > 10
+    for room, files in rows:
+        for name in re.findall(r"`([\w./]+)`", files):
+            assert (package / room / name).exists(), f"{room}/{name}"
+
+
+def test_what_a_reader_searches_for_is_said() -> None:
+    pages = [README, *README.parent.joinpath("docs").glob("*.md")]
+    text = " ".join(page.read_text(encoding="utf-8") for page in pages)
+    for term in ("CROWN", "alpha-CROWN", "branch and bound", "IBP", "unstable neuron", "PGD"):
+        assert term in text, term

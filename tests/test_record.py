@@ -40,6 +40,13 @@ def test_a_certificate_survives_json() -> None:
         assert from_json(Certificate, to_json(value)) == value
 
 
+def test_a_kind_that_there_is_none_of_is_refused() -> None:
+    text = to_json(Certificate("exact", 1e-9, None, True, "algebra")).replace("exact", "sure")
+    said = "kind is 'sure', not one of 'exact', 'bounds', 'measured'"
+    with pytest.raises(ValueError, match=said):
+        from_json(Certificate, text)
+
+
 def test_a_crash_while_writing_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

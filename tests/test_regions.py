@@ -50,14 +50,14 @@ def faces(found: Regions) -> list[int]:
 @pytest.mark.parametrize("seed", range(3))
 def test_cells_are_those_of_the_walk_and_fill_the_box(name: str, seed: int) -> None:
     model, box = drawn(name, seed)
-    found, walked = regions(model, box), regions(model, box, method="reverse search")
+    found, searched = regions(model, box), regions(model, box, method="reverse search")
     assert found.complete
-    assert walked.complete
+    assert searched.complete
     assert {tuple(row) for row in found.patterns.tolist()} == {
-        tuple(row) for row in walked.patterns.tolist()
+        tuple(row) for row in searched.patterns.tolist()
     }
     assert len(found) == len(found.patterns.unique(dim=0))
-    assert (found.n_pieces, found.n_connected) == (walked.n_pieces, walked.n_connected)
+    assert (found.n_pieces, found.n_connected) == (searched.n_pieces, searched.n_connected)
     volume = sum(ConvexHull(part.numpy()).volume for part in found.corners.split(list(found.sizes)))
     assert volume == pytest.approx(float(box.width.prod()), rel=1e-9)
     x = box.lower + box.width * torch.rand(2000, *box.lower.shape[1:], dtype=torch.float64)
@@ -193,12 +193,12 @@ def test_convolutions_and_poolings_are_cut_alike() -> None:
     model.double().eval().requires_grad_(False)
     origin = torch.randn(1, 3, 3, dtype=torch.float64)
     directions = torch.randn(2, 1, 3, 3, dtype=torch.float64)
-    found, walked = (
+    found, searched = (
         regions(model, cube(2), along=(origin, directions), method=how)
         for how in ("corners", "reverse search")
     )
-    assert len(found) == len(walked) > 5
-    assert found.n_pieces == walked.n_pieces <= len(found)
+    assert len(found) == len(searched) > 5
+    assert found.n_pieces == searched.n_pieces <= len(found)
     x = found.net.examples(found.inside)
     torch.testing.assert_close(model(x), found.net(found.inside), rtol=0, atol=1e-12)
 
@@ -260,11 +260,11 @@ def test_corners_and_walk_agree_where_hyperplanes_meet(seed: int) -> None:
         if isinstance(part, nn.Linear):
             part.weight[:] = torch.randint(-2, 3, part.weight.shape)
             part.bias[:] = torch.randint(-1, 2, part.bias.shape) if seed % 3 else 0.0
-    found, walked = (
+    found, searched = (
         regions(model, cube(inputs), method=how) for how in ("corners", "reverse search")
     )
     assert {tuple(row) for row in found.patterns.tolist()} == {
-        tuple(row) for row in walked.patterns.tolist()
+        tuple(row) for row in searched.patterns.tolist()
     }
     if inputs > 1:
         volume = sum(

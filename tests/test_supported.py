@@ -112,7 +112,7 @@ def test_architectures_grow_by_a_quarter_and_shrink_back(name: str) -> None:
     make, example = ARCHITECTURES[name]
     model, x = make().eval(), example()
     found = grows_by_a_quarter_and_shrinks_back(model, x)
-    # every tensor that could have a width is in one, free or pinned; tables of positions are looked
+    # every tensor that could have a width is in one, free or fixed; tables of positions are looked
     # up by index only
     covered = {slot.tensor for w in found.values() for slot in w.slots}
     assert {name for name, _ in model.named_parameters()} <= covered | {"cls"}
@@ -142,9 +142,7 @@ def test_a_promise_that_does_not_hold_is_taken_back() -> None:
 
     model, x = Felt(), torch.randn(3, 3)
     before = tensors(model)
-    with pytest.raises(
-        NotExact, match="this plan should keep the function, but the output moved by"
-    ):
+    with pytest.raises(NotExact, match="this plan should keep the function: outputs differ by"):
         resize(model, [Grow("a", 2)], example=x)
     assert same(before, tensors(model))
 

@@ -131,7 +131,18 @@ def interrupted(call: Callable[[], Any], names: set[str], at: int) -> bool:
     return came
 
 
-CORE = {"commit", "_change", "change_blocks", "recount", "keep_groups", "refresh_sizes"}
+CORE = {
+    "commit",
+    "_change",
+    "_write",
+    "_move_modules",
+    "change_blocks",
+    "_add_block",
+    "_drop_block",
+    "recount",
+    "keep_groups",
+    "refresh_sizes",
+}
 EDITS = {
     "widths": ([Grow("1.0.a", 2), Shrink("1.0.a", [1])], CORE | {"Put.__call__"}, 1),
     "add": ([AddBlock("2")], CORE | {"attach", "_join"}, 1),
@@ -204,8 +215,8 @@ def test_an_interruption_in_the_probe_changes_nothing() -> None:
 def test_an_interrupted_undo_is_done_or_not_begun(name: str) -> None:
     functions = {
         "Applied.undo",
-        "run_back",
-        "run_back.<locals>.rest",
+        "rollback",
+        "rollback.<locals>.rest",
         "surely",
         "Put.__call__",
         "PutState.__call__",
@@ -252,13 +263,14 @@ def test_resizes_of_a_dag_and_a_cascade_are_taken_back_by_an_interruption() -> N
     model, x = problem("dagnet")
     cascade, inputs = Cascade(3, 2, 2).double(), torch.randn(4, 3, dtype=torch.float64)
     functions = {
-        "_changed",
-        "add_stage",
+        "_change",
+        "_write",
+        "_move_modules",
         "commit",
         "Put.__call__",
         "Dag.rearrange",
-        "release",
-        "enrol",
+        "place",
+        "freeze",
         "_forget",
         "_join",
     }

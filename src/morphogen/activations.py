@@ -56,7 +56,7 @@ def inverse(slope: Callable[[Tensor], Tensor], *ends: float) -> Stationary:
     """
 
     def roots(s: Tensor) -> Sequence[Tensor]:
-        found = []
+        places = []
         for low, high in pairwise(ends):
             a = torch.full_like(s, low)
             b = torch.full_like(s, high)
@@ -66,8 +66,8 @@ def inverse(slope: Callable[[Tensor], Tensor], *ends: float) -> Stationary:
                 above = (slope(middle) > s) == rising
                 a = torch.where(above, a, middle)
                 b = torch.where(above, middle, b)
-            found.append((a + b) / 2)
-        return found
+            places.append((a + b) / 2)
+        return places
 
     return roots
 
@@ -205,8 +205,8 @@ def softsign() -> Activation:
 def gelu(approximate: str = "none") -> Activation:
     """z times the normal distribution function, or its approximation by tanh."""
     if approximate == "tanh":
-        bend = 1.4185040087908283556  # h'' = 0
-        stationary = inverse(_tanh_gelu_slope, -_FAR, -bend, bend, _FAR)
+        inflection = 1.4185040087908283556  # h'' = 0
+        stationary = inverse(_tanh_gelu_slope, -_FAR, -inflection, inflection, _FAR)
         return Activation(
             lambda z: F.gelu(z, approximate="tanh"), _tanh_gelu_slope, stationary, False
         )
@@ -234,8 +234,8 @@ def silu() -> Activation:
         s = torch.sigmoid(z)
         return s + z * s * (1 - s)
 
-    bend = 2.3993572805154  # h'' = 0
-    return Activation(F.silu, slope, inverse(slope, -_FAR, -bend, bend, _FAR), False)
+    inflection = 2.3993572805154  # h'' = 0
+    return Activation(F.silu, slope, inverse(slope, -_FAR, -inflection, inflection, _FAR), False)
 
 
 def mish() -> Activation:
@@ -245,8 +245,8 @@ def mish() -> Activation:
         t = torch.tanh(F.softplus(z))
         return t + z * (1 - t.square()) * torch.sigmoid(z)
 
-    bends = -2.25637639636079312, 1.49057117948542846  # h'' = 0
-    return Activation(F.mish, slope, inverse(slope, -_FAR, *bends, _FAR), False)
+    inflections = -2.25637639636079312, 1.49057117948542846  # h'' = 0
+    return Activation(F.mish, slope, inverse(slope, -_FAR, *inflections, _FAR), False)
 
 
 def hardswish() -> Activation:
@@ -309,8 +309,8 @@ def _always(h: Activation) -> Callable[[], Activation]:
 
 
 def _selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
-    found: Tensor = torch.ops.aten.elu(x, alpha, gamma)
-    return found
+    value: Tensor = torch.ops.aten.elu(x, alpha, gamma)
+    return value
 
 
 def _hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:

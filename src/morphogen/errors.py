@@ -8,12 +8,15 @@
     ├── DataError       the data set cannot be used as it is
     └── RunError        an output folder or a checkpoint cannot be used as it is
 
-Each message names the argument, the value seen and what to do about it.
+Each message names the argument, the value seen and what to do about it. A plain `ValueError` comes
+where another contract asks for it: text that is no JSON of a record, labels that scikit-learn's
+estimators refuse, and a table that the exported preparation, which has none of this library, cannot
+read.
 """
 
 
 class MorphogenError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of the errors that are ours."""
 
 
 class ShapeError(MorphogenError, ValueError):

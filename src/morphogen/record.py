@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 PART = ".part"
 """How the name of a file ends that is being written."""
+
+Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Certificate:
     algebra or bounds, never from probes. steps: what was done, a line each, with what proves it.
     """
 
-    kind: str
+    kind: Literal["exact", "bounds", "measured"]
     max_error: float
     box: tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]] | None
     proved: bool
@@ -74,7 +76,7 @@ class Claim:
 
     @property
     def met(self) -> bool:
-        """The verdict. A measurement that is no number meets nothing."""
+        """The verdict. NaN meets nothing."""
         return (
             (self.low is None or self.measured >= self.low)
             and (self.high is None or self.measured <= self.high)
@@ -82,11 +84,11 @@ class Claim:
         )
 
     @property
-    def verdict(self) -> str:
-        """ "met", "missed", or a dash where nothing was promised."""
-        return (
-            "\u2013" if self.low is None and self.high is None else "met" if self.met else "missed"
-        )
+    def verdict(self) -> Literal["met", "missed", "\u2013"]:
+        """A dash where nothing was promised."""
+        if self.low is None and self.high is None:
+            return "\u2013"
+        return "met" if self.met else "missed"
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Reproduction:
     name: str
     title: str
     source: str
-    mode: str  # "faithful" (the original's settings, quirks included) or "default" (ours)
+    mode: Literal["faithful", "default"]  # the original's settings, quirks included, or ours
     settings: dict[str, str]
     claims: tuple[Claim, ...]
     curves: tuple[Curve, ...] = ()
@@ -161,12 +163,10 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class Layer:
-    """One bar of the drawn shape: `kind` is "conv", "linear", "dag" or "output"; `units` its
-    channels, features or nodes.
-    """
+    """One bar of the drawn shape. units: its channels, features or nodes."""
 
     name: str
-    kind: str
+    kind: Literal["conv", "linear", "dag", "output"]
     units: int
 
 
@@ -183,15 +183,16 @@ class Depth:
 
 @dataclass(frozen=True)
 class Round:
-    """The state after one round of training (a fixed number of steps between two looks at the
-    validation part).
+    """The state after one round of training (a fixed number of steps between two evaluations on
+    the validation part).
     """
 
     round: int
     epoch: float
     step: int
     seconds: float
-    phase: str  # "grow" while the structure changes, "anneal" while the learning rate falls to zero
+    # the structure changes, then the learning rate falls to zero
+    phase: Literal["grow", "anneal"]
     train_loss: float
     valid_loss: float
     valid_score: float
@@ -290,7 +291,7 @@ class Report:
 
     name: str
     data: str
-    task: str  # "classification" or "regression"
+    task: Task
     metric: str  # what `score` and `valid_score` are, such as "accuracy" or "RMSE"
     seed: int
     rounds: tuple[Round, ...] = ()
@@ -328,8 +329,8 @@ def from_json(kind: type[T], text: str) -> T:
 
 def revive(kind: Any, value: Any, where: str = "") -> Any:
     """`value` as JSON gave it, turned back into the annotated type `kind`: dataclasses, tuples,
-    lists, dictionaries, numbers, texts, and alternatives of these. Keys that a dataclass does not
-    have are left out.
+    lists, dictionaries, numbers, texts, literals, and alternatives of these. Keys that a dataclass
+    does not have are left out.
 
     where: names the value in errors. Raises `ValueError` that says what is wrong where.
     """
@@ -350,6 +351,8 @@ def revive(kind: Any, value: Any, where: str = "") -> Any:
             )
     elif origin is dict and isinstance(value, dict):
         return {k: revive(args[1], v, f"{where}[{k!r}]") for k, v in value.items()}
+    elif origin is Literal and value in args:
+        return value
     elif kind is type(None) and value is None:
         return None
     # True is an int to Python, and no number to us
@@ -407,6 +410,8 @@ def _short(value: Any) -> str:
 
 
 def _named(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 

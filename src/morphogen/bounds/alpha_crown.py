@@ -1,5 +1,5 @@
-"""Linear bounds with the best lines, `alpha(net, box)`, and under splits, `optimised(net, boxes,
-spec, signs=...)`.
+"""Linear bounds with the best lines, `alpha_crown(net, box)`, and under splits, `optimised(net,
+boxes, spec, signs=...)`.
 
 Which line lies below an activation is free where it is unstable (a ReLU's may have any slope from 0
 to 1), and where a unit's sign is known, any multiple of that fact may be added. Both are found for
@@ -13,7 +13,7 @@ bounds never loosen what follows.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from morphogen.activations import RELU, Activation
-from morphogen.bounds.box import Box
-from morphogen.bounds.crown import Variables, bounded, crown, places, tightest
+from morphogen.bounds.box import Boxes, InputSet
+from morphogen.bounds.crown import Bounded, Variables, bounded, crown
+from morphogen.bounds.propagate import Rules, propagate
+from morphogen.bounds.relaxation import places, relu_slope, tightest
 from morphogen.bounds.rounding import magnitudes, unit
-from morphogen.bounds.rules import activation
+from morphogen.bounds.rules import applied
 from morphogen.bounds.sums import dot
 from morphogen.deadline import Deadline
-from morphogen.tracing.program import Program
+from morphogen.tracing.program import Program, Step
 
 _RATE = 0.5
 _SPLIT_RATE = 0.05
@@ -49,33 +50,32 @@ class OptimisedBound:
 
 
 def alpha_crown(
-    net: Program, box: Box, steps: int = 20, seconds: float = math.inf
-) -> dict[str, Box]:
+    net: Program, box: InputSet, steps: int = 20, seconds: float = math.inf
+) -> dict[str, InputSet]:
     """Bounds on every value by name, at least as tight as those of `crown`; arguments as there.
     steps: of ascent, of which there are none once `seconds` have gone.
     """
     until = Deadline.after(seconds, net.until.now)
 
     def bound(
-        net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str, sizes: Mapping[str, Tensor]
+        net: Program, boxes: Boxes, spec: Tensor, name: str, sizes: Mapping[str, Tensor]
     ) -> Tensor:
-        return optimised(
-            net, boxes, spec, name, steps=steps if until.left() > 0 else 0, sizes=sizes
-        ).bound
+        left = steps if until.left() > 0 else 0
+        return optimised(net, boxes, spec, name, steps=left, sizes=sizes).bound
 
     plain = crown(net, box)
     best = crown(net, box, bound=bound)
     # tighter bounds inside make for other lines behind, which are not better for every one
-    met = {}
-    for name, found in best.items():
+    both = {}
+    for name, bounds in best.items():
         net.until.check()
-        met[name] = found.intersect(plain[name])
-    return met
+        both[name] = bounds.intersect(plain[name])
+    return both
 
 
 def optimised(
     net: Program,
-    boxes: Mapping[str, Box],
+    boxes: Boxes,
     spec: Tensor,
     name: str | None = None,
     signs: Mapping[str, Tensor] | None = None,
@@ -99,47 +99,50 @@ def optimised(
         for value, sign in (signs or {}).items()
         if bool(sign.any())
     }
-    ends = _ends(net, boxes)
-    shares = _begun(net, boxes, ends, known, spec, limits, start or Variables())
+    freedom = _freedom(net, boxes)
+    shares = _begun(net, boxes, freedom, known, spec, limits, start or Variables())
     optimizer = _ascent(shares)
     sizes = magnitudes(net, boxes) if sizes is None else sizes
     lowest = spec.new_full(_shape(net, boxes, spec, limits), -torch.inf, dtype=net.dtype)
     best = OptimisedBound(lowest, shares, spec, {})
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
-            free = _allowed(ends, known, shares)
+            free = _allowed(freedom, known, shares)
             seen: dict[str, Tensor] = {}
             wanted = spec if limits is None else _mean(spec, shares)
-            found = bounded(net, boxes, wanted, name, free, sizes, seen)
-            bound = found.least
+            result = bounded(net, boxes, wanted, name, free, sizes, seen)
+            bound = result.least
             if limits is not None:
                 bound = bound - _mean_limit(net, spec, limits, shares, sizes[name or net.output])
         net.until.check()
-        best = _better(best, bound.detach(), shares, found.coefficients.detach(), seen)
+        best = _better(best, bound.detach(), shares, result, seen)
         if optimizer is None or not bound.requires_grad or bool((best.bound > stop_above).all()):
             break
-        optimizer.zero_grad()
-        (-bound[best.bound <= stop_above].sum()).backward()
-        net.until.check()
-        optimizer.step()
-        net.until.check()
-        _project(shares)
-        for group in optimizer.param_groups:
-            group["lr"] *= _DECAY
+        _step(net, optimizer, -bound[best.bound <= stop_above].sum(), shares)
     return best
 
 
-def _shape(
-    net: Program, boxes: Mapping[str, Box], spec: Tensor, limits: Tensor | None
-) -> tuple[int, int]:
+def _step(net: Program, optimizer: Adam, loss: Tensor, shares: Variables) -> None:
+    """One step of descent, and back into what is sound."""
+    optimizer.zero_grad()
+    loss.backward()
+    net.until.check()
+    optimizer.step()
+    net.until.check()
+    _project(shares)
+    for group in optimizer.param_groups:
+        group["lr"] *= _DECAY
+
+
+def _shape(net: Program, boxes: Boxes, spec: Tensor, limits: Tensor | None) -> tuple[int, int]:
     """(batch, count) of the bounds: one for each function, or one for all that have limits."""
     return len(boxes[net.input].lower), spec.shape[1] if limits is None else 1
 
 
 def _begun(
     net: Program,
-    boxes: Mapping[str, Box],
-    ends: Mapping[str, "_Ends"],
+    boxes: Boxes,
+    freedom: Mapping[str, "Freedom"],
     known: Mapping[str, Tensor],
     spec: Tensor,
     limits: Tensor | None,
@@ -151,9 +154,9 @@ def _begun(
     batch, count = _shape(net, boxes, spec, limits)
     rows = spec.shape[1]
     alpha = {}
-    for name, end in ends.items():
+    for name, slopes in freedom.items():
         earlier = start.alpha.get(name)
-        alpha[name] = _plain(end, boxes[end.read], batch, count) if earlier is None else earlier
+        alpha[name] = slopes.plain(batch, count) if earlier is None else earlier
     beta = {}
     for name, sign in known.items():
         earlier = start.beta.get(name)
@@ -161,11 +164,16 @@ def _begun(
     mixing = start.mixing
     if mixing is None:
         mixing = spec.new_full((batch, rows), 1 / rows, dtype=net.dtype)
+    weighed = limits is not None and rows > 1
     return Variables(
-        {name: share.detach().clone().requires_grad_() for name, share in alpha.items()},
-        {name: multiplier.detach().clone().requires_grad_() for name, multiplier in beta.items()},
-        mixing.detach().clone().requires_grad_(limits is not None and rows > 1),
+        {name: _leaf(share) for name, share in alpha.items()},
+        {name: _leaf(multiplier) for name, multiplier in beta.items()},
+        _leaf(mixing).requires_grad_(weighed),
     )
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_()
 
 
 def _ascent(shares: Variables) -> Adam | None:
@@ -180,14 +188,13 @@ def _ascent(shares: Variables) -> Adam | None:
 
 
 def _allowed(
-    ends: Mapping[str, "_Ends"], known: Mapping[str, Tensor], shares: Variables
+    freedom: Mapping[str, "Freedom"], known: Mapping[str, Tensor], shares: Variables
 ) -> Variables:
-    """What the shares stand for."""
-    # slope = low + (high - low) share; beta = sign multiplier
-    slopes = {
-        name: ends[name].low + (ends[name].high - ends[name].low) * share
-        for name, share in shares.alpha.items()
-    }
+    """What the shares stand for: alpha = low + (high - low) share, beta = sign multiplier."""
+    slopes = {}
+    for name, share in shares.alpha.items():
+        low = freedom[name].low
+        slopes[name] = low + (freedom[name].high - low) * share
     beta = {name: known[name] * multiplier for name, multiplier in shares.beta.items()}
     return Variables(slopes, beta)
 
@@ -228,55 +235,63 @@ def _mean_limit(
 
 
 @dataclass(frozen=True)
-class _Ends:
-    """Of an activation h that is unstable on its interval: what it reads, and the least and the
-    largest slope of a line that may touch it there, shaped as `Variables.alpha`.
+class Freedom:
+    """The slopes that the lines around an activation may have: from low to high, shaped as
+    `Variables.alpha`. lines: those of `crown`, with a first dimension for the lines.
     """
 
-    h: Activation
-    read: str
     low: Tensor
     high: Tensor
+    lines: Callable[[], Tensor]
+
+    def plain(self, batch: int, count: int) -> Tensor:
+        """The shares of the lines of `crown`: (slope - low) / (high - low)."""
+        slopes = self.lines()[:, :, None]
+        share = (slopes - self.low) / (self.high - self.low).clamp_min(1e-12)
+        return share.clamp(0, 1).expand(-1, batch, count, *slopes.shape[3:])
 
 
-def _ends(net: Program, boxes: Mapping[str, Box]) -> dict[str, _Ends]:
+def _freedom(net: Program, boxes: Boxes) -> dict[str, Freedom]:
     """By name of the activation."""
-    found = {}
-    for step in net.forth():
-        h = activation(step)
-        if h is None or step.reads[0] not in boxes:
-            continue
-        box = boxes[step.reads[0]]
-        if h is RELU:
-            if bool(((box.lower < 0) & (box.upper > 0)).any()):
-                zero = torch.zeros_like(box.lower)[None, :, None]
-                found[step.name] = _Ends(h, step.reads[0], zero, zero + 1)
-        else:
-            slopes = h.slope(places(box.lower, box.upper))
-            low, high = (
-                t[None, :, None].expand(2, *(-1,) * 2, *t.shape[1:])
-                for t in (slopes.amin(0), slopes.amax(0))
-            )
-            found[step.name] = _Ends(h, step.reads[0], low, high)
-    return found
+    there = (step for step in net.forth() if step.reads[0] in boxes)
+    chosen = propagate(net, ALPHA_CROWN, boxes, there)
+    return {step.name: slopes for step, slopes in chosen if slopes is not None}
 
 
-def _plain(ends: _Ends, box: Box, batch: int, count: int) -> Tensor:
-    """The shares at which lines are those of `lower_bound`."""
-    low, high = ends.low, ends.high
-    if ends.h is RELU:
-        share = (box.upper > -box.lower).to(low.dtype)[None, :, None]
-    else:
-        slopes = torch.stack(tightest(ends.h, box.lower, box.upper))[:, :, None]
-        share = (slopes - low) / (high - low).clamp_min(1e-12)
-    return share.clamp(0, 1).expand(len(low), batch, count, *box.lower.shape[1:])
+def _none(step: Step, boxes: Boxes) -> None:
+    """Its line, or function, is as `crown` has it."""
+
+
+def _relu(step: Step, boxes: Boxes) -> Freedom | None:
+    """Any slope from 0 to 1 below; above there is the chord alone."""
+    box = boxes[step.reads[0]]
+    if not bool(((box.lower < 0) & (box.upper > 0)).any()):
+        return None
+    zero = torch.zeros_like(box.lower)[None, :, None]
+    return Freedom(zero, zero + 1, lambda: relu_slope(box.lower, box.upper)[None])
+
+
+def _activation(step: Step, boxes: Boxes) -> Freedom:
+    """The slopes that it has on its interval, below and above."""
+    box = boxes[step.reads[0]]
+    h = applied(step)
+    slopes = h.slope(places(box.lower, box.upper))
+    low = slopes.amin(0)[None, :, None].expand(2, *[-1] * (slopes.dim()))
+    high = slopes.amax(0)[None, :, None].expand(2, *[-1] * (slopes.dim()))
+    return Freedom(low, high, lambda: torch.stack(tightest(h, box.lower, box.upper)))
+
+
+ALPHA_CROWN: Rules[Boxes, Freedom | None] = Rules(
+    "alpha-CROWN",
+    {"affine": _none, "activation": _activation, "activation relu": _relu, "max_pool": _none},
+)
 
 
 def _better(
     best: OptimisedBound,
     bound: Tensor,
     free: Variables,
-    coefficients: Tensor,
+    result: Bounded,
     seen: Mapping[str, Tensor],
 ) -> OptimisedBound:
     """The best of each bound, with what it was found by."""
@@ -286,12 +301,14 @@ def _better(
         where = better.view(*(1,) * ahead, *better.shape, *(1,) * (new.dim() - ahead - 2))
         return torch.where(where, new.detach(), old.detach())
 
-    slopes = {n: chosen(share, best.free.alpha[n], 1) for n, share in free.alpha.items()}
-    beta = {v: chosen(m, best.free.beta[v], 0) for v, m in free.beta.items()}
     assert free.mixing is not None
     assert best.free.mixing is not None
-    mix = torch.where(better[:, :1], free.mixing.detach(), best.free.mixing.detach())
-    read = {n: a.detach() for n, a in seen.items()}
+    alpha = {n: chosen(share, best.free.alpha[n], 1) for n, share in free.alpha.items()}
+    beta = {v: chosen(multiplier, best.free.beta[v], 0) for v, multiplier in free.beta.items()}
+    mixing = torch.where(better[:, :1], free.mixing.detach(), best.free.mixing.detach())
     return OptimisedBound(
-        torch.maximum(bound, best.bound), Variables(slopes, beta, mix), coefficients, read
+        torch.maximum(bound, best.bound),
+        Variables(alpha, beta, mixing),
+        result.coefficients.detach(),
+        {name: a.detach() for name, a in seen.items()},
     )

@@ -8,25 +8,27 @@ by the time they come to the inputs, and tell them apart less well: on ACAS Xu s
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from morphogen.activations import RELU
-from morphogen.bounds.box import Box
-from morphogen.bounds.crown import places
+from morphogen.bounds.box import Box, Boxes
+from morphogen.bounds.jacobian import abs_jacobian, offset
 from morphogen.bounds.maximum import looked_at, windows
-from morphogen.bounds.rules import abs_jacobian, activation, affine
+from morphogen.bounds.propagate import Rules, propagate
+from morphogen.bounds.relaxation import places
+from morphogen.bounds.rules import applied
 from morphogen.tracing.program import Program, Step, run
 
 # numbers in the ranges of one value that are found at once, so that no single step takes long
 _CHUNK = 2**20
 
 
-def derivative(net: Program, boxes: Mapping[str, Box]) -> Box:
+def derivative(net: Program, boxes: Boxes) -> Box:
     """The least and the largest derivative of each output by each input, (batch, inputs, *outputs),
-    on boxes from `linear`.
+    on boxes from `crown`.
 
     Rounding is left out, and the slopes of curved activations are looked up in 17 places: this
     ranks inputs, it proves nothing.
@@ -34,64 +36,95 @@ def derivative(net: Program, boxes: Mapping[str, Box]) -> Box:
     inputs = math.prod(net.shapes[net.input])
     widest = max(map(math.prod, net.shapes.values()))
     rows = torch.arange(len(boxes[net.input].lower)).split(max(1, _CHUNK // (inputs * widest)))
-    places = torch.arange(inputs).split(max(1, _CHUNK // widest))
-    found = [
-        _joined(
-            [
-                _derivative(net, {name: box[part] for name, box in boxes.items()}, which)
-                for which in places
-            ],
-            1,
-        )
-        for part in rows
-    ]
-    return _joined(found, 0)
+    columns = torch.arange(inputs).split(max(1, _CHUNK // widest))
+    ranges = []
+    for part in rows:
+        of_part = {name: box[part] for name, box in boxes.items()}
+        ranges.append(_joined([_by_inputs(net, of_part, some) for some in columns], 1))
+    return _joined(ranges, 0)
 
 
 def _joined(boxes: Sequence[Box], dim: int) -> Box:
-    return Box(
-        *(torch.cat([getattr(box, end) for box in boxes], dim) for end in ("lower", "upper"))
-    )
+    lower = torch.cat([box.lower for box in boxes], dim)
+    upper = torch.cat([box.upper for box in boxes], dim)
+    return Box(lower, upper)
 
 
-def _derivative(net: Program, boxes: Mapping[str, Box], which: Tensor) -> Box:
+@dataclass(frozen=True)
+class _Ranges:
+    """boxes: of values, (batch, *shape). slopes: by name, of the value's derivative by each of so
+    many inputs, (batch * inputs, *shape).
+    """
+
+    boxes: Boxes
+    inputs: int
+    slopes: dict[str, Box]
+
+
+def _by_inputs(net: Program, boxes: Boxes, which: Tensor) -> Box:
     """By some inputs, given by their places."""
     batch = len(boxes[net.input].lower)
-    inputs = len(which)
     eye = torch.eye(math.prod(net.shapes[net.input]), dtype=net.dtype)[which]
     eye = eye.repeat(batch, 1).view(-1, *net.shapes[net.input])
-    known = {net.input: Box(eye, eye)}
-    for step in net.forth():
-        known[step.name] = _next(step, known, boxes, inputs)
-    ends = known[net.output]
-    return Box(*(end.unflatten(0, (batch, inputs)) for end in (ends.lower, ends.upper)))
+    ranges = _Ranges(boxes, len(which), {net.input: Box(eye, eye)})
+    for step, slope in propagate(net, DERIVATIVE, ranges):
+        ranges.slopes[step.name] = slope
+    ends = ranges.slopes[net.output]
+    shape = (batch, len(which))
+    return Box(ends.lower.unflatten(0, shape), ends.upper.unflatten(0, shape))
 
 
-def _next(step: Step, known: Mapping[str, Box], boxes: Mapping[str, Box], inputs: int) -> Box:
-    """The ranges of a step's derivative, (batch * inputs, *shape), from those of what it reads."""
-    if affine(step):
-        added = run(step, {n: torch.zeros_like(known[n].lower[:1]) for n in step.reads})
-        centre = run(step, {n: known[n].centre for n in step.reads}) - added
-        radius = abs_jacobian(step, {n: known[n].radius for n in step.reads})
-        return Box(centre - radius, centre + radius)
-    (read,) = (known[n] for n in step.reads)
-    h = activation(step)
-    box = boxes[step.reads[0]]
-    if h is None:  # a maximum: the derivative of one of the entries that may be the largest
-        at = windows(step, box.lower.shape[1:])
-        floor = run(step, {step.reads[0]: box.lower}).flatten(1)[..., None]
-        may = (looked_at(at, box.upper, -torch.inf) >= floor).repeat_interleave(inputs, 0)
-        lower, upper = (looked_at(at, end, 0.0) for end in (read.lower, read.upper))
-        ends = (
-            torch.where(may, lower, torch.inf).amin(2),
-            torch.where(may, upper, -torch.inf).amax(2),
-        )
-        return Box(*(end.view(len(end), *step.shape) for end in ends))
-    slopes = h.slope(
-        torch.stack([box.lower, box.upper]) if h is RELU else places(box.lower, box.upper)
-    )
-    low, high = (s.repeat_interleave(inputs, 0) for s in (slopes.amin(0), slopes.amax(0)))
+def _affine(step: Step, ranges: _Ranges) -> Box:
+    """J centre -+ |J| radius."""
+    read = {name: ranges.slopes[name] for name in step.reads}
+    centres = {name: box.centre for name, box in read.items()}
+    centre = run(step, centres) - offset(step, centres)
+    radius = abs_jacobian(step, {name: box.radius for name, box in read.items()})
+    return Box(centre - radius, centre + radius)
+
+
+def _relu(step: Step, ranges: _Ranges) -> Box:
+    box = ranges.boxes[step.reads[0]]
+    return _chained(step, ranges, torch.stack([box.lower, box.upper]))
+
+
+def _activation(step: Step, ranges: _Ranges) -> Box:
+    box = ranges.boxes[step.reads[0]]
+    return _chained(step, ranges, places(box.lower, box.upper))
+
+
+def _chained(step: Step, ranges: _Ranges, z: Tensor) -> Box:
+    """h'(z) z', each factor in its range; that of h' from its values in some places."""
+    slopes = applied(step).slope(z)
+    low = slopes.amin(0).repeat_interleave(ranges.inputs, 0)
+    high = slopes.amax(0).repeat_interleave(ranges.inputs, 0)
+    read = ranges.slopes[step.reads[0]]
     products = torch.stack(
         [low * read.lower, low * read.upper, high * read.lower, high * read.upper]
     )
     return Box(products.amin(0), products.amax(0))
+
+
+def _max_pool(step: Step, ranges: _Ranges) -> Box:
+    """The derivative of one of the entries that may be the largest."""
+    (read,) = step.reads
+    box = ranges.boxes[read]
+    slope = ranges.slopes[read]
+    at = windows(step, box.lower.shape[1:])
+    floor = run(step, {read: box.lower}).flatten(1)[..., None]
+    largest = looked_at(at, box.upper, -torch.inf) >= floor
+    largest = largest.repeat_interleave(ranges.inputs, 0)
+    lower = torch.where(largest, looked_at(at, slope.lower, 0.0), torch.inf).amin(2)
+    upper = torch.where(largest, looked_at(at, slope.upper, 0.0), -torch.inf).amax(2)
+    return Box(lower.view(-1, *step.shape), upper.view(-1, *step.shape))
+
+
+DERIVATIVE: Rules[_Ranges, Box] = Rules(
+    "derivative",
+    {
+        "affine": _affine,
+        "activation": _activation,
+        "activation relu": _relu,
+        "max_pool": _max_pool,
+    },
+)

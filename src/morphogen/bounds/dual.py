@@ -10,18 +10,21 @@ Source: Dvijotham et al. 2018 (arXiv 1803.06567), in the form without the second
 which has the same optimum. Differs: it begins from linear bounds, not from zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from morphogen.bounds.box import Box
-from morphogen.bounds.crown import Variables, backward, linear_relaxation, lower_bound
-from morphogen.bounds.maximum import lined, windows
-from morphogen.bounds.rules import activation
-from morphogen.tracing.program import Program
+from morphogen.bounds.box import Boxes
+from morphogen.bounds.crown import CROWN, Backward, Below, Variables, backward, bounded
+from morphogen.bounds.maximum import added_up, lined, relaxed, windows
+from morphogen.bounds.propagate import Rules
+from morphogen.bounds.relaxation import linear_relaxation
+from morphogen.bounds.rules import applied
+from morphogen.bounds.sums import total
+from morphogen.tracing.program import Program, Step
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Dual:
 
 def dual(
     net: Program,
-    boxes: Mapping[str, Box],
+    boxes: Boxes,
     spec: Tensor,
     name: str | None = None,
     steps: int = 1000,
@@ -57,7 +60,7 @@ def dual(
     path = []
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps and optimizer is not None):
-            bound = lower_bound(net, boxes, spec, name, Variables(duals=multipliers))
+            bound = lagrangian(net, boxes, spec, multipliers, name)
         best = torch.maximum(best, bound.detach())
         path.append(float(best.mean()))
         if optimizer is None or not bound.requires_grad:
@@ -70,27 +73,100 @@ def dual(
     return Dual(best, {n: c.detach() for n, c in multipliers.items()}, tuple(path))
 
 
+def lagrangian(
+    net: Program,
+    boxes: Boxes,
+    spec: Tensor,
+    multipliers: Mapping[str, Tensor],
+    name: str | None = None,
+) -> Tensor:
+    """The lower bounds, (batch, count), that multipliers give; other arguments as for
+    `crown.lower_bound`.
+    """
+    return bounded(net, boxes, spec, name, Variables(duals=multipliers), rules=DUAL).least
+
+
 def of_lines(
-    net: Program, boxes: Mapping[str, Box], spec: Tensor, name: str | None = None
+    net: Program, boxes: Boxes, spec: Tensor, name: str | None = None
 ) -> dict[str, Tensor]:
     """The multipliers by which `dual` gives the bounds of `crown.lower_bound`."""
-    seen: dict[str, Tensor] = {}
+    coefficients: dict[str, Tensor] = {}
+    multipliers = {}
     with torch.no_grad():
-        backward(net, boxes, spec, name, None, seen)
-        found = {}
+        backward(net, boxes, spec, name, None, coefficients)
         for step in net.forth():
-            if (a := seen.get(step.name)) is None:
-                continue
-            h, (read,) = activation(step), step.reads
-            if h is None:
-                found[step.name], _ = lined(windows(step, net.shapes[read]), a, boxes[read])
-            else:
-                line = linear_relaxation(h, boxes[read])
-                found[step.name] = (
-                    a.clamp_min(0) * line.lower_slope + a.clamp_max(0) * line.upper_slope
-                )
-    return found
+            rule = DUAL.of(step)
+            if step.name in coefficients and isinstance(rule, Relaxed):
+                multipliers[step.name] = rule.start(step, coefficients[step.name], boxes)
+    return multipliers
 
 
-def _shape(net: Program, boxes: Mapping[str, Box], spec: Tensor) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Relaxed:
+    """The rule of a step y = h(z) that is not affine: a h(z) is at least c z + the least of a h(z)
+    - c z, whatever the multipliers c are.
+
+    start: (step, a, boxes) -> the c that linear bounds have. least: (step, state), see
+    `crown.Below`, with c among the state's `free.duals`.
+    """
+
+    start: Callable[[Step, Tensor, Boxes], Tensor]
+    least: Callable[[Step, Backward], Below]
+
+    def __call__(self, step: Step, state: Backward) -> Below:
+        return self.least(step, state)
+
+
+def _of_line(step: Step, a: Tensor, boxes: Boxes) -> Tensor:
+    """c = a+ b + a- B, of the slopes b below and B above."""
+    line = linear_relaxation(applied(step), boxes[step.reads[0]])
+    return a.clamp_min(0) * line.lower_slope + a.clamp_max(0) * line.upper_slope
+
+
+def _least_on_interval(step: Step, state: Backward) -> Below:
+    """c z + min over l <= z <= u of a h(z) - c z, which is at an end or where h'(z) = c / a."""
+    (read,) = step.reads
+    h = applied(step)
+    a = state.coefficients[step.name]
+    c = state.free.duals[step.name]
+    lower = state.boxes[read].lower[:, None]
+    upper = state.boxes[read].upper[:, None]
+    with torch.no_grad():
+        inside = [torch.nan_to_num(z).clamp(lower, upper) for z in h.stationary(c / a)]
+    values = torch.stack([a * h.value(z) - c * z for z in (lower, upper, *inside)])
+    return {read: c}, total(values.amin(0))
+
+
+def _of_entries(step: Step, a: Tensor, boxes: Boxes) -> Tensor:
+    box = boxes[step.reads[0]]
+    c, _ = lined(windows(step, box.lower.shape[1:]), a, box)
+    return c
+
+
+def _least_in_windows(step: Step, state: Backward) -> Below:
+    """See `maximum.relaxed`."""
+    (read,) = step.reads
+    box = state.boxes[read]
+    c = state.free.duals[step.name]
+    shape = box.lower.shape[1:]
+    at = windows(step, shape)
+    # where windows overlap, what is rounded adds up, what goes on may cancel
+    state.count(read, added_up(at, c.abs(), shape))
+    constant = relaxed(at, state.coefficients[step.name], c, box)
+    return {read: added_up(at, c, shape)}, constant
+
+
+DUAL: Rules[Backward, Below] = Rules(
+    "dual",
+    {
+        "affine": CROWN.table["affine"],
+        "affine linear": CROWN.table["affine linear"],
+        "affine reshape": CROWN.table["affine reshape"],
+        "activation": Relaxed(_of_line, _least_on_interval),
+        "max_pool": Relaxed(_of_entries, _least_in_windows),
+    },
+)
+
+
+def _shape(net: Program, boxes: Boxes, spec: Tensor) -> tuple[int, int]:
     return len(boxes[net.input].lower), spec.shape[1]

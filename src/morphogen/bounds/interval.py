@@ -1,45 +1,66 @@
 """Interval bounds: every value in a box of its own, `interval(program, box)`.
 
-Source: Moore 1966; for networks Gowal et al. 2018 (arXiv 1810.12715). The loosest bounds and the
-cheapest: three passes, of which one is for what rounding may do.
+Source: Moore 1966; for networks interval bound propagation (IBP), Gowal et al. 2018 (arXiv
+1810.12715). The loosest bounds and the cheapest: three passes, of which one is for what rounding
+may do.
 """
 
-from collections.abc import Mapping
-
-from morphogen.activations import RELU, extremes
-from morphogen.bounds.box import Box
+from morphogen.activations import extremes
+from morphogen.bounds.box import Box, Boxes, InputSet
+from morphogen.bounds.jacobian import abs_jacobian
+from morphogen.bounds.propagate import Rules, propagate
 from morphogen.bounds.rounding import outward, rounded
-from morphogen.bounds.rules import MAXIMA, abs_jacobian, activation, affine, refuse
-from morphogen.tracing.program import RESHAPES, Program, Step, run
+from morphogen.bounds.rules import applied
+from morphogen.tracing.program import Program, Step, run
 
 
-def interval(net: Program, box: Box) -> dict[str, Box]:
+def interval(net: Program, box: InputSet) -> dict[str, InputSet]:
     """Bounds on every value by name. box: of inputs, (batch, *net.shapes[net.input])."""
-    found: dict[str, Box] = {net.input: box.as_input(net.dtype)}
-    for step in net.forth():
-        found[step.name] = interval_step(step, found)
-    return found
+    boxes: dict[str, InputSet] = {net.input: box.as_input(net.dtype)}
+    for step, bounds in propagate(net, IBP, boxes):
+        boxes[step.name] = bounds
+    return boxes
 
 
-def interval_step(step: Step, boxes: Mapping[str, Box]) -> Box:
+def interval_step(step: Step, boxes: Boxes) -> Box:
     """Bounds on a step's value from those on what it reads. Raises `Unsupported` where no rule
     does.
     """
-    lower = {n: boxes[n].lower for n in step.reads}
-    upper = {n: boxes[n].upper for n in step.reads}
-    h = activation(step)
-    if step.kind in MAXIMA or step.kind in RESHAPES or h is RELU:  # nothing is rounded
-        return Box(run(step, lower), run(step, upper))
-    if h is not None:
-        (box,) = (boxes[n] for n in step.reads)
-        ends = (
-            (run(step, lower), run(step, upper))
-            if h.monotone
-            else extremes(h, 0 * box.lower, box.lower, box.upper)
-        )
-        return outward(Box(*ends), box)
-    if not affine(step):
-        raise refuse(step, "interval")
-    centre = run(step, {n: boxes[n].centre for n in step.reads})
-    radius = abs_jacobian(step, {n: boxes[n].radius for n in step.reads}) + rounded(step, boxes)
+    return IBP.of(step)(step, boxes)
+
+
+def _ends(step: Step, boxes: Boxes) -> Box:
+    """[f(l), f(u)] of a function that does not fall and rounds nothing."""
+    lower = run(step, {name: boxes[name].lower for name in step.reads})
+    upper = run(step, {name: boxes[name].upper for name in step.reads})
+    return Box(lower, upper)
+
+
+def _range(step: Step, boxes: Boxes) -> Box:
+    """[min h, max h] on [l, u], moved outward by what h rounds."""
+    (read,) = step.reads
+    h = applied(step)
+    box = boxes[read]
+    if h.monotone:
+        return outward(_ends(step, boxes), box)
+    return outward(Box(*extremes(h, 0 * box.lower, box.lower, box.upper)), box)
+
+
+def _affine(step: Step, boxes: Boxes) -> Box:
+    """f(centre) -+ (|J| radius + rounding)."""
+    centre = run(step, {name: boxes[name].box.centre for name in step.reads})
+    radius = abs_jacobian(step, {name: boxes[name].box.radius for name in step.reads})
+    radius = radius + rounded(step, boxes)
     return Box(centre - radius, centre + radius)
+
+
+IBP: Rules[Boxes, Box] = Rules(
+    "IBP",
+    {
+        "affine": _affine,
+        "affine reshape": _ends,
+        "activation": _range,
+        "activation relu": _ends,
+        "max_pool": _ends,
+    },
+)

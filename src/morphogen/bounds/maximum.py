@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import InputSet
 from morphogen.bounds.sums import total
 from morphogen.tracing.program import Step
 
@@ -54,7 +54,7 @@ def added_up(at: Tensor, c: Tensor, shape: Sequence[int]) -> Tensor:
     return found[..., :-1].reshape(*c.shape[:2], *shape)
 
 
-def lined(at: Tensor, a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+def lined(at: Tensor, a: Tensor, box: InputSet) -> tuple[Tensor, Tensor]:
     """(c (batch, count, values, k), d (batch, count)): a . maxima is at least c . entries + d. a:
     (batch, count, *values).
 
@@ -72,7 +72,7 @@ def lined(at: Tensor, a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     return c, total(torch.where(sure, 0, down) * upper.amax(2)[:, None])
 
 
-def relaxed(at: Tensor, a: Tensor, c: Tensor, box: Box) -> Tensor:
+def relaxed(at: Tensor, a: Tensor, c: Tensor, box: InputSet) -> Tensor:
     """The least of a . maxima - c . entries where all entries vary on their own in each window,
     (batch, count).
 

@@ -10,22 +10,21 @@ Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from morphogen.activations import RELU
-from morphogen.bounds.box import Box
-from morphogen.bounds.rules import abs_jacobian, activation, affine
-from morphogen.tracing.program import Program, Step, run
+from morphogen.bounds.box import Box, Boxes, InputSet
+from morphogen.bounds.jacobian import abs_jacobian, offset
+from morphogen.bounds.propagate import Rules, propagate
+from morphogen.tracing.program import Program, Step
 
 # an activation's value is off by a few units in the last place; its lines' slopes, offsets and
 # products add some more
 _FEW = 32
 
 
-def size(box: Box) -> Tensor:
+def size(box: InputSet) -> Tensor:
     """The largest absolute value of each entry."""
     return torch.maximum(box.lower.abs(), box.upper.abs())
 
@@ -38,7 +37,7 @@ def unit(dtype: torch.dtype, terms: int) -> float:
     return 2 * nu / (1 - nu) if nu < 0.5 else math.inf
 
 
-def outward(box: Box, read: Box) -> Box:
+def outward(box: Box, read: InputSet) -> Box:
     """An activation's range a little larger: its values are off by a few units in the last place of
     it or of its argument.
     """
@@ -49,39 +48,58 @@ def outward(box: Box, read: Box) -> Box:
     )
 
 
-def magnitude(step: Step, boxes: Mapping[str, Box]) -> Tensor:
+def magnitude(step: Step, boxes: Boxes) -> Tensor:
     """The sum of the sizes of all products that make a value of the step, (batch, *shape); of an
     activation what is added besides its line's product with what it reads, which counts there.
     """
-    if not affine(step):
-        curved = activation(step) not in (None, RELU)
-        own = 2 * size(boxes[step.name])
-        return own + size(boxes[step.reads[0]]) if curved else own
+    return MAGNITUDE.of(step)(step, boxes)
+
+
+def _affine(step: Step, boxes: Boxes) -> Tensor:
+    """|J| size(x) + |f(0)|."""
     sizes = {name: size(boxes[name]) for name in step.reads}
-    offset: Tensor = run(step, {name: torch.zeros_like(value[:1]) for name, value in sizes.items()})
-    return abs_jacobian(step, sizes) + offset.abs()
+    return abs_jacobian(step, sizes) + offset(step, sizes).abs()
 
 
-def rounded(step: Step, boxes: Mapping[str, Box]) -> Tensor:
+def _straight(step: Step, boxes: Boxes) -> Tensor:
+    return 2 * size(boxes[step.name])
+
+
+def _curved(step: Step, boxes: Boxes) -> Tensor:
+    return 2 * size(boxes[step.name]) + size(boxes[step.reads[0]])
+
+
+MAGNITUDE: Rules[Boxes, Tensor] = Rules(
+    "magnitude",
+    {
+        "affine": _affine,
+        "activation": _curved,
+        "activation relu": _straight,
+        "max_pool": _straight,
+    },
+)
+
+
+def rounded(step: Step, boxes: Boxes) -> Tensor:
     """By how much an interval of an affine step's value may be off."""
     count = sum(boxes[name].lower[0].numel() for name in step.reads)
     return unit(boxes[step.reads[0]].lower.dtype, count) * magnitude(step, boxes)
 
 
-def magnitudes(net: Program, boxes: Mapping[str, Box]) -> dict[str, Tensor]:
+def magnitudes(net: Program, boxes: Boxes) -> dict[str, Tensor]:
     """`magnitude` of every step whose boxes are there, and the size of the input."""
-    there = (
-        step for step in net.forth() if all(name in boxes for name in (*step.reads, step.name))
-    )
-    found = {step.name: magnitude(step, boxes) for step in there}
-    return {net.input: of_input(boxes[net.input]), **found}
+    there = (step for step in net.forth() if {*step.reads, step.name} <= boxes.keys())
+    sizes = {net.input: of_input(boxes[net.input])}
+    for step, terms in propagate(net, MAGNITUDE, boxes, there):
+        sizes[step.name] = terms
+    return sizes
 
 
-def of_input(box: Box) -> Tensor:
+def of_input(box: InputSet) -> Tensor:
     """The magnitude of the input: a linear function of it is worked out from the box's centre and
     radius.
     """
-    return size(box) + box.width
+    return size(box) + box.box.width
 
 
 def slack(net: Program) -> float:

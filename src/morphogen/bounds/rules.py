@@ -1,7 +1,5 @@
 """What kind of operation each step is, for every technique: affine, an activation, or a maximum."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +7,9 @@ from torch import Tensor
 
 from morphogen.activations import ACTIVATIONS, Activation
 from morphogen.errors import Unsupported
-from morphogen.tracing.program import Step, run
+from morphogen.tracing.program import RESHAPES, Step
 from morphogen.tracing.trace import Node, Ref, refs
-from morphogen.tracing.traits import named
+from morphogen.tracing.traits import TRAITS, named
 
 # Linear with coefficients that are not negative: bounds go through as values do.
 MONOTONE = named(lambda traits: traits.affine == "monotone")
@@ -43,6 +41,25 @@ def affine(step: Step) -> bool:
     )
 
 
+def classes(step: Step) -> tuple[str, ...]:
+    """The names under which a table of rules may have a step, the most special one first.
+
+    Of an affine step "affine " and torch's name of it, its family in `tracing.traits` ("monotone",
+    "scaled", "weighted", "product" or "difference") and "affine"; one that leaves numbers in their
+    order is an "affine reshape". Of an activation "activation " and torch's name, and "activation".
+    Of a max-pooling "max_pool". Of any other torch's name alone, such as "mul" of a product of two
+    values that both depend on the input.
+    """
+    if affine(step):
+        name = "reshape" if step.kind in RESHAPES else step.kind
+        return f"affine {name}", str(TRAITS[step.kind].affine), "affine"
+    if activation(step) is not None:
+        return f"activation {step.kind}", "activation"
+    if step.kind in MAXIMA:
+        return ("max_pool",)
+    return (step.kind,)
+
+
 def _odd(step: Step) -> bool:
     """Whether options make another operation of it: a factor in a sum, division to whole numbers, a
     norm by what it is given, a type that is not floating.
@@ -71,6 +88,13 @@ def activation(step: Step) -> Activation | None:
     return kind.of(*(_along_channels(option, len(step.shape)) for option in options.values()))
 
 
+def applied(step: Step) -> Activation:
+    """`activation` of a step that is one."""
+    h = activation(step)
+    assert h is not None, step.name
+    return h
+
+
 def _along_channels(option: Any, rank: int) -> Any:
     """An option that is a tensor has an entry for each channel, the first of `rank` dimensions of
     an example, or one for all.
@@ -93,67 +117,10 @@ def rectifier(step: Step | Node) -> float | None:
 def refuse(step: Step, technique: str) -> Unsupported:
     """The error for a step that a technique has no rule for."""
     return Unsupported(
-        f"{technique}: no rule bounds '{step.kind}' at node '{step.name}'; add one to "
-        "morphogen.bounds.rules, or verify the part of the network that does without it"
+        f"{technique}: no rule bounds '{step.kind}' at node '{step.name}'; add one to the table of "
+        "each technique in morphogen.bounds, or verify the part of the network that does without it"
     )
 
 
 def _varies(arg: Any) -> bool:
     return any(True for _ in refs(arg))
-
-
-def abs_jacobian(step: Step, radius: Mapping[str, Tensor]) -> Tensor:
-    """|J| radius, J the derivative of an affine step: how far its value can move when what it reads
-    moves by `radius`.
-    """
-    if step.kind in WEIGHTED or step.kind in PRODUCTS:
-        _, bias = WEIGHTED.get(step.kind, (None, None))
-        arguments = tuple(
-            arg
-            if not isinstance(arg, Tensor)
-            else torch.zeros_like(arg)
-            if i == bias
-            else arg.abs()
-            for i, arg in enumerate(step.args)
-        )
-        return _run(replace(step, args=arguments), radius)
-    if step.kind in DIFFERENCES:
-        return sum((radius[name] for name in step.reads), start=torch.zeros(()))
-    if step.kind in ("mul", "div"):
-        return _run(replace(step, args=tuple(_positive(arg) for arg in step.args)), radius)
-    if step.kind in ("neg", "rsub"):
-        return radius[step.reads[0]]
-    if step.kind in SCALED:
-        x, weight, _, mean, variance, *options = step.args
-        scale = None if weight is None else weight.abs()
-        nothing = None if mean is None else torch.zeros_like(mean)
-        return _run(replace(step, args=(x, scale, None, nothing, variance, *options)), radius)
-    # what is constant among the arguments of the others adds something
-    return _run(step, radius) - _run(
-        step, {name: torch.zeros_like(value) for name, value in radius.items()}
-    )
-
-
-def linear_step(step: Step, functions: Mapping[str, Tensor]) -> Tensor:
-    """Affine functions, (batch, 1 + n, *shape) each: a constant, then coefficients, through an
-    affine step: coefficients go without what is added.
-    """
-    first = functions[step.reads[0]]
-    out = _run(
-        step, {name: function.flatten(0, 1) for name, function in functions.items()}
-    ).unflatten(0, first.shape[:2])
-    added = _run(
-        step, {name: torch.zeros_like(function[:1, 0]) for name, function in functions.items()}
-    )
-    return torch.cat([out[:, :1], out[:, 1:] - added], 1)
-
-
-def _run(step: Step, values: Mapping[str, Tensor]) -> Tensor:
-    found: Tensor = run(step, values)
-    return found
-
-
-def _positive(arg: Any) -> Any:
-    return (
-        arg.abs() if isinstance(arg, Tensor) else abs(arg) if isinstance(arg, (int, float)) else arg
-    )

@@ -63,11 +63,11 @@ def as_options(message: str) -> str:
     "budget=5" becomes "--budget 5".
     """
 
-    def option(found: re.Match[str]) -> str:
-        name = _RENAMED.get(found[1], found[1])
-        value = found[2]
+    def option(match: re.Match[str]) -> str:
+        name = _RENAMED.get(match[1], match[1])
+        value = match[2]
         if name not in OPTIONS:
-            return found[0]
+            return match[0]
         flag = f"--{name.replace('_', '-')}"
         return flag if value in ("", "True") else f"{flag} {value}"
 

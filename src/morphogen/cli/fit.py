@@ -43,7 +43,9 @@ def fit(
         bool, typer.Option("--resume", help="go on with the run in the output folder")
     ] = False,
     device: Annotated[str, typer.Option(help="torch device, such as cpu or cuda")] = "cpu",
-    policy: Annotated[str, typer.Option(help="trial, prune-expand, gradmax or natural")] = "trial",
+    policy: Annotated[
+        str, typer.Option(help="trial, prune-expand, gradmax, natural, firefly or stochastic")
+    ] = "trial",
     wiring: Annotated[
         str, typer.Option(help="layers, or dag: every neuron reads every earlier one")
     ] = "layers",

@@ -120,8 +120,8 @@ def read_points(path: Path, shape: tuple[int, ...]) -> "Tensor":
         raise DataError(f"{path}: {error}; give numbers alone") from error
     if not bool(values.isfinite().all()):
         raise DataError(f"{path}: has gaps or infinite numbers; give complete rows")
-    found: Tensor = values.unflatten(1, shape)
-    return found
+    points: Tensor = values.unflatten(1, shape)
+    return points
 
 
 def _number(text: str) -> bool:

@@ -43,10 +43,10 @@ def regions(
         along = rows[0], rows[1:] - rows[0]
     box, _ = read_domain(domain, read.shape if along is None else (len(along[1]),))
     began = time.perf_counter()
-    found = count(read.model, box, along, max_cells, seconds)
-    Console(soft_wrap=True, highlight=False).print(f"{found} ({time.perf_counter() - began:.2f} s)")
+    cells = count(read.model, box, along, max_cells, seconds)
+    Console(soft_wrap=True, highlight=False).print(f"{cells} ({time.perf_counter() - began:.2f} s)")
     if picture is not None:
-        tiled(found.picture(f"linear regions of {model.name}")).savefig(picture, dpi=150)
+        tiled(cells.picture(f"linear regions of {model.name}")).savefig(picture, dpi=150)
         typer.echo(f"drawn to {picture}")
-    if not found.complete:
+    if not cells.complete:
         raise typer.Exit(3)

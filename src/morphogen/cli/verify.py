@@ -62,8 +62,8 @@ def verify(
     last = [0.0]
     with console.status("bounding") as status:
 
-        def told(bound: float, count: int) -> None:
-            line = f"least bound {bound:.4g}, {count:,} parts open"
+        def progress(bound: float, count: int) -> None:
+            line = f"least bound {bound:.4g}, {count:,} subproblems open"
             spent = time.perf_counter() - began
             status.update(line)
             if spent > 2 * last[0] + 1:  # 1 s, 3 s, 7 s, 15 s, ...
@@ -73,16 +73,17 @@ def verify(
         with _ended(until):
             from morphogen.verification.vnncomp import verify_file
 
-            found = verify_file(network, prop, until, told)
-    typer.echo(found.status)
-    if found.witness is not None and found.output is not None:
-        pairs = [f"(X_{i} {text})" for i, text in enumerate(found.written)]
-        pairs += [f"(Y_{i} {value:.9g})" for i, value in enumerate(found.output)]
+            answer = verify_file(network, prop, until, progress)
+    typer.echo(answer.status)
+    if answer.witness is not None and answer.output is not None:
+        pairs = [f"(X_{i} {text})" for i, text in enumerate(answer.written)]
+        pairs += [f"(Y_{i} {value:.9g})" for i, value in enumerate(answer.output)]
         typer.echo("(" + "\n ".join(pairs) + ")")
     console.print(
-        f"bound {found.bound:.6g}, {found.boxes:,} parts, {found.seconds:.1f} s", highlight=False
+        f"bound {answer.bound:.6g}, {answer.boxes:,} subproblems, {answer.seconds:.1f} s",
+        highlight=False,
     )
-    raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[found.status])
+    raise typer.Exit({"sat": 0, "unsat": 1, "unknown": 3}[answer.status])
 
 
 _GRACE = 0.7  # seconds after its end in which a search says what it knows
@@ -94,10 +95,10 @@ def _ended(until: Deadline) -> Iterator[None]:
     bounds asks the deadline between its steps, but nothing can ask it in the middle of one, such as
     of loading a module or a file.
     """
-    told = threading.Lock()  # by whoever gets it
+    answered = threading.Lock()  # by whoever gets it
 
     def give_up() -> None:
-        if told.acquire(blocking=False):
+        if answered.acquire(blocking=False):
             sys.stdout.write("unknown\n")
             sys.stdout.flush()
             os._exit(3)
@@ -107,7 +108,7 @@ def _ended(until: Deadline) -> Iterator[None]:
     timer.start()
     try:
         yield
-        told.acquire()
+        answered.acquire()
     finally:
         timer.cancel()
 
@@ -121,14 +122,14 @@ def _verify_all(listing: Path, out: Path, timeout: float | None, jobs: int) -> N
 
     console = Console(soft_wrap=True, highlight=False)
 
-    def told(result: "Result", left: int) -> None:
+    def progress(result: "Result", left: int) -> None:
         said = f"  {result.said}" if result.said else ""
         console.print(
             f"{result.status:8}{result.seconds:7.1f} s  {result.network}  {result.prop}  ({left} "
             f"left){said}"
         )
 
-    results = run_instances(listing, out, timeout, jobs, told)
+    results = run_instances(listing, out, timeout, jobs, progress)
     counts = Counter(result.status for result in results)
     table = Table("status", "problems", "median s", "longest s")
     for status, count in counts.most_common():

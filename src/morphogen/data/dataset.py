@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from morphogen.data.preparation import Preparation
 from morphogen.data.target import decide_task, encode_target
 from morphogen.errors import DataError
+from morphogen.record import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Dataset:
     """
 
     name: str
-    task: str
+    task: Task
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
@@ -37,7 +38,7 @@ class Dataset:
     target: str = ""
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Literal["accuracy", "RMSE"]:
         """What a score is: "accuracy" (a fraction) or "RMSE" (in the target's unit)."""
         return "RMSE" if self.task == "regression" else "accuracy"
 
@@ -58,7 +59,7 @@ def from_arrays(
     y_train: Any,
     x_test: Any = None,
     y_test: Any = None,
-    task: str | None = None,
+    task: Task | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """A `Dataset` from arrays or what numpy can read as such.

@@ -10,6 +10,7 @@ from morphogen.data.preparation import fit_preparation
 from morphogen.data.split import split
 from morphogen.data.target import decide_task, encode_target
 from morphogen.errors import DataError
+from morphogen.record import Task
 
 
 def from_frame(
@@ -17,7 +18,7 @@ def from_frame(
     target: str | None,
     *,
     test: pd.DataFrame | None = None,
-    task: str | None = None,
+    task: Task | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str = "table",

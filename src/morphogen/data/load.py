@@ -8,13 +8,14 @@ from morphogen.data.from_frame import from_frame
 from morphogen.data.named import NAMED
 from morphogen.data.tables import read_table, table_ending
 from morphogen.errors import DataError
+from morphogen.record import Task
 
 
 def load_data(
     source: str,
     *,
     target: str | None = None,
-    task: str | None = None,
+    task: Task | None = None,
     test: str | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
@@ -50,7 +51,7 @@ def load_data(
 def _named(
     name: str,
     target: str | None,
-    task: str | None,
+    task: Task | None,
     test: str | None,
     test_fraction: float,
     seed: int,

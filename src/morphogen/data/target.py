@@ -1,17 +1,20 @@
 """The column to predict: which task it poses, and its cells as class indices or as numbers."""
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 
 from morphogen.data.apply_preparation import floats, text
 from morphogen.data.columns import is_number
 from morphogen.errors import DataError
+from morphogen.record import Task
 
-TASKS = ("classification", "regression")
+TASKS: tuple[Task, ...] = get_args(Task)
 FEW = 20  # distinct whole numbers up to which a target counts as classes
 
 
-def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[str, ...]]:
+def decide_task(target: pd.Series, task: Task | None = None) -> tuple[Task, tuple[str, ...]]:
     """(task, notes) for a target without missing cells; a given `task` is only checked.
 
     Text, booleans and categories are classes; whole numbers are where at most 20 differ, with 5
@@ -46,7 +49,7 @@ def decide_task(target: pd.Series, task: str | None = None) -> tuple[str, tuple[
 
 
 def encode_target(
-    train: pd.Series, test: pd.Series, task: str
+    train: pd.Series, test: pd.Series, task: Task
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(y_train, y_test, classes): int64 indices into the sorted classes, or float64 numbers and ().
 

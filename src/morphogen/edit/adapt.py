@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from morphogen.edit.apply import BY_VALUE, apply_
 from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink
+from morphogen.edit.optim import Way
 from morphogen.edit.plan import plan
 from morphogen.edit.replicas import refuse_spread
 from morphogen.edit.watch import UndoStack, all_or_nothing, rollback
 from morphogen.errors import PlanError
-from morphogen.layers.stack import BlockStack
-from morphogen.layers.width import LearnedWidth
+from morphogen.layers.protocol import has_blocks, has_units
 from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import Width, widths
 
@@ -32,32 +32,35 @@ def asked(
     """
     edits: list[tuple[Edit, str]] = []
     for name, module in model.named_modules():
-        if isinstance(module, BlockStack) and (wanted := module.wanted()) != (
-            built := len(module.blocks)
-        ):
-            edit = AddBlock(name) if wanted > built else DropBlock(name)
-            edits.append((edit, f"learned depth w = {module.depth:.2f}"))
-        elif isinstance(module, LearnedWidth) and (wanted := module.wanted()) != (
-            built := len(module.ones)
-        ):
+        if has_blocks(module):
+            built = len(module.blocks)
+            wanted = module.wanted()
+            if wanted != built:
+                edit = AddBlock(name) if wanted > built else DropBlock(name)
+                edits.append((edit, module.reason()))
+        elif has_units(module):
+            tensor = f"{name}.{module.unit_tensor()}".removeprefix(".")
+            built = len(getattr(module, module.unit_tensor()))
+            wanted = module.wanted()
+            if wanted == built:
+                continue
             if known is None:
                 raise PlanError(
-                    f"'{name}' is a LearnedWidth: give example=..., which shows what its units are "
-                    "tied to"
+                    f"'{name}' is a {type(module).__name__}: give example=..., which shows what "
+                    "its units are tied to"
                 )
-            width = learned(known(), name)
+            width = learned(known(), tensor)
             grown = (
                 Grow(width, wanted - built)
                 if wanted > built
                 else Shrink(width, range(wanted, built))
             )
-            edits.append((grown, f"learned width w = {module.width:.1f}"))
+            edits.append((grown, module.reason()))
     return edits
 
 
-def learned(known: Mapping[str, Width], layer: str) -> str:
-    """The name of the width that the `LearnedWidth` called `layer` learns."""
-    tensor = f"{layer}.ones".removeprefix(".")
+def learned(known: Mapping[str, Width], tensor: str) -> str:
+    """The name of the width that a layer learns whose `unit_tensor` is called `tensor`."""
     return next(
         name for name, width in known.items() if any(slot.tensor == tensor for slot in width.slots)
     )
@@ -69,7 +72,7 @@ def adapt(
     optimizers: Sequence[Optimizer] = (),
     generator: torch.Generator | None = None,
     example: Tensor | tuple[Any, ...] | None = None,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> list[Edit]:
     """Add and drop blocks and units until every learned depth and width has as many as it wants;
     returns the edits, for a ledger.

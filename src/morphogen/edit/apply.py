@@ -6,9 +6,8 @@ same rows. Its version counter is raised, so that a backward through a graph fro
 fails loudly.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_leaves
 
 from morphogen.edit.base import note_blocks, note_sizes
-from morphogen.edit.blocks import change_blocks, is_plain
+from morphogen.edit.blocks import change_blocks, freeze, is_plain, place
 from morphogen.edit.edit import Edit
-from morphogen.edit.follow import followed, undeclared
+from morphogen.edit.follow import undeclared
 from morphogen.edit.inits.constant import INITS, Inits, keeps_function, share_out
 from morphogen.edit.optim import (
     Handled,
+    Way,
     checked_fraction,
     cut_gradients,
     cut_states,
@@ -36,44 +35,21 @@ from morphogen.edit.optim import (
     whole,
 )
 from morphogen.edit.plan import NEW, Plan, Row, changes, plan, tensors_of
-from morphogen.edit.preserve_state import preserve_state
+from morphogen.edit.probe import change_of, probe
 from morphogen.edit.replicas import refuse_spread
 from morphogen.edit.shapes import shapes_of, stops
+from morphogen.edit.sizes import refresh_sizes
 from morphogen.edit.watch import Put, PutState, UndoStack, all_or_nothing, rollback, seen
 from morphogen.errors import NotExact, PlanError
-from morphogen.layers.dag.module import Dag, Moved
+from morphogen.layers.protocol import Rewiring, Wired, is_wired
 from morphogen.random_state import ALONE
 from morphogen.record import Receipt
 from morphogen.tracing.modes import eval_mode, train_mode, writes
 from morphogen.tracing.trace import trace
-from morphogen.tracing.widths import widths
-
-# The sizes that modules keep beside their tensors, read back from the tensors after a resize.
-_SIZES: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
-    nn.Linear: lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]},
-    nn.modules.conv._ConvNd: lambda m: _convolution(m),
-    # batch and instance norms
-    nn.modules.batchnorm._NormBase: lambda m: (
-        {}
-        if m.running_mean is None and m.weight is None
-        else {"num_features": len(_first(m.weight, m.running_mean))}
-    ),
-    nn.GroupNorm: lambda m: {} if m.weight is None else {"num_channels": len(m.weight)},
-    nn.RMSNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
-    nn.RNNBase: lambda m: {
-        "input_size": m.weight_ih_l0.shape[1],
-        "hidden_size": m.weight_hh_l0.shape[1],
-    },
-    nn.MultiheadAttention: lambda m: _attention(m),
-    nn.LayerNorm: lambda m: {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)},
-    nn.PReLU: lambda m: {"num_parameters": m.weight.shape[0]},
-    nn.Embedding: lambda m: {"embedding_dim": m.weight.shape[1]},
-    Dag: lambda m: {"in_features": m.layout.inputs, "blocks": m.layout.blocks, "seed": m.seed},
-}
-
+from morphogen.tracing.widths import FLAT, widths
 
 NOTHING: Mapping[str, Tensor] = {}
-BY_VALUE: Mapping[str, str] = {}
+BY_VALUE: Mapping[str, Way] = {}
 
 
 @dataclass(frozen=True)
@@ -117,7 +93,7 @@ def resize(
     inits: Inits = INITS,
     new_state_fraction: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Trace, plan and apply in one call. See `apply_` for the arguments and `plan` for the
     errors.
@@ -125,7 +101,7 @@ def resize(
     refuse_spread(model)
     return apply_(
         model,
-        plan(model, widths(trace(model, example)), edits),
+        plan(model, widths(trace(model, example)), edits, generator=generator),
         optimizers=optimizers,
         schedulers=schedulers,
         ema=ema,
@@ -150,7 +126,7 @@ def apply_(
     inits: Inits = INITS,
     new_state_fraction: float = 1.0,
     values: Mapping[str, Tensor] = NOTHING,
-    states: Mapping[str, str] = BY_VALUE,
+    states: Mapping[str, Way] = BY_VALUE,
 ) -> Applied:
     """Change `model`, its gradients and the state of all `optimizers` as `plan` says, or leave all
     as they were and raise.
@@ -175,11 +151,14 @@ def apply_(
                 f"schedulers: a {type(scheduler).__name__} drives an optimizer that is not in "
                 "optimizers=[...]"
             )
-    if values and ema:
+    if ema and (values or plan.values):
         raise PlanError(
             "values=: an average has old entries of its own, which whole tensors would replace; "
             "give no ema, and copy"
         )
+    keeps = plan.keeps and keeps_function(inits) and not values
+    fraction = checked_fraction(new_state_fraction)
+    how = _How(example, generator, inits, fraction, {**plan.values, **values}, keeps)
     handling = _handled(model, plan, optimizers, states)
     with ALONE:
         if example is not None:
@@ -187,22 +166,36 @@ def apply_(
         undo_stack: UndoStack = []
         undo_stack.append(_redraw(generator))
         with all_or_nothing(undo_stack):
-            receipt = _change(
-                model,
-                plan,
-                optimizers,
-                handling,
-                example,
-                generator,
-                inits,
-                checked_fraction(new_state_fraction),
-                values,
-                ema,
-                undo_stack,
-            )
-            done = applied(model, receipt, undo_stack)
+            receipt = _change(model, plan, optimizers, handling, how, ema, undo_stack)
+            changed = seen(tensors_of(model), undo_stack)
             del undo_stack[0]  # what was drawn stays drawn
-        return done
+        return Applied(receipt, undo_stack, lambda: changed(tensors_of(model)))
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a plan is carried out, see `apply_`. values: the plan's among them. keeps: whether the
+    function has to stay.
+    """
+
+    example: Tensor | tuple[Any, ...] | None
+    generator: torch.Generator | None
+    inits: Inits
+    new_state_fraction: float
+    values: Mapping[str, Tensor]
+    keeps: bool
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What is to be written: values and gradients of tensors, states of optimizers. late: what
+    waits for the final values.
+    """
+
+    values: list[tuple[Tensor, Tensor]]
+    gradients: list[tuple[Tensor, Tensor]]
+    states: list[tuple[Optimizer, Tensor, dict[str, Any]]]
+    late: list[Callable[[], None]]
 
 
 def _redraw(generator: torch.Generator | None) -> Callable[[], Any]:
@@ -217,81 +210,104 @@ def _change(
     plan: Plan,
     optimizers: Sequence[Optimizer],
     handling: Sequence[Handled],
-    example: Tensor | tuple[Any, ...] | None,
-    generator: torch.Generator | None,
-    inits: Inits,
-    new_state_fraction: float,
-    values: Mapping[str, Tensor],
+    how: _How,
     ema: Sequence[nn.Module],
     undo_stack: UndoStack,
 ) -> Receipt:
     """Carry out the plan; before anything changes, what takes it back is appended to `undo_stack`.
     See `apply_`.
     """
-    redraw = _redraw(generator)
-    before = probe(model, example)
+    redraw = _redraw(how.generator)
+    before = probe(model, how.example)
     parameters = count_parameters(model)
-    late: list[Callable[[], None]] = []
-    made, gradients, cut = _computed(
-        model, plan, handling, generator, inits, new_state_fraction, values, late
-    )
+    computed = _computed(model, plan, handling, how)
+    layers = [(_wired_for(model, name, wiring), wiring) for name, wiring in plan.wirings]
     # first in, last out: wirings go back once the tensors have
-    dags = [(_wired_as(model, name, wiring), wiring) for name, wiring in plan.wirings]
-    undo_stack += [partial(dag.rearrange, dag.layout, dag.indices, dag.indptr) for dag, _ in dags]
-    note_sizes(model, [tensor for tensor, _ in made], edited=bool(plan.edits))
-    note_blocks(model, plan.blocks)
+    undo_stack += [layer.rewirer() for layer, _ in layers]
+    note_sizes(model, [tensor for tensor, _ in computed.values], edited=bool(plan.edits))
+    note_blocks(model, [*plan.blocks, *_joining(model, plan)])
     try:
-        commit(made, cut, undo_stack)
-        for tensor, gradient in gradients:
-            tensor.grad = gradient
-        for dag, wiring in dags:
-            dag.rearrange(wiring.layout, wiring.indices, wiring.indptr)
-        _regroup(model, plan, undo_stack)
-        _set_attributes(model, plan, undo_stack)
-        refresh_sizes(model, undo_stack)
-        for (name, wiring), (dag, _) in zip(plan.wirings, dags, strict=True):
-            if f"{name}.weight".removeprefix(".") not in values:
-                dag.start(wiring.first, generator)
-        for settle in late:
-            settle()
-        # after the sizes: to find what a new block adds to its input, the model is run
-        for name, delta in plan.blocks:
-            change_blocks(model, name, delta, optimizers, generator, example, undo_stack)
-        after = probe(model, example)
-        keeps = plan.keeps and keeps_function(inits) and not values
-        change = change_of(before, after, plan if keeps else None)
+        _write(model, plan, computed, layers, how, undo_stack)
+        _move_modules(model, plan, optimizers, how, undo_stack)
+        after = probe(model, how.example)
+        change = change_of(before, after, plan if how.keeps else None)
         for copied in ema:
             redraw()  # the same draws give its new units the same values
-            inner = copied.module if isinstance(copied, AveragedModel) else copied
-            needed = example if any(is_plain(model, name) for name, _ in plan.blocks) else None
-            _change(
-                inner,
-                plan,
-                (),
-                (),
-                needed,
-                generator,
-                inits,
-                new_state_fraction,
-                values,
-                (),
-                undo_stack,
-            )
+            _change_average(model, copied, plan, how, undo_stack)
     except NotExact:
         raise
     except Exception as error:
         raise PlanError(
             f"the resized model does not run ({error}); nothing was changed. Plan: {plan}"
         ) from error
-    edits = tuple(map(str, plan.edits))
+    edits = (*map(str, plan.edits), *plan.rewrites)
     counts = (parameters, count_parameters(model))
-    return Receipt(edits, dict(plan.sizes), counts, change, keeps)
+    return Receipt(edits, dict(plan.sizes), counts, change, how.keeps)
 
 
-def applied(model: nn.Module, receipt: Receipt, undo_stack: UndoStack) -> Applied:
-    """What was done to the model as it is now, and what takes it back."""
-    changed = seen(tensors_of(model), undo_stack)
-    return Applied(receipt, undo_stack, lambda: changed(tensors_of(model)))
+def _joining(model: nn.Module, plan: Plan) -> list[tuple[str, int]]:
+    """(stack, 1) for each module that takes the place of none."""
+    places = [placed.name.rpartition(".") for placed in plan.modules]
+    return [
+        (stack, 1) for stack, _, key in places if key not in model.get_submodule(stack)._modules
+    ]
+
+
+def _write(
+    model: nn.Module,
+    plan: Plan,
+    computed: _Computed,
+    layers: Sequence[tuple[Wired, Rewiring]],
+    how: _How,
+    undo_stack: UndoStack,
+) -> None:
+    """New values, gradients, states, wirings and the sizes that go with them."""
+    commit(computed.values, computed.states, undo_stack)
+    for tensor, gradient in computed.gradients:
+        tensor.grad = gradient
+    for layer, wiring in layers:
+        layer.rewire(wiring)
+    _regroup(model, plan, undo_stack)
+    _set_attributes(model, plan, undo_stack)
+    refresh_sizes(model, undo_stack)
+    for (layer, wiring), (name, _) in zip(layers, plan.wirings, strict=True):
+        if f"{name}.weight".removeprefix(".") not in how.values:
+            layer.start(wiring.first, how.generator)
+    for settle in computed.late:
+        settle()
+
+
+def _move_modules(
+    model: nn.Module,
+    plan: Plan,
+    optimizers: Sequence[Optimizer],
+    how: _How,
+    undo_stack: UndoStack,
+) -> None:
+    """Blocks and other modules that come and go, and parameters that learn no more.
+
+    After the sizes: to find what a new block adds to its input, the model is run.
+    """
+    for name, delta in plan.blocks:
+        change_blocks(model, name, delta, optimizers, how.generator, how.example, undo_stack)
+    for name in plan.frozen:
+        freeze(model, name, optimizers, undo_stack)
+    for placed in plan.modules:
+        like = tensors_of(model)[placed.like]
+        module = placed.build(model, how.generator)
+        if like.is_meta:
+            module = module.to(like.device)
+        place(model, placed.name, module, like, optimizers, undo_stack)
+
+
+def _change_average(
+    model: nn.Module, copied: nn.Module, plan: Plan, how: _How, undo_stack: UndoStack
+) -> None:
+    """Change a copy of the model alike; plain stacks alone need the example for it."""
+    inner = copied.module if isinstance(copied, AveragedModel) else copied
+    plain = any(is_plain(model, name) for name, _ in plan.blocks)
+    own = replace(how, example=how.example if plain else None)
+    _change(inner, plan, (), (), own, (), undo_stack)
 
 
 def prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> None:
@@ -310,7 +326,8 @@ def prove(model: nn.Module, plan: Plan, example: Tensor | tuple[Any, ...]) -> No
         return
     if stops(bare, example, train_mode) is None:
         modes.append((train_mode, " in training mode"))
-    _change(bare, plan, (), (), None, torch.Generator(), INITS, 1.0, NOTHING, (), [])
+    how = _How(None, torch.Generator(), INITS, 1.0, plan.values, keeps=False)
+    _change(bare, plan, (), (), how, (), [])
     for mode, text in modes:
         if error := stops(bare, example, mode):
             hint = undeclared(model, changes(plan.rows, plan.sizes, plan.covers, tensors_of(model)))
@@ -325,59 +342,55 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _computed(
-    model: nn.Module,
-    plan: Plan,
-    handling: Sequence[Handled],
-    generator: torch.Generator | None,
-    inits: Inits,
-    new_state_fraction: float,
-    given: Mapping[str, Tensor],
-    late: list[Callable[[], None]],
-) -> tuple[
-    list[tuple[Tensor, Tensor]],
-    list[tuple[Tensor, Tensor]],
-    list[tuple[Optimizer, Tensor, dict[str, Any]]],
-]:
-    """New values of every touched tensor, new gradients, and new optimizer states; nothing is
-    written yet.
-
-    What waits for the final values is appended to `late`.
+def _computed(model: nn.Module, plan: Plan, handling: Sequence[Handled], how: _How) -> _Computed:
+    """What becomes of every touched tensor, of its gradient and of its state in the optimizers;
+    nothing is written yet.
     """
-    values = []
-    gradients = []
-    states = drop_states(handling, late)
+    late: list[Callable[[], None]] = []
+    computed = _Computed([], [], drop_states(handling, late), late)
+    # long ones, which need not be made again
+    wired = {f"{name}.weight".removeprefix("."): wiring.index for name, wiring in plan.wirings}
     for tensor, rows in _by_tensor(model, plan.rows):
-        value = tensor.detach()
-        for row in rows:
-            index = torch.tensor(row.index)
-            value = take(value, row.dim, index)
-            if row.role.startswith("in"):
-                share_out(value, row.dim, row.index, generator)
-            if len(new := (index == NEW).nonzero()[:, 0]):
-                new = new.to(value.device)
-                value.index_copy_(row.dim, new, inits[row.role](row, value, new, generator))
-            if row is rows[-1] and row.tensor in given:
-                value = _checked(given[row.tensor].to(value), value.shape, row.tensor)
-        values.append((tensor, laid_out_as(tensor, value)))
-        cuts = [(row.dim, torch.tensor(row.index), row.tensor) for row in rows]
-        states += cut_states(handling, tensor, cuts, new_state_fraction, late)
-        gradients += cut_gradients(
-            tensor,
-            [
-                (dim, index, row.role.startswith("in"))
-                for (dim, index, _), row in zip(cuts, rows, strict=True)
-            ],
-        )
-    return values, gradients, states
+        indices = [_index_of(row, wired) for row in rows]
+        value = _value_of(tensor, rows, indices, how)
+        computed.values.append((tensor, laid_out_as(tensor, value)))
+        pairs = list(zip(rows, indices, strict=True))
+        cuts = [(row.dim, index, row.tensor) for row, index in pairs]
+        computed.states.extend(cut_states(handling, tensor, cuts, how.new_state_fraction, late))
+        reading = [(row.dim, index, row.role.startswith("in")) for row, index in pairs]
+        computed.gradients.extend(cut_gradients(tensor, reading))
+    return computed
+
+
+def _index_of(row: Row, wired: Mapping[str, Tensor]) -> Tensor:
+    known = wired.get(row.tensor) if row.role == FLAT else None
+    return torch.tensor(row.index, dtype=torch.long) if known is None else known
+
+
+def _value_of(tensor: Tensor, rows: Sequence[Row], indices: Sequence[Tensor], how: _How) -> Tensor:
+    """What a tensor becomes by its rows, one after the other, or the value that is given for it."""
+    value = tensor.detach()
+    for row, index in zip(rows, indices, strict=True):
+        value = take(value, row.dim, index)
+        if row.role.startswith("in"):
+            share_out(value, row.dim, row.index, how.generator)
+        if len(new := (index == NEW).nonzero()[:, 0]):
+            new = new.to(value.device)
+            made = how.inits[row.role](row, value, new, how.generator)
+            value.index_copy_(row.dim, new, made)
+    name = rows[-1].tensor
+    if name not in how.values:
+        return value
+    return _checked(how.values[name].to(value), value.shape, name)
 
 
 def _handled(
-    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, str]
+    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], states: Mapping[str, Way]
 ) -> list[Handled]:
     tensors = tensors_of(model)
     touched = [(row.tensor, tensors[row.tensor]) for row in plan.rows]
-    return handled(optimizers, touched, bool(plan.blocks), states)
+    moving = bool(plan.blocks or plan.modules or plan.frozen)
+    return handled(optimizers, touched, moving, states)
 
 
 def _checked(given: Tensor, shape: torch.Size, name: str) -> Tensor:
@@ -424,48 +437,11 @@ def _setter(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], N
     return Put(tensor, data, grad, writes(tensor))
 
 
-def kept_sizes(module: nn.Module) -> dict[str, Any]:
-    """The sizes that a module keeps as attributes, as its tensors say they should be."""
-    return {
-        k: v
-        for kind, sizes in _SIZES.items()
-        if isinstance(module, kind)
-        for k, v in sizes(module).items()
-    }
-
-
-def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The sizes that all modules keep, and the groups of convolutions, by module."""
-    found = {name: kept_sizes(module) for name, module in model.named_modules()}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            found[name]["groups"] = module.groups
-    for name, attribute, value in followed(model):
-        found[name][attribute] = value
-    return {name: sizes for name, sizes in found.items() if sizes}
-
-
-def refresh_sizes(model: nn.Module, undo_stack: UndoStack) -> None:
-    """Set them; what takes it back is appended to `undo_stack`."""
-    for module in model.modules():
-        for attribute, value in kept_sizes(module).items():
-            if (old := getattr(module, attribute)) != value:
-                undo_stack.append(lambda m=module, a=attribute, v=old: setattr(m, a, v))  # type: ignore[misc]
-                setattr(module, attribute, value)
-
-
 def put(tensor: Tensor, value: Tensor) -> None:
     """Give a parameter or buffer other data, of any shape, in its own memory format; every holder
     holds the live one.
     """
     _setter(tensor, laid_out_as(tensor, value), None)()
-
-
-def _convolution(m: Any) -> dict[str, Any]:
-    makes, reads = m.weight.shape[:2]
-    if isinstance(m, nn.modules.conv._ConvTransposeNd):
-        return {"in_channels": makes, "out_channels": reads * m.groups}
-    return {"out_channels": makes, "in_channels": reads * m.groups}
 
 
 def _regroup(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
@@ -477,27 +453,16 @@ def _regroup(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
             module.groups = len(row.index) * module.groups // module.out_channels
 
 
-def _wired_as(model: nn.Module, name: str, wiring: Moved) -> Dag:
-    """A model's DAG, which must be the one that was planned for."""
-    found = model.get_submodule(name)
-    assert isinstance(found, Dag)
-    layout, *wires = wiring.before
-    for live, planned in zip((found.indices, found.indptr), wires, strict=True):
-        alike = (live is None) == (planned is None)
-        if (
-            found.layout != layout
-            or not alike
-            or (live is not None and planned is not None and not _same(live, planned))
-        ):
-            raise PlanError(
-                f"'{name}' was wired otherwise when this was planned; plan again, and wire "
-                "averages alike"
-            )
-    return found
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
+def _wired_for(model: nn.Module, name: str, wiring: Rewiring) -> Wired:
+    """A model's wired layer, which must be as it was when this was planned."""
+    layer = model.get_submodule(name)
+    assert is_wired(layer)
+    if not layer.wired_for(wiring):
+        raise PlanError(
+            f"'{name}' was wired otherwise when this was planned; plan again, and wire averages "
+            "alike"
+        )
+    return layer
 
 
 def _set_attributes(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None:
@@ -505,61 +470,3 @@ def _set_attributes(model: nn.Module, plan: Plan, undo_stack: UndoStack) -> None
         module = model.get_submodule(name)
         undo_stack.append(partial(setattr, module, attribute, getattr(module, attribute)))
         setattr(module, attribute, value)
-
-
-def _attention(m: nn.MultiheadAttention) -> dict[str, Any]:
-    size = m.out_proj.weight.shape[0]
-    key, value = (
-        (m.k_proj_weight, m.v_proj_weight) if m.in_proj_weight is None else (m.in_proj_weight,) * 2
-    )
-    return {
-        "embed_dim": size,
-        "head_dim": size // m.num_heads,
-        "kdim": key.shape[1],
-        "vdim": value.shape[1],
-    }
-
-
-def _first(*tensors: Tensor | None) -> Tensor:
-    return next(t for t in tensors if t is not None)
-
-
-def probe(model: nn.Module, example: Tensor | tuple[Any, ...] | None) -> Any:
-    """The output on the example, for `change_of`; None without one."""
-    if example is None:
-        return None
-    # a model that draws random numbers draws the same ones before and after
-    with eval_mode(model), preserve_state(model), torch.no_grad():
-        return model(*(example if isinstance(example, tuple) else (example,)))
-
-
-# units of rounding at the largest output: sums in another order, through many layers
-_ROUNDING = 1e4
-
-
-def change_of(before: Any, after: Any, keeping: object | None) -> float | None:
-    """Largest difference of the outputs. Raises `NotExact` where `keeping`, a plan, promised none
-    but rounding.
-    """
-    if before is None:
-        return None
-    largest = 0.0
-    for a, b in zip(tree_leaves(before), tree_leaves(after), strict=True):
-        if (
-            not isinstance(a, Tensor)
-            or not a.is_floating_point()
-            or not a.numel()
-            or a.shape != b.shape
-        ):
-            continue
-        # equal infinities differ by 0; what became NaN differs by NaN, which no bound allows
-        change = float(torch.where(a == b, 0.0, (a - b).abs()).max())
-        largest = change if math.isnan(change) else max(largest, change)
-        scale = max(1.0, float(torch.nan_to_num(a, posinf=0.0, neginf=0.0).abs().max()))
-        if keeping and not change <= (allowed := _ROUNDING * torch.finfo(a.dtype).eps * scale):
-            raise NotExact(
-                f"this plan should keep the function, but the output moved by {change:.2g} "
-                f"(allowed {allowed:.2g}); nothing was changed. Some operation feels units in a "
-                f"way that the trace does not show. Plan: {keeping}"
-            )
-    return largest

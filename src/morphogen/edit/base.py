@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.edit.blocks import Stack, stacks
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import is_wired
 
 _NOTE = "_morphogen_base"
 _COUNTS = ""  # the entry of a stack's note that is no tensor's
@@ -181,7 +181,7 @@ _PRINTED = "extra_repr"
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
-    found = {
+    settings = {
         key: _short(text)
         for key, value in vars(module).items()
         if not key.startswith("_")
@@ -190,8 +190,8 @@ def _settings(module: nn.Module) -> dict[str, str]:
     }
     printed = module.extra_repr()
     if printed and " at 0x" not in printed and "device=" not in printed:
-        found[_PRINTED] = _short(printed)
-    return found
+        settings[_PRINTED] = _short(printed)
+    return settings
 
 
 def _plain(value: Any) -> str | None:
@@ -238,7 +238,7 @@ def _drawn(module: nn.Module, name: str) -> bool:
     """Whether a tensor's size is drawn when the module is built: the weights of a random wiring,
     linked.
     """
-    return isinstance(module, Dag) and module.sparse and name in ("weight", "indices", "indptr")
+    return is_wired(module) and name in module.drawn_tensors
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, Stack]]:

@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from morphogen.edit.numbers import number, recount
 from morphogen.edit.preserve_state import preserve_state
 from morphogen.edit.watch import UndoStack
 from morphogen.errors import PlanError
-from morphogen.layers.stack import BlockStack, reinitialised
+from morphogen.layers.protocol import has_blocks
+from morphogen.layers.stack import reinitialised
 from morphogen.random_state import random_kept
 from morphogen.tracing.modes import eval_mode, train_mode
 from morphogen.tracing.residual import closing
@@ -31,20 +33,20 @@ Stack = nn.Sequential | nn.ModuleList
 
 def stacks(model: nn.Module) -> dict[str, Stack]:
     """What blocks can join and leave, by the name that `AddBlock` and `DropBlock` take."""
-    found: dict[str, Stack] = {}
+    known: dict[str, Stack] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, BlockStack):
-            found[name] = module.blocks
+        if has_blocks(module):
+            known[name] = module.blocks
             inside.add(module.blocks)
         elif isinstance(module, Stack) and module not in inside:
-            found[name] = module
-    return found
+            known[name] = module
+    return known
 
 
 def is_plain(model: nn.Module, name: str) -> bool:
     """Whether a stack is the model's own, without gates."""
-    return not isinstance(model.get_submodule(name), BlockStack)
+    return not has_blocks(model.get_submodule(name))
 
 
 def new_block(model: nn.Module, name: str) -> nn.Module:
@@ -53,11 +55,7 @@ def new_block(model: nn.Module, name: str) -> nn.Module:
     """
     module = model.get_submodule(name)
     blocks = stacks(model)[name]
-    block = (
-        module.new_block()
-        if isinstance(module, BlockStack)
-        else reinitialised(copy.deepcopy(blocks[-1]))
-    )
+    block = module.new_block() if has_blocks(module) else reinitialised(copy.deepcopy(blocks[-1]))
     return number(block, list(blocks), model, name)
 
 
@@ -73,33 +71,94 @@ def change_blocks(
     """One more block at the end of a stack, or one fewer; what takes it back is appended to
     `undo_stack`.
     """
-    blocks = stacks(model)[name]
     for optimizer in optimizers:
         keep_groups(optimizer, undo_stack)
     if delta < 0:
-        recount(model, name, len(blocks), delta, undo_stack)
-        undo_stack.append(_putter(blocks._modules))
-        _, last = detach(blocks)
-        # what the block shared with others stays trained
-        live = {id(p) for p in model.parameters()}
-        for parameter in last.parameters():
-            for optimizer in optimizers:
-                if id(parameter) not in live:
-                    _forget(optimizer, parameter)
-        return
+        _drop_block(model, name, optimizers, undo_stack)
+    else:
+        _add_block(model, name, optimizers, generator, example, undo_stack)
+
+
+def _drop_block(
+    model: nn.Module, name: str, optimizers: Sequence[Optimizer], undo_stack: UndoStack
+) -> None:
+    blocks = stacks(model)[name]
+    recount(model, name, len(blocks), -1, undo_stack)
+    undo_stack.append(_putter(blocks._modules))
+    _, last = detach(blocks)
+    # what the block shared with others stays trained
+    live = {id(p) for p in model.parameters()}
+    gone = [p for p in last.parameters() if id(p) not in live]
+    for optimizer in optimizers:
+        for parameter in gone:
+            _forget(optimizer, parameter)
+
+
+def _add_block(
+    model: nn.Module,
+    name: str,
+    optimizers: Sequence[Optimizer],
+    generator: torch.Generator | None,
+    example: Tensor | tuple[Any, ...] | None,
+    undo_stack: UndoStack,
+) -> None:
+    blocks = stacks(model)[name]
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with random_kept(seed):
         block = new_block(model, name)
     # what the block shares with others is trained already
     held = {id(p) for p in model.parameters()}
-    recount(model, name, len(blocks), delta, undo_stack)
+    recount(model, name, len(blocks), 1, undo_stack)
     undo_stack.append(_putter(blocks._modules))
     key = attach(blocks, block)
     if is_plain(model, name):
         _close(model, name, key, example)
-    for like, new in _pairs(blocks, block):
-        for optimizer in optimizers if id(new) not in held else ():
+    joining = [(like, new) for like, new in _pairs(blocks, block) if id(new) not in held]
+    for optimizer in optimizers:
+        for like, new in joining:
             _join(optimizer, like, new)
+
+
+def place(
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    like: Tensor,
+    optimizers: Sequence[Optimizer],
+    undo_stack: UndoStack,
+) -> None:
+    """`module` comes to stand at `name`, in the place of another or of none, and its parameters
+    join the groups that hold `like`; those that leave the model leave the optimizers. What takes it
+    back is appended to `undo_stack`.
+    """
+    parent, _, key = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    old = holder._modules.get(key)
+    module.train(holder.training if old is None else old.training)
+    undo_stack.append(_putter(holder._modules))
+    holder._modules[key] = module
+    live = {id(p) for p in model.parameters()}
+    gone = [] if old is None else [p for p in old.parameters() if id(p) not in live]
+    for optimizer in optimizers:
+        keep_groups(optimizer, undo_stack)
+        for parameter in module.parameters():
+            _join(optimizer, like, parameter)
+        for parameter in gone:
+            _forget(optimizer, parameter)
+
+
+def freeze(
+    model: nn.Module, name: str, optimizers: Sequence[Optimizer], undo_stack: UndoStack
+) -> None:
+    """The parameter called `name` learns no more; what takes it back is appended to
+    `undo_stack`.
+    """
+    parameter = model.get_parameter(name)
+    undo_stack.append(partial(parameter.requires_grad_, parameter.requires_grad))
+    parameter.requires_grad_(False)
+    for optimizer in optimizers:
+        keep_groups(optimizer, undo_stack)
+        _forget(optimizer, parameter)
 
 
 def attach(blocks: Stack, block: nn.Module) -> str:
@@ -158,10 +217,10 @@ def _close(model: nn.Module, name: str, key: str, example: Tensor | tuple[Any, .
         )
     tensors = dict(model.named_parameters())
     graph = trace(model, example, training=False)
-    found = [
+    last_layers = [
         tensor for tensor in closing(graph, f"{name}.{key}".removeprefix(".")) if tensor in tensors
     ]
-    for tensor in found:
+    for tensor in last_layers:
         tensors[tensor].detach().zero_()
     if not (
         _is_identity(model, block, example, eval_mode)
@@ -185,15 +244,15 @@ def _is_identity(
     """
     seen: list[bool] = []
 
-    def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def compare(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         seen.append(bool(inputs) and isinstance(first, Tensor) and torch.equal(inputs[0], first))
 
-    # the input may be changed in place (out += x), so it is looked at as a copy
+    # the input may be changed in place (out += x), so a copy of it is kept
     before = block.register_forward_pre_hook(
         lambda _, inputs: tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs)
     )
-    after = block.register_forward_hook(look)
+    after = block.register_forward_hook(compare)
     try:
         with mode(model), preserve_state(model), torch.no_grad():
             model(*(example if isinstance(example, tuple) else (example,)))
@@ -221,18 +280,6 @@ def keep_groups(optimizer: Optimizer, undo_stack: UndoStack) -> None:
         optimizer.state.update(state)
 
     undo_stack.append(put)
-
-
-def release(optimizer: Optimizer, parameter: Tensor, undo_stack: UndoStack) -> None:
-    """The optimizer forgets a parameter."""
-    keep_groups(optimizer, undo_stack)
-    _forget(optimizer, parameter)
-
-
-def enrol(optimizer: Optimizer, like: Tensor, parameter: Tensor, undo_stack: UndoStack) -> None:
-    """The optimizer trains `parameter` in the group that holds `like`."""
-    keep_groups(optimizer, undo_stack)
-    _join(optimizer, like, parameter)
 
 
 def _forget(optimizer: Optimizer, parameter: Tensor) -> None:

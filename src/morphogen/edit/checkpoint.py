@@ -1,16 +1,16 @@
-"""A run on disk: the shape of every tensor, the tensors, the optimizer's state and the ledger;
+"""A run on disk: the shape of every tensor, the tensors, the optimizers' state and the ledger;
 never a pickled module.
 
-    save(model, "run/ckpt", optimizer=optimizer, ledger=ledger)
-    model, optimizer = load("run/ckpt", build)      # build() makes the network that everything
-    started from
+    save(model, "run/ckpt", optimizers=[optimizer], ledger=ledger)
+    # build() makes the network that everything started from, and its optimizer
+    model, [optimizer] = load("run/ckpt", build)
 
 Loading needs no tracing and none of the code that grew the network: every tensor of the base model
 takes the shape that the file has, learned depths get their blocks, and the sizes that modules keep
 beside their tensors are set.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.edit.apply import attributes, put
+from morphogen.edit.apply import put
 from morphogen.edit.base import (
     base_of,
     made_of,
@@ -33,12 +33,14 @@ from morphogen.edit.blocks import attach, detach, new_block, stacks
 from morphogen.edit.edit import Edit, edit_from_dict
 from morphogen.edit.numbers import recount
 from morphogen.edit.optim import whole
+from morphogen.edit.sizes import attributes
 from morphogen.edit.structure import checked_structure, structure
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
+from morphogen.layers.dag.module import Dag
 from morphogen.record import revive
 
-_VERSION = 4
+_VERSION = 5
 _MOST_BLOCKS = 10_000  # a number beyond it is a fault, and building them would take forever
 
 
@@ -46,41 +48,31 @@ def save(
     model: nn.Module,
     path: str | Path,
     *,
-    optimizer: Optimizer | None = None,
+    optimizers: Sequence[Optimizer] = (),
     ledger: Iterable[Edit] = (),
 ) -> Path:
     """Write a checkpoint, atomically; returns the file's path (".safetensors" is added where `path`
     has no suffix).
 
-    Tied weights are written once. Numbers of parameter groups that are tensors stay tensors. Raises
-    `RunError` where the optimizer holds a parameter that is not the model's, see `doctor`, or a
-    value that a file cannot hold.
+    Tied weights are written once; what is frozen will be frozen again. Numbers of parameter groups
+    that are tensors stay tensors. Raises `RunError` where an optimizer holds a parameter that is
+    not the model's, see `doctor`, or a value that a file cannot hold.
     """
     names = {id(p): name for name, p in model.named_parameters()}
+    tensors = model_tensors(model)
+    for optimizer in optimizers:
+        _check_holds(optimizer, names)
     about: dict[str, Any] = {
         "version": _VERSION,
         "structure": structure(model, ledger),
         "blocks": {name: len(stack) for name, stack in stacks(model).items()},
         "attributes": attributes(model),
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "base": base_of(model),
         "made_of": made_of(model),
+        "optimizers": [_optimizer_to_json(one, names, tensors) for one in optimizers],
     }
-    tensors = model_tensors(model)
-    if optimizer is not None:
-        _check_holds(optimizer, names)
-        about["optimizer"] = type(optimizer).__name__
-        about["groups"] = [
-            _group_to_json(group, names, tensors) for group in optimizer.param_groups
-        ]
-        about["numbers"] = {
-            names[id(p)]: {
-                k: _to_json(v, tensors, f"state '{k}'")
-                for k, v in state.items()
-                if not isinstance(v, Tensor)
-            }
-            for p, state in optimizer.state.items()
-        }
-        tensors |= optimizer_tensors(model, optimizer)
+    tensors |= optimizer_tensors(model, optimizers)
     path = _file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors, about)
@@ -89,79 +81,85 @@ def save(
 
 def load(
     path: str | Path,
-    build: Callable[[], nn.Module | tuple[nn.Module, Optimizer]],
+    build: Callable[[], nn.Module | tuple[nn.Module, *tuple[Optimizer, ...]]],
     *,
     ignore: Iterable[str] = (),
-) -> tuple[nn.Module, Optimizer | None]:
-    """The model and optimizer of a checkpoint; the next step is bit-identical to that of the saved
-    ones.
+) -> tuple[nn.Module, tuple[Optimizer, ...]]:
+    """The model of a checkpoint and its optimizers; the next step is bit-identical to that of the
+    saved ones.
 
-    build: makes the base model, or the pair (model, optimizer). The optimizer is None where none
-    was saved. ignore: names of attributes of modules that may differ from the saved model's, such
-    as a counter. Raises `RunError` where the file is missing or corrupt, or belongs to another base
-    model or optimizer, with what differs: sizes before the first edit, kinds of modules and their
-    settings, ties, the optimizer's class and what its groups hold. What a forward method does is
-    not compared.
+    build: makes the base model, or a tuple of it and its optimizers, in the order in which `save`
+    was given them: (model, optimizer). Without saved ones the optimizers are (). ignore: names of
+    attributes of modules that may differ from the saved model's, such as a counter. Raises
+    `RunError` where the file is missing or corrupt, or belongs to another base model or optimizer,
+    with what differs: sizes before the first edit, kinds of modules and their settings, ties, an
+    optimizer's class and what its groups hold. What a forward method does is not compared.
     """
     tensors, about = _read(path)
     built = build()
-    model, optimizer = built if isinstance(built, tuple) else (built, None)
-    if about.get("groups") is not None and optimizer is None:
+    model, *optimizers = built if isinstance(built, tuple) else (built,)
+    saved = about["optimizers"]
+    if saved and len(saved) != len(optimizers):
         raise RunError(
-            f"checkpoint {path} has an optimizer's state; let build() return (model, optimizer)"
+            f"checkpoint {path} has the state of {len(saved)} optimizers, build() gives "
+            f"{len(optimizers)}; let build() return (model, optimizer), each one after the model"
         )
+    del optimizers[len(saved) :]
     base = base_of(model)
     names = {id(p): name for name, p in model.named_parameters()}
-    held = {} if optimizer is None else trained_by(optimizer, names)
+    held = [trained_by(optimizer, names) for optimizer in optimizers]
     _build_blocks(model, about["blocks"], path)
+    _make_sparse(model, tensors)
     _fill_model(model, tensors, path)
-    modules = dict(model.named_modules())
-    _known(path, "sizes of a module", about["attributes"], modules)
-    kinds = {name: kind for name, (kind, _) in about["made_of"]["modules"].items()}
-    for name, sizes in about["attributes"].items():
-        if kinds.get(name) != type(modules[name]).__name__:
-            continue  # another model, as is said below
-        _known(path, f"for module {name!r} a size", sizes, _sizes_of(modules[name]))
-        for attribute, value in sizes.items():
-            setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
+    _fill_sizes(model, about, path)
     differences = [
         *other_base(about["base"], base),
         *other_modules(about["made_of"], made_of(model), ignore),
     ]
-    if about.get("groups") is not None and optimizer is not None:
-        if about.get("optimizer") != type(optimizer).__name__:
-            differences.append(
-                f"the optimizer is {about.get('optimizer')}, build() makes "
-                f"{type(optimizer).__name__}"
-            )
-        groups = {
-            name: number for number, group in enumerate(about["groups"]) for name in group["params"]
-        }
-        differences += other_groups(groups, held, names.values())
-    if differences:
-        more = f"; and {len(differences) - _SAID} more" if len(differences) > _SAID else ""
-        raise RunError(
-            f"checkpoint {path} belongs to another base model: "
-            f"{'; '.join(differences[:_SAID])}{more}. Let build() make the model that the saved "
-            "run started from"
-        )
+    for one, optimizer, groups in zip(saved, optimizers, held, strict=True):
+        differences += _other_optimizer(one, optimizer, groups, names.values())
+    _refuse(differences, path)
     set_base(model, about["base"]["notes"])
-    if about.get("groups") is None:
-        return model, None
-    assert optimizer is not None
-    parameters = dict(model.named_parameters())
-    _fill_groups(optimizer, parameters, about["groups"], tensors, path)
-    fill_optimizer(model, optimizer, tensors)
-    _known(path, "numbers of a parameter", about.get("numbers") or {}, parameters)
-    for name, numbers in (about.get("numbers") or {}).items():
-        home = parameters[name].device
-        optimizer.state[parameters[name]].update(
-            {key: _from_json(value, tensors, home) for key, value in numbers.items()}
-        )
-    return model, optimizer
+    _freeze(model, about["frozen"], path)
+    _fill_optimizers(model, optimizers, saved, tensors, path)
+    return model, tuple(optimizers)
 
 
 _SAID = 5  # differences that a message names
+
+
+def _refuse(differences: Sequence[str], path: str | Path) -> None:
+    if not differences:
+        return
+    more = f"; and {len(differences) - _SAID} more" if len(differences) > _SAID else ""
+    raise RunError(
+        f"checkpoint {path} belongs to another base model: "
+        f"{'; '.join(differences[:_SAID])}{more}. Let build() make the model that the saved run "
+        "started from"
+    )
+
+
+def _freeze(model: nn.Module, names: Iterable[str], path: str | Path) -> None:
+    parameters = dict(model.named_parameters())
+    _known(path, "a frozen parameter", names, parameters)
+    for name in names:
+        parameters[name].requires_grad_(False)
+
+
+def _fill_optimizers(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    saved: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+) -> None:
+    """Groups, then the tensors of the state, then its numbers."""
+    parameters = dict(model.named_parameters())
+    for one, optimizer in zip(saved, optimizers, strict=True):
+        _fill_groups(optimizer, parameters, one["groups"], tensors, path)
+    fill_optimizers(model, optimizers, tensors)
+    for one, optimizer in zip(saved, optimizers, strict=True):
+        _fill_numbers(optimizer, parameters, one["numbers"], tensors, path)
 
 
 def load_ledger(path: str | Path) -> tuple[Edit, ...]:
@@ -176,6 +174,15 @@ class _Group:
 
     params: list[str]
     values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """kind: its class. numbers: what of its state is no tensor, by parameter."""
+
+    kind: str
+    groups: list[_Group]
+    numbers: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -203,15 +210,14 @@ class _About:
     structure: dict[str, Any]
     blocks: dict[str, int]
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
+    frozen: list[str]
     base: _Base
     made_of: _Made
-    optimizer: str | None = None
-    groups: list[_Group] | None = None
-    numbers: dict[str, dict[str, Any]] | None = None
+    optimizers: list[_Optimizer]
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of a checkpoint, looked at."""
+    """(tensors, metadata) of a checkpoint, checked."""
     tensors, about = load_tensors(_file(path))
     version = about.get("version") if isinstance(about, dict) else None
     if version != _VERSION:
@@ -252,36 +258,49 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state, by "optimizer.<parameter>.<key>"."""
-    return {
-        f"optimizer.{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """The tensors of the optimizers' state, by "optimizer.<number>.<parameter>.<key>"."""
+    tensors = {}
+    for number, optimizer in enumerate(optimizers):
+        for name, parameter in model.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{number}.{name}.{key}"] = value
+    return tensors
 
 
-def fill_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def fill_optimizers(
+    model: nn.Module, optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
     """Take the state from what `optimizer_tensors` gave."""
-    optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        start = f"optimizer.{name}."
-        found = {
-            key.removeprefix(start): value.clone()
-            for key, value in tensors.items()
-            if key.startswith(start)
-        }
-        if found:
-            on_device = any(
-                group.get("capturable") or group.get("fused")
-                for group in optimizer.param_groups
-                if any(p is parameter for p in group["params"])
-            )
-            optimizer.state[parameter] = {
-                k: v if k == "step" and not on_device else _laid_out_as(parameter, v)
-                for k, v in found.items()
+    for number, optimizer in enumerate(optimizers):
+        optimizer.state.clear()
+        for name, parameter in model.named_parameters():
+            start = f"optimizer.{number}.{name}."
+            state = {
+                key.removeprefix(start): value.clone()
+                for key, value in tensors.items()
+                if key.startswith(start)
             }
+            if state:
+                optimizer.state[parameter] = _placed(state, parameter, optimizer)
+
+
+def _placed(
+    state: Mapping[str, Tensor], parameter: Tensor, optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """State on the device of its parameter; a count of steps only where the optimizer wants it
+    there.
+    """
+    on_device = any(
+        group.get("capturable") or group.get("fused")
+        for group in optimizer.param_groups
+        if any(p is parameter for p in group["params"])
+    )
+    return {
+        key: value if key == "step" and not on_device else _laid_out_as(parameter, value)
+        for key, value in state.items()
+    }
 
 
 def _file(path: str | Path) -> Path:
@@ -312,6 +331,22 @@ def _check_holds(optimizer: Optimizer, names: Mapping[int, str]) -> None:
             f"save: {type(optimizer).__name__} wraps {', '.join(inner)}, whose state would be "
             "lost; save the model alone"
         )
+
+
+def _optimizer_to_json(
+    optimizer: Optimizer, names: Mapping[int, str], tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """All of an optimizer but the tensors of its state, see `_Optimizer`."""
+    groups = [_group_to_json(group, names, tensors) for group in optimizer.param_groups]
+    numbers = {
+        names[id(p)]: {
+            key: _to_json(value, tensors, f"state '{key}'")
+            for key, value in state.items()
+            if not isinstance(value, Tensor)
+        }
+        for p, state in optimizer.state.items()
+    }
+    return {"kind": type(optimizer).__name__, "groups": groups, "numbers": numbers}
 
 
 def _group_to_json(
@@ -410,6 +445,38 @@ def _fill_groups(
                 group[key] = new
 
 
+def _fill_numbers(
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    numbers: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+) -> None:
+    _known(path, "numbers of a parameter", numbers, parameters)
+    for name, own in numbers.items():
+        parameter = parameters[name]
+        for key, value in own.items():
+            optimizer.state[parameter][key] = _from_json(value, tensors, parameter.device)
+
+
+def _other_optimizer(
+    saved: Mapping[str, Any],
+    optimizer: Optimizer,
+    held: Mapping[str, int],
+    base: Iterable[str],
+) -> Iterator[str]:
+    """What differs between a saved optimizer and the one that build() made; held: the group of each
+    parameter, base: their names.
+    """
+    kind = type(optimizer).__name__
+    if saved["kind"] != kind:
+        yield f"the optimizer is {saved['kind']}, build() makes {kind}"
+    groups = {
+        name: number for number, group in enumerate(saved["groups"]) for name in group["params"]
+    }
+    yield from other_groups(groups, held, base)
+
+
 def _build_blocks(model: nn.Module, blocks: Mapping[str, int], path: str | Path) -> None:
     for name, count in blocks.items():
         stack = stacks(model).get(name)
@@ -424,6 +491,30 @@ def _build_blocks(model: nn.Module, blocks: Mapping[str, int], path: str | Path)
         while len(stack) > count:
             recount(model, name, len(stack), -1, [])
             detach(stack)
+
+
+def _make_sparse(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Each dense `Dag` whose weights were pruned before it was saved gets the buffers of a wiring,
+    which the file fills.
+    """
+    for name, module in model.named_modules():
+        wired = ".".join(part for part in ("model", name, "indices") if part)
+        if wired in tensors and isinstance(module, Dag) and not module.sparse:
+            module.indices = torch.empty(0, dtype=torch.long, device=module.weight.device)
+            module.indptr = torch.empty(0, dtype=torch.long, device=module.weight.device)
+
+
+def _fill_sizes(model: nn.Module, about: Mapping[str, Any], path: str | Path) -> None:
+    """The sizes that modules keep as attributes."""
+    modules = dict(model.named_modules())
+    _known(path, "sizes of a module", about["attributes"], modules)
+    kinds = {name: kind for name, (kind, _) in about["made_of"]["modules"].items()}
+    for name, sizes in about["attributes"].items():
+        if kinds.get(name) != type(modules[name]).__name__:
+            continue  # another model, as `load` will say
+        _known(path, f"for module {name!r} a size", sizes, _sizes_of(modules[name]))
+        for attribute, value in sizes.items():
+            setattr(modules[name], attribute, tuple(value) if isinstance(value, list) else value)
 
 
 def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

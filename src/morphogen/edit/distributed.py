@@ -70,29 +70,11 @@ def resize_distributed(
     edits = tuple(edits)
     group = ddp.process_group
     options = _arguments(ddp)
-    said = _gathered(_said(edits, arguments), group)
-    for rank, other in enumerate(said):
-        if odd := [what for what in said[0] if other[what] != said[0][what]]:
-            raise PlanError(
-                f"resize_distributed: ranks ask for different {odd[0]}: rank 0 {said[0][odd[0]]}, "
-                f"rank {rank} {other[odd[0]]}; draw them from one seed, or let rank 0 decide and "
-                "send them to all"
-            )
+    _refuse_different(_gathered(_said(edits, arguments), group))
     generator = torch.Generator().manual_seed(_gathered(seed, group)[0])
-    applied = None
-    fault = ""
-    interruption = None
-    setattr(ddp, RESIZING, True)
-    try:
-        applied = resize(ddp.module, edits, generator=generator, **arguments)
-    except Exception as error:
-        fault = str(error) or type(error).__name__
-    except BaseException as error:  # the other ranks wait for a word
-        fault = type(error).__name__
-        interruption = error
-    finally:
-        delattr(ddp, RESIZING)
-    faults = {rank: text for rank, text in enumerate(_gathered(fault, group)) if text}
+    applied, fault = _resized_here(ddp, edits, generator, arguments)
+    said = str(fault) or type(fault).__name__ if fault else ""
+    faults = {rank: text for rank, text in enumerate(_gathered(said, group)) if text}
     odd_name = "" if faults else _apart(ddp, arguments.get("optimizers", ()), group)
     if faults or odd_name:
         if applied is not None:
@@ -100,8 +82,8 @@ def resize_distributed(
         # tensors that went and came back have left the old reducer, which would not reduce them any
         # more
         _wrap(ddp, options)
-        if interruption is not None:
-            raise interruption
+        if fault is not None and not isinstance(fault, Exception):
+            raise fault
         rank = min(faults, default=0)
         why = (
             f"rank {rank} says: {faults[rank]}"
@@ -114,6 +96,35 @@ def resize_distributed(
     with all_or_nothing(applied._undo_stack):
         _wrap(ddp, options)
     return ddp, replace(applied, _changed=partial(_changed_anywhere, applied._changed, group))
+
+
+def _refuse_different(said: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `PlanError` where a rank says something else than rank 0."""
+    for rank, other in enumerate(said):
+        if odd := [what for what in said[0] if other[what] != said[0][what]]:
+            raise PlanError(
+                f"resize_distributed: ranks ask for different {odd[0]}: rank 0 {said[0][odd[0]]}, "
+                f"rank {rank} {other[odd[0]]}; draw them from one seed, or let rank 0 decide and "
+                "send them to all"
+            )
+
+
+def _resized_here(
+    ddp: DistributedDataParallel,
+    edits: Sequence[Edit],
+    generator: torch.Generator,
+    arguments: Mapping[str, Any],
+) -> tuple[Applied | None, BaseException | None]:
+    """What the resize of this rank's replica gave, or what stopped it, an interruption too: the
+    other ranks wait for a word.
+    """
+    setattr(ddp, RESIZING, True)
+    try:
+        return resize(ddp.module, edits, generator=generator, **arguments), None
+    except BaseException as error:
+        return None, error
+    finally:
+        delattr(ddp, RESIZING)
 
 
 def _said(edits: Sequence[Edit], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,15 +182,15 @@ def _changed_anywhere(changed: Callable[[], str], group: Any) -> str:
 
 def _arguments(ddp: DistributedDataParallel) -> dict[str, Any]:
     """What the wrapper was made with. Raises `Unsupported` for what cannot be read back."""
-    found = {}
+    options = {}
     for name in list(inspect.signature(DistributedDataParallel.__init__).parameters)[1:]:
         if name not in ARGUMENTS and not hasattr(ddp, name):
             raise Unsupported(
                 f"resize_distributed: this PyTorch's DistributedDataParallel takes '{name}', which "
                 "cannot be read back from it"
             )
-        found[name] = ARGUMENTS[name](ddp) if name in ARGUMENTS else getattr(ddp, name)
-    return found
+        options[name] = ARGUMENTS[name](ddp) if name in ARGUMENTS else getattr(ddp, name)
+    return options
 
 
 def _unset(value: Any, name: str) -> None:
@@ -227,6 +238,6 @@ def _begun_anew(state: Any) -> None:
 
 def _gathered(value: Any, group: Any) -> list[Any]:
     """Every rank's value, on every rank."""
-    found: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, value, group=group)
-    return found
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphogen.edit.apply import kept_sizes
 from morphogen.edit.optim import at_home, whole
+from morphogen.edit.sizes import kept_sizes
 
 
 def doctor(model: nn.Module, *, optimizers: Sequence[Optimizer] = ()) -> list[str]:
     """Every fault in words, with what to do; [] for a model that is ready to train.
 
-    Looks for parameters that the optimizers hold and the model does not, or the other way round, or
+    Named are parameters that the optimizers hold and the model does not, or the other way round, or
     that are held twice; state and gradients of another shape; state of parameters that are no
     longer trained; sizes that a module keeps beside its tensors and that disagree with them; values
     that are not finite.

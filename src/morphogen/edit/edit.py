@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from morphogen.errors import PlanError
 from morphogen.record import revive
@@ -82,10 +82,65 @@ class DropBlock:
         return f"drop the last block of {self.module}"
 
 
-Edit = Grow | Shrink | Split | AddBlock | DropBlock
-_KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Grow, Shrink, Split, AddBlock, DropBlock)
-}
+@dataclass(frozen=True)
+class GrowNodes:
+    """`count` more nodes at the end of the `Dag` called `module`, which has a readout or is the
+    model itself; a `Dag` that other layers read grows by `Grow`.
+    """
+
+    module: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"grow {self.count} nodes{_of(self.module)}"
+
+
+@dataclass(frozen=True)
+class PruneWeights:
+    """The share of a `Dag`'s weights that is smallest in size leaves; a dense `Dag` becomes
+    sparse.
+    """
+
+    module: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"prune {self.share:g} of the weights{_of(self.module)}"
+
+
+@dataclass(frozen=True)
+class Rewire:
+    """The share of a sparse `Dag`'s weights that is smallest in size moves to places that have
+    none, see `dag.rewire`.
+    """
+
+    module: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"rewire {self.share:g} of the weights{_of(self.module)}"
+
+
+@dataclass(frozen=True)
+class AddStage:
+    """A new stage of `count` nodes in the `Cascade` called `module`; the older ones are frozen."""
+
+    module: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"begin a stage of {self.count} nodes{_of(self.module)}"
+
+
+def _of(module: str) -> str:
+    """ " of NAME"; nothing for the model itself."""
+    return f" of {module}" if module else ""
+
+
+OfWidth = Grow | Shrink | Split
+OfDag = GrowNodes | PruneWeights | Rewire
+Edit = OfWidth | AddBlock | DropBlock | OfDag | AddStage
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Edit)}
 
 
 def edit_to_dict(edit: Edit) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def moved(
 def undeclared(model: nn.Module, changes: Mapping[str, Iterable[tuple[int, int]]]) -> str:
     """A hint for a plan that does not run: the attributes that hold a size which it changes."""
     known = {(name, attribute) for name, attribute, _ in followed(model)}
-    found: dict[str, str] = {}
+    hints: dict[str, str] = {}
     for name, module in model.named_modules():
         old = {
             old for tensor, sizes in changes.items() if _inside(tensor, name) for old, _ in sizes
@@ -92,12 +92,12 @@ def undeclared(model: nn.Module, changes: Mapping[str, Iterable[tuple[int, int]]
                 and not own
                 and (name, attribute) not in known
             ):
-                found.setdefault(attribute, f"{_dotted(name, attribute)} = {value}")
-    if not found:
+                hints.setdefault(attribute, f"{_dotted(name, attribute)} = {value}")
+    if not hints:
         return ""
-    names = ", ".join(repr(attribute) for attribute in found)
+    names = ", ".join(repr(attribute) for attribute in hints)
     return (
-        f" These attributes hold a size that changes: {', '.join(found.values())}; try "
+        f" These attributes hold a size that changes: {', '.join(hints.values())}; try "
         f"morphogen.follow(model, {names})."
     )
 

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.edit.apply import Applied, apply_
-from morphogen.edit.edit import AddBlock, DropBlock, Edit, edit_from_dict, edit_to_dict
+from morphogen.edit.edit import (
+    AddBlock,
+    AddStage,
+    DropBlock,
+    Edit,
+    edit_from_dict,
+    edit_to_dict,
+)
 from morphogen.edit.plan import plan
 from morphogen.errors import PlanError
 from morphogen.tracing.trace import trace
@@ -19,9 +26,10 @@ Ledger = tuple[Edit, ...]
 
 
 def replay(
-    ledger: Iterable[Edit],
     model: nn.Module,
+    ledger: Iterable[Edit],
     example: Tensor | tuple[Any, ...],
+    *,
     optimizers: Sequence[Optimizer] = (),
 ) -> nn.Module:
     """Change `model` in place as the ledger says and return it. Structure only: fill the tensors
@@ -35,17 +43,17 @@ def replay(
     for edit in ledger:
         if not isinstance(edit, Edit):
             raise PlanError(f"replay: {edit!r} is no edit; read a ledger with ledger_from_json")
-    found = widths(trace(model, example))
+    known = widths(trace(model, example))
     done: list[Applied] = []
     try:
         for edit in ledger:
+            planned = plan(model, known, [edit])
+            # what makes a copy of a block the identity is found on the example
             blocks = isinstance(edit, (AddBlock, DropBlock))
-            planned = plan(model, found, [edit])
-            done.append(
-                apply_(model, planned, optimizers=optimizers, example=example if blocks else None)
-            )
-            if blocks:
-                found = widths(trace(model, example))
+            shown = example if blocks else None
+            done.append(apply_(model, planned, optimizers=optimizers, example=shown))
+            if blocks or isinstance(edit, AddStage):
+                known = widths(trace(model, example))
     except BaseException:
         while done:
             done.pop().undo()

@@ -43,8 +43,8 @@ def number(block: nn.Module, older: Sequence[nn.Module], model: nn.Module, stack
         for attribute, value in [*vars(part).items()]:
             if not _whole(value):
                 continue
-            found = [(place, _value(one, path, attribute)) for place, one in enumerate(older)]
-            known = [(place, held) for place, held in found if _whole(held)]
+            values = [(place, _value(one, path, attribute)) for place, one in enumerate(older)]
+            known = [(place, held) for place, held in values if _whole(held)]
             starts = {held - place for place, held in known}
             called = (_NUMBERS if len(known) > 1 else _ALONE).search(attribute)
             shown = (

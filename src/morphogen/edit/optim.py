@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 from morphogen.edit.plan import NEW
 from morphogen.errors import PlanError, Unsupported
 
-WAYS = {
+Way = Literal["zero", "mean", "parameter", "drop"]
+
+WAYS: dict[Way, str] = {
     "zero": "new entries are zero, as in a momentum that has seen nothing",
     "mean": "new entries are the mean of the kept ones, times `new_state_fraction`: a scale, "
     "which divides or is the step itself",
@@ -34,13 +36,20 @@ SCALES = {
 # The names that are known, all of torch.optim's among them. Those of copies are of published
 # optimizers: ASGD, D-Adaptation, Prodigy, Ranger, Lookahead. A name that is not here is judged by
 # its values.
-KNOWN = {
-    **dict.fromkeys("exp_avg momentum_buffer grad_avg prev".split(), "zero"),
-    **dict.fromkeys(SCALES, "mean"),
-    **dict.fromkeys(
-        "ax x0 p0 slow_buffer slow_param cached_params lookahead_slow_buff".split(), "parameter"
+_BY_WAY: dict[Way, tuple[str, ...]] = {
+    "zero": ("exp_avg", "momentum_buffer", "grad_avg", "prev"),
+    "mean": tuple(SCALES),
+    "parameter": (
+        "ax",
+        "x0",
+        "p0",
+        "slow_buffer",
+        "slow_param",
+        "cached_params",
+        "lookahead_slow_buff",
     ),
 }
+KNOWN: dict[str, Way] = {name: way for way, names in _BY_WAY.items() for name in names}
 
 # Adafactor's factors keep one dimension at size 1 whatever the parameter's size there is.
 FACTORED = {"row_var": -1, "col_var": -2}
@@ -55,7 +64,7 @@ class Handled:
     """
 
     optimizer: Optimizer
-    ways: Mapping[str, str]
+    ways: Mapping[str, Way]
     dropped: tuple[Tensor, ...]
 
 
@@ -84,22 +93,22 @@ def whole(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
     """The optimizers and those inside them, as a Lookahead holds the one that it wraps; one that
     shares its state once.
     """
-    found: list[Optimizer] = []
+    known: list[Optimizer] = []
     waiting = list(optimizers)
     while waiting:
         optimizer = waiting.pop(0)
-        if any(optimizer is other or optimizer.state is other.state for other in found):
+        if any(optimizer is other or optimizer.state is other.state for other in known):
             continue
-        found.append(optimizer)
+        known.append(optimizer)
         waiting += [leaf for leaf in tree_leaves(_own(optimizer)) if isinstance(leaf, Optimizer)]
-    return tuple(found)
+    return tuple(known)
 
 
 def handled(
     optimizers: Iterable[Optimizer],
     touched: Sequence[tuple[str, Tensor]],
     blocks: bool,
-    ways: Mapping[str, str],
+    ways: Mapping[str, Way],
 ) -> list[Handled]:
     """How the state of each optimizer is cut; nothing is changed.
 
@@ -137,25 +146,31 @@ def cut_states(
     """
     states = []
     for how in handling:
-        if tensor in how.optimizer.state and not any(tensor is other for other in how.dropped):
-            state = how.optimizer.state[tensor]
-            shape = tensor.shape
-            for dim, index, name in cuts:
-                state = cut(state, shape, dim, index, name, new_state_fraction, how.ways)
-                shape = torch.Size([*shape[:dim], len(index), *shape[dim + 1 :]])
-            kept = how.optimizer.state[tensor]
-            state = {
-                k: laid_out_as(kept[k], v) if isinstance(v, Tensor) else v for k, v in state.items()
-            }
-            if copies := [
-                k for k, v in state.items() if how.ways.get(k) == "parameter" and _like(v, shape)
-            ]:
-                taken = tensor.detach()
-                for dim, index, _ in cuts:
-                    taken = take(taken, dim, index)
-                late += [partial(_settle, state[key], tensor, taken) for key in copies]
-            states.append((how.optimizer, tensor, state))
+        dropped = any(tensor is other for other in how.dropped)
+        if tensor not in how.optimizer.state or dropped:
+            continue
+        kept = how.optimizer.state[tensor]
+        state = dict(kept)
+        shape = tensor.shape
+        for dim, index, name in cuts:
+            state = cut(state, shape, dim, index, name, new_state_fraction, how.ways)
+            shape = torch.Size([*shape[:dim], len(index), *shape[dim + 1 :]])
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                state[key] = laid_out_as(kept[key], value)
+        copies = [key for key, value in state.items() if _copies(how, key, value, shape)]
+        if copies:
+            taken = tensor.detach()
+            for dim, index, _ in cuts:
+                taken = take(taken, dim, index)
+            late += [partial(_move, state[key], tensor, taken) for key in copies]
+        states.append((how.optimizer, tensor, state))
     return states
+
+
+def _copies(how: Handled, key: str, value: Any, shape: torch.Size) -> bool:
+    """Whether an entry of the state is a copy of the weights."""
+    return how.ways.get(key) == "parameter" and _like(value, shape)
 
 
 def drop_states(
@@ -218,7 +233,7 @@ def cut(
     index: Tensor,
     name: str,
     new_state_fraction: float = 1.0,
-    ways: Mapping[str, str] = KNOWN,
+    ways: Mapping[str, Way] = KNOWN,
 ) -> dict[str, Any]:
     """`state[p]` of an optimizer after dimension `dim` of p, which had `shape`, was changed by
     `index`.
@@ -227,7 +242,7 @@ def cut(
     well; there size 1 stays. Numbers stay. Anything else raises `Unsupported` naming the parameter
     and the entry. Holds for every optimizer of `torch.optim` but LBFGS, which keeps vectors of all
     parameters. new_state_fraction: see `checked_fraction`. ways: see `handled`; new entries of a
-    copy of the weights are zero here, and settled later.
+    copy of the weights are zero here, and get their values later.
     """
     return {
         key: _cut_one(key, value, shape, dim, index, name, new_state_fraction, ways)
@@ -283,7 +298,7 @@ def _cut_one(
     index: Tensor,
     name: str,
     new_state_fraction: float,
-    ways: Mapping[str, str],
+    ways: Mapping[str, Way],
 ) -> Any:
     if not fits(value, shape):
         raise Unsupported(_no_rule(key, value, torch.empty(shape, device="meta"), name))
@@ -299,7 +314,7 @@ def _cut_one(
     return take(value, dim, index, mean * new_state_fraction ** SCALES.get(key, 1.0))
 
 
-def _settle(copied: Tensor, parameter: Tensor, taken: Tensor) -> None:
+def _move(copied: Tensor, parameter: Tensor, taken: Tensor) -> None:
     """Move a copy of the weights as the weights moved from their kept entries, new ones zero, to
     what they are.
 
@@ -310,7 +325,7 @@ def _settle(copied: Tensor, parameter: Tensor, taken: Tensor) -> None:
         copied += parameter.detach().to(copied) - taken.to(copied)
 
 
-def _near(optimizer: Optimizer) -> dict[str, str]:
+def _near(optimizer: Optimizer) -> dict[str, Way]:
     """The entries that are a copy or an average of the weights, by their values: {name:
     "parameter"}.
 
@@ -324,23 +339,28 @@ def _near(optimizer: Optimizer) -> dict[str, str]:
     sums: dict[str, list[float]] = {}
     for p, state in _by_parameter(optimizer):
         for key, value in state.items():
-            known = KNOWN.get(key)
-            if known not in (None, "parameter") or not isinstance(value, Tensor) or not value.dim():
-                continue
-            if value.shape == p.shape and value.is_floating_point():
-                found = sums.setdefault(key, [0.0, 0.0, 0.0])
+            if _may_be_copy(key, value, p):
+                own = sums.setdefault(key, [0.0, 0.0, 0.0])
                 exact = torch.promote_types(p.dtype, torch.float32)
                 weights = p.detach().to(exact)
                 copied = value.detach().to(p.device, exact)
                 for number, tensor in enumerate((copied - weights, weights, copied)):
-                    found[number] += float(tensor.square().sum())
-    near = {
-        key: "parameter"
-        for key, (distance, size, _) in sums.items()
-        if size > 0 and distance <= NEAR**2 * size
-    }
-    empty = {key: "zero" for key, (_, size, own) in sums.items() if own == 0 and size > 0}
-    return {**near, **empty}
+                    own[number] += float(tensor.square().sum())
+    near: dict[str, Way] = {}
+    for key, (distance, size, own_size) in sums.items():
+        # |v - p|^2 <= NEAR^2 |p|^2
+        if size > 0 and distance <= NEAR**2 * size:
+            near[key] = "parameter"
+        if size > 0 and own_size == 0:
+            near[key] = "zero"
+    return near
+
+
+def _may_be_copy(key: str, value: Any, p: Tensor) -> bool:
+    """Whether the name and the shape of an entry of the state of p allow for a copy of it."""
+    if KNOWN.get(key) not in (None, "parameter") or not isinstance(value, Tensor):
+        return False
+    return value.dim() > 0 and value.shape == p.shape and value.is_floating_point()
 
 
 def _by_parameter(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
@@ -350,44 +370,30 @@ def _by_parameter(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]
 
 
 def _strange(
-    optimizer: Optimizer, changed: Mapping[int, str], ways: Mapping[str, str]
+    optimizer: Optimizer, changed: Mapping[int, str], ways: Mapping[str, Way]
 ) -> Iterator[Tensor]:
     """The parameters whose state is to be dropped. Raises `Unsupported` where one has no rule and
     is to be kept.
     """
-    other = next(
-        (
-            key
-            for key, value in optimizer.state.items()
-            if not isinstance(key, Tensor) and _tensors(value)
-        ),
-        None,
-    )
-    if other is not None:
-        raise Unsupported(
-            f"{type(optimizer).__name__} keeps tensors under {other!r}, which is no parameter: no "
-            "rule to resize them; rebuild the optimizer after the resize"
-        )
+    _refuse_other_keys(optimizer)
     totals = _totals(optimizer)
     # a square weight has a preconditioner of its own shape; beside one that is not square its name
     # tells
     odd = {
-        k
+        key
         for p, state in _by_parameter(optimizer)
-        for k, v in state.items()
-        if k not in KNOWN and not fits(v, p.shape)
+        for key, value in state.items()
+        if key not in KNOWN and not fits(value, p.shape)
     }
     for p, state in _by_parameter(optimizer):
         touched = id(p) in changed
-        strange = [
-            k
-            for k, v in state.items()
-            if (isinstance(optimizer, LBFGS) and _tensors(v)) or _of_all(v, p, totals)
-        ]
+        strange = [key for key, value in state.items() if _at_once(optimizer, value, p, totals)]
         at_once = bool(strange)
         if touched:
             strange += [
-                k for k, v in state.items() if k in odd or not fits(v, p.shape) or _symmetric(k, v)
+                key
+                for key, value in state.items()
+                if key in odd or not fits(value, p.shape) or _symmetric(key, value)
             ]
         asked = (touched or at_once) and any(ways.get(key) == "drop" for key in state)
         if asked or (strange and ways.get("*") == "drop"):
@@ -396,6 +402,21 @@ def _strange(
         for key in strange:
             if at_once or key not in ways or not fits(state[key], p.shape):
                 raise Unsupported(_no_rule(key, state[key], p, changed.get(id(p)), at_once))
+
+
+def _refuse_other_keys(optimizer: Optimizer) -> None:
+    """Raises `Unsupported` where tensors are kept under what is no parameter."""
+    for key, value in optimizer.state.items():
+        if not isinstance(key, Tensor) and _tensors(value):
+            raise Unsupported(
+                f"{type(optimizer).__name__} keeps tensors under {key!r}, which is no parameter: "
+                "no rule to resize them; rebuild the optimizer after the resize"
+            )
+
+
+def _at_once(optimizer: Optimizer, value: Any, p: Tensor, totals: set[int]) -> bool:
+    """Whether an entry of the state of p is of all parameters at once."""
+    return (isinstance(optimizer, LBFGS) and bool(_tensors(value))) or _of_all(value, p, totals)
 
 
 def _totals(optimizer: Optimizer) -> set[int]:

@@ -1,22 +1,37 @@
 """Resolve and check edits before anything changes: `plan(model, widths, edits) -> Plan`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from morphogen.edit.blocks import is_plain, stacks
-from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
+from morphogen.edit.edit import (
+    AddBlock,
+    AddStage,
+    DropBlock,
+    Edit,
+    Grow,
+    GrowNodes,
+    OfDag,
+    PruneWeights,
+    Rewire,
+    Shrink,
+    Split,
+)
 from morphogen.edit.follow import moved as followed
+from morphogen.edit.wiring import grown, pruned, rewired
 from morphogen.errors import PlanError, Unsupported
-from morphogen.layers.dag.module import Dag, Moved, moved
-from morphogen.layers.depth import LearnedDepth
-from morphogen.layers.merge import residual
-from morphogen.layers.stack import BlockStack
+from morphogen.layers.dag.cascade import Cascade
+from morphogen.layers.dag.module import Dag, Moved
+from morphogen.layers.protocol import Rewiring, has_blocks, is_wired
 from morphogen.tracing.widths import FLAT, Slot, Width, find
 
 NEW = -1
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -35,15 +50,38 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A module that comes to stand at `name`, in another's place or as the next of a stack.
+
+    kind: what it is, for whoever reads the plan. like: the parameter in whose groups of the
+    optimizers its own are trained. build: makes it, a new one at each call, given the model and
+    what draws its values.
+    """
+
+    name: str
+    kind: str
+    like: str
+    build: Callable[[nn.Module, torch.Generator | None], nn.Module] = field(
+        compare=False, repr=False
+    )
+
+
+NO_TENSORS: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything `apply_` will do. Printing it gives one line a width, or a block.
+    """Everything `apply_` will do. Printing it gives one line for each change.
 
     keeps: whether the function stays exactly as it is, by construction: growth of widths that
     nothing feels (see `Width.not_preserved`), removal of units whose outgoing weights are all zero,
     splits, and new blocks behind closed gates. attributes: (module, attribute, value) that follow,
     see `morphogen.follow`. rows: in an order such that a new row's columns into old units are made
-    after the row. blocks: (module, +1 or -1). wirings: what becomes of each `Dag` that changes, by
-    module.
+    after the row. blocks: (module, +1 or -1). wirings: what becomes of each wired layer, such as
+    a `Dag`, by module. modules: those that come, perhaps in place of others. frozen: parameters
+    that learn no more, and leave the optimizers. values: tensors that have a row, by name, as they
+    are to be afterwards. rewrites: what is done that no `Edit` says, such as `link`: it makes
+    another base model, see `save`.
     """
 
     edits: tuple[Edit, ...]
@@ -53,66 +91,261 @@ class Plan:
     covers: dict[str, tuple[Slot, ...]]
     keeps: bool
     attributes: tuple[tuple[str, str, int], ...] = ()
-    wirings: tuple[tuple[str, Moved], ...] = field(default=(), compare=False)
+    wirings: tuple[tuple[str, Rewiring], ...] = field(default=(), compare=False)
+    modules: tuple[Placed, ...] = ()
+    frozen: tuple[str, ...] = ()
+    values: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    rewrites: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
-            f"{name} {before} -> {after}: {' '.join(map(str, self.covers[name]))}"
+            f"{name} {before} -> {after}: {' '.join(map(str, self.covers.get(name, ())))}"
             for name, (before, after) in self.sizes.items()
         ]
+        lines += [_said_of(row) for row in self._uncovered()]
         lines += [f"{module} {'+' if delta > 0 else '-'}1 block" for module, delta in self.blocks]
         lines += [
-            f"{module}.{attribute} = {value}".removeprefix(".")
+            _dotted(module, f"{attribute} = {value}")
             for module, attribute, value in self.attributes
         ]
-        return "\n".join(lines) or "nothing to do"
+        lines += [f"{placed.name} = {placed.kind}" for placed in self.modules]
+        lines += [f"{name} is frozen" for name in self.frozen]
+        lines += [f"{name} gets new values" for name in self.values]
+        return "\n".join(line.removesuffix(": ") for line in lines) or "nothing to do"
+
+    def _uncovered(self) -> list[Row]:
+        """The rows that no width tells of."""
+        slots = [slot for covered in self.covers.values() for slot in covered]
+        told = {(slot.tensor, slot.dim) for slot in slots}
+        return [row for row in self.rows if (row.tensor, row.dim) not in told]
 
 
-def plan(model: nn.Module, widths: Mapping[str, Width], edits: Iterable[Edit]) -> Plan:
+def _said_of(row: Row) -> str:
+    new = row.index.count(NEW)
+    return f"{row}: {len(row.index) - new} entries stay, {new} are new"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a plan says of some of its edits; see `Plan`."""
+
+    rows: tuple[Row, ...]
+    sizes: dict[str, tuple[int, int]]
+    covers: dict[str, tuple[Slot, ...]] = field(default_factory=dict)
+    wirings: tuple[tuple[str, Rewiring], ...] = ()
+    modules: tuple[Placed, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+def plan(
+    model: nn.Module,
+    widths: Mapping[str, Width],
+    edits: Iterable[Edit],
+    *,
+    gradients: Mapping[str, Tensor] = NO_TENSORS,
+    generator: torch.Generator | None = None,
+) -> Plan:
     """Check `edits` against the model and turn them into index maps. Nothing is changed.
 
     `widths` may have been found before earlier resizes: sizes are read from the live tensors, only
-    the ties are taken from it. Edits of one width are carried out in the given order. Raises
+    the ties are taken from it; edits of blocks and of a `Dag`'s nodes and weights need none. Edits
+    of one width are carried out in the given order. gradients: `full_gradient` of each `Dag` that a
+    `Rewire` is to follow, by module; generator: draws the new places of the others. Raises
     `PlanError` naming the width, the value and the remedy.
     """
     edits = tuple(edits)
     tensors = tensors_of(model)
-    maps: dict[str, list[int]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
     blocks: list[tuple[str, int]] = []
+    of_widths: list[Grow | Shrink | Split] = []
+    parts: list[_Part] = []
     for edit in edits:
         match edit:
             case Grow() | Shrink() | Split():
-                width = find(widths, edit.width)
-                if width.fixed:
-                    raise PlanError(f"width '{width.name}' cannot change: {width.fixed}")
-                live = live_size(widths, width.name, tensors)
-                index = maps.setdefault(width.name, list(range(live)))
-                maps[width.name] = _edited(width, index, edit)
-                sizes[width.name] = (live, len(maps[width.name]))
+                of_widths.append(edit)
             case AddBlock() | DropBlock():
                 blocks.append((edit.module, _checked_block(model, edit, blocks)))
+            case GrowNodes() | PruneWeights() | Rewire():
+                parts.append(_with_wiring(model, edit, tensors, gradients, generator))
+            case AddStage():
+                parts.append(_with_stage(model, edit))
+    whole = _with_sizes(model, widths, of_widths, tensors)
+    for part in parts:
+        whole = _joined(whole, part)
+    rows = whole.rows
+    return Plan(
+        edits,
+        rows,
+        tuple(blocks),
+        whole.sizes,
+        whole.covers,
+        all(_keeps(model, widths, edit, rows, tensors) for edit in edits),
+        followed(model, changes(rows, whole.sizes, whole.covers, tensors)),
+        whole.wirings,
+        whole.modules,
+        whole.frozen,
+    )
+
+
+def _joined(one: _Part, other: _Part) -> _Part:
+    """Both. Raises `PlanError` where they change one dimension."""
+    taken = {(row.tensor, row.dim) for row in one.rows}
+    twice = [row for row in other.rows if (row.tensor, row.dim) in taken]
+    if twice:
+        raise PlanError(
+            f"two of these edits change {twice[0]}, each in its own way; plan and apply one after "
+            "the other"
+        )
+    return _Part(
+        one.rows + other.rows,
+        one.sizes | other.sizes,
+        one.covers | other.covers,
+        one.wirings + other.wirings,
+        one.modules + other.modules,
+        one.frozen + other.frozen,
+    )
+
+
+def _with_sizes(
+    model: nn.Module,
+    widths: Mapping[str, Width],
+    edits: Sequence[Grow | Shrink | Split],
+    tensors: Mapping[str, Tensor],
+) -> _Part:
+    """What becomes of the tensors that the edited widths cover."""
+    maps, sizes = _maps(widths, edits, tensors)
     covers = {name: find(widths, name).slots for name in maps}
     slots = dict.fromkeys(slot for slots in covers.values() for slot in slots)
+    rows = []
+    wirings: dict[str, Rewiring] = {}
     # rows before columns: a new unit is drawn as the layer's others are, then its effect on old
     # units is set to zero
-    ordered = sorted(slots, key=lambda slot: slot.role.startswith("in"))
-    wirings = {s.tensor: _wired(model, s, maps, widths, tensors) for s in ordered if s.role == FLAT}
-    rows = tuple(
-        Row(s.tensor, s.dim, s.role, tuple(wirings[s.tensor].index.tolist()))
-        if s.role == FLAT
-        else Row(
-            s.tensor,
-            s.dim,
-            s.role,
-            _laid_out(s, maps, widths, tensors, tensors[s.tensor].shape[s.dim]),
+    for slot in sorted(slots, key=lambda slot: slot.role.startswith("in")):
+        if slot.role == FLAT:
+            wiring = _wired(model, slot, maps, widths, tensors)
+            wirings[slot.tensor.rpartition(".")[0]] = wiring
+            sources = _listed(wiring.index)
+        else:
+            total = tensors[slot.tensor].shape[slot.dim] if slot.tensor in tensors else 0
+            sources = _laid_out(slot, maps, widths, tensors, total)
+        rows.append(Row(slot.tensor, slot.dim, slot.role, sources))
+    return _Part(tuple(rows), sizes, covers, tuple(wirings.items()))
+
+
+def _maps(
+    widths: Mapping[str, Width],
+    edits: Iterable[Grow | Shrink | Split],
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, list[int]], dict[str, tuple[int, int]]]:
+    """By width: the unit that each unit afterwards was, and the sizes (before, after)."""
+    maps: dict[str, list[int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for edit in edits:
+        width = find(widths, edit.width)
+        if width.fixed:
+            raise PlanError(f"width '{width.name}' cannot change: {width.fixed}")
+        live = live_size(widths, width.name, tensors)
+        index = maps.setdefault(width.name, list(range(live)))
+        maps[width.name] = _edited(width, index, edit)
+        sizes[width.name] = (live, len(maps[width.name]))
+    return maps, sizes
+
+
+def _with_wiring(
+    model: nn.Module,
+    edit: OfDag,
+    tensors: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    generator: torch.Generator | None,
+) -> _Part:
+    """What becomes of the tensors of a `Dag` whose nodes or weights come and go."""
+    dag = _module(model, edit.module, Dag)
+    weight = _dotted(edit.module, "weight")
+    match edit:
+        case GrowNodes():
+            wiring = _grown(dag, edit)
+        case PruneWeights():
+            wiring = pruned(dag, edit.share)
+        case Rewire():
+            wiring = rewired(dag, edit.share, gradients.get(edit.module), generator)
+    rows = [Row(weight, 0, FLAT, _listed(wiring.index))]
+    sizes = {weight: (dag.weight.numel(), len(wiring.index))}
+    if isinstance(edit, GrowNodes):
+        rows += [row for row in _of_nodes(dag, edit.module, wiring) if row.tensor in tensors]
+        sizes = {_dotted(edit.module, "nodes"): (dag.nodes, wiring.layout.nodes)}
+    return _Part(tuple(rows), sizes, wirings=((edit.module, wiring),))
+
+
+def _grown(dag: Dag, edit: GrowNodes) -> Moved:
+    if edit.module and dag.readout is None:
+        raise PlanError(
+            f"GrowNodes: '{edit.module}' has no readout, so other layers read its nodes; "
+            f"Grow('{edit.module}', ...) resizes those, too"
         )
-        for s in ordered
+    return grown(dag, edit.count)
+
+
+def _of_nodes(dag: Dag, module: str, wiring: Moved) -> tuple[Row, Row]:
+    """A bias for each new node, and columns of a readout."""
+    biases = _extended(dag.nodes, wiring.layout.nodes)
+    columns = _extended(dag.layout.values, wiring.layout.values)
+    return (
+        Row(_dotted(module, "bias"), 0, "bias", biases),
+        Row(_dotted(module, "readout.weight"), 1, "in", columns),
     )
-    keeps = all(_keeps(model, widths, edit, rows, tensors) for edit in edits)
-    attributes = followed(model, changes(rows, sizes, covers, tensors))
-    named = tuple((tensor.rpartition(".")[0], change) for tensor, change in wirings.items())
-    return Plan(edits, rows, tuple(blocks), sizes, covers, keeps, attributes, named)
+
+
+def _with_stage(model: nn.Module, edit: AddStage) -> _Part:
+    """A new stage of a `Cascade`, which its readout reads at once; the last one is frozen."""
+    cascade = _module(model, edit.module, Cascade)
+    if edit.count < 1:
+        raise PlanError(f"AddStage: count={edit.count}; give at least 1")
+    key, last = list(cascade.stages.named_children())[-1]
+    assert isinstance(last, Dag)
+    stages = _dotted(edit.module, "stages")
+    readout = _dotted(edit.module, "readout.weight")
+    count = len(cascade.stages)
+    before = cascade.features
+    after = before + last.layout.width * edit.count
+    stage = Placed(
+        f"{stages}.{count}",
+        f"Dag of {edit.count} nodes",
+        readout,
+        lambda model, generator: _module(model, edit.module, Cascade).new_stage(
+            edit.count, generator
+        ),
+    )
+    return _Part(
+        (Row(readout, 1, "in", _extended(before, after)),),
+        {stages: (count, count + 1), readout: (before, after)},
+        modules=(stage,),
+        frozen=tuple(f"{stages}.{key}.{name}" for name, _ in last.named_parameters()),
+    )
+
+
+def _module(model: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
+    """The module called `name`. Raises `PlanError` where it is of another kind, or none."""
+    known = [known for known, module in model.named_modules() if isinstance(module, kind)]
+    if name not in known:
+        raise PlanError(
+            f"there is no {kind.__name__} '{name}'; this model's are: "
+            f"{', '.join(map(repr, known)) or 'none'}"
+        )
+    module = model.get_submodule(name)
+    assert isinstance(module, kind)
+    return module
+
+
+def _listed(index: Tensor) -> tuple[int, ...]:
+    # a tensor's own tolist() takes ten times as long
+    return tuple(index.numpy().tolist())
+
+
+def _extended(count: int, total: int) -> tuple[int, ...]:
+    return (*range(count), *[NEW] * (total - count))
+
+
+def _dotted(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
 
 
 def changes(
@@ -124,15 +357,15 @@ def changes(
     """For each tensor, the sizes (before, after) that change: of its dimensions, and of the widths
     in them.
     """
-    found: dict[str, list[tuple[int, int]]] = {}
+    sizes_of: dict[str, list[tuple[int, int]]] = {}
     for row in rows:
-        found.setdefault(row.tensor, []).append(
+        sizes_of.setdefault(row.tensor, []).append(
             (tensors[row.tensor].shape[row.dim], len(row.index))
         )
     for name, slots in covers.items():
         for slot in slots:
-            found[slot.tensor].append(sizes[name])
-    return found
+            sizes_of[slot.tensor].append(sizes[name])
+    return sizes_of
 
 
 def _keeps(
@@ -154,12 +387,12 @@ def _keeps(
                 and all(_unread(tensors[row.tensor], row) for row in reading)
             )
         case AddBlock():
-            depth = model.get_submodule(edit.module)
-            if isinstance(depth, LearnedDepth):
-                return (depth.zero_init and depth.merge is residual) or depth.depth <= len(
-                    depth.blocks
-                )
-            return not isinstance(depth, BlockStack)
+            stack = model.get_submodule(edit.module)
+            return stack.new_block_is_silent() if has_blocks(stack) else True
+        case GrowNodes():
+            return _module(model, edit.module, Dag).readout is not None
+        case AddStage():
+            return True
     return False
 
 
@@ -303,14 +536,13 @@ def _wired(
     maps: Mapping[str, list[int]],
     widths: Mapping[str, Width],
     tensors: Mapping[str, Tensor],
-) -> Moved:
-    dag = model.get_submodule(slot.tensor.rpartition(".")[0])
-    assert isinstance(dag, Dag)
-    rows = _laid_out(slot, maps, widths, tensors, dag.layout.values)
-    nodes = maps.get(slot.spans[-1].width)
-    return moved(
-        dag, rows, len(rows) - dag.layout.width * (dag.nodes if nodes is None else len(nodes))
-    )
+) -> Rewiring:
+    layer = model.get_submodule(slot.tensor.rpartition(".")[0])
+    assert is_wired(layer)
+    rows = _laid_out(slot, maps, widths, tensors, layer.row_count())
+    units = maps.get(slot.spans[-1].width)
+    rewiring: Rewiring = layer.rewiring(rows, None if units is None else len(units))
+    return rewiring
 
 
 def _laid_out(

@@ -1,4 +1,4 @@
-"""Running a model only to look at it: `preserve_state(model)`."""
+"""Running a model only to observe it: `preserve_state(model)`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -41,14 +41,11 @@ def _wrapper(model: nn.Module) -> nn.Module | None:
         return own
 
     def holder() -> nn.Module | None:
-        live = [
-            found
-            for found in gc.get_objects()
-            if issubclass(type(found), kind) and not getattr(found, RESIZING, False)
-        ]
-        return next(
-            (found for found in live if any(module is model for module in found.modules())), None
-        )
+        for wrapper in gc.get_objects():
+            live = issubclass(type(wrapper), kind) and not getattr(wrapper, RESIZING, False)
+            if live and any(module is model for module in wrapper.modules()):
+                return wrapper  # type: ignore[no-any-return]
+        return None
 
     if holder() is None:
         return None

@@ -54,22 +54,22 @@ def read_structure(path: str | Path) -> Structure:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        _, found = load_tensors(path)
-        found = found.get("structure") if isinstance(found, dict) else None
+        _, value = load_tensors(path)
+        value = value.get("structure") if isinstance(value, dict) else None
     else:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise RunError(
                 f"no structure at {path}; give a structure.json, or a checkpoint (.safetensors)"
             ) from error
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is no structure.json ({error})") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        schema = found.get("schema") if isinstance(found, dict) else None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        schema = value.get("schema") if isinstance(value, dict) else None
         raise RunError(f"{path} has structure schema {schema}; this morphogen reads {SCHEMA}")
     try:
-        return checked_structure(found)
+        return checked_structure(value)
     except ValueError as error:
         raise RunError(f"{path} is no structure ({error}); was it changed by hand?") from error
 
@@ -89,12 +89,12 @@ class _Structure:
     ledger: list[dict[str, Any]]
 
 
-def checked_structure(found: Structure) -> Structure:
-    """`found` itself, where it is a structure. Raises `ValueError` that says what it lacks."""
-    revive(_Structure, found)
-    for edit in found["ledger"]:
+def checked_structure(value: Structure) -> Structure:
+    """`value` itself, where it is a structure. Raises `ValueError` that says what it lacks."""
+    revive(_Structure, value)
+    for edit in value["ledger"]:
         edit_from_dict(edit)
-    return found
+    return value
 
 
 def diff(

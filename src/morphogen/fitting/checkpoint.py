@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.edit.checkpoint import fill_optimizer, model_tensors, optimizer_tensors
+from morphogen.edit.checkpoint import fill_optimizers, model_tensors, optimizer_tensors
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json, replay
 from morphogen.errors import RunError
 from morphogen.fitting.schedule import Phase
@@ -18,7 +18,7 @@ from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.record import Report, from_json, revive, to_json
 
 CHECKPOINT = "checkpoints/last.safetensors"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def save(search: Search, folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(
         path,
-        {**model_tensors(state.model), **optimizer_tensors(state.model, state.optimizer)},
+        {**model_tensors(state.model), **optimizer_tensors(state.model, [state.optimizer])},
         about,
     )
 
@@ -103,7 +103,7 @@ def load(search: Search, folder: Path) -> None:
 def _take(search: Search, tensors: dict[str, Tensor], saved: "_Saved") -> None:
     state = search.state
     ledger = ledger_from_json(saved.ledger)
-    replay(ledger, state.model, search.problem.example[:2], optimizers=[state.optimizer])
+    replay(state.model, ledger, search.problem.example[:2], optimizers=[state.optimizer])
     with torch.no_grad():
         for name, tensor in model_tensors(state.model).items():
             if tensor.shape != tensors[name].shape:
@@ -111,7 +111,7 @@ def _take(search: Search, tensors: dict[str, Tensor], saved: "_Saved") -> None:
                     f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
                 )
             tensor.copy_(tensors[name])
-    fill_optimizer(state.model, state.optimizer, tensors)
+    fill_optimizers(state.model, [state.optimizer], tensors)
     for key, value in asdict(saved.state).items():
         setattr(state, key, value)
     search.phase = saved.phase

@@ -17,8 +17,9 @@ from morphogen.deadline import NEVER, Deadline
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import replay
 from morphogen.fitting.fit import Fitted
-from morphogen.fitting.problem import LOOKED_AT, Problem, depths_in, threads_for, to_unit
+from morphogen.fitting.problem import LOOKED_AT, Problem, threads_for, to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
+from morphogen.layers.protocol import size_parameters
 from morphogen.layers.stack import reinitialised
 from morphogen.random_state import own_draws
 from morphogen.record import TableRow
@@ -83,9 +84,10 @@ def scratch(
 def _scratch(fitted: Fitted, problem: Problem, ended: Callable[[], bool]) -> TableRow:
     began = time.perf_counter()
     model = problem.build().to(problem.device)
-    replay(fitted.ledger, model, problem.example[:2])
-    for ours, theirs in zip(depths_in(model), depths_in(fitted.model), strict=True):
-        ours.w.data.copy_(theirs.w.data)
+    replay(model, fitted.ledger, problem.example[:2])
+    depths = zip(size_parameters(model), size_parameters(fitted.model), strict=True)
+    for ours, theirs in depths:
+        ours.data.copy_(theirs.data)
     reinitialised(model)
     last = fitted.report.rounds[-1]
     recipe = fitted.recipe

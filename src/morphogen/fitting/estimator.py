@@ -15,8 +15,8 @@ from torch import nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.fitting.fit import FAR, fit
-from morphogen.fitting.problem import Settings
-from morphogen.record import Layer, Round
+from morphogen.fitting.problem import PolicyName, Settings, Wiring
+from morphogen.record import Layer, Round, Task
 from morphogen.tracing.program import dtype_of
 
 
@@ -27,10 +27,10 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         self,
         budget: int | None = None,
         seconds: float | None = None,
-        policy: str = "trial",
+        policy: PolicyName = "trial",
         device: str = "cpu",
         random_state: Any = None,
-        wiring: str = "layers",
+        wiring: Wiring = "layers",
     ) -> None:
         self.budget = budget
         self.seconds = seconds
@@ -39,7 +39,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.wiring = wiring
 
-    def _fit(self, x: np.ndarray, y: np.ndarray, task: str, classes: tuple[str, ...]) -> Self:
+    def _fit(self, x: np.ndarray, y: np.ndarray, task: Task, classes: tuple[str, ...]) -> Self:
         scaler = StandardScaler().fit(x)
         data = Dataset(
             "arrays",

@@ -3,9 +3,10 @@ may ask for, `Settings`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,14 +18,19 @@ from morphogen.data.dataset import Dataset
 from morphogen.errors import DataError
 from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
-from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import quadratic
+from morphogen.layers.protocol import learns_size
 from morphogen.models import convnet, dagnet, mlp
+from morphogen.threads import threads
 from morphogen.training.train import Batches, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 LOOKED_AT = 2000  # validation examples of one evaluation; more would decide nothing
 _HELD_OUT = 6000  # most rows that are ever held out for decisions
+
+
+PolicyName = Literal["trial", "prune-expand", "gradmax", "natural", "firefly", "stochastic"]
+Wiring = Literal["layers", "dag"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,12 @@ class Settings:
     seed: int = 0
     seconds: float | None = None
     device: str = "cpu"
-    policy: str = "trial"
-    wiring: str = "layers"
+    policy: PolicyName = "trial"
+    wiring: Wiring = "layers"
     metric: str | None = None
 
 
-WIRINGS: Mapping[str, frozenset[str]] = {
+WIRINGS: Mapping[Wiring, frozenset[PolicyName]] = {
     "layers": frozenset(),
     "dag": frozenset({"gradmax", "natural"}),
 }
@@ -123,8 +129,9 @@ class Problem:
             if self.regression
             else F.cross_entropy(out, y, label_smoothing=smoothing)
         )
-        for depth in depths_in(model):
-            loss = loss + quadratic(depth, self.recipe.depth_penalty)
+        for layer in model.modules():
+            if learns_size(layer):
+                loss = loss + quadratic(layer, self.recipe.depth_penalty)
         return loss
 
     def losses(self, model: nn.Module) -> Tensor:
@@ -165,19 +172,13 @@ class Problem:
         return scores(self.metric, self.dataset.y_test, self.answers(out))
 
 
-@contextmanager
-def threads_for(problem: Problem) -> Iterator[None]:
+def threads_for(problem: Problem) -> AbstractContextManager[None]:
     """One thread where a batch is small. Two would be no faster, waiting for each other at every
     operation, and many times slower once another process wants a core; and the result would depend
     on how many there are.
     """
-    before = torch.get_num_threads()
-    if problem.batches.size * problem.x[0].numel() < _WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    small = problem.batches.size * problem.x[0].numel() < _WORTH_THREADS
+    return threads(1 if small else None)
 
 
 def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -200,10 +201,6 @@ def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rows, test_size=held, random_state=seed % 2**32, stratify=stratify
     )
     return inside, out
-
-
-def depths_in(model: nn.Module) -> list[LearnedDepth]:
-    return [m for m in model.modules() if isinstance(m, LearnedDepth)]
 
 
 @torch.no_grad()

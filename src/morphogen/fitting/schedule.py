@@ -4,14 +4,14 @@ weights for the last phase.
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from morphogen.fitting.problem import depths_in
 from morphogen.fitting.recipe import Recipe
-from morphogen.layers.dag.module import Dag
+from morphogen.layers.protocol import is_wired, size_parameters
 from morphogen.layers.stack import reinitialised
 from morphogen.random_state import own_draws
 
@@ -26,7 +26,7 @@ class Phase:
     anneal_steps: int = 0
 
     @property
-    def name(self) -> str:
+    def name(self) -> Literal["grow", "anneal"]:
         return "grow" if self.anneal_start is None else "anneal"
 
     def rate(self, step: int, recipe: Recipe) -> float:
@@ -44,9 +44,9 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> Optimizer:
     """AdamW in three groups: matrices and kernels (decayed), vectors, and learned depths (their own
     rate).
     """
-    depths = [depth.w for depth in depths_in(model)]
+    depths = size_parameters(model)
     # a matrix without its zeros
-    flat = {id(m.weight) for m in model.modules() if isinstance(m, Dag)}
+    flat = {id(m.weight) for m in model.modules() if is_wired(m)}
     others = [p for p in model.parameters() if not any(p is w for w in depths)]
     groups = [
         {
@@ -71,7 +71,7 @@ def shrink_and_perturb(model: nn.Module, share: float, seed: int) -> None:
     """
     with own_draws(seed, model):
         fresh = reinitialised(copy.deepcopy(model))
-    depths = {id(depth.w) for depth in depths_in(model)}
+    depths = {id(parameter) for parameter in size_parameters(model)}
     for old, new in zip(model.parameters(), fresh.parameters(), strict=True):
         if id(old) not in depths:
             old.lerp_(new, share)

@@ -84,10 +84,10 @@ FALSE = Choice((), 0, False)
 
 def choice(parts: Iterable[All]) -> Choice:
     """One of the parts."""
-    if not (found := tuple(parts)):
+    if not (kept := tuple(parts)):
         return FALSE
     return Choice(
-        found, min(MANY, sum(part.count for part in found)), any(part.boxed for part in found)
+        kept, min(MANY, sum(part.count for part in kept)), any(part.boxed for part in kept)
     )
 
 
@@ -205,14 +205,14 @@ class Ends:
     def _moved(
         self, moves: Callable[[Bound], bool], outward: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        found = []
+        narrowed = []
         for side, ends, far in (
             (self.lower, self.nearest[0], -math.inf),
             (self.upper, self.nearest[1], math.inf),
         ):
             moved = np.array([bound is not None and moves(bound) for bound in side])
-            found.append(np.where(moved, np.nextafter(ends, far if outward else -far), ends))
-        return found[0], found[1]
+            narrowed.append(np.where(moved, np.nextafter(ends, far if outward else -far), ends))
+        return narrowed[0], narrowed[1]
 
 
 def _written(x: float, low: Bound | None, high: Bound | None) -> str:
@@ -279,9 +279,8 @@ class Case:
     def split(self, place: int) -> Iterator["Case"]:
         """What is left of it for each part of one of its choices."""
         rest = self.without(place)
-        return (
-            found for part in self.choices[place].parts if (found := rest.joined(part)) is not None
-        )
+        cases = (rest.joined(part) for part in self.choices[place].parts)
+        return (case for case in cases if case is not None)
 
 
 def opposed(rows: Iterable[Constraint]) -> bool:
@@ -384,12 +383,12 @@ def holds(formula: All, x: Sequence[float], y: Sequence[float]) -> bool:
 
 def arrays(rows: Sequence[Constraint], outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows (k, outputs), limits (k,), strict (k,))."""
-    found = np.zeros((len(rows), outputs))
+    matrix = np.zeros((len(rows), outputs))
     for place, row in enumerate(rows):
         for number, weight in row.terms:
-            found[place, number] = weight
+            matrix[place, number] = weight
     return (
-        found,
+        matrix,
         np.array([row.limit for row in rows]),
         np.array([row.strict for row in rows], dtype=bool),
     )

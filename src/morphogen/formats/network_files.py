@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from morphogen.certify import difference
 from morphogen.errors import DataError, Unsupported
 from morphogen.formats.modules import modules
 from morphogen.formats.onnx import export_onnx
@@ -71,11 +72,11 @@ def write_network(
     elif path.suffix == ".pt2":
         write_pt2(model, example, path)
         with torch.no_grad():
-            error = float((read_pt2(path).module()(example) - model(example)).abs().max())
+            error = difference(model(example), read_pt2(path).module()(example))
     else:
         raise DataError(f"{path}: give a name that ends in .onnx or .pt2")
     with torch.no_grad():
-        error += float((model(example) - original(inputs)).abs().max())
+        error += difference(original(inputs), model(example))
     kind = str(dtype_of(model)).removeprefix("torch.")
     seen = Certificate(
         "measured",
@@ -84,8 +85,10 @@ def write_network(
         False,
         f"the file in {kind} against the original in float64 on {len(inputs)} inputs",
     )
-    told: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
-    write_atomic(path.with_name(f"{path.name}.certificate.json"), json.dumps(told, indent=1) + "\n")
+    record: dict[str, Any] = {**asdict(certificate), "file": asdict(seen)}
+    write_atomic(
+        path.with_name(f"{path.name}.certificate.json"), json.dumps(record, indent=1) + "\n"
+    )
     return seen
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from morphogen.errors import NotExact
+from morphogen.certify import certify, difference
 from morphogen.record import Certificate, write_atomic
 
 # of the spread
@@ -71,28 +70,34 @@ def _exported(
     data = written.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = model(example).cpu().numpy()
-    (seen,) = session.run(None, {"input": example.cpu().numpy()})
-    error = float(np.abs(expected - seen).max())
-    if not error <= _allowed(model, example, expected):
-        raise NotExact(
-            f"onnx: onnxruntime's output differs from torch's by {error:.2e}; no file was written "
-            f"to {path}"
-        )
-    write_atomic(path, data)
-    return Certificate(
-        "measured", error, None, False, f"onnxruntime against torch on {len(example)} examples"
+        expected = model(example).cpu()
+
+    def replay(x: Tensor) -> Tensor:
+        (outputs,) = session.run(None, {"input": x.cpu().numpy()})
+        return torch.from_numpy(outputs)
+
+    certificate = certify(
+        "onnx",
+        lambda _: expected,
+        replay,
+        example,
+        kind="measured",
+        reason=f"onnxruntime against torch on {len(example)} examples",
+        allowed=_allowed(model, example, expected),
+        hint=f"no file was written to {path}",
     )
+    write_atomic(path, data)
+    return certificate
 
 
-def _allowed(model: nn.Module, example: Tensor, expected: np.ndarray) -> float:
+@torch.no_grad()
+def _allowed(model: nn.Module, example: Tensor, expected: Tensor) -> float:
     """The largest difference that is no fault: what the model itself is off, in its precision, and
     a little of the outputs' spread. Not of their size: far from 0 it would allow anything.
     """
-    with torch.no_grad():
-        exact = copy.deepcopy(model).double()(example.double()).cpu().numpy()
-    unit = WITHIN[torch.from_numpy(expected).dtype] / 100
-    rounding = 16 * float(np.abs(exact - expected).max()) + unit * float(np.abs(expected).max())
+    exact = copy.deepcopy(model).double()(example.double()).cpu()
+    unit = WITHIN[expected.dtype] / 100
+    rounding = 16 * difference(expected, exact) + unit * float(expected.abs().max())
     return WITHIN[example.dtype] * float(expected.max() - expected.min()) + rounding
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.certify import difference
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import DataError, Unsupported
 from morphogen.formats.onnx_build import INPUT
@@ -93,7 +94,7 @@ def _values(
     size, times the root of how many products are added up.
     """
     draw = torch.Generator().manual_seed(0)
-    found = []
+    outputs = []
     widest = max(math.prod(shape) for shape in (net.given, *(call.shape for call in net.calls)))
     for part in x.split(max(1, _AT_ONCE // widest)):
         values = {**held, INPUT: part.to(_precision(net))}
@@ -107,8 +108,8 @@ def _values(
             ]
             made = call.run(*given)
             values[call.makes] = _nudged(made, 0.0, unit * (call.kind in _CURVED), draw)
-        found.append(values[net.made].reshape(len(part), -1))
-    return torch.cat(found).double()
+        outputs.append(values[net.made].reshape(len(part), -1))
+    return torch.cat(outputs).double()
 
 
 def _terms(given: list[Tensor]) -> int:
@@ -130,7 +131,7 @@ def replay(net: "OnnxNet", run: Run, x: Tensor, batch: int, until: Deadline = NE
     """What the file's network makes of x (n, *shape), `batch` examples at once: (n, numbers), in
     float64. Empty where it does not take so many, or what it makes has another shape than ours.
     """
-    found = []
+    outputs = []
     for part in x.split(batch):
         until.check()
         rows = torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])])
@@ -142,8 +143,8 @@ def replay(net: "OnnxNet", run: Run, x: Tensor, batch: int, until: Deadline = NE
             return x.new_empty(0)
         if y.shape != ((batch, *net.result[1:]) if batch > 1 else net.result):
             return x.new_empty(0)
-        found.append(torch.from_numpy(y.astype(np.float64)).reshape(batch, -1)[: len(part)])
-    return torch.cat(found)
+        outputs.append(torch.from_numpy(y.astype(np.float64)).reshape(batch, -1)[: len(part)])
+    return torch.cat(outputs)
 
 
 def _difference(ours: Tensor, theirs: Tensor, at: slice, kind: str) -> float:
@@ -158,4 +159,4 @@ def _difference(ours: Tensor, theirs: Tensor, at: slice, kind: str) -> float:
     alike = (ours == theirs) | (ours.isnan() & theirs.isnan()) | both
     if kind != "large" and not bool(alike.all()):
         return math.inf
-    return float((ours - theirs)[both].abs().max()) if bool(both.any()) else 0.0
+    return difference(ours[both], theirs[both])

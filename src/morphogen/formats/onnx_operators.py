@@ -177,9 +177,9 @@ def _product(b: Builder, x: Value, y: Value) -> Value:
         )
 
     def run(s: Tensor, t: Tensor) -> Tensor:
-        found = full(s, x, True) @ full(t, y, False)
-        found = found.squeeze(-2) if row else found
-        return found.squeeze(-1) if column else found
+        product = full(s, x, True) @ full(t, y, False)
+        product = product.squeeze(-2) if row else product
+        return product.squeeze(-1) if column else product
 
     return b.call(run, x, y, front=True)
 
@@ -191,12 +191,12 @@ def gemm(b: Builder, a: Attributes, x: Value, y: Value, z: Value | None = None) 
     x = transpose(b, {}, x) if a.get("transA", 0) else x
     y = transpose(b, {}, y) if a.get("transB", 0) else y
     y = _times(b, y, a.get("alpha", 1.0))
-    found = matmul(b, {}, x, y)
+    product = matmul(b, {}, x, y)
     if z is None or a.get("beta", 1.0) == 0:
-        return found
-    if torch.broadcast_shapes(z.shape, found.shape) != found.shape:
-        raise Unsupported(f"adds a value of shape {z.shape} to one of {found.shape}")
-    return add(b, {}, found, _times(b, z, a.get("beta", 1.0)))
+        return product
+    if torch.broadcast_shapes(z.shape, product.shape) != product.shape:
+        raise Unsupported(f"adds a value of shape {z.shape} to one of {product.shape}")
+    return add(b, {}, product, _times(b, z, a.get("beta", 1.0)))
 
 
 def _times(b: Builder, value: Value, factor: float) -> Value:
@@ -266,20 +266,20 @@ def concat(b: Builder, a: Attributes, *parts: Value) -> Value:
             if front
             else tensors
         )
-        found = [_padded(t, place, room) for t, room in zip(whole, rooms, strict=True)]
-        return torch.cat(found, place) if len(found) > 1 else found[0]
+        padded = [_padded(t, place, room) for t, room in zip(whole, rooms, strict=True)]
+        return torch.cat(padded, place) if len(padded) > 1 else padded[0]
 
-    found = b.call(run, *inner, front=front)
+    joined = b.call(run, *inner, front=front)
     if len(inner) == len(parts):
-        return found
+        return joined
     ends = list(accumulate(part.shape[axis] for part in parts))
     held = torch.zeros(
-        *parts[0].shape[:axis], ends[-1], *parts[0].shape[axis + 1 :], dtype=found.dtype
+        *parts[0].shape[:axis], ends[-1], *parts[0].shape[axis + 1 :], dtype=joined.dtype
     )
     for part, end in zip(parts, ends, strict=True):
         if part.constant is not None:
             held.narrow(axis, end - part.shape[axis], part.shape[axis]).copy_(part.constant)
-    return _add(b, {}, found, _held(held))
+    return _add(b, {}, joined, _held(held))
 
 
 def _padded(t: Tensor, place: int, room: tuple[int, int]) -> Tensor:
@@ -290,16 +290,16 @@ def _rooms(parts: Sequence[tuple[bool, int]]) -> list[tuple[int, int]]:
     """Of each part that is there, how much is left free for the others (before it, after it if it
     is the last).
     """
-    found: list[tuple[int, int]] = []
+    pads: list[tuple[int, int]] = []
     waiting = 0
     for there, size in parts:
         if there:
-            found.append((waiting, 0))
+            pads.append((waiting, 0))
             waiting = 0
         else:
             waiting += size
-    found[-1] = (found[-1][0], waiting)
-    return found
+    pads[-1] = (pads[-1][0], waiting)
+    return pads
 
 
 def mean(b: Builder, a: Attributes, x: Value, axes: Value | None = None) -> Value:
@@ -516,11 +516,11 @@ def average_pool(b: Builder, a: Attributes, x: Value) -> Value:
             f"pads {at.before + at.after} with kernel {at.kernel}: a window holds nothing"
         )
     padded = b.call(lambda t: F.pad(t, at.pads), x, front=False)
-    found = b.call(
+    average = b.call(
         lambda t, w: run(t, w, None, at.stride, 0, at.dilation, channels), padded, ones, front=False
     )
     factor = share.reciprocal().to(x.dtype)
-    return found if bool((share == 1).all()) else b.call(torch.mul, found, factor, front=False)
+    return average if bool((share == 1).all()) else b.call(torch.mul, average, factor, front=False)
 
 
 def global_mean(b: Builder, a: Attributes, x: Value) -> Value:
@@ -558,11 +558,11 @@ def clip(
 
 
 def _scalar(value: Value, what: str) -> float:
-    found = _constant(value, what)
-    assert found is not None
-    if found.numel() != 1:
-        raise Unsupported(f"{what} is of shape {tuple(found.shape)}; one number can be read")
-    return float(found)
+    number = _constant(value, what)
+    assert number is not None
+    if number.numel() != 1:
+        raise Unsupported(f"{what} is of shape {tuple(number.shape)}; one number can be read")
+    return float(number)
 
 
 def softmax(function: Callable[..., Tensor]) -> Callable[..., Value]:

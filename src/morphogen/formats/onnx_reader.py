@@ -204,12 +204,12 @@ def _input(given: "onnx.ValueInfoProto", builder: Builder, whole: bool) -> tuple
 def _needed(graph: "onnx.GraphProto", output: str) -> dict[int, "onnx.NodeProto"]:
     """By place, the nodes that the output is computed from."""
     wanted = {output}
-    found = {}
+    producers = {}
     for place, node in reversed(list(enumerate(graph.node))):
         if wanted.intersection(node.output):
             wanted.update(name for name in node.input if name)  # "" stands for what is left out
-            found[place] = node
-    return dict(reversed(found.items()))
+            producers[place] = node
+    return dict(reversed(producers.items()))
 
 
 def _operator(node: "onnx.NodeProto", opset: int, called: str) -> Operator:
@@ -222,12 +222,12 @@ def _operator(node: "onnx.NodeProto", opset: int, called: str) -> Operator:
         )
     if node.op_type not in OPERATORS:
         raise Unsupported(f"operator {called} is unknown; known are {', '.join(OPERATORS)}")
-    found = OPERATORS[node.op_type]
+    operator = OPERATORS[node.op_type]
     try:
         schema = onnx.defs.get_schema(node.op_type, opset)
     except onnx.defs.SchemaError:
         raise DataError(f"operator {called} does not exist in opset {opset}") from None
-    first, last = found.versions
+    first, last = operator.versions
     if not first <= schema.since_version <= last:
         raise Unsupported(
             f"operator {called} of version {schema.since_version} (opset {opset}); versions "
@@ -245,16 +245,16 @@ def _operator(node: "onnx.NodeProto", opset: int, called: str) -> Operator:
         raise DataError(
             f"operator {called} lacks {', '.join([f'input {place}' for place in missing] + lacks)}"
         )
-    return found
+    return operator
 
 
 def _attributes(node: "onnx.NodeProto", operator: Operator, called: str) -> dict[str, Any]:
     """What the node says beside its inputs, all of it understood."""
-    found = {attribute.name: _plain(attribute) for attribute in node.attribute}
-    for name, value in found.items():
+    attributes = {attribute.name: _plain(attribute) for attribute in node.attribute}
+    for name, value in attributes.items():
         if name not in operator.attributes or not operator.attributes[name](value):
             raise Unsupported(f"{name}={value!r} cannot be read")
-    return found
+    return attributes
 
 
 def _inputs(
@@ -294,12 +294,12 @@ def _made(
     first = alone.input(given[0].shape, given[0].dtype)
     held = given[0].constant
     assert held is not None
-    found = operator.read(alone, attributes, first, *inputs[1:])
+    value = operator.read(alone, attributes, first, *inputs[1:])
     return Value(
         "",
-        found.shape,
-        found.dtype,
-        alone.evaluate(found, {first.name: held.reshape(1, *first.inner)}),
+        value.shape,
+        value.dtype,
+        alone.evaluate(value, {first.name: held.reshape(1, *first.inner)}),
     )
 
 

@@ -105,7 +105,7 @@ def _looked_at(path: Path) -> io.BytesIO:
 
 def _pickled(parts: Mapping[str, bytes], path: Path) -> set[str]:
     """Weights and constants that the archive's own lists say are pickled."""
-    found = set()
+    pickled = set()
     for name, content in parts.items():
         if not name.endswith("_config.json"):
             continue
@@ -121,8 +121,8 @@ def _pickled(parts: Mapping[str, bytes], path: Path) -> set[str]:
                     f"{entry['path_name']!r}{_SURE}"
                 )
             if entry["use_pickle"]:
-                found.add(f"{folder}/{entry['path_name']}")
-    return found
+                pickled.add(f"{folder}/{entry['path_name']}")
+    return pickled
 
 
 def _as_it_is(content: bytes) -> bytes:

@@ -44,11 +44,11 @@ class Tokens:
     @cached_property
     def closes(self) -> dict[int, int]:
         """By the place of each '(' that of its ')'."""
-        found = {}
+        closes = {}
         stack = []
         for at, word in enumerate(self.words):
             if word == "(":
                 stack.append(at)
             elif word == ")" and stack:
-                found[stack.pop()] = at
-        return found
+                closes[stack.pop()] = at
+        return closes

@@ -157,20 +157,20 @@ class _Open:
         self.choices: list[Choice] = []
         self.parts: list[All] = []
 
-    def add(self, found: "Bound | Constraint | All | Choice") -> None:
+    def add(self, part: "Bound | Constraint | All | Choice") -> None:
         if self.kind == "or":
-            self.parts.append(_alone(found))
-        elif isinstance(found, Bound):
-            self.bounds.append(found)
-        elif isinstance(found, Constraint):
-            self.rows.append(found)
-        elif isinstance(found, Choice):
-            self.choices.append(found)
-            self.false = self.false or not found.parts
+            self.parts.append(_alone(part))
+        elif isinstance(part, Bound):
+            self.bounds.append(part)
+        elif isinstance(part, Constraint):
+            self.rows.append(part)
+        elif isinstance(part, Choice):
+            self.choices.append(part)
+            self.false = self.false or not part.parts
         else:  # of one comparison
-            self.bounds += found.bounds
-            self.rows += found.rows
-            self.false = self.false or bool(found.choices)
+            self.bounds += part.bounds
+            self.rows += part.rows
+            self.false = self.false or bool(part.choices)
 
     def together(self) -> All | None:
         """What an `and` says; None where nothing does."""
@@ -185,12 +185,12 @@ class _Open:
             into.add(self.together() or All(choices=(FALSE,)))
 
 
-def _alone(found: Bound | Constraint | All | Choice) -> All:
-    if isinstance(found, All):
-        return found
-    if isinstance(found, Bound):
-        return All((found,))
-    return All((), (found,)) if isinstance(found, Constraint) else All((), (), (found,))
+def _alone(part: Bound | Constraint | All | Choice) -> All:
+    if isinstance(part, All):
+        return part
+    if isinstance(part, Bound):
+        return All((part,))
+    return All((), (part,)) if isinstance(part, Constraint) else All((), (), (part,))
 
 
 class _Reader:
@@ -227,7 +227,7 @@ class _Reader:
     # ----------------------------------------------------------------------------------
     # commands
 
-    def declared(self, at: int, found: dict[str, int]) -> int:
+    def declared(self, at: int, declared: dict[str, int]) -> int:
         """(declare-const X_0 Real) or (declare-fun X_0 () Real): the place of its end."""
         head, word = self.tokens[at + 1 : at + 3]
         sort = at + 3
@@ -245,9 +245,9 @@ class _Reader:
                 sort, f"{word} is declared as '{self.tokens[sort]}'; only Real is known"
             )
         variable = f"{match[1]}_{int(match[2])}"
-        if variable in found:
+        if variable in declared:
             self.source.fail(at + 2, f"{variable} is declared twice; declare each once")
-        found[variable] = at + 2
+        declared[variable] = at + 2
         return sort + 1
 
     def counts(self, declared: dict[str, int]) -> tuple[int, int]:
@@ -325,8 +325,8 @@ class _Reader:
     def comparison(self, at: int, opened: int, into: _Open) -> int:
         """Reads (<= left right) and what is like it into an open formula: the place behind it."""
         sign, left, right = self.tokens[at + 1 : at + 4]
-        if self.tokens[at + 4] == ")" and (found := self.simple(at, sign, left, right)):
-            into.add(found)
+        if self.tokens[at + 4] == ")" and (simple := self.simple(at, sign, left, right)):
+            into.add(simple)
             return at + 5
         sides: list[_Sum] = []
         place = at + 2
@@ -415,25 +415,25 @@ class _Reader:
 
     def rounded(self, at: int, value: Fraction) -> float:
         try:
-            found = float(value)
+            number = float(value)
         except OverflowError:
-            found = math.inf
-        if math.isinf(found) or (value and not found):
+            number = math.inf
+        if math.isinf(number) or (value and not number):
             self.source.fail(
                 at, "a coefficient or a bound here is beyond the range of double precision"
             )
-        return found
+        return number
 
     # ----------------------------------------------------------------------------------
     # terms
 
     def variable(self, word: str, at: int) -> _Variable | None:
         """What a word names, and that it is used."""
-        found = self.variables.get(word)
-        if not found and word[:1] in ("X", "Y") and (match := _VARIABLE.fullmatch(word)):
-            found = self.variables[word] = match[1], int(match[2])
-            self.used.setdefault(found, at)
-        return found
+        variable = self.variables.get(word)
+        if not variable and word[:1] in ("X", "Y") and (match := _VARIABLE.fullmatch(word)):
+            variable = self.variables[word] = match[1], int(match[2])
+            self.used.setdefault(variable, at)
+        return variable
 
     def number(self, word: str) -> float | None:
         """What a word says in float64; None where it is no number, or one beyond its range."""
@@ -542,8 +542,8 @@ class _Term:
         return factor, self.into
 
 
-def _added(into: _Sum, found: _Sum, factor: Fraction) -> None:
-    for key, weight in found.items():
+def _added(into: _Sum, terms: _Sum, factor: Fraction) -> None:
+    for key, weight in terms.items():
         into[key] = into.get(key, Fraction(0)) + factor * weight
 
 
@@ -554,16 +554,16 @@ def _added(into: _Sum, found: _Sum, factor: Fraction) -> None:
 _Sides = frozenset[tuple[int, bool]]
 
 
-def _checked(found: Property, name: str) -> Property:
+def _checked(prop: Property, name: str) -> Property:
     """The property, in which every input has two bounds in every case, and some case has an
     input.
     """
-    whole = everything(found.inputs)
-    ends = whole.ends.narrowed(found.formula.bounds)
+    whole = everything(prop.inputs)
+    ends = whole.ends.narrowed(prop.formula.bounds)
     if (number := ends.empty) is not None:
         raise DataError(f"{name}: {_said(ends, number)}")
-    if not (case := found.case):
-        return found
+    if not (case := prop.case):
+        return prop
     for each in case.choices:
         ends = case.ends.narrowed(each.parts[0].bounds)
         if (number := ends.empty) is not None and all(
@@ -580,13 +580,13 @@ def _checked(found: Property, name: str) -> Property:
         def either(_: Choice, parts: list[_Sides]) -> _Sides:
             return missing.intersection(*parts)
 
-        covered: _Sides = folded(found.formula, both, either)
+        covered: _Sides = folded(prop.formula, both, either)
         if left := missing - covered:
             number, upper = min(left)
             raise DataError(
                 f"{name}: X_{number} has no {'upper' if upper else 'lower'} bound; assert one"
             )
-    return found
+    return prop
 
 
 def _said(ends: Ends, number: int) -> str:

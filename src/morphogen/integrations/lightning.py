@@ -78,7 +78,7 @@ class Growth(pl.Callback):
     ) -> None:
         if kept := checkpoint.get("callbacks", {}).get(self.state_key):
             self._kept = kept
-            replay(ledger_from_json(kept["ledger"]), self._network(module), self.example)
+            replay(self._network(module), ledger_from_json(kept["ledger"]), self.example)
         then(checkpoint)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -100,7 +100,7 @@ def regrown(model: nn.Module, checkpoint: str | Path, example: tuple[Any, ...]) 
     """`model` itself, as it is first built, at the structure of a checkpoint that a trainer with
     `Growth` wrote.
     """
-    replay(ledger_from_json(_read(Path(checkpoint))["ledger"]), model, example)
+    replay(model, ledger_from_json(_read(Path(checkpoint))["ledger"]), example)
     return model
 
 
@@ -115,13 +115,13 @@ def _read(folder: Path) -> dict[str, Any]:
             "another checkpoint"
         )
     try:
-        found = json.loads((folder / FILE).read_text())
-        revive(_Kept, found)
+        kept = json.loads((folder / FILE).read_text())
+        revive(_Kept, kept)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{folder / FILE} cannot be used ({error}); was it changed by hand?"
         ) from error
-    return dict(found)
+    return dict(kept)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A stack of blocks whose depth is one real number that the gradient learns."""
 
+import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -8,9 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from morphogen.errors import ShapeError
+from morphogen.errors import ShapeError, Unsupported
+from morphogen.layers.affine import AFFINE, Affine, gate_and_add
 from morphogen.layers.gate import Gate, exponential
-from morphogen.layers.merge import Merge, residual
+from morphogen.layers.merge import Merge, convex, residual
+from morphogen.layers.protocol import Fold
 from morphogen.layers.stack import BlockStack, last_norm, scaled
 
 
@@ -22,6 +26,13 @@ def gate(w: Tensor, count: int, shape: Gate = exponential) -> Tensor:
     """
     w = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
     return shape(w - torch.arange(count, dtype=w.dtype, device=w.device))
+
+
+# what stays of a block's input beside gate * block(x), for the merges that are affine
+_KEPT: dict[Merge, Callable[[float], float]] = {
+    residual: lambda gate: 1.0,
+    convex: lambda gate: 1.0 - gate,
+}
 
 
 class LearnedDepth(BlockStack):
@@ -131,7 +142,7 @@ class LearnedDepth(BlockStack):
             return built + 1 + self.lookahead
         return built + self.lookahead - (built > 1 and w < built - 1 - margin)
 
-    def settle(self, least: float = 0.1) -> None:
+    def fix_depth(self, least: float = 0.1) -> None:
         """End the search: from now on the depth stays, and no closed block is looked at. A last
         block whose gate is below `least`, which changes little and costs as much as any, is closed;
         the blocks go on learning.
@@ -143,6 +154,39 @@ class LearnedDepth(BlockStack):
         self.w.requires_grad_(False)
         self.w.grad = None
         self.lookahead = False
+
+    def new_block_is_silent(self) -> bool:
+        """Its gate is closed, or it starts at zero and is added."""
+        return self.depth <= len(self.blocks) or (self.zero_init and self.merge is residual)
+
+    def size_parameters(self) -> list[nn.Parameter]:
+        """w."""
+        return [self.w]
+
+    def to_plain(self, fold: Fold) -> nn.Sequential:
+        """The active blocks, each one affine layer with its gate and the identity multiplied out,
+        and h after each.
+
+        Source: Going Deeper, the gated form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate
+        gamma / sqrt(var + eps). Raises `Unsupported` for blocks and merges that are not affine.
+        """
+        kept = _KEPT.get(self.merge)
+        if kept is None:
+            name = getattr(self.merge, "__name__", self.merge)
+            raise Unsupported(
+                f"freeze: the merge '{name}' is not affine and cannot be folded; use residual or "
+                "convex"
+            )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        h = "relu" if isinstance(self.h, nn.ReLU) else "h"
+        gates = self.gates().tolist()
+        for number in range(1, self.active_blocks + 1):
+            gate = gates[number - 1]
+            layer = _affine(fold(self.blocks[number - 1]))
+            gate_and_add(layer, gate, kept(gate))
+            layers[f"block{number}"] = layer
+            layers[f"{h}{number}"] = copy.deepcopy(self.h)
+        return nn.Sequential(layers or OrderedDict(h=copy.deepcopy(self.h)))
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.active_blocks
@@ -164,12 +208,24 @@ class LearnedDepth(BlockStack):
         compiler fuses the product anyway.
         """
         foldable = self.training and self.merge is residual and not torch.compiler.is_compiling()
-        if foldable and (found := last_norm(block)) is not None:
-            return x + scaled(*found, x, gate)
+        if foldable and (steps_and_place := last_norm(block)) is not None:
+            return x + scaled(*steps_and_place, x, gate)
         return self.merge(x, block(x), gate.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"w={self.depth:.3f}, active={self.active_blocks}"
+
+
+def _affine(block: nn.Module) -> Affine:
+    """The one affine layer that a block of plain modules is, as a copy: blocks may share it."""
+    layers = [module for module in block.modules() if not isinstance(module, nn.Sequential)]
+    if len(layers) != 1 or not isinstance(layers[0], AFFINE):
+        raise Unsupported(
+            f"freeze: a block of {', '.join(type(m).__name__ for m in layers)} is not one affine "
+            "layer and cannot be folded with its gate; use blocks of Linear or Conv with "
+            "BatchNorm and Dropout"
+        )
+    return copy.deepcopy(layers[0])
 
 
 @contextmanager

@@ -6,14 +6,16 @@ keeps lengths at first; `link` and `unlink`, in `transforms`, rewrite a network 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.errors import ShapeError
+from morphogen.errors import ShapeError, Unsupported
+from morphogen.layers.affine import AFFINE, along_features, in_groups, mirror_rows
 from morphogen.layers.linked_op import linked
+from morphogen.layers.protocol import Fold, is_linkage
 from morphogen.layers.units import unit_dim
 
 Pair = tuple[Tensor, Tensor]
@@ -36,8 +38,8 @@ class Linked(nn.Module):
         self.base = base
         self.dim = dim
 
-    def pair(self, z: Tensor) -> Pair:
-        """Both halves."""
+    def unit_outputs(self, z: Tensor) -> Pair:
+        """Both halves: g(z), g(-z)."""
         return self.base(z), self.base(-z)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -45,8 +47,48 @@ class Linked(nn.Module):
         kind = _kind(self.base)
         # whoever reads the graph, and the ONNX file, sees plain operations
         if kind is None or torch.compiler.is_exporting():
-            return torch.cat(self.pair(z), dim)
+            return torch.cat(self.unit_outputs(z), dim)
         return linked(z, kind, dim)
+
+    @property
+    def scales_units(self) -> bool:
+        """It makes two features of one."""
+        return False
+
+    def count_dim_from_end(self, shape: Sequence[int]) -> None:
+        """Make `dim` negative, for an input of this shape."""
+        self.dim = unit_dim(shape, self.dim, type(self).__name__) - len(shape)
+
+    def fold_into_producer(self, producer: nn.Module) -> nn.Module:
+        """The rows of the layer that makes z are mirrored, [z, -z], and the plain activation
+        follows.
+        """
+        if (
+            not isinstance(producer, AFFINE)
+            or in_groups(producer)
+            or not along_features(producer, self.dim)
+        ):
+            raise self._without_plain_form(f"after {type(producer).__name__}")
+        mirror_rows(producer)
+        return self._plain_activation(len(producer.weight) // 2)
+
+    def fold_into_consumer(self, consumer: nn.Module) -> None:
+        """Refused: what it does, it does to the layer before it."""
+        raise self._without_plain_form("that comes first")
+
+    def _without_plain_form(self, where: str) -> Unsupported:
+        return Unsupported(
+            f"freeze: {type(self).__name__} {where} has no plain form; put a mirror linkage right "
+            "behind a Linear or Conv (with groups=1), or behind its batch norm, along its features"
+        )
+
+    def _plain_activation(self, units: int) -> nn.Module:
+        """The activation of both halves at once."""
+        if not isinstance(self.base, nn.Module):
+            raise Unsupported(
+                f"freeze: Linked({self.base}) links a function; link a module, such as nn.ReLU()"
+            )
+        return self.base
 
     def extra_repr(self) -> str:
         return "" if self.dim is None else f"dim={self.dim}"
@@ -114,13 +156,35 @@ class LKPReLU(Linked):
             for _ in range(2)
         )
 
-    def pair(self, z: Tensor) -> Pair:
+    def unit_outputs(self, z: Tensor) -> Pair:
         dim = unit_dim(z.shape, self.dim, type(self).__name__)
         positive, negative = (_aligned(slope, z, dim) for slope in (self.positive, self.negative))
         return F.relu(z) - positive * F.relu(-z), F.relu(-z) - negative * F.relu(z)
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.cat(self.pair(z), unit_dim(z.shape, self.dim, type(self).__name__))
+        return torch.cat(self.unit_outputs(z), unit_dim(z.shape, self.dim, type(self).__name__))
+
+    def count_dim_from_end(self, shape: Sequence[int]) -> None:
+        """Likewise; `nn.PReLU`, which it becomes, has its slopes along dimension 1."""
+        dim = unit_dim(shape, self.dim, type(self).__name__)
+        if dim != 1:
+            raise Unsupported(
+                f"freeze: LKPReLU along dimension {dim} has no plain form: nn.PReLU has its slopes "
+                "along dimension 1; use another linked activation there"
+            )
+        self.dim = dim - len(shape)
+
+    @torch.no_grad()
+    def _plain_activation(self, units: int) -> nn.PReLU:
+        if self.positive.dim() > 1:
+            raise Unsupported(
+                "freeze: LKPReLU with a slope for each element has no plain form; use one for each "
+                "unit"
+            )
+        slopes = [slope.expand(units) for slope in (self.positive, self.negative)]
+        plain = nn.PReLU(2 * units).to(self.positive)
+        plain.weight.copy_(torch.cat(slopes))
+        return plain
 
 
 class LKSine(nn.Module):
@@ -133,8 +197,18 @@ class LKSine(nn.Module):
         super().__init__()
         self.dim = dim
 
+    def unit_outputs(self, z: Tensor) -> Pair:
+        """Both halves: sin z, cos z."""
+        return z.sin(), z.cos()
+
     def forward(self, z: Tensor) -> Tensor:
-        return torch.cat((z.sin(), z.cos()), unit_dim(z.shape, self.dim, type(self).__name__))
+        return torch.cat(self.unit_outputs(z), unit_dim(z.shape, self.dim, type(self).__name__))
+
+    def to_plain(self, fold: Fold) -> nn.Module:
+        """Refused: torch has no such module."""
+        raise Unsupported(
+            "freeze: LKSine has no plain form; use a mirror linkage, such as LKReLU, in its place"
+        )
 
 
 _BASES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SELU: "selu", nn.SiLU: "silu"}
@@ -197,21 +271,23 @@ def second_moment(base: nn.Module | Callable[[Tensor], Tensor]) -> float:
 
 
 def _halves(base: nn.Module | Callable[[Tensor], Tensor], z: Tensor) -> Pair:
-    if isinstance(base, LKSine):
-        return z.sin(), z.cos()
+    """Both halves at numbers z, (n,), that stand for no units."""
     if isinstance(base, LKPReLU):
-        positive, negative = (
-            float(slope.detach().double().mean()) for slope in (base.positive, base.negative)
-        )
-        return F.relu(z) - positive * F.relu(-z), F.relu(-z) - negative * F.relu(z)
-    if isinstance(base, Linked):
-        return _halves(base.base, z)
-    copied = (
-        base.double()
-        if isinstance(base, nn.Module) and not any(True for _ in base.parameters())
-        else base
-    )
-    return copied(z), copied(-z)
+        base = _with_mean_slopes(base)
+    if is_linkage(base):
+        first, second = base.unit_outputs(z)
+        return first, second
+    assert callable(base)
+    if isinstance(base, nn.Module) and not any(True for _ in base.parameters()):
+        base = base.double()
+    return base(z), base(-z)
+
+
+def _with_mean_slopes(act: LKPReLU) -> LKPReLU:
+    averaged = LKPReLU().double()
+    averaged.positive.copy_(act.positive.double().mean())
+    averaged.negative.copy_(act.negative.double().mean())
+    return averaged
 
 
 @torch.no_grad()

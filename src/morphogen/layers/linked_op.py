@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from morphogen.layers.kernels.threads import shared
 from morphogen.layers.orders import forward_mode, further, gradient, refuse_forward_mode
@@ -25,10 +25,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Kind:
-    """g in three forms. value: plain, for derivatives of any order. into: (z, positive, negative)
-    writes both halves. back: (gradients of both halves, z) -> the gradient of z.
+    """g in four forms. module: its class. value: plain, for derivatives of any order. into: (z,
+    positive, negative) writes both halves. back: (gradients of both halves, z) -> the gradient of
+    z.
     """
 
+    module: type[nn.Module]
     value: Callable[[Tensor], Tensor]
     into: Callable[[Tensor, Tensor, Tensor], Any]
     back: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -71,19 +73,21 @@ _ALPHA = 1.6732632423543772848170429916717
 _SCALE = 1.0507009873554804934193349852946
 
 KINDS: dict[str, Kind] = {
-    "relu": Kind(F.relu, _relu_into, _relu_back),
+    "relu": Kind(nn.ReLU, F.relu, _relu_into, _relu_back),
     "elu": Kind(
+        nn.ELU,
         F.elu,
         _both(aten.elu),
         _mirrored(lambda g, z: aten.elu_backward(g, 1.0, 1.0, 1.0, False, z)),
     ),
     "selu": Kind(
+        nn.SELU,
         F.selu,
         _both(lambda z, **out: aten.elu(z, _ALPHA, _SCALE, 1.0, **out)),
         _mirrored(lambda g, z: aten.elu_backward(g, _ALPHA, _SCALE, 1.0, False, z)),
     ),
-    "silu": Kind(F.silu, _both(aten.silu), _mirrored(aten.silu_backward)),
-    "gelu": Kind(F.gelu, _both(aten.gelu), _mirrored(aten.gelu_backward)),
+    "silu": Kind(nn.SiLU, F.silu, _both(aten.silu), _mirrored(aten.silu_backward)),
+    "gelu": Kind(nn.GELU, F.gelu, _both(aten.gelu), _mirrored(aten.gelu_backward)),
 }
 
 

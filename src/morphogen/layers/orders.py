@@ -68,12 +68,11 @@ def gradient(
             for t, want in zip(inputs, wanted, strict=True)
         ]
         asked = [name for name, want in zip(names, wanted, strict=True) if want]
-        found: Any = iter(
-            torch.autograd.grad(
-                run(*names), asked, above, create_graph=True, materialize_grads=True
-            )
+        gradients = torch.autograd.grad(
+            run(*names), asked, above, create_graph=True, materialize_grads=True
         )
-    return tuple(next(found) if want else None for want in wanted)
+    left = iter(gradients)
+    return tuple(next(left) if want else None for want in wanted)
 
 
 def one_by_one(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,16 +83,12 @@ def one_by_one(operation: Callable[..., Any]) -> Callable[..., Any]:
     def mapped(
         info: Any, dims: tuple[Any, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        each = [
-            operation(
-                *(
-                    a.select(d, i) if isinstance(d, int) else a
-                    for a, d in zip(arguments, dims, strict=True)
-                )
-            )
-            for i in range(info.batch_size)
-        ]
-        found = tuple(torch.stack(part) for part in zip(*each, strict=True))
-        return found, (0,) * len(found)
+        results = []
+        for i in range(info.batch_size):
+            pairs = zip(arguments, dims, strict=True)
+            example = [a.select(d, i) if isinstance(d, int) else a for a, d in pairs]
+            results.append(operation(*example))
+        stacked = tuple(torch.stack(part) for part in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
 
     return mapped

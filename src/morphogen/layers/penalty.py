@@ -11,22 +11,27 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.protocol import LearnsSize, learns_size
 from morphogen.layers.stack import last_weight
-from morphogen.layers.width import LearnedWidth
 
 
 def penalty(model: nn.Module) -> Tensor | float:
-    """The sum of all learned depths' and widths' penalties; 0.0 where there are none."""
-    learned = (m for m in model.modules() if isinstance(m, (LearnedDepth, LearnedWidth)))
-    return sum((m.penalty(m) for m in learned if m.penalty is not None), start=0.0)  # type: ignore[arg-type]
+    """The sum of the penalties of all layers that learn their size, depths and widths; 0.0 where
+    there are none.
+    """
+    total: Tensor | float = 0.0
+    for layer in model.modules():
+        if learns_size(layer) and layer.penalty is not None:
+            total = total + layer.penalty(layer)
+    return total
 
 
-def linear(layer: LearnedDepth | LearnedWidth, factor: float) -> Tensor:
+def linear(layer: LearnsSize, factor: float) -> Tensor:
     """factor * w: every unit, or block, costs the same."""
     return factor * layer.w
 
 
-def quadratic(layer: LearnedDepth | LearnedWidth, factor: float) -> Tensor:
+def quadratic(layer: LearnsSize, factor: float) -> Tensor:
     """factor * w^2. Source: Going Deeper, the w regulariser: a sum of squares without 1/2,
     symmetric about 0.
     """

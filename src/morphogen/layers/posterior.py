@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from morphogen.errors import ShapeError
+from morphogen.errors import ShapeError, Unsupported
+from morphogen.layers.protocol import Fold
 from morphogen.layers.stack import BlockStack
 from morphogen.layers.units import unit_dim
 
@@ -78,6 +79,9 @@ class DepthPosterior(BlockStack):
     objective. Differs: a discretised normal for q and p.
     """
 
+    # what depth costs is the divergence from the prior, a part of the objective
+    penalty = None
+
     def __init__(
         self,
         block: Callable[[int], nn.Module],
@@ -111,12 +115,14 @@ class DepthPosterior(BlockStack):
 
     @property
     def depth(self) -> float:
-        """The mean of q."""
-        return float(
-            (self.q() * torch.arange(1, len(self.blocks) + 1, device=self.mean.device))
-            .sum()
-            .detach()
-        )
+        """The mean of q: sum of q(l) * l."""
+        return float(self.w.detach())
+
+    @property
+    def w(self) -> Tensor:
+        """The same, as a scalar that the gradient reaches."""
+        depths = torch.arange(1, len(self.blocks) + 1, device=self.mean.device)
+        return (self.q() * depths).sum()
 
     def q(self) -> Tensor:
         """Probabilities of depths 1 .. blocks, shape (blocks,)."""
@@ -135,13 +141,28 @@ class DepthPosterior(BlockStack):
         built = len(self.blocks)
         return built + 1 if reach > built else built - 1 if reach < built - 1 else built
 
+    def new_block_is_silent(self) -> bool:
+        """A new depth gets a share of q at once."""
+        return False
+
+    def size_parameters(self) -> list[nn.Parameter]:
+        """Those of q."""
+        return [self.mean, self.log_scale]
+
+    def to_plain(self, fold: Fold) -> nn.Module:
+        """Refused: which depth it is has not been decided."""
+        raise Unsupported(
+            f"freeze: {type(self).__name__} has no single depth yet; put "
+            "`fixed(collapse(...).depth)` of it in its place"
+        )
+
     def outputs(self, x: Tensor) -> Tensor:
         """The outputs of all depths, one pass through the deepest; shape (blocks, *output)."""
-        found = []
+        outputs = []
         for stage in self.blocks:
             x = stage["block"](x)  # type: ignore[index]
-            found.append(stage["readout"](x))  # type: ignore[index]
-        return torch.stack(found)
+            outputs.append(stage["readout"](x))  # type: ignore[index]
+        return torch.stack(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = self.outputs(x)
@@ -200,12 +221,10 @@ class DepthPosterior(BlockStack):
         """Choose the smallest depth whose mean loss on (x, y) is at most `within` above the best
         depth's; give data that was not trained on. `fixed(result.depth)` is the network.
         """
-        found = tuple(float(loss(output, y).mean()) for output in self.outputs(x))
-        return Collapse(
-            next(i for i, value in enumerate(found, start=1) if value <= min(found) + within),
-            found,
-            float(loss(self(x), y).mean()),
-        )
+        losses = tuple(float(loss(output, y).mean()) for output in self.outputs(x))
+        allowed = min(losses) + within
+        depth = next(i for i, value in enumerate(losses, start=1) if value <= allowed)
+        return Collapse(depth, losses, float(loss(self(x), y).mean()))
 
     def extra_repr(self) -> str:
         return (

@@ -49,8 +49,8 @@ def without_reset(module: nn.Module, prefix: str = "") -> list[str]:
 
 
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    found = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
-    return next((reset for reset in found if callable(reset)), None)
+    resets = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
+    return next((reset for reset in resets if callable(reset)), None)
 
 
 def last_weight(block: nn.Module) -> str:
@@ -176,6 +176,14 @@ class BlockStack(nn.Module, ABC):
     def wanted(self) -> int:
         """How many blocks should exist."""
 
+    @abstractmethod
+    def new_block_is_silent(self) -> bool:
+        """Whether a new block would leave the function exactly as it is."""
+
+    def reason(self) -> str:
+        """Why so many are wanted."""
+        return f"learned depth w = {self.depth:.2f}"
+
     def new_block(self) -> nn.Module:
         """What `block(i)` builds for the next place, as it is: its own values, where the blocks
         are, in their precision.
@@ -253,8 +261,8 @@ class BlockStack(nn.Module, ABC):
                 if id(parameter) in own:
                     raise PlanError(
                         f"{type(self).__name__}: zero_init=True would zero '{name}' of a new "
-                        "block, which other blocks share; leave quiet off, or let block(i) build "
-                        "it"
+                        "block, which other blocks share; leave zero_init off, or let block(i) "
+                        "build it"
                     )
                 nn.init.zeros_(parameter)
 

@@ -1,14 +1,20 @@
 """A layer whose number of units is one real number that the gradient learns."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from morphogen.errors import ShapeError
+from morphogen.errors import ShapeError, Unsupported
+from morphogen.layers.affine import AFFINE, along_features, in_groups, scale_columns, scale_rows
 from morphogen.layers.gate import Gate, exponential
 from morphogen.layers.units import unit_dim
+
+_HINT = (
+    "put it right before a Linear or Conv, or after one with nothing but ReLU, LeakyReLU and "
+    "pooling between"
+)
 
 
 class LearnedWidth(nn.Module):
@@ -110,6 +116,48 @@ class LearnedWidth(nn.Module):
             return max(1, math.ceil(w))
         wanted = max(built + chunk, math.ceil(w))
         return wanted if self.max_units is None else max(built, min(self.max_units, wanted))
+
+    def reason(self) -> str:
+        """Why so many are wanted."""
+        return f"learned width w = {self.width:.1f}"
+
+    def unit_tensor(self) -> str:
+        """What grows and shrinks with the units."""
+        return "ones"
+
+    def size_parameters(self) -> list[nn.Parameter]:
+        """log w."""
+        return [self.log_w]
+
+    @property
+    def scales_units(self) -> bool:
+        """Each by its gate."""
+        return True
+
+    def count_dim_from_end(self, shape: Sequence[int]) -> None:
+        """Make `dim` negative, for an input of this shape."""
+        self.dim = unit_dim(shape, self.dim, type(self).__name__) - len(shape)
+
+    def fold_into_producer(self, producer: nn.Module) -> None:
+        """The gates go into the rows of its weight and into its bias."""
+        if not isinstance(producer, AFFINE) or not along_features(producer, self.dim):
+            raise Unsupported(
+                f"freeze: a LearnedWidth of dim={self.dim} behind {producer} does not gate its "
+                f"features; {_HINT}"
+            )
+        scale_rows(producer, self.gates())
+
+    def fold_into_consumer(self, consumer: nn.Module) -> None:
+        """The gates go into the columns of its weight."""
+        if (
+            not isinstance(consumer, AFFINE)
+            or in_groups(consumer)
+            or not along_features(consumer, self.dim)
+        ):
+            raise Unsupported(
+                f"freeze: a LearnedWidth before {type(consumer).__name__} cannot be folded; {_HINT}"
+            )
+        scale_columns(consumer, self.gates())
 
     def forward(self, x: Tensor) -> Tensor:
         dim = unit_dim(x.shape, self.dim, "LearnedWidth")

@@ -9,6 +9,7 @@ answered by the units of its time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -124,28 +125,37 @@ def descend(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(loss(chosen), parameters), strict=True
-        ):
+        gradients = torch.autograd.grad(loss(chosen), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        with torch.no_grad():
+        with torch.no_grad(), only(trained):
             pull()
-            kept = [parameter.clone() for parameter in parameters]
             optimizer.step()
             shrink(rate)
-            for parameter, old in zip(parameters, kept, strict=True):
-                parameter.copy_(torch.where(trained[parameter], parameter, old))
         if (step + 1) % settings.check == 0:
             looks.append(held())
-            recent = looks[-settings.window :]
-            earlier = looks[-2 * settings.window : -settings.window]
-            if (
-                len(earlier) == settings.window
-                and sum(earlier) - sum(recent) < settings.tolerance * settings.window
-            ):
+            if stalled(looks, settings):
                 break
     optimizer.zero_grad()
     return held()
+
+
+@contextmanager
+def only(trained: Trained) -> Iterator[None]:
+    """Entries outside the masks are afterwards what they were, bit for bit."""
+    kept = [parameter.clone() for parameter in trained]
+    yield
+    for (parameter, mask), old in zip(trained.items(), kept, strict=True):
+        parameter.copy_(torch.where(mask, parameter, old))
+
+
+def stalled(looks: Sequence[float], settings: DEN) -> bool:
+    """Whether the last looks are on average hardly lower than as many before them."""
+    recent = looks[-settings.window :]
+    earlier = looks[-2 * settings.window : -settings.window]
+    if len(earlier) < settings.window:
+        return False
+    return sum(earlier) - sum(recent) < settings.tolerance * settings.window
 
 
 @dataclass(frozen=True)
@@ -221,32 +231,50 @@ class Lesson:
         """Train the masked entries. drifting: with the penalty of eq. 6; grouped: with that of eq.
         5, on new units.
         """
-        settings = self.settings
-        linears = [layer.linear for layer in self.net.layers]
 
         def pull() -> None:
             for p in trained:
-                p.grad.add_(p, alpha=settings.l2)  # type: ignore[union-attr]
-            for layer, (weight, bias) in zip(linears, self.before, strict=True) if drifting else ():
-                for p, old in ((layer.weight, weight), (layer.bias, bias)):
-                    there = tuple(slice(size) for size in old.shape)
-                    p.grad[there].add_(p[there] - old, alpha=settings.drift)  # type: ignore[index]
+                p.grad.add_(p, alpha=self.settings.l2)  # type: ignore[union-attr]
+            if drifting:
+                self.hold_back()
 
         def shrink(rate: float) -> None:
             for p in trained:
                 if p.dim() == 2:
-                    p.copy_(soft(p, rate * settings.l1))
-            for layer, new in zip(linears, self.new, strict=True) if grouped else ():
-                rows = group_soft(incoming(layer)[new], rate * settings.group)
-                layer.weight[new], layer.bias[new] = rows[:, :-1], rows[:, -1]
+                    p.copy_(soft(p, rate * self.settings.l1))
+            if grouped:
+                self.shrink_units(rate)
 
-        x, y = self.train
-        loss = lambda rows: self.loss(x[rows], y[rows])  # noqa: E731
-        optimizer = self.optimizer
-        held = self.held_loss
+        def loss(rows: Tensor) -> Tensor:
+            x, y = self.train
+            return self.loss(x[rows], y[rows])
+
+        count = len(self.train[0])
         self.losses[name] = descend(
-            settings, optimizer, trained, loss, held, len(x), self.draw, pull, shrink
+            self.settings,
+            self.optimizer,
+            trained,
+            loss,
+            self.held_loss,
+            count,
+            self.draw,
+            pull,
+            shrink,
         )
+
+    def hold_back(self) -> None:
+        """Adds the gradient of drift / 2 * |p - before|^2 for what was there before the task."""
+        for layer, (weight, bias) in zip(self.net.layers, self.before, strict=True):
+            for p, old in ((layer.linear.weight, weight), (layer.linear.bias, bias)):
+                there = tuple(slice(size) for size in old.shape)
+                p.grad[there].add_(p[there] - old, alpha=self.settings.drift)  # type: ignore[index]
+
+    def shrink_units(self, rate: float) -> None:
+        """The proximal step of the lengths of new units' incoming weights."""
+        for layer, new in zip(self.net.layers, self.new, strict=True):
+            rows = group_soft(incoming(layer.linear)[new], rate * self.settings.group)
+            layer.linear.weight[new] = rows[:, :-1]
+            layer.linear.bias[new] = rows[:, -1]
 
 
 def incoming(layer: nn.Linear) -> Tensor:
@@ -261,29 +289,13 @@ def learn(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Gen
     ends. draw: of new units and of the order of rows. Raises `ShapeError` where rows do not fit the
     network or each other; nothing was changed then.
     """
-    x, y = train
-    wanted = (net.layers[0].linear.in_features, *y.shape[1:])
-    for name, (inputs, answers) in {"train": train, "held": held}.items():
-        found = (*inputs.shape[1:], *answers.shape[1:])
-        if (
-            found != wanted
-            or (inputs.dim(), answers.dim()) != (2, 2)
-            or not len(inputs) == len(answers) > 0
-        ):
-            raise ShapeError(
-                f"{name}: x {tuple(inputs.shape)}, y {tuple(answers.shape)}; give rows (n, "
-                f"{wanted[0]}), flattened if images, and answers (n, outputs), both parts with as "
-                "many outputs, n > 0"
-            )
+    for name, part in {"train": train, "held": held}.items():
+        check_rows(net, part, name, train[1].shape[1:])
     lesson = enrol(net, settings, train, held, draw)
     if lesson.task == 0:
         lesson.phase("first", inside(lesson, [torch.ones_like(new) for new in lesson.new]))
         return Learned(0, lesson.losses, sizes=net.sizes)
-    with torch.no_grad():
-        solved = sparse_head(net.features(x), y, settings.sparsity, settings.iterations)
-        lesson.head.weight.copy_(solved[0])
-        lesson.head.bias.copy_(solved[1])
-    lesson.losses["head"] = lesson.held_loss()
+    solve_head(lesson)
     chosen = net.reads(lesson.task)
     selected = tuple(int(mask.sum()) for mask in chosen)
     lesson.phase("selective", inside(lesson, chosen))
@@ -297,6 +309,30 @@ def learn(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Gen
     if any(copies):
         lesson.phase("split", inside(lesson, chosen), drifting=True)
     return Learned(lesson.task, lesson.losses, selected, added, copies, net.sizes)
+
+
+def check_rows(net: Lifelong, part: Rows, name: str, outputs: torch.Size) -> None:
+    """Raises `ShapeError` where rows do not fit the network, or answers the outputs."""
+    x, y = part
+    features = net.layers[0].linear.in_features
+    fits = (x.dim(), y.dim()) == (2, 2) and len(x) == len(y) > 0
+    if not fits or x.shape[1] != features or y.shape[1:] != outputs:
+        raise ShapeError(
+            f"{name}: x {tuple(x.shape)}, y {tuple(y.shape)}; give rows (n, {features}), flattened "
+            "if images, and answers (n, outputs), both parts with as many outputs, n > 0"
+        )
+
+
+@torch.no_grad()
+def solve_head(lesson: Lesson) -> None:
+    """The new head alone, as the convex problem that it is."""
+    x, y = lesson.train
+    settings = lesson.settings
+    features = lesson.net.features(x)
+    weight, bias = sparse_head(features, y, settings.sparsity, settings.iterations)
+    lesson.head.weight.copy_(weight)
+    lesson.head.bias.copy_(bias)
+    lesson.losses["head"] = lesson.held_loss()
 
 
 def enrol(net: Lifelong, settings: DEN, train: Rows, held: Rows, draw: torch.Generator) -> Lesson:
@@ -375,47 +411,71 @@ def split(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
 
     Source: Yoon et al., algorithm 4.
     """
-    net = lesson.net
-    layers = lesson.net.layers
-    states = [(layer.linear.weight.clone(), layer.linear.bias.clone()) for layer in layers]
-    heads = [net.head(task).weight.clone() for task in range(len(net.heads))]
-    originals: list[Tensor] = []
-    for (weight, bias), (old, shift), mask, new in zip(
-        states, lesson.before, chosen, lesson.new, strict=True
-    ):
-        # what old tasks read: units that came with this one are not heard there
-        rows, columns = old.shape
-        moved = drift(
-            torch.cat([old, shift[:, None]], 1),
-            torch.cat([weight[:rows, :columns], bias[:rows, None]], 1),
-        )
-        goes = F.pad(moved > lesson.settings.limit, (0, len(weight) - rows))
-        if originals:
-            goes |= (weight[:, originals[-1]] != 0).any(1)
-        originals.append((goes & mask & ~new).nonzero()[:, 0])
+    states = [
+        (layer.linear.weight.clone(), layer.linear.bias.clone()) for layer in lesson.net.layers
+    ]
+    heads = [lesson.net.head(task).weight.clone() for task in range(len(lesson.net.heads))]
+    originals = drifted(lesson, chosen)
     if not any(map(len, originals)):
         return list(chosen)
     lesson.edit(Split, [tuple(units.tolist()) for units in originals])
-    below = originals[0][:0]
-    for layer, new, units, (weight, bias), (old, shift) in zip(
-        layers, lesson.new, originals, states, lesson.before, strict=True
+    rewire_layers(lesson, states, originals)
+    rewire_heads(lesson, heads, originals[-1])
+    return [
+        torch.cat([mask.index_fill(0, units, False), mask.new_ones(len(units))])
+        for mask, units in zip(chosen, originals, strict=True)
+    ]
+
+
+def drifted(lesson: Lesson, chosen: Sequence[Tensor]) -> list[Tensor]:
+    """For each layer, the chosen old units that drifted by more than the limit, or read one."""
+    originals: list[Tensor] = []
+    for layer, (old, shift), mask, new in zip(
+        lesson.net.layers, lesson.before, chosen, lesson.new, strict=True
     ):
-        weight = torch.cat([weight, weight[units]])
-        bias = torch.cat([bias, bias[units]])
-        weight = torch.where(new[:, None], _handed(weight, below), F.pad(weight, (0, len(below))))
+        # what old tasks read: units that came with this one are not heard there
+        rows, columns = old.shape
+        weight = layer.linear.weight
+        before = torch.cat([old, shift[:, None]], 1)
+        after = torch.cat([weight[:rows, :columns], layer.linear.bias[:rows, None]], 1)
+        moved = drift(before, after) > lesson.settings.limit
+        goes = F.pad(moved, (0, len(weight) - rows))
+        if originals:
+            goes |= (weight[:, originals[-1]] != 0).any(1)
+        originals.append((goes & mask & ~new).nonzero()[:, 0])
+    return originals
+
+
+def rewire_layers(
+    lesson: Lesson, states: Sequence[tuple[Tensor, Tensor]], originals: Sequence[Tensor]
+) -> None:
+    """Copies take over what the originals had come to be, originals are what they were before.
+    New units read the copies; states: weights and biases before the split.
+    """
+    below = originals[0][:0]
+    for layer, new, units, state, (old, shift) in zip(
+        lesson.net.layers, lesson.new, originals, states, lesson.before, strict=True
+    ):
+        weight, bias = (torch.cat([values, values[units]]) for values in state)
+        read_copies = _handed(weight, below)
+        read_originals = F.pad(weight, (0, len(below)))
+        weight = torch.where(new[:, None], read_copies, read_originals)
         weight[units] = F.pad(old[units], (0, weight.shape[1] - old.shape[1]))
         bias[units] = shift[units]
         layer.linear.weight.copy_(weight)
         layer.linear.bias.copy_(bias)
         below = units
+
+
+def rewire_heads(lesson: Lesson, heads: Sequence[Tensor], units: Tensor) -> None:
+    """This task's head reads the copies, the others' the originals. heads: weights before the
+    split.
+    """
     for task, weight in enumerate(heads):
-        net.head(task).weight.copy_(
-            _handed(weight, below) if task == lesson.task else F.pad(weight, (0, len(below)))
-        )
-    return [
-        torch.cat([mask.index_fill(0, units, False), mask.new_ones(len(units))])
-        for mask, units in zip(chosen, originals, strict=True)
-    ]
+        read_originals = F.pad(weight, (0, len(units)))
+        of_this = task == lesson.task
+        head = lesson.net.head(task)
+        head.weight.copy_(_handed(weight, units) if of_this else read_originals)
 
 
 def _handed(weight: Tensor, units: Tensor) -> Tensor:

@@ -114,9 +114,9 @@ class Lifelong(nn.Module):
                 f"task={task} is unknown: {len(self.heads)} were learned, numbered from 0 in their "
                 "order"
             )
-        found = self.heads[task]
-        assert isinstance(found, nn.Linear)
-        return found
+        head = self.heads[task]
+        assert isinstance(head, nn.Linear)
+        return head
 
     def reads(self, task: int) -> list[Tensor]:
         """Masks (units,) of the hidden units that a task's head depends on."""
@@ -130,12 +130,12 @@ def reachable(weights: Sequence[Tensor]) -> list[Tensor]:
     layer, a mask (units,). Source: Yoon et al., algorithm 2, a breadth-first search from the head;
     from all of its outputs.
     """
-    found: list[Tensor] = []
+    masks: list[Tensor] = []
     kept = torch.ones(len(weights[-1]), dtype=torch.bool, device=weights[-1].device)
     for weight in reversed(weights[1:]):
         kept = (weight[kept] != 0).any(0)
-        found.insert(0, kept)
-    return found
+        masks.insert(0, kept)
+    return masks
 
 
 def used(net: nn.Module) -> int:

@@ -10,6 +10,8 @@ Source: Motzkin et al. 1953; the adjacency test of Fukuda and Prodon 1996. A cor
 bits of two words, by their place in its cell's list of labels.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -19,6 +21,238 @@ NEAR = 1e-10  # a corner so near to a hyperplane lies on it; the box has a radiu
 DONE, FULL, CROWDED = 0, 1, 2
 
 _ONE, _WORD = np.uint64(1), 64
+_CORNERS = 1 << 12  # of one cell that is cut, at most
+
+
+class Cells(NamedTuple):
+    """start, count: of each cell's corners. facets: how many it has. labels: whose, (cells,
+    facets). points, masks: of the corners of all cells, (corners, d) and (corners, 2).
+    """
+
+    start: np.ndarray
+    count: np.ndarray
+    facets: np.ndarray
+    labels: np.ndarray
+    points: np.ndarray
+    masks: np.ndarray
+
+
+class Parts(NamedTuple):
+    """Room for cells, as in `Cells`, that may not be enough; parent: which cell each is a part of;
+    above: the side that it is on, (cells, units).
+    """
+
+    start: np.ndarray
+    count: np.ndarray
+    facets: np.ndarray
+    labels: np.ndarray
+    points: np.ndarray
+    masks: np.ndarray
+    parent: np.ndarray
+    above: np.ndarray
+
+
+class _Scratch(NamedTuple):
+    """away: of a cell's corners, how far they are from a hyperplane. masks: of its corners.
+    crossing: which units' hyperplanes cut the parent.
+    """
+
+    away: np.ndarray
+    masks: np.ndarray
+    crossing: np.ndarray
+
+
+@njit(error_model="numpy", cache=True)
+def cut(rows, first_label, given, first, parts):
+    """Cut cells, from the `first` one on, by the hyperplanes that rows (cells, units, d + 1) are of
+    each, one after the other.
+
+    given: `Cells`. parts: `Parts`, which are written. Returns (`DONE`, `FULL` or `CROWDED`, the
+    cell to go on with, how many parts there are, how many corners).
+    """
+    units = rows.shape[1]
+    scratch = _Scratch(
+        np.empty(_CORNERS), np.empty((_CORNERS, 2), np.uint64), np.empty(units, np.bool_)
+    )
+    made, corners = 0, 0
+    for parent in range(first, len(given.start)):
+        status, made_then, corners_then = _cut_parent(
+            rows[parent], first_label, given, parent, parts, made, corners, scratch
+        )
+        if status != DONE:
+            return status, parent, made, corners
+        corners = _packed(parts, made, made_then, corners, corners_then)
+        made = made_then
+    return DONE, len(given.start), made, corners
+
+
+@njit(error_model="numpy", cache=True)
+def _cut_parent(rows, first_label, given, parent, parts, first_part, corners, scratch):
+    """Cut one cell by all hyperplanes: (status, how many parts there are then, and corners)."""
+    if first_part == len(parts.start) or corners + given.count[parent] > len(parts.points):
+        return FULL, first_part, corners
+    _copy_parent(given, parent, parts, first_part, corners)
+    begin, end = given.start[parent], given.start[parent] + given.count[parent]
+    for unit in range(len(rows)):
+        high, low = _sides(rows[unit], given.points, begin, end)
+        scratch.crossing[unit] = high > 0 and low > 0
+        parts.above[first_part, unit] = high > 0
+    made = first_part + 1
+    corners += given.count[parent]
+    for unit in range(len(rows)):
+        if not scratch.crossing[unit]:
+            continue
+        for part in range(first_part, made):
+            status, made, corners = _cut_part(
+                rows[unit], unit, first_label + unit, part, parts, made, corners, scratch
+            )
+            if status != DONE:
+                return status, made, corners
+    return DONE, made, corners
+
+
+@njit(error_model="numpy", cache=True)
+def _copy_parent(given, parent, parts, part, corner):
+    """The first part of a cell is the cell."""
+    for v in range(given.count[parent]):
+        parts.points[corner + v] = given.points[given.start[parent] + v]
+        parts.masks[corner + v] = given.masks[given.start[parent] + v]
+    for facet in range(given.facets[parent]):
+        parts.labels[part, facet] = given.labels[parent, facet]
+    parts.start[part] = corner
+    parts.count[part] = given.count[parent]
+    parts.facets[part] = given.facets[parent]
+    parts.parent[part] = parent
+
+
+@njit(error_model="numpy", cache=True)
+def _cut_part(row, unit, label, part, parts, made, corners, scratch):
+    """Cut a part in two where the hyperplane crosses it; what is below it becomes the last part."""
+    begin, end = parts.start[part], parts.start[part] + parts.count[part]
+    if end - begin > len(scratch.away):
+        return CROWDED, made, corners
+    high, low = _distances(row, parts.points, begin, end, scratch.away)
+    parts.above[part, unit] = high > 0
+    if high == 0 or low == 0:
+        return DONE, made, corners
+    if parts.facets[part] == FACETS:
+        _tidied(part, parts, scratch.masks)
+        if parts.facets[part] == FACETS:
+            return CROWDED, made, corners
+    on = end - begin - high - low
+    if made == len(parts.start) or corners + end - begin + on + 2 * high * low > len(parts.points):
+        return FULL, made, corners
+    below, after = _split(part, parts, corners, scratch.away)
+    parts.labels[part, parts.facets[part]] = label
+    parts.facets[part] += 1
+    _copy_sides(part, parts, made)
+    parts.above[made, unit] = False
+    parts.start[part], parts.count[part] = corners, below - corners
+    parts.start[made], parts.count[made] = below, after - below
+    return DONE, made + 1, after
+
+
+@njit(error_model="numpy", cache=True)
+def _copy_sides(part, parts, made):
+    """A new part has the facets, the signs and the parent of the one that it was cut from."""
+    for facet in range(parts.facets[part]):
+        parts.labels[made, facet] = parts.labels[part, facet]
+    for unit in range(parts.above.shape[1]):
+        parts.above[made, unit] = parts.above[part, unit]
+    parts.facets[made] = parts.facets[part]
+    parts.parent[made] = parts.parent[part]
+
+
+@njit(error_model="numpy", cache=True)
+def _distance(row, points, v):
+    """row . (corner, 1), and 0 where the corner is so near that it lies on the hyperplane."""
+    d = points.shape[1]
+    z = row[d]
+    for k in range(d):
+        z += row[k] * points[v, k]
+    return 0.0 if -NEAR <= z <= NEAR else z
+
+
+@njit(error_model="numpy", cache=True)
+def _sides(row, points, begin, end):
+    """How many corners are (above a hyperplane, below it)."""
+    high, low = 0, 0
+    for v in range(begin, end):
+        z = _distance(row, points, v)
+        high += z > 0
+        low += z < 0
+    return high, low
+
+
+@njit(error_model="numpy", cache=True)
+def _distances(row, points, begin, end, away):
+    """`_sides`, and into `away` how far each corner is from the hyperplane."""
+    high, low = 0, 0
+    for v in range(begin, end):
+        z = _distance(row, points, v)
+        away[v - begin] = z
+        high += z > 0
+        low += z < 0
+    return high, low
+
+
+@njit(error_model="numpy", cache=True)
+def _split(part, parts, corners, away):
+    """Write, from `corners` on, the corners of what is above the hyperplane, then of what is below
+    it, each with those on it, old and new. Returns where the second begins and where it ends.
+    """
+    begin, end = parts.start[part], parts.start[part] + parts.count[part]
+    shared = corners
+    for v in range(begin, end):
+        if away[v - begin] > 0:
+            _copy_corner(parts, v, shared)
+            shared += 1
+    at = shared
+    for v in range(begin, end):
+        if away[v - begin] == 0:
+            _copy_corner(parts, v, at)
+            at += 1
+    below = _cut_edges(parts, begin, end, away, at)
+    new = parts.facets[part]
+    for v in range(shared, below):
+        parts.masks[v, new // _WORD] |= _bit(new)
+    at = below
+    for v in range(shared, below):
+        _copy_corner(parts, v, at)
+        at += 1
+    for v in range(begin, end):
+        if away[v - begin] < 0:
+            _copy_corner(parts, v, at)
+            at += 1
+    return below, at
+
+
+@njit(error_model="numpy", cache=True)
+def _copy_corner(parts, v, to):
+    parts.points[to] = parts.points[v]
+    parts.masks[to] = parts.masks[v]
+
+
+@njit(error_model="numpy", cache=True)
+def _cut_edges(parts, begin, end, away, at):
+    """Write, from `at` on, a corner for each edge from above the hyperplane to below it; returns
+    where they end.
+    """
+    points, masks = parts.points, parts.masks
+    d = points.shape[1]
+    for p in range(begin, end):
+        if away[p - begin] <= 0:
+            continue
+        for q in range(begin, end):
+            if away[q - begin] < 0 and _joined(p, q, begin, end, d, masks):
+                # x = p + (q - p) z_p / (z_p - z_q), on the facets that p and q share
+                share = away[p - begin] / (away[p - begin] - away[q - begin])
+                for k in range(d):
+                    points[at, k] = points[p, k] + share * (points[q, k] - points[p, k])
+                masks[at, 0] = masks[p, 0] & masks[q, 0]
+                masks[at, 1] = masks[p, 1] & masks[q, 1]
+                at += 1
+    return at
 
 
 @njit(error_model="numpy", cache=True, inline="always")
@@ -48,200 +282,71 @@ def _joined(p, q, begin, end, d, masks):
 
 
 @njit(error_model="numpy", cache=True)
-def _tidied(cell, d, start, count, masks, labels, facets, into):
-    """Forget what is no facet: planes on which fewer than d corners lie, or none that is not on
-    another one, too, with more.
+def _packed(parts, first_part, made, first_corner, corners):
+    """Move the corners of a parent's parts together, over those of cells that were cut since;
+    returns where they end.
     """
-    kept = 0
-    begin, end = start[cell], start[cell] + count[cell]
+    old_points = parts.points[first_corner:corners].copy()
+    old_masks = parts.masks[first_corner:corners].copy()
+    at = first_corner
+    for part in range(first_part, made):
+        size = parts.count[part]
+        scratch = np.empty((size, 2), np.uint64)
+        for v in range(size):
+            parts.points[at + v] = old_points[parts.start[part] - first_corner + v]
+            parts.masks[at + v] = old_masks[parts.start[part] - first_corner + v]
+        parts.start[part] = at
+        _tidied(part, parts, scratch)
+        at += size
+    return at
+
+
+@njit(error_model="numpy", cache=True)
+def _tidied(part, parts, into):
+    """Forget what is no facet."""
+    masks = parts.masks
+    d = parts.points.shape[1]
+    begin, end = parts.start[part], parts.start[part] + parts.count[part]
     for v in range(begin, end):
         into[v - begin, 0] = np.uint64(0)
         into[v - begin, 1] = np.uint64(0)
-    for facet in range(facets[cell]):
+    kept = 0
+    for facet in range(parts.facets[part]):
+        if not _is_facet(facet, parts.facets[part], begin, end, d, masks):
+            continue
         word, bit = facet // _WORD, _bit(facet)
-        on = 0
         for v in range(begin, end):
             if masks[v, word] & bit:
-                on += 1
-        # a face of fewer dimensions, which may have as many corners as a facet from four dimensions
-        # on, lies in a facet
-        whole = on >= d
-        for other in range(facets[cell] if whole and d > 3 else 0):
-            if other == facet:
-                continue
-            more, within = 0, True
-            for v in range(begin, end):
-                here = masks[v, word] & bit != 0
-                there = masks[v, other // _WORD] & _bit(other) != 0
-                more += there and not here
-                within &= there or not here
-            if within and (more > 0 or other < facet):
-                whole = False
-        if whole:
-            for v in range(begin, end):
-                if masks[v, word] & bit:
-                    into[v - begin, kept // _WORD] |= _bit(kept)
-            labels[cell, kept] = labels[cell, facet]
-            kept += 1
+                into[v - begin, kept // _WORD] |= _bit(kept)
+        parts.labels[part, kept] = parts.labels[part, facet]
+        kept += 1
     for v in range(begin, end):
         masks[v] = into[v - begin]
-    facets[cell] = kept
+    parts.facets[part] = kept
 
 
 @njit(error_model="numpy", cache=True)
-def cut(rows, first_label, given, first, found):
-    """Cut cells, from the `first` one on, by the hyperplanes that rows (cells, units, d + 1) are of
-    each, one after the other.
-
-    given, found: (start, count, facets, labels, points, masks) of cells; found also has (parent,
-    above (cells, units)) at its end, and room that may not be enough. Returns (`DONE`, `FULL` or
-    `CROWDED`, the cell to go on with, cells found, corners found).
-    """
-    start, count, facets, labels, points, masks = given
-    start_, count_, facets_, labels_, points_, masks_, parent_, above_ = found
-    units, d = rows.shape[1], rows.shape[2] - 1
-    most_cells, most_points = len(start_), len(points_)
-    away = np.empty(1 << 12)
-    scratch = np.empty((1 << 12, 2), np.uint64)
-    crossing = np.empty(units, np.bool_)
-    cells, corners = 0, 0
-    for parent in range(first, len(start)):
-        first_cell, first_corner = cells, corners
-        if cells == most_cells or corners + count[parent] > most_points:
-            return FULL, parent, first_cell, first_corner
-        begin = start[parent]
-        for v in range(count[parent]):
-            points_[corners + v] = points[begin + v]
-            masks_[corners + v] = masks[begin + v]
-        start_[cells], count_[cells], facets_[cells], parent_[cells] = (
-            corners,
-            count[parent],
-            facets[parent],
-            parent,
-        )
-        for facet in range(facets[parent]):
-            labels_[cells, facet] = labels[parent, facet]
-        for unit in range(units):
-            high, low = 0, 0
-            for v in range(begin, begin + count[parent]):
-                z = rows[parent, unit, d]
-                for k in range(d):
-                    z += rows[parent, unit, k] * points[v, k]
-                high += z > NEAR
-                low += z < -NEAR
-            crossing[unit] = high > 0 and low > 0
-            above_[cells, unit] = high > 0
-        corners += count[parent]
-        cells += 1
-        for unit in range(units):
-            if not crossing[unit]:
-                continue
-            for cell in range(first_cell, cells):
-                begin, end = start_[cell], start_[cell] + count_[cell]
-                if end - begin > len(away):
-                    return CROWDED, parent, first_cell, first_corner
-                high, low = 0, 0
-                for v in range(begin, end):
-                    z = rows[parent, unit, d]
-                    for k in range(d):
-                        z += rows[parent, unit, k] * points_[v, k]
-                    if -NEAR <= z <= NEAR:
-                        z = 0.0
-                    away[v - begin] = z
-                    high += z > 0
-                    low += z < 0
-                above_[cell, unit] = high > 0
-                if high == 0 or low == 0:
-                    continue
-                if facets_[cell] == FACETS:
-                    _tidied(cell, d, start_, count_, masks_, labels_, facets_, scratch)
-                    if facets_[cell] == FACETS:
-                        return CROWDED, parent, first_cell, first_corner
-                on = end - begin - high - low
-                if cells == most_cells or corners + end - begin + on + 2 * high * low > most_points:
-                    return FULL, parent, first_cell, first_corner
-                new = facets_[cell]
-                word, bit = new // _WORD, _bit(new)
-                # the part above, then the one below, each with the corners on the hyperplane and
-                # the new ones
-                above = corners
-                for v in range(begin, end):
-                    if away[v - begin] > 0:
-                        points_[corners] = points_[v]
-                        masks_[corners] = masks_[v]
-                        corners += 1
-                shared = corners
-                for v in range(begin, end):
-                    if away[v - begin] == 0:
-                        points_[corners] = points_[v]
-                        masks_[corners] = masks_[v]
-                        masks_[corners, word] |= bit
-                        corners += 1
-                for p in range(begin, end):
-                    if away[p - begin] <= 0:
-                        continue
-                    for q in range(begin, end):
-                        if away[q - begin] < 0 and _joined(p, q, begin, end, d, masks_):
-                            share = away[p - begin] / (away[p - begin] - away[q - begin])
-                            for k in range(d):
-                                points_[corners, k] = points_[p, k] + share * (
-                                    points_[q, k] - points_[p, k]
-                                )
-                            masks_[corners, 0] = masks_[p, 0] & masks_[q, 0]
-                            masks_[corners, 1] = masks_[p, 1] & masks_[q, 1]
-                            masks_[corners, word] |= bit
-                            corners += 1
-                below = corners
-                for v in range(shared, below):
-                    points_[corners] = points_[v]
-                    masks_[corners] = masks_[v]
-                    corners += 1
-                for v in range(begin, end):
-                    if away[v - begin] < 0:
-                        points_[corners] = points_[v]
-                        masks_[corners] = masks_[v]
-                        corners += 1
-                labels_[cell, new] = first_label + unit
-                facets_[cell] += 1
-                for facet in range(facets_[cell]):
-                    labels_[cells, facet] = labels_[cell, facet]
-                for other in range(units):
-                    above_[cells, other] = above_[cell, other]
-                above_[cells, unit] = False
-                start_[cell], count_[cell] = above, below - above
-                start_[cells], count_[cells] = below, corners - below
-                facets_[cells], parent_[cells] = facets_[cell], parent
-                cells += 1
-        corners = _packed(
-            first_cell,
-            cells,
-            first_corner,
-            corners,
-            d,
-            start_,
-            count_,
-            facets_,
-            labels_,
-            points_,
-            masks_,
-        )
-    return DONE, len(start), cells, corners
-
-
-@njit(error_model="numpy", cache=True)
-def _packed(
-    first_cell, cells, first_corner, corners, d, start, count, facets, labels, points, masks
-):
-    """Move the corners of a parent's parts together, over those of cells that were cut since."""
-    old_points, old_masks = points[first_corner:corners].copy(), masks[first_corner:corners].copy()
-    at = first_corner
-    for cell in range(first_cell, cells):
-        size = count[cell]
-        scratch = np.empty((size, 2), np.uint64)
-        for v in range(size):
-            points[at + v] = old_points[start[cell] - first_corner + v]
-            masks[at + v] = old_masks[start[cell] - first_corner + v]
-        start[cell] = at
-        _tidied(cell, d, start, count, masks, labels, facets, scratch)
-        at += size
-    return at
+def _is_facet(facet, facets, begin, end, d, masks):
+    """Whether at least d corners lie on a plane, and no other plane has these and more."""
+    word, bit = facet // _WORD, _bit(facet)
+    on = 0
+    for v in range(begin, end):
+        if masks[v, word] & bit:
+            on += 1
+    if on < d:
+        return False
+    # a face of fewer dimensions, which may have as many corners as a facet from four dimensions on,
+    # lies in a facet
+    for other in range(facets if d > 3 else 0):
+        if other == facet:
+            continue
+        more, within = 0, True
+        for v in range(begin, end):
+            here = masks[v, word] & bit != 0
+            there = masks[v, other // _WORD] & _bit(other) != 0
+            more += there and not here
+            within &= there or not here
+        # of two planes that are one, the first stays
+        if within and (more > 0 or other < facet):
+            return False
+    return True

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
+from morphogen.bounds.jacobian import linear_step
 from morphogen.bounds.maximum import windows
-from morphogen.bounds.rules import MAXIMA, affine, linear_step, rectifier
+from morphogen.bounds.rules import MAXIMA, affine, rectifier
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.tracing.program import Program, Step, program
 
@@ -130,12 +131,12 @@ class Piecewise:
         """
         sources = [identity(self.inputs, len(pattern))]
         lengths = [radius[:, None].expand(-1, len(pattern))]
-        found = [pattern.new_zeros(len(pattern), 0, dtype=torch.float64)]
+        reaches = [pattern.new_zeros(len(pattern), 0, dtype=torch.float64)]
         for layer, above in zip(self.layers, self.of_layers(pattern), strict=True):
-            found.append(steepest(by_size(layer), lengths).T)
+            reaches.append(steepest(by_size(layer), lengths).T)
             sources.append(slopes(above, layer).T[..., None] * function(layer, sources))
             lengths.append((sources[-1][..., :-1] * radius).norm(dim=-1))
-        return torch.cat(found, 1)
+        return torch.cat(reaches, 1)
 
     def of_layers(self, units: Tensor) -> tuple[Tensor, ...]:
         """(..., units) by layer."""
@@ -231,7 +232,7 @@ def piecewise(model: nn.Module, box: Box, along: tuple[Tensor, Tensor] | None = 
     origin + t . directions, and the box is of t, (1, d). Raises `Unsupported` for an operation that
     is neither affine nor a (leaky) ReLU nor max-pooling.
     """
-    if not box.whole:
+    if not box.is_box:
         raise ShapeError(f"piecewise: a {type(box).__name__} is no box; give Box(lower, upper)")
     if len(box.lower) != 1:
         raise ShapeError(
@@ -274,7 +275,7 @@ class _Reader:
         for step in self.net.steps:
             slope = rectifier(step)
             if slope is not None:
-                self.values[step.name] = self.bent(self.values[step.reads[0]], slope)
+                self.values[step.name] = self.rectified(self.values[step.reads[0]], slope)
             elif step.kind in MAXIMA:
                 self.values[step.name] = self.largest(step)
             elif affine(step):
@@ -312,7 +313,7 @@ class _Reader:
             slope,
         )
 
-    def bent(self, z: Tensor, slope: float) -> Tensor:
+    def rectified(self, z: Tensor, slope: float) -> Tensor:
         """New units, (1, 1 + columns, *shape)."""
         before = 1 + sum(self.sizes)
         count = z[0, 0].numel()
@@ -334,8 +335,8 @@ class _Reader:
             pairs = list(zip(rest[::2], rest[1::2], strict=False))
             last = rest[len(rest) // 2 * 2 :]
             first, second = (torch.stack(side, 2) for side in zip(*pairs, strict=True))
-            units = self.bent(second - first, 0.0)
+            units = self.rectified(second - first, 0.0)
             rest = [self.wide(part) for part in last]
             rest = [*(self.wide(first) + units).unbind(2), *rest]
-        found: Tensor = rest[0].unflatten(2, step.shape)
-        return found
+        largest: Tensor = rest[0].unflatten(2, step.shape)
+        return largest

@@ -38,18 +38,18 @@ class Polytope:
 
     def ball(self) -> tuple[np.ndarray, float]:
         """(centre, radius) of the largest ball inside; a radius of 0 where there is none."""
-        found = self._solved(np.append(np.zeros(self.inputs), -1.0), self.most)
-        return (np.zeros(self.inputs), 0.0) if found is None else (found[:-1], float(found[-1]))
+        ball = self._solved(np.append(np.zeros(self.inputs), -1.0), self.most)
+        return (np.zeros(self.inputs), 0.0) if ball is None else (ball[:-1], float(ball[-1]))
 
     def least(self, function: np.ndarray) -> tuple[float, np.ndarray | None]:
         """(the least value of function (inputs + 1,) inside, where); infinite where nothing is
         inside.
         """
-        found = self._solved(np.append(function[:-1], 0.0), 0.0)
+        point = self._solved(np.append(function[:-1], 0.0), 0.0)
         return (
             (np.inf, None)
-            if found is None
-            else (float(function[:-1] @ found[:-1] + function[-1]), found[:-1])
+            if point is None
+            else (float(function[:-1] @ point[:-1] + function[-1]), point[:-1])
         )
 
     def beyond(self, row: int, far: float) -> tuple[float, np.ndarray | None]:
@@ -57,9 +57,9 @@ class Polytope:
         is a facet.
         """
         self.solver.changeRowBounds(row, -self.rows[row, -1] - far, np.inf)
-        found = self.least(self.rows[row])
+        least = self.least(self.rows[row])
         self.solver.changeRowBounds(row, -self.rows[row, -1], np.inf)
-        return found
+        return least
 
     def _solved(self, costs: np.ndarray, radius: float) -> np.ndarray | None:
         self.solver.changeColBounds(self.inputs, 0.0, radius)

@@ -2,11 +2,11 @@
 
 A network of ReLUs is one affine function on each of the convex cells that its units cut the box
 into. Up to six inputs the cells are cut one layer after the other, each by its corners
-(`cells.py`), whatever their number of inputs: intervals, polygons, polytopes. Above that a walk
-goes from cell to cell through their facets, by linear programs (`reverse_search.py`).
+(`cells.py`), whatever their number of inputs: intervals, polygons, polytopes. Above that reverse
+search goes from cell to cell through their facets, by linear programs (`reverse_search.py`).
 
-Source: exact counting by subdivision, Berzins 2023 (arXiv 2306.07212); the facet walk is reverse
-search, Avis and Fukuda 1996. Differs: cells keep their corners and facets, not edges of the whole
+Source: exact counting by subdivision, Berzins 2023 (arXiv 2306.07212); reverse search, Avis and
+Fukuda 1996. Differs: cells keep their corners and facets, not edges of the whole
 complex, so that they are cut independently of each other and the corners of a cell never have to be
 found again by their signs.
 """
@@ -52,9 +52,9 @@ class Regions:
 
     net: the network in the form that they are of. patterns: which units are above 0, (cells,
     units). inside: a point in each, (cells, free inputs). corners: those of all cells, (corners,
-    free inputs), `sizes` of them for each, in order, none from a walk. borders: of all cells, the
-    units (their place among all) whose sign changes at a facet, `facets` of them for each, in
-    order. complete: whether these are all cells.
+    free inputs), `sizes` of them for each, in order, none from reverse search. borders: of all
+    cells, the units (their place among all) whose sign changes at a facet, `facets` of them for
+    each, in order. complete: whether these are all cells.
     """
 
     net: Piecewise
@@ -105,7 +105,7 @@ class Regions:
     def neighbours(self) -> tuple[tuple[int, int], ...]:
         """Pairs of cells with a facet in common, the lower number first."""
         number = {row.tobytes(): cell for cell, row in enumerate(self.patterns.numpy())}
-        found = set()
+        pairs = set()
         cells = torch.arange(len(self)).repeat_interleave(
             torch.tensor(self.facets, dtype=torch.long)
         )
@@ -113,9 +113,9 @@ class Regions:
             for flipped in self._behind(cell, unit):
                 there = number.get(flipped.tobytes())
                 if there is not None:
-                    found.add((min(cell, there), max(cell, there)))
+                    pairs.add((min(cell, there), max(cell, there)))
                     break
-        return tuple(sorted(found))
+        return tuple(sorted(pairs))
 
     def _behind(self, cell: int, unit: int) -> Iterator[np.ndarray]:
         """What the pattern behind a facet may be: one unit has another sign, and where that is no
@@ -186,7 +186,7 @@ def regions(
     may be fixed.
 
     along: (an input (*shape), directions (d, *shape)): only those on this plane, the box being of
-    coefficients, (1, d). budget, seconds: after so many cells, or so long, it ends with what it
+    coefficients, (1, d). max_cells, seconds: after so many cells, or so long, it ends with what it
     has, and says so (`complete`). method: "corners" (up to six free inputs) or "reverse search";
     what fits, by itself. Raises `Unsupported` for a network that is not piecewise linear.
     """
@@ -226,38 +226,38 @@ def _joined(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
     """The number of the connected set that each of `count` nodes is in, where one[i] and other[i]
     are joined.
     """
-    found: np.ndarray = connected_components(
+    numbers: np.ndarray = connected_components(
         coo_array((np.ones(len(one)), (one, other)), (count, count)), False
     )[1]
-    return found
+    return numbers
 
 
 def _by_corners(net: Piecewise, max_cells: int, until: float) -> Regions:
     centre = net.box.centre[0]
     radius = net.box.radius[0]
     unit = _in_the_cube(net, centre, radius)
-    found: list[tuple[Tensor, _Part]] = []
+    parts: list[tuple[Tensor, _Part]] = []
     count = 0
     complete = True
     start = [identity(net.inputs, 1)], [torch.ones(net.inputs, 1, dtype=torch.float64)]
     for above, part in _descend(
         unit, 0, *start, torch.zeros(1, 0, dtype=torch.bool), _cube(net.inputs)
     ):
-        if count >= max_cells or (found and time.perf_counter() > until):
+        if count >= max_cells or (parts and time.perf_counter() > until):
             complete = False
             break
-        found.append((above, part))
+        parts.append((above, part))
         count += len(part.start)
-    patterns = torch.cat([above for above, _ in found])[:max_cells]
+    patterns = torch.cat([above for above, _ in parts])[:max_cells]
     corners = centre + radius * torch.from_numpy(
-        np.concatenate([part.corners for _, part in found])
+        np.concatenate([part.corners for _, part in parts])
     )
-    sizes = np.concatenate([part.count for _, part in found])[:max_cells]
+    sizes = np.concatenate([part.count for _, part in parts])[:max_cells]
     corners = corners[: sizes.sum()]
     first = np.concatenate([[0], sizes.cumsum()[:-1]])
     inside = torch.from_numpy(np.add.reduceat(corners.numpy(), first) / sizes[:, None])
     whose, facets = (
-        np.concatenate(side) for side in zip(*(part.borders for _, part in found), strict=True)
+        np.concatenate(side) for side in zip(*(part.borders for _, part in parts), strict=True)
     )
     facets = facets[:max_cells]
     borders = torch.from_numpy(whose[: facets.sum()].astype(np.int64))
@@ -410,8 +410,10 @@ def _cut(
         above = np.empty((room_cells, units), np.bool_)
         points = np.empty((room_points, d))
         masks = np.empty((room_points, 2), np.uint64)
-        found = (start, count, facets, labels, points, masks, parent, above)
-        status, reached, made, corners = cells.cut(rows, first_label, part.arrays, first, found)
+        parts = cells.Parts(start, count, facets, labels, points, masks, parent, above)
+        status, reached, made, corners = cells.cut(
+            rows, first_label, cells.Cells(*part.arrays), first, parts
+        )
         if status == cells.CROWDED:
             raise Unsupported(
                 f"regions: a cell has more than {cells.FACETS} facets or 4,096 corners; give "

@@ -125,7 +125,7 @@ def _facets(
     """(row, a point on it that lies above all other rows) for each facet. Those that a ray from the
     middle meets first are facets; linear programs tell of the others, while there is time.
     """
-    found: dict[int, np.ndarray] = {}
+    facets: dict[int, np.ndarray] = {}
     values = rows[:, :-1] @ middle + rows[:, -1]
     rays = np.concatenate([-rows[:, :-1], draw.normal(size=(_RAYS * len(rows), cell.inputs))])
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
@@ -141,14 +141,14 @@ def _facets(
         row = int(distances.argmin())
         nearest = distances[row]
         distances[row] = np.inf
-        if row not in found and nearest + _THIN < min(far, distances.min(initial=np.inf)):
-            found[row] = middle + nearest * ray
+        if row not in facets and nearest + _THIN < min(far, distances.min(initial=np.inf)):
+            facets[row] = middle + nearest * ray
     for row in range(len(rows)):
-        if row not in found and time.perf_counter() < until:
+        if row not in facets and time.perf_counter() < until:
             least, place = cell.beyond(row, 1.0)
             if place is not None and least < -_THIN:
-                found[row] = middle + values[row] / (values[row] - least) * (place - middle)
-    return sorted(found.items())
+                facets[row] = middle + values[row] / (values[row] - least) * (place - middle)
+    return sorted(facets.items())
 
 
 def _neighbour_pattern(

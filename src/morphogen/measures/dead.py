@@ -1,16 +1,14 @@
 """Units whose activation is flat wherever the data takes it: `dead_units(model, x)`."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from morphogen.activations import MODULES
-from morphogen.layers.linked import Linked, LKSine
+from morphogen.layers.protocol import is_linkage
 from morphogen.layers.units import unit_dim
 from morphogen.tracing.trace import eval_mode
-
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (*MODULES, Linked, LKSine)
 
 
 def dead_units(
@@ -21,14 +19,15 @@ def dead_units(
 
     dim: of the units in what a module is given; by default as `unit_dim` says, and it must be given
     for three dimensions. A linked activation has its own, and a unit of it is dead where both
-    halves are flat. tolerance: derivatives up to this size count as zero, in size. Functional
-    activations are not seen. The model is run in evaluation mode.
+    halves are flat; so has every layer that is a `Linkage` of `layers.protocol`. tolerance:
+    derivatives up to this size count as zero, in size. Functional activations are not seen. The
+    model is run in evaluation mode.
     """
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     hooks = [
-        module.register_forward_hook(_counter(name, found, tolerance, dim))
+        module.register_forward_hook(_counter(name, shares, tolerance, dim))
         for name, module in model.named_modules()
-        if isinstance(module, _ACTIVATIONS) and not _inside(model, name)
+        if _is_activation(module) and not _inside(model, name)
     ]
     try:
         with eval_mode(model), torch.no_grad():
@@ -36,36 +35,46 @@ def dead_units(
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return shares
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return isinstance(module, tuple(MODULES)) or is_linkage(module)
 
 
 def _inside(model: nn.Module, name: str) -> bool:
     """Whether a module is a linked activation's base."""
-    parent = name.rpartition(".")[0]
-    return bool(name) and isinstance(model.get_submodule(parent), Linked)
+    return bool(name) and is_linkage(model.get_submodule(name.rpartition(".")[0]))
 
 
-def _counter(name: str, found: dict[str, float], tolerance: float, plain: int | None) -> Any:
+def _counter(
+    name: str, shares: dict[str, float], tolerance: float, plain_dim: int | None
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        given = module.dim if isinstance(module, (Linked, LKSine)) else plain
-        dim = unit_dim(inputs[0].shape, given, f"dead_units of '{name}'")
-        with torch.enable_grad():
-            z = inputs[0].detach().requires_grad_()
-            halves = _halves(module, z)
-            slopes = [
-                torch.autograd.grad(half.sum(), z, retain_graph=True)[0].abs() for half in halves
-            ]
-        steepest = torch.stack(slopes).amax(0).movedim(dim, 0).flatten(1).amax(1)
+        own = module.dim if is_linkage(module) else plain_dim
+        dim = unit_dim(inputs[0].shape, own, f"dead_units of '{name}'")
+        slopes = _slopes(module, inputs[0])
+        steepest = slopes.movedim(dim, 0).flatten(1).amax(1)
+        dead = float((steepest <= tolerance).double().mean())
         # a module that is used several times is dead only where it always is
-        found[name] = min(found.get(name, 1.0), float((steepest <= tolerance).double().mean()))
+        shares[name] = min(shares.get(name, 1.0), dead)
 
     return count
 
 
-def _halves(module: nn.Module, z: Tensor) -> tuple[Tensor, ...]:
-    if isinstance(module, Linked):
-        return module.pair(z)
-    if isinstance(module, LKSine):
-        return z.sin(), z.cos()
+def _slopes(module: nn.Module, z: Tensor) -> Tensor:
+    """max over the functions g that a unit puts out of |g'(z)|, of the shape of z."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        steepest = torch.zeros_like(z)
+        for output in _outputs(module, z):
+            (slope,) = torch.autograd.grad(output.sum(), z, retain_graph=True)
+            steepest = torch.maximum(steepest, slope.abs())
+    return steepest.detach()
+
+
+def _outputs(module: nn.Module, z: Tensor) -> tuple[Tensor, ...]:
+    if is_linkage(module):
+        return module.unit_outputs(z)
     # not a call: hooks would count again; of a copy: it may work in place
     return (type(module).forward(module, z.clone()),)

@@ -30,36 +30,34 @@ def natural_norm(
     2015, for convolutions Grosse & Martens 2016. Differs: the empirical Fisher matrix, from the
     labels of the batch, in place of sampled ones.
     """
-    seen: dict[nn.Module, Rows] = {
-        m: [] for m in model.modules() if isinstance(m, nn.Linear) or _is_plain_conv(m)
-    }
+    seen: dict[nn.Module, Rows] = {m: [] for m in model.modules() if _is_measured(m)}
+    trained = [p for p in model.parameters() if p.requires_grad]
     handles = [m.register_forward_hook(_recorder(rows)) for m, rows in seen.items()]
     try:
         with preserve_state(model), torch.enable_grad():
-            value = loss(model)
             # the gradients themselves are not needed, only what passes the hooks
-            torch.autograd.grad(
-                value, [p for p in model.parameters() if p.requires_grad], allow_unused=True
-            )
+            torch.autograd.grad(loss(model), trained, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    return sum(_layer_norm(m, rows, damping) for m, rows in seen.items() if rows)
+    return sum(_layer_norm(rows, damping) for rows in seen.values() if rows)
 
 
-def _is_plain_conv(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+def _is_measured(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear)
 
 
 def _recorder(rows: Rows) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0].detach()
+
+        def record(gradient: Tensor) -> None:
+            rows.append((_inputs(module, x), _positions(module, gradient.detach())))
+
         if output.requires_grad:
-            output.register_hook(
-                lambda gradient: rows.append(
-                    (_inputs(module, x), _positions(module, gradient.detach()))
-                )
-            )
+            output.register_hook(record)
 
     return hook
 
@@ -76,30 +74,34 @@ def _inputs(module: nn.Module, x: Tensor) -> Tensor:
     where there is one.
     """
     if isinstance(module, nn.Conv2d):
-        size = module.kernel_size
-        step = module.stride
-        dilation = module.dilation
-        around = module._reversed_padding_repeated_twice if module.padding == "same" else None
-        x = F.pad(x, around) if around else x
+        if module.padding == "same":
+            x = F.pad(x, module._reversed_padding_repeated_twice)
         padding = module.padding if isinstance(module.padding, tuple) else 0
-        x = F.unfold(x, size, dilation, padding, step).transpose(1, 2)
+        x = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+        x = x.transpose(1, 2)
     else:
         x = x.reshape(len(x), -1, x.shape[-1])
     return F.pad(x, (0, 1), value=1.0) if module.bias is not None else x
 
 
-def _layer_norm(module: nn.Module, rows: Rows, damping: float) -> float:
+def _layer_norm(rows: Rows, damping: float) -> float:
+    """<G, S^-1 G A^-1>: G the gradient of the weight, S and A the second moments of the gradients
+    of the outputs and of the inputs.
+    """
     n = sum(len(x) for x, _ in rows)
     x = torch.cat([x.flatten(0, 1) for x, _ in rows]).double()
-    d = torch.cat([d.flatten(0, 1) for _, d in rows]).double() * n  # of each example's own loss
+    d = torch.cat([d.flatten(0, 1) for _, d in rows]).double()
+    d = d * n  # of each example's own loss
     gradient = d.T @ x / n
-    left = torch.linalg.solve(_damped(d.T @ d / len(d), damping), gradient)
-    both = torch.linalg.solve(_damped(x.T @ x / n, damping), left.T).T
+    by_outputs = _damped(d.T @ d / len(d), damping)
+    by_inputs = _damped(x.T @ x / n, damping)
+    left = torch.linalg.solve(by_outputs, gradient)
+    both = torch.linalg.solve(by_inputs, left.T).T
     return float((gradient * both).sum())
 
 
 def _damped(matrix: Tensor, damping: float) -> Tensor:
+    """matrix + damping * its largest eigenvalue * I."""
     largest = float(torch.linalg.eigvalsh(matrix)[-1])
-    return matrix + max(damping * largest, torch.finfo(torch.float64).tiny) * torch.eye(
-        len(matrix)
-    ).to(matrix)
+    added = max(damping * largest, torch.finfo(torch.float64).tiny)
+    return matrix + added * torch.eye(len(matrix)).to(matrix)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from morphogen.edit.edit import AddBlock, Edit, Grow, Split
+from morphogen.edit.edit import AddBlock, AddStage, Edit, Grow, GrowNodes, Split
 from morphogen.policies.policy import Proposal
 
 
@@ -30,7 +30,7 @@ def within(
     return kept
 
 
-_ADDS = (Grow, Split, AddBlock)
+_ADDS = (Grow, Split, AddBlock, GrowNodes, AddStage)
 
 
 def _cut(edit: Grow | Split, units: int) -> Edit:

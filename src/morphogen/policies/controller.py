@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from morphogen.edit.adapt import asked, learned
 from morphogen.edit.apply import apply_, count_parameters, prove
-from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Split
+from morphogen.edit.blocks import stacks
+from morphogen.edit.edit import AddBlock, DropBlock, Edit, Grow, Shrink, Split
 from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.inits.firefly import firefly
 from morphogen.edit.inits.gradmax import gradmax
@@ -19,13 +20,12 @@ from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.edit.plan import Plan, live_size, plan, tensors_of
 from morphogen.edit.preserve_state import preserve_state
 from morphogen.errors import MorphogenError, PlanError
-from morphogen.layers.stack import BlockStack
-from morphogen.layers.width import LearnedWidth
+from morphogen.layers.protocol import has_units
 from morphogen.measures.importance import unit_importance
 from morphogen.measures.natural import natural_norm
 from morphogen.policies.budget import within
 from morphogen.policies.cost import Cost
-from morphogen.policies.policy import Memory, Observation, Policy, Proposal
+from morphogen.policies.policy import Init, Memory, Observation, Policy, Proposal
 from morphogen.record import Change
 from morphogen.tracing.trace import modes_kept, trace
 from morphogen.tracing.widths import Width, widths
@@ -35,7 +35,7 @@ Loss = Callable[[nn.Module], Tensor]
 # How new units start, perhaps searched for on training examples: (model, plan, gives the loss,
 # generator) -> arguments of apply_.
 SEARCHES: dict[
-    str, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generator], dict[str, Any]]
+    Init, Callable[[nn.Module, Plan, Callable[[], Loss], torch.Generator], dict[str, Any]]
 ] = {
     "": lambda model, plan, loss, generator: {},
     "random": lambda model, plan, loss, generator: {
@@ -125,9 +125,9 @@ class Controller:
         if self._free is None:
             # a learned width decides for itself
             own = {
-                learned(known, name)
+                learned(known, f"{name}.{module.unit_tensor()}".removeprefix("."))
                 for name, module in self.model.named_modules()
-                if isinstance(module, LearnedWidth)
+                if has_units(module)
             }
             self._free = tuple(
                 name
@@ -180,39 +180,37 @@ class Controller:
         self, proposal: Proposal, round: int, epoch: float, generator: torch.Generator
     ) -> Change:
         edit = proposal.edit
-        module = None
         before = count_parameters(self.model)
-        if isinstance(edit, (AddBlock, DropBlock)):
-            module = self.model.get_submodule(edit.module)
-            assert isinstance(module, BlockStack)
-            sizes = (
-                len(module.blocks),
-                len(module.blocks) + (1 if isinstance(edit, AddBlock) else -1),
-            )
-            where = edit.module
+        blocks = self._blocks(edit)
         planned = plan(self.model, self.widths, [edit])
-        generator = (
-            generator if proposal.seed is None else torch.Generator().manual_seed(proposal.seed)
-        )
-        how = SEARCHES[proposal.start](self.model, planned, lambda: self.loss, generator)
+        if proposal.seed is not None:
+            generator = torch.Generator().manual_seed(proposal.seed)
+        how = SEARCHES[proposal.init](self.model, planned, lambda: self.loss, generator)
         applied = apply_(
             self.model, planned, optimizers=self.optimizers, generator=generator, **how
         )
-        if module is not None:
+        if not isinstance(edit, (Grow, Shrink, Split)):
             self._widths = None
-        else:
-            ((where, sizes),) = applied.receipt.sizes.items()
+        where, sizes = next(iter({**blocks, **applied.receipt.sizes}.items()))
         self.ledger.append(edit)
-        return Change(
-            round, epoch, where, *sizes, proposal.reason, (before, count_parameters(self.model))
-        )
+        counts = (before, count_parameters(self.model))
+        return Change(round, epoch, where, *sizes, proposal.reason, counts)
+
+    def _blocks(self, edit: Edit) -> dict[str, tuple[int, int]]:
+        """The stack that an edit makes longer or shorter, and how many blocks it has before and
+        after.
+        """
+        if not isinstance(edit, (AddBlock, DropBlock)):
+            return {}
+        count = len(stacks(self.model)[edit.module])
+        return {edit.module: (count, count + (1 if isinstance(edit, AddBlock) else -1))}
 
     def _attempt(
-        self, edits: Sequence[Edit], start: str = "", seed: int = 0, /
+        self, edits: Sequence[Edit], init: Init = "", seed: int = 0, /
     ) -> tuple[Tensor, float]:
         generator = torch.Generator().manual_seed(seed)
         planned = plan(self.model, self.widths, edits)
-        how = SEARCHES[start](self.model, planned, lambda: self.loss, generator)
+        how = SEARCHES[init](self.model, planned, lambda: self.loss, generator)
         # on a copy: losses may move more than a resize takes back, such as the averages of a batch
         # norm
         tried = copy.deepcopy(self.model)
@@ -231,8 +229,8 @@ class Controller:
         if not edits:
             return {}
         planned = plan(self.model, self.widths, [edit for some in edits.values() for edit in some])
-        found = firefly(self.model, planned, self.loss, generator).gains
-        return {name: (gains[:-new], gains[-new:]) for name, gains in found.items()}
+        gains_of = firefly(self.model, planned, self.loss, generator).gains
+        return {name: (gains[:-new], gains[-new:]) for name, gains in gains_of.items()}
 
     def _plans(self, edits: Sequence[Edit]) -> bool:
         try:

@@ -37,10 +37,10 @@ class Firefly:
         if over or observation.round % self.every:
             return [], memory, over
         chunks = max(1, round(self.rate * sum(observation.sizes.values()) / self.granularity))
-        found = observation.gains(self.granularity)
+        gains_of = observation.gains(self.granularity)
         candidates = [
             chunk
-            for width, gains in found.items()
+            for width, gains in gains_of.items()
             for chunk in self._chunks(width, observation.sizes[width], *gains)
         ]
         best = sorted(candidates, key=lambda chunk: -chunk[1])[:chunks]

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from morphogen.edit.edit import Edit
+
+Init = Literal["", "random", "gradmax", "firefly"]
 
 Memory = dict[str, Any]
 """A policy's state: JSON-ready, so that a checkpoint holds it."""
@@ -19,7 +21,7 @@ class Observation:
 
     sizes: the widths that may change, name -> units. cost: of the model, its parameters unless the
     controller was given another. losses: validation loss of each example, shape (n,). attempt:
-    (edits, start, seed) -> losses and cost as they would be after them; the model is untouched
+    (edits, init, seed) -> losses and cost as they would be after them; the model is untouched
     afterwards. importance: strength of every unit of a width, shape (units,). expansion: by what
     factor a growth, started with the largest gradient, would raise the gain of a natural-gradient
     step. gains: (n) -> by width, how much a split of each of its units and each of n new ones would
@@ -41,19 +43,19 @@ class Attempt(Protocol):
     """Losses of each example and the cost, as they would be after some edits."""
 
     def __call__(
-        self, edits: Sequence[Edit], start: str = "", seed: int = 0, /
+        self, edits: Sequence[Edit], init: Init = "", seed: int = 0, /
     ) -> tuple[Tensor, float]: ...
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """An edit and why. start: how the values of new units start, a name of `controller.SEARCHES`,
-    or "" for the usual. seed: of their draws; the one that was attempted does what the attempt did.
+    """An edit and why. init: how the values of new units start, see `controller.SEARCHES`; "" for
+    the usual. seed: of their draws; the one that was attempted does what the attempt did.
     """
 
     edit: Edit
     reason: str
-    start: str = ""
+    init: Init = ""
     seed: int | None = None
 
 

@@ -47,7 +47,7 @@ class Stochastic:
         if self.stopping.over(memory, observation) or not observation.sizes:
             return [], memory, True
         best = 0.0
-        found = []
+        proposals = []
         for _ in range(self.tries):
             edit, seed = self._drawn(observation, generator)
             if edit is None:
@@ -66,8 +66,8 @@ class Stochastic:
                     f"{100 * (cost / observation.cost - 1):+.1f} %"
                 )
                 best = worth
-                found = [Proposal(edit, reason, "random", seed)]
-        return found, memory, False
+                proposals = [Proposal(edit, reason, "random", seed)]
+        return proposals, memory, False
 
     def _drawn(
         self, observation: Observation, generator: torch.Generator

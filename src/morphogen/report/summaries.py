@@ -23,17 +23,17 @@ def write_summaries(reproduction: Reproduction, folder: Path) -> list[Path]:
         Trace(curve.name, curve.panel, tuple(map(int, curve.x)), curve.y)
         for curve in reproduction.curves
     )
-    found = []
+    paths = []
     for number, trace in enumerate(traces):
         place = folder / "summaries" / trace.run
         place.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the time of birth from the name; the number keeps several traces of a
         # run apart
-        found.append(
+        paths.append(
             place / f"events.out.tfevents.{int(trace.times[0]) if trace.times else 0}.{number}"
         )
-        write_atomic(found[-1], events(trace))
-    return found
+        write_atomic(paths[-1], events(trace))
+    return paths
 
 
 def events(trace: Trace) -> bytes:

@@ -438,10 +438,10 @@ def _unbind(node: Node, ties: Ties) -> list[Layout]:
 
 def _item(node: Node, ties: Ties) -> Layout:
     position: int = node.args[1]
-    found = ties.outputs(node.args[0])
+    outputs = ties.outputs(node.args[0])
     return (
-        found[position]
-        if position < len(found) and len(found[position]) == len(node.shape)
+        outputs[position]
+        if position < len(outputs) and len(outputs[position]) == len(node.shape)
         else (None,) * len(node.shape)
     )
 

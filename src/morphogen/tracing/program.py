@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from morphogen.activations import ACTIVATIONS, NUMBER, Activation, X
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import ShapeError, Unsupported
-from morphogen.layers.dag.module import Dag
-from morphogen.layers.dag.unrolled import without_dags
+from morphogen.layers.protocol import without_opaque
 from morphogen.tracing.trace import Node, Ref, refs, trace
 from morphogen.tracing.traits import named
 
@@ -64,10 +63,10 @@ class Program:
 
     def values(self, x: Tensor) -> dict[str, Tensor]:
         """Every value, by name."""
-        found = {self.input: x.to(self.dtype)}
+        values = {self.input: x.to(self.dtype)}
         for step in self.forth():
-            found[step.name] = self.timed(run(step, found))
-        return found
+            values[step.name] = self.timed(run(step, values))
+        return values
 
     def forth(self) -> Iterator[Step]:
         """The steps in order. Whatever takes time for each of them asks for them here, so that it
@@ -96,11 +95,11 @@ class Program:
 
     @cached_property
     def _readers(self) -> dict[str, list[Step]]:
-        found: dict[str, list[Step]] = {}
+        users: dict[str, list[Step]] = {}
         for step in self.steps:
             for name in step.reads:
-                found.setdefault(name, []).append(step)
-        return found
+                users.setdefault(name, []).append(step)
+        return users
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -131,8 +130,7 @@ def program(
     an operation that mixes examples and for one whose numbers are coarser than the model's own, and
     `ShapeError` for weights that are no numbers or that `dtype` rounds.
     """
-    if any(isinstance(part, Dag) for part in model.modules()):
-        model = without_dags(model)
+    model = without_opaque(model)
     example = example.to(dtype_of(model)) if example.is_floating_point() else example
     graph = trace(model, example, training=False, until=until)
     tensors = {
@@ -346,13 +344,13 @@ def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             f"bounds: '{name}' holds NaN or infinite values; nothing can be proved about such a "
             "network"
         )
-    found = tensor.to(dtype, copy=True)
-    if not torch.equal(found.to(tensor.dtype), tensor):
+    cast = tensor.to(dtype, copy=True)
+    if not torch.equal(cast.to(tensor.dtype), tensor):
         kind = str(dtype).removeprefix("torch.")
         raise ShapeError(
             f"bounds: {kind} does not hold the numbers of '{name}'; give dtype={tensor.dtype}"
         )
-    return found
+    return cast
 
 
 def _kind(node: Node) -> str:
@@ -362,10 +360,10 @@ def _kind(node: Node) -> str:
 def _operation(node: Node) -> Callable[..., Any]:
     if "getitem" in node.op:
         return operator.getitem
-    found: Any = torch.ops
+    operation: Any = torch.ops
     for part in node.op.split("."):
-        found = getattr(found, part.removesuffix("_") if part == f"{node.kind}" else part)
-    return found  # type: ignore[no-any-return]
+        operation = getattr(operation, part.removesuffix("_") if part == f"{node.kind}" else part)
+    return operation  # type: ignore[no-any-return]
 
 
 def put_together(steps: Sequence[Step], shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:

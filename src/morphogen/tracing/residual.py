@@ -36,15 +36,15 @@ def closing(graph: Graph, module: str) -> tuple[str, ...]:
     above: dict[str, set[str]] = {}
     for node in graph.nodes:
         above[node.name] = reads[node.name].union(*(above[name] for name in reads[node.name]))
-    found: dict[str, None] = {}
+    streams: dict[str, None] = {}
     for node in graph.nodes:
         if node.kind not in ("add", "add_") or len(reads[node.name]) != 2:
             continue
         one, other = (ref.name for ref in node.args[:2])
         branch = other if one in above[other] else one if other in above[one] else None
         if branch and (tensors := _zeroed_by(nodes[branch], nodes, f"{module}.")):
-            found |= dict.fromkeys(tensors)
-    return tuple(found)
+            streams |= dict.fromkeys(tensors)
+    return tuple(streams)
 
 
 def keeps_zero(node: Node) -> bool:

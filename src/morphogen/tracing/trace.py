@@ -63,11 +63,11 @@ class Node:
 
 def users_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     """By name of a value, the nodes that read it."""
-    found: dict[str, list[Node]] = {}
+    users: dict[str, list[Node]] = {}
     for node in nodes:
         for name in dict.fromkeys(ref.name for ref in refs((node.args, *node.kwargs.values()))):
-            found.setdefault(name, []).append(node)
-    return found
+            users.setdefault(name, []).append(node)
+    return users
 
 
 @dataclass(frozen=True)
@@ -162,15 +162,15 @@ def _trained(
         return (), ""
     try:
         with train_mode(model):
-            found = _exported(model, args)
+            training = _exported(model, args)
     except Exception:
         return (), unfollowed(model, args)
-    if found == nodes:
+    if training == nodes:
         return (), ""
     tensors = {node.target: node.name for node in nodes if node.op == "tensor"}
-    names = {node.name: tensors.get(node.target, f"training.{node.name}") for node in found}
+    names = {node.name: tensors.get(node.target, f"training.{node.name}") for node in training}
     return tuple(
-        _renamed(node, names) for node in found if names[node.name].startswith("training.")
+        _renamed(node, names) for node in training if names[node.name].startswith("training.")
     ), ""
 
 

@@ -57,11 +57,11 @@ class Slot:
         """The unit of `width` at every entry of the dimension, -1 where it is another width's.
         sizes: of all its widths.
         """
-        found: list[int] = []
+        units: list[int] = []
         for span in self.spans:
             for unit in range(sizes[span.width]):
-                found += [unit if span.width == width else -1] * span.repeat
-        return found
+                units += [unit if span.width == width else -1] * span.repeat
+        return units
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,12 @@ class _Solver:
     # ----------------------------------------------------------------------------------
 
     def layout(self, ref: Any) -> Layout:
-        found = self.layouts[ref.name] if isinstance(ref, Ref) else ()
-        return () if isinstance(found, list) else found
+        layout = self.layouts[ref.name] if isinstance(ref, Ref) else ()
+        return () if isinstance(layout, list) else layout
 
     def outputs(self, ref: Any) -> list[Layout]:
-        found = self.layouts[ref.name]
-        return found if isinstance(found, list) else [found]
+        layout = self.layouts[ref.name]
+        return layout if isinstance(layout, list) else [layout]
 
     def shape(self, ref: Any) -> tuple[int, ...]:
         return self.shapes[ref.name]

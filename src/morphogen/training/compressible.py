@@ -68,19 +68,23 @@ def instability(model: nn.Sequential, box: Box, measure: Literal["gap", "tanh"] 
             centre = (low + high) / 2
             radius = (high - low) / 2
             continue
-        move = next((move for kind, move in _MOVES.items() if isinstance(layer, kind)), None)
-        if getattr(layer, "padding_mode", "zeros") != "zeros":
-            raise Unsupported(
-                f"instability: no bounds for padding_mode={layer.padding_mode!r}; pad with zeros"
-            )
-        if move is None:
-            known = ", ".join(kind.__name__ for kind in _MOVES)
-            raise Unsupported(
-                f"instability: no bounds for {type(layer).__name__}; layers may be ReLU, "
-                f"LeakyReLU, {known}"
-            )
-        centre, radius = move(layer, centre, radius)
+        centre, radius = _move_of(layer)(layer, centre, radius)
     return total
+
+
+def _move_of(layer: nn.Module) -> "Move":
+    """How intervals go through a layer."""
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        raise Unsupported(
+            f"instability: no bounds for padding_mode={layer.padding_mode!r}; pad with zeros"
+        )
+    for kind, move in _MOVES.items():
+        if isinstance(layer, kind):
+            return move
+    known = ", ".join(kind.__name__ for kind in _MOVES)
+    raise Unsupported(
+        f"instability: no bounds for {type(layer).__name__}; layers may be ReLU, LeakyReLU, {known}"
+    )
 
 
 def adversarial(
@@ -120,7 +124,11 @@ def _flat(model: nn.Module) -> list[nn.Module]:
     return [model]
 
 
-def _affine(run: Callable[..., Tensor]) -> Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]:
+Move = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(layer, centre, radius) -> (centre, radius) of the interval behind it."""
+
+
+def _affine(run: Callable[..., Tensor]) -> Move:
     def move(layer: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         options = (
             ()
@@ -142,7 +150,7 @@ def _monotone(layer: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tenso
     return (low + high) / 2, (high - low) / 2
 
 
-_MOVES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+_MOVES: dict[type[nn.Module], Move] = {
     nn.Linear: _affine(F.linear),
     nn.Conv1d: _affine(F.conv1d),
     nn.Conv2d: _affine(F.conv2d),

@@ -30,13 +30,20 @@ def sparse_head(
     O'Donoghue & Candes 2015.
     """
     rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    # the Hessian is at most rows' rows / (4 n outputs)
     steepest = torch.linalg.eigvalsh(rows.T @ rows / len(rows))[-1] / 4 / y.shape[1]
+
+    def proximal_step(at: Tensor) -> Tensor:
+        # soft(at - gradient / steepest), the bias not shrunk
+        slope = ((rows @ at.T).sigmoid() - y).T @ rows / y.numel()
+        new: Tensor = at - slope / steepest
+        new[:, :-1] = soft(new[:, :-1], price / float(steepest))
+        return new
+
     now = ahead = rows.new_zeros(y.shape[1], rows.shape[1])
     momentum = 1.0
     for _ in range(iterations):
-        slope = ((rows @ ahead.T).sigmoid() - y).T @ rows / y.numel()
-        new = ahead - slope / steepest
-        new[:, :-1] = soft(new[:, :-1], price / float(steepest))
+        new = proximal_step(ahead)
         moved = new - now
         last = momentum
         momentum = (1 + (1 + 4 * last**2) ** 0.5) / 2

@@ -75,19 +75,25 @@ def augment(x: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:
     """Images (n, c, h, w), each moved by up to `shift` pixels in both directions (zeros come in)
     and mirrored at random.
     """
-    n, _, height, width = x.shape
+    n = len(x)
     if flip:
         mirrored = torch.rand(n, generator=draw) < 0.5
         x = torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
     if shift:
-        padded = F.pad(x, (shift,) * 4)
         dy, dx = torch.randint(2 * shift + 1, (2, n, 1), generator=draw).to(x.device)
-        rows = (dy + torch.arange(height, device=x.device))[:, None, :, None]
-        columns = (dx + torch.arange(width, device=x.device))[:, None, None, :]
-        images = torch.arange(n, device=x.device)[:, None, None, None]
-        channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-        x = padded[images, channels, rows, columns]
+        x = _moved(x, dy, dx, shift)
     return x
+
+
+def _moved(x: Tensor, dy: Tensor, dx: Tensor, shift: int) -> Tensor:
+    """Each image's window of its own in the padded image. dy, dx: (n, 1), where it begins."""
+    n, channels, height, width = x.shape
+    # moved[i, c, h, w] = padded[i, c, h + dy_i, w + dx_i]
+    image = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    row = (dy + torch.arange(height, device=x.device))[:, None, :, None]
+    column = (dx + torch.arange(width, device=x.device))[:, None, None, :]
+    return F.pad(x, (shift,) * 4)[image, channel, row, column]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -171,9 +177,7 @@ def _round(
     total = 0.0
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for number, (x, y) in enumerate(batches.range(state.step, state.step + steps)):
-        lr = rate(state.step + number) * 0.5**state.halvings
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr * group.get("scale", 1.0)
+        _set_rate(state, rate(state.step + number))
         state.optimizer.zero_grad()
         loss = objective(state.model, x, y)
         if not math.isfinite(value := float(loss.detach())):
@@ -190,6 +194,12 @@ def _round(
     state.step += steps
     state.round += 1
     state.train_loss = total / steps
+
+
+def _set_rate(state: State, rate: float) -> None:
+    lr = rate * 0.5**state.halvings
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr * group.get("scale", 1.0)
 
 
 def snapshot(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:

@@ -3,9 +3,9 @@ units folded away.
 """
 
 import copy
-import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,44 +13,47 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from morphogen.activations import MODULES
+from morphogen.certify import certify, difference, require_equal
 from morphogen.edit.apply import apply_
 from morphogen.edit.edit import Shrink
 from morphogen.edit.plan import live_size, plan, tensors_of
-from morphogen.errors import NotExact, Unsupported
-from morphogen.layers.dag.module import Dag
-from morphogen.layers.dag.unrolled import by_levels
-from morphogen.layers.depth import LearnedDepth
-from morphogen.layers.linked import Linked, LKPReLU, LKSine
-from morphogen.layers.merge import Merge, convex, residual
-from morphogen.layers.stack import BlockStack
-from morphogen.layers.units import unit_dim
-from morphogen.layers.width import LearnedWidth
+from morphogen.errors import Unsupported
+from morphogen.layers.affine import AFFINE
+from morphogen.layers.protocol import is_foldable, is_freezable
 from morphogen.record import Certificate
 from morphogen.tracing.residual import keeps_zero
 from morphogen.tracing.trace import Node, Ref, eval_mode, refs, trace, users_of
 from morphogen.tracing.widths import Width, widths
 
+Example = Tensor | tuple[Any, ...]
+
 _READS = {"linear", "conv1d", "conv2d", "conv3d"}
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_AVG_POOL = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_GONE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+_RECTIFIERS = tuple(module for module, kind in MODULES.items() if kind.homogeneous)
+# f(c x) = c f(x) for c >= 0
+_HOMOGENEOUS = (*_RECTIFIERS, *_MAX_POOL, *_AVG_POOL)
+_NONNEGATIVE = tuple(module for module, kind in MODULES.items() if kind.nonnegative)
 
 
-def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Module, Certificate]:
+def freeze(model: nn.Module, example: Example) -> tuple[nn.Module, Certificate]:
     """A copy of `model` in evaluation mode with the same function and none of morphogen's modules.
 
     A learned depth becomes its active blocks, each folded into one layer: for an affine f, an
     identity h + gate * BN(f(x)) is one affine map. The gates of a learned width go into the layer
     before it, through what is positively homogeneous, or into the layer right after it. A linked
     activation becomes the plain one behind a layer with mirrored rows. A `Dag` becomes one layer
-    for each of its levels. Batch norm after a linear or convolution layer in a `Sequential` is
-    folded into it, dropout goes, and so do units that are constant or that nothing reads. Sums are
-    formed in float64 and rounded once.
+    for each of its levels. Another layer says itself how it becomes plain modules, see `Freezable`
+    and `Foldable` of `layers.protocol`. Batch norm after a linear or convolution layer in a
+    `Sequential` is folded into it, dropout goes, and so do units that are constant or that nothing
+    reads. Sums are formed in float64 and rounded once.
 
     The certificate states the largest difference on `example`, in the model's own precision. Raises
-    `Unsupported` for a block that cannot be folded, and `NotExact` where the difference exceeds
-    rounding: 1e-10 of the largest output with both in float64; in float32 also 1e-5 of it, or ten
-    times the rounding of the given model where that is larger. Source: Going Deeper, the gated
-    form: W' = s W + I, b' = s (b - mean) + gate beta, s = gate gamma / sqrt(var + eps).
+    `Unsupported` for a layer that cannot be folded, and `NotExact` where the difference exceeds
+    rounding with both in float64, see `certify.RELATIVE`; in float32 also 1e-5 of the largest
+    output, or ten times the rounding of the given model where that is larger.
     """
     plain = copy.deepcopy(model).eval().double()
     wide = _as(example, torch.float64)
@@ -59,236 +62,174 @@ def freeze(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[nn.Modu
     with torch.no_grad():
         dead = _drop_dead(plain, wide)
         reference = _run(copy.deepcopy(model).eval().double(), wide)
-        scale = max(1.0, float(reference.abs().max()))
-        _require(_difference(reference, _run(plain, wide)), 1e-10 * scale)
-        kept = next(
-            (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()),
-            torch.empty(0),
-        )
-        plain = plain.to(kept.dtype).train(False)
+        require_equal("freeze", reference, _run(plain, wide))
+        plain = plain.to(_dtype_of(model)).train(False)
         given = _run(model, example)
-        error = _difference(given, _run(plain, example))
-        if kept.dtype != torch.float64:
-            _require(error, max(1e-5 * scale, 10 * _difference(given, reference)))
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
     reason = (
         "batch norm, gates and identities are affine in evaluation mode and were multiplied out"
     )
-    return plain, Certificate(
-        "exact", error, None, True, reason + (f"; {dead} dead units dropped" if dead else "")
+    if dead:
+        reason += f"; {dead} dead units dropped"
+    return plain, certify(
+        "freeze",
+        lambda _: given,
+        partial(_run, plain),
+        example,
+        reason=reason,
+        allowed=_cast(given, reference),
     )
 
 
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """The precision of its numbers; torch's own where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+def _cast(given: Tensor, reference: Tensor) -> float | None:
+    """By how much a cast to the given model's precision may move outputs that are equal in float64:
+    by less than sums in another order do, unless the given model is itself that far off.
+    """
+    if given.dtype == torch.float64:
+        return None
+    scale = max(1.0, float(reference.abs().max()))
+    return max(1e-5 * scale, 10 * difference(given, reference))
+
+
 @torch.no_grad()
-def fold_batchnorm(
-    model: nn.Module, example: Tensor | tuple[Any, ...]
-) -> tuple[nn.Module, Certificate]:
+def fold_batchnorm(model: nn.Module, example: Example) -> tuple[nn.Module, Certificate]:
     """A copy of `model` in evaluation mode whose batch norms are part of the layers before them;
     `nn.Identity` in their places.
 
     A norm is folded that reads a linear or convolution layer which nothing else reads, wherever
-    both stand; others stay. The certificate states the largest difference on `example`.
+    both stand; others stay. The certificate states the largest difference on `example`; raises
+    `NotExact` where that exceeds rounding.
     """
     small = copy.deepcopy(model).eval()
     graph = trace(small, example, training=False)
     nodes = {node.name: node for node in graph.nodes}
     users = users_of(graph.nodes)
     modules = dict(small.named_modules())
+    calls = Counter(node.module for node in graph.nodes if "norm" in node.kind)
     folded = 0
-    found = Counter(node.module for node in graph.nodes if "norm" in node.kind)
     for node in graph.nodes:
         norm = modules.get(node.module)
-        if (
-            not isinstance(norm, _NORM)
-            or norm.running_mean is None
-            or node.kind != "batch_norm"
-            or found[node.module] > 1
-        ):
+        if node.kind != "batch_norm" or calls[node.module] > 1 or not _is_running(norm):
             continue
         before = nodes[node.args[0].name]
         layer = modules.get(before.module)
-        if (
-            not isinstance(layer, (nn.Linear, *_CONV))
-            or len(users[before.name]) > 1
-            or len(users[_weight_of(before)]) > 1
-        ):
+        if not isinstance(layer, AFFINE):
             continue
-        for name, new in ((before.module, _fuse(layer, norm)), (node.module, nn.Identity())):
-            small.set_submodule(name, new)
+        if len(users[before.name]) > 1 or len(users[_weight_of(before)]) > 1:
+            continue
+        small.set_submodule(before.module, _fuse(layer, norm))
+        small.set_submodule(node.module, nn.Identity())
         folded += 1
-    error = _difference(_run(model, example), _run(small, example))
-    return small, Certificate(
-        "exact",
-        error,
-        None,
-        True,
-        f"{folded} batch norms are affine and went into the layers before them",
+    return small, certify(
+        "fold_batchnorm",
+        partial(_run, model),
+        partial(_run, small),
+        example,
+        reason=f"{folded} batch norms are affine and went into the layers before them",
     )
+
+
+def _is_running(norm: nn.Module | None) -> bool:
+    """Whether it is a batch norm with fixed averages in evaluation mode."""
+    return isinstance(norm, _NORM) and norm.running_mean is not None
 
 
 def _weight_of(layer: Node) -> str:
     return next(ref.name for ref in refs(layer.args[1:2]))
 
 
-# What stays of a block's input beside gate * block(x), for the merges that are affine.
-_KEPT: dict[Merge, Callable[[float], float]] = {
-    residual: lambda gate: 1.0,
-    convex: lambda gate: 1.0 - gate,
-}
-
-
-def fold_block(block: nn.Module, gate: float, kept: float = 1.0) -> nn.Module:
-    """One affine layer equal to kept * x + gate * block(x), for a block of one linear or
-    convolution layer and norms after.
-    """
-    layers = [m for m in _folded(block).modules() if not isinstance(m, nn.Sequential)]
-    if len(layers) != 1 or not isinstance(layers[0], (nn.Linear, *_CONV)):
-        raise Unsupported(
-            f"freeze: a block of {', '.join(type(m).__name__ for m in layers)} is not one affine "
-            "layer and cannot be folded with its gate; use blocks of Linear or Conv with "
-            "BatchNorm and Dropout"
-        )
-    layer = layers[0]
-    weight = gate * layer.weight
-    if isinstance(layer, nn.Linear):
-        weight += kept * torch.eye(len(weight)).to(weight)
-    else:
-        _require_same_size(layer)
-        weight += kept * nn.init.dirac_(torch.empty_like(weight), layer.groups)
-    layer.weight = nn.Parameter(weight)
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(gate * layer.bias)
-    return layer
-
-
 @torch.no_grad()
 def _folded(module: nn.Module) -> nn.Module:
-    """`module` with learned depths unrolled, norms folded and dropout gone, recursively;
+    """`module` with everything in it as plain modules, norms folded and dropout gone, recursively;
     Sequentials inside are flattened.
     """
-    if isinstance(module, LearnedDepth):
-        return _unrolled(module)
-    if isinstance(module, Dag):
-        return by_levels(module)
-    if isinstance(module, BlockStack):
-        raise Unsupported(
-            f"freeze: {type(module).__name__} has no single depth yet; put "
-            "`fixed(collapse(...).depth)` of it in its place"
-        )
-    if isinstance(module, _BESIDE):
+    if is_freezable(module):
+        return module.to_plain(_folded)
+    if is_foldable(module):
         return module  # what it folds into stands beside it, in the Sequential that holds it
     done: dict[int, nn.Module] = {}  # a module may stand in several places
     for name, child in list(module._modules.items()):
         if child is None:
             continue
-        if isinstance(child, _BESIDE) and type(module) is not nn.Sequential:
+        if is_foldable(child) and type(module) is not nn.Sequential:
             kind = type(child).__name__
             holder = type(module).__name__
             raise Unsupported(
                 f"freeze: '{name}' of {holder} is a {kind} outside a Sequential; put it in one"
             )
-        done[id(child)] = done[id(child)] if id(child) in done else _folded(child)
+        if id(child) not in done:
+            done[id(child)] = _folded(child)
         setattr(module, name, done[id(child)])
     return _fused(module) if type(module) is nn.Sequential else module
 
 
-def _unrolled(depth: LearnedDepth) -> nn.Sequential:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if depth.merge not in _KEPT:
-        name = getattr(depth.merge, "__name__", depth.merge)
-        raise Unsupported(
-            f"freeze: the merge '{name}' is not affine and cannot be folded; use residual or convex"
-        )
-    gates = depth.gates().tolist()
-    for i in range(depth.active_blocks):
-        layers[f"block{i + 1}"] = fold_block(
-            depth.blocks[i], gates[i], _KEPT[depth.merge](gates[i])
-        )
-        layers[f"relu{i + 1}" if isinstance(depth.h, nn.ReLU) else f"h{i + 1}"] = copy.deepcopy(
-            depth.h
-        )
-    return nn.Sequential(layers or OrderedDict(h=copy.deepcopy(depth.h)))
-
-
 def _fused(module: nn.Sequential) -> nn.Sequential:
-    """Norms into the layer before them; no dropout, no identity, no ReLU of a ReLU; nested
-    Sequentials side by side.
+    """Norms into the layer before them, foldable layers into those beside them; no dropout, no
+    identity, no ReLU of a ReLU; nested Sequentials side by side.
     """
     kept: list[tuple[str, nn.Module]] = []
     for name, layer in _flat(module, ""):
+        if isinstance(layer, _GONE) or (isinstance(layer, nn.ReLU) and _nonnegative(kept)):
+            continue
         last = kept[-1][1] if kept else None
-        if isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)):
-            continue
-        if isinstance(layer, nn.ReLU) and _nonnegative(kept):
-            continue
-        if isinstance(last, LearnedWidth):
+        if is_foldable(last):  # no layer made its input
+            last.fold_into_consumer(layer)
             kept.pop()
-            layer = _scaled_reader(layer, last)
-        if isinstance(layer, (Linked, LKSine)):
-            kept[-1:] = [(kept[-1][0] if kept else "", _mirrored(last, layer))]
-            layer = _base(layer, kept[-1][1])
-        if isinstance(layer, LearnedWidth) and (at := _producer(kept)) is not None:
-            kept[at] = (kept[at][0], _scaled_maker(kept[at][1], layer))
-            continue
-        if (
-            isinstance(layer, _NORM)
-            and layer.running_mean is not None
-            and isinstance(last, (nn.Linear, *_CONV))
-        ):
+            last = None
+        if is_foldable(layer):
+            producer = _producer(kept, layer.scales_units)
+            if producer is not None:
+                rest = layer.fold_into_producer(producer)
+                if rest is None:
+                    continue
+                layer = rest
+        if _is_running(layer) and isinstance(last, AFFINE):
             kept[-1] = (kept[-1][0], _fuse(last, layer))
         else:
             kept.append((name, layer))
-    if kept and isinstance(kept[-1][1], LearnedWidth):
+    if kept and is_foldable(kept[-1][1]):
+        place = f"after {kept[-2][0]}" if kept[1:] else "after the input"
         raise Unsupported(
-            f"freeze: a LearnedWidth after {kept[-2][0] if kept[1:] else 'the input'} stands last; "
-            f"{_WIDTH_HINT}"
+            f"freeze: a {type(kept[-1][1]).__name__} {place} stands last; put it where a Linear or "
+            "Conv makes its input or reads its output"
         )
     return nn.Sequential(OrderedDict(kept))
 
 
-_BESIDE = (LearnedWidth, Linked, LKSine)
-
-
-def _mirrored(maker: Any, linked: nn.Module) -> nn.Module:
-    """A layer that makes [z, -z] where it made z: what a linked activation says, said by rows."""
-    able = isinstance(maker, (nn.Linear, *_CONV)) and getattr(maker, "groups", 1) == 1
-    if not able or isinstance(linked, LKSine) or not _by_features(maker, linked):
-        raise Unsupported(
-            f"freeze: {type(linked).__name__} after {type(maker).__name__} has no plain form; put "
-            "a mirror linkage right behind a Linear or Conv (with groups=1), or behind its batch "
-            "norm, along its features"
-        )
-    maker.weight = nn.Parameter(torch.cat([maker.weight, -maker.weight]))
-    if maker.bias is not None:
-        maker.bias = nn.Parameter(torch.cat([maker.bias, -maker.bias]))
-    for size in ("out_features", "out_channels"):
-        if hasattr(maker, size):
-            setattr(maker, size, len(maker.weight))
-    return maker  # type: ignore[no-any-return]
+def _producer(kept: Sequence[tuple[str, nn.Module]], through_homogeneous: bool) -> nn.Module | None:
+    """What makes the input of a foldable layer: the last module, or, for factors that are not
+    negative, the affine layer whose outputs arrive here scaled as they leave it.
+    """
+    if not through_homogeneous:
+        return kept[-1][1] if kept else None
+    for _, layer in reversed(kept):
+        if isinstance(layer, AFFINE):
+            return layer
+        if not isinstance(layer, _HOMOGENEOUS):
+            return None
+    return None
 
 
 @torch.no_grad()
-def _count_from_the_end(model: nn.Module, example: Tensor | tuple[Any, ...]) -> None:
-    """Let every linked activation and learned width say its units' dimension as the layer beside it
-    does, whatever the rank.
+def _count_from_the_end(model: nn.Module, example: Example) -> None:
+    """Let every foldable layer say its units' dimension as the layer beside it does, whatever the
+    rank.
     """
 
     def count(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        shape = inputs[0].shape
-        dim = unit_dim(shape, module.dim, type(module).__name__)
-        if isinstance(module, LKPReLU) and dim != 1:
-            raise Unsupported(
-                f"freeze: LKPReLU along dimension {dim} has no plain form: nn.PReLU has its slopes "
-                "along dimension 1; use another linked activation there"
-            )
-        module.dim = dim - len(shape)
+        module.count_dim_from_end(inputs[0].shape)
 
-    handles = [
-        module.register_forward_pre_hook(count)
-        for module in model.modules()
-        if isinstance(module, _BESIDE)
-    ]
+    layers = [layer for layer in model.modules() if is_foldable(layer)]
+    handles = [layer.register_forward_pre_hook(count) for layer in layers]
     try:
         if handles:
             model(*(example if isinstance(example, tuple) else (example,)))
@@ -297,104 +238,19 @@ def _count_from_the_end(model: nn.Module, example: Tensor | tuple[Any, ...]) -> 
             handle.remove()
 
 
-def _by_features(layer: Any, beside: Any) -> bool:
-    """Whether the units of a linked activation or a learned width are the features of the layer
-    beside it.
-    """
-    return beside.dim in (None, 1 - layer.weight.dim() if isinstance(layer, _CONV) else -1)
-
-
-def _base(linked: Any, maker: Any) -> nn.Module:
-    """The activation of both halves at once."""
-    half = len(maker.weight) // 2
-    if isinstance(linked, LKPReLU):
-        if linked.positive.dim() > 1:
-            raise Unsupported(
-                "freeze: LKPReLU with a slope for each element has no plain form; use one for each "
-                "unit"
-            )
-        plain = nn.PReLU(2 * half).to(linked.positive)
-        plain.weight.copy_(
-            torch.cat([slope.expand(half) for slope in (linked.positive, linked.negative)])
-        )
-        return plain
-    if not isinstance(linked.base, nn.Module):
-        raise Unsupported(
-            f"freeze: Linked({linked.base}) links a function; link a module, such as nn.ReLU()"
-        )
-    return linked.base
-
-
-_WIDTH_HINT = (
-    "put it right before a Linear or Conv, or after one with nothing but ReLU, LeakyReLU and "
-    "pooling between"
-)
-_HOMOGENEOUS = (
-    *(module for module, kind in MODULES.items() if kind.homogeneous),
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-)
-_NONNEGATIVE = tuple(module for module, kind in MODULES.items() if kind.nonnegative)
-
-
-def _producer(kept: list[tuple[str, nn.Module]]) -> int | None:
-    """The place of the affine layer whose outputs arrive here scaled as they leave it, for factors
-    that are not negative.
-    """
-    for place in range(len(kept) - 1, -1, -1):
-        if isinstance(kept[place][1], (nn.Linear, *_CONV)):
-            return place
-        if not isinstance(kept[place][1], _HOMOGENEOUS):
-            return None
-    return None
-
-
-def _scaled_maker(layer: Any, width: LearnedWidth) -> nn.Module:
-    """The gates of `width` in the rows of a layer's weight and in its bias."""
-    if not _by_features(layer, width):
-        raise Unsupported(
-            f"freeze: a LearnedWidth of dim={width.dim} behind {layer} does not gate its features; "
-            f"{_WIDTH_HINT}"
-        )
-    gates = width.gates().to(layer.weight.dtype)
-    layer.weight = nn.Parameter(layer.weight * gates.view(-1, *[1] * (layer.weight.dim() - 1)))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias * gates)
-    return layer  # type: ignore[no-any-return]
-
-
-def _scaled_reader(layer: Any, width: LearnedWidth) -> nn.Module:
-    """The gates of `width` in the columns of the layer that reads it."""
-    if (
-        not isinstance(layer, (nn.Linear, *_CONV))
-        or getattr(layer, "groups", 1) > 1
-        or not _by_features(layer, width)
-    ):
-        raise Unsupported(
-            f"freeze: a LearnedWidth before {type(layer).__name__} cannot be folded; {_WIDTH_HINT}"
-        )
-    gates = width.gates().to(layer.weight.dtype)
-    layer.weight = nn.Parameter(layer.weight * gates.view(1, -1, *[1] * (layer.weight.dim() - 2)))
-    return layer
-
-
 def _fuse(layer: nn.Module, norm: Any) -> nn.Module:
     fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     return fuse(layer, norm)  # type: ignore[no-any-return]
 
 
-def _nonnegative(kept: list[tuple[str, nn.Module]]) -> bool:
+def _nonnegative(kept: Sequence[tuple[str, nn.Module]]) -> bool:
     """Whether what comes out of the kept layers is never below 0: an activation's output, possibly
     pooled or flattened.
     """
     for _, layer in reversed(kept):
         if isinstance(layer, _NONNEGATIVE):
             return True
-        if not isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)):
+        if not isinstance(layer, (*_MAX_POOL, nn.Flatten)):
             return False
     return False
 
@@ -408,64 +264,53 @@ def _flat(module: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]
             yield f"{prefix}{name}", child
 
 
-def _require_same_size(layer: Any) -> None:
-    same = layer.padding == "same" or all(
-        2 * p == d * (k - 1)
-        for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)
-    )
-    if not same or any(s != 1 for s in layer.stride) or any(k % 2 == 0 for k in layer.kernel_size):
-        raise Unsupported(
-            f"freeze: {layer} changes the map's size, so an identity cannot be added to it"
-        )
-
-
-def _drop_dead(model: nn.Module, example: Tensor | tuple[Any, ...]) -> int:
+def _drop_dead(model: nn.Module, example: Example) -> int:
     """Remove units that nothing reads (all outgoing weights 0) or that nothing feeds and that have
     no bias. How many.
     """
     try:
         graph = trace(model, example)
-        found = widths(graph)
+        known = widths(graph)
     except Unsupported:
         return 0
     zero_stays = all(_zero_stays(node) for node in graph.nodes)
     count = 0
-    for width in found.values():
+    for width in known.values():
         if width.fixed or width.not_preserved:
             continue
-        drop = _dead(model, found, width, zero_stays)
-        size = live_size(found, width.name, tensors_of(model))
-        if drop := drop[: size - 1]:
-            apply_(model, plan(model, found, [Shrink(width.name, drop)]))
+        dead = _dead(model, known, width, zero_stays)
+        size = live_size(known, width.name, tensors_of(model))
+        drop = dead[: size - 1]
+        if drop:
+            apply_(model, plan(model, known, [Shrink(width.name, drop)]))
             count += len(drop)
     return count
 
 
 def _dead(
-    model: nn.Module, found: Mapping[str, Width], width: Width, zero_stays: bool
+    model: nn.Module, known: Mapping[str, Width], width: Width, zero_stays: bool
 ) -> list[int]:
     """Units of a width that nothing reads, and, where `zero_stays`, those that are 0 whatever the
     input.
     """
+    roles = {slot.role for slot in width.slots}
+    if "in" not in roles or not roles <= {"in", "out", "bias"}:
+        return []
+    if any(len(slot.spans) > 1 for slot in width.slots):
+        return []
     tensors = tensors_of(model)
-    alone = [s for s in width.slots if len(s.spans) == 1]
-    if len(alone) != len(width.slots) or any(
-        s.role not in ("in", "out", "bias") for s in width.slots
-    ):
-        return []
-    if not any(slot.role == "in" for slot in width.slots):
-        return []
-    size = live_size(found, width.name, tensors)
+    size = live_size(known, width.name, tensors)
     reads = torch.zeros(size, dtype=torch.bool)
     makes = torch.zeros(size, dtype=torch.bool)
-    for slot in alone:
+    for slot in width.slots:
         entries = tensors[slot.tensor].detach().movedim(slot.dim, 0).reshape(size, -1)
         used = (entries != 0).any(1).cpu()
         if slot.role == "in":
             reads |= used
         else:
             makes |= used
-    return [int(i) for i in (~reads | (~makes if zero_stays else False)).nonzero().flatten()]
+    dead = ~(reads & makes) if zero_stays else ~reads
+    return dead.nonzero().flatten().tolist()
 
 
 def _zero_stays(node: Node) -> bool:
@@ -477,7 +322,7 @@ def _zero_stays(node: Node) -> bool:
     return node.op in ("input", "tensor", "output") or node.kind in _READS or keeps_zero(node)
 
 
-def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
+def _run(model: nn.Module, example: Example) -> Tensor:
     with eval_mode(model):
         result = model(*(example if isinstance(example, tuple) else (example,)))
     if not isinstance(result, Tensor):
@@ -488,25 +333,10 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Tensor:
     return result
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return math.inf
-    return float((a.double() - b.double()).abs().max())
-
-
-def _require(error: float, allowed: float) -> None:
-    if not error <= allowed:
-        raise NotExact(
-            f"freeze: outputs differ by {error:.2e} where rounding allows {allowed:.2e}; please "
-            "report this model"
-        )
-
-
-def _as(example: Tensor | tuple[Any, ...], dtype: torch.dtype) -> Tensor | tuple[Any, ...]:
+def _as(example: Any, dtype: torch.dtype) -> Any:
+    """Its floating point tensors in `dtype`."""
     if isinstance(example, tuple):
-        return tuple(_as(e, dtype) for e in example)
-    return (
-        example.to(dtype)
-        if isinstance(example, Tensor) and example.is_floating_point()
-        else example
-    )
+        return tuple(_as(part, dtype) for part in example)
+    if isinstance(example, Tensor) and example.is_floating_point():
+        return example.to(dtype)
+    return example

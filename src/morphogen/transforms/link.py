@@ -4,9 +4,8 @@ example)`, `unlink(...)`.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.activations import MODULES
-from morphogen.edit.apply import Applied, applied, apply_, change_of, count_parameters, probe
-from morphogen.edit.blocks import enrol, release
-from morphogen.edit.plan import NEW, Plan, Row, tensors_of
-from morphogen.edit.watch import UndoStack, all_or_nothing
+from morphogen.edit.apply import Applied, apply_
+from morphogen.edit.plan import NEW, Placed, Plan, Row, tensors_of
 from morphogen.errors import NotExact, ShapeError, Unsupported
 from morphogen.layers.linked import (
     LKELU,
@@ -69,8 +66,8 @@ def link(
     if init not in ("looks-linear", "preserve"):
         raise ShapeError(f"link: init={init!r}; give 'looks-linear' or 'preserve'")
     graph = trace(model, example)
-    found, refused = _found(model, graph, tuple(_LINKS))
-    if not found:
+    uses, refused = _uses(model, graph, tuple(_LINKS))
+    if not uses:
         reasons = (
             "; ".join(refused) or "it has no activation module; functional ones cannot be replaced"
         )
@@ -78,27 +75,21 @@ def link(
             f"link: no activation of {type(model).__name__} can be linked ({reasons})"
         )
     tensors = tensors_of(model)
-    rows = [
-        Row(name, 1, "in", (*range(tensors[name].shape[1]), *[NEW] * tensors[name].shape[1]))
-        for name in dict.fromkeys(name for use in found for name in use.consumers)
-    ]
-    before = probe(model, example)
-    done = apply_(
-        model, Plan((), tuple(rows), (), {}, {}, init == "preserve"), optimizers=optimizers
-    )
-    with all_or_nothing(done._undo_stack):
-        for use in found:
-            old = model.get_submodule(use.name)
-            new = _LINKS[type(old)](old, use.dim).to(
-                next(iter(old.parameters()), tensors[use.consumers[0]])
-            )
-            _replace(model, use.name, new, optimizers, done._undo_stack)
-            for name in use.consumers if init == "looks-linear" else ():
-                _begin(model, name, new, done._undo_stack)
-        change = change_of(
-            before, probe(model, example), "link, init='preserve'" if init == "preserve" else None
-        )
-    return _settled(model, "link", done, found, change)
+    modules = {}
+    values: dict[str, Tensor] = {}
+    for use in uses:
+        old = model.get_submodule(use.name)
+        like = next(old.parameters(), tensors[use.consumers[0]])
+        modules[use.name] = _LINKS[type(old)](old, use.dim).to(like)
+        for name in use.consumers if init == "looks-linear" else ():
+            values |= _drawn(model, name, modules[use.name])
+    columns = {
+        name: (*range(tensors[name].shape[1]), *[NEW] * tensors[name].shape[1])
+        for use in uses
+        for name in use.consumers
+    }
+    planned = _plan(model, "link", modules, columns, values, keeps=init == "preserve")
+    return apply_(model, planned, optimizers=optimizers, example=example)
 
 
 @torch.no_grad()
@@ -113,33 +104,23 @@ def unlink(
     holds, and `Unsupported` where nothing is linked.
     """
     graph = trace(model, example)
-    found, refused = _found(model, graph, (Linked,))
-    if not found or refused:
+    uses, refused = _uses(model, graph, (Linked,))
+    if not uses or refused:
         raise Unsupported(
             f"unlink: {'; '.join(refused) or 'no linked activation has consumers of its own'}"
         )
     tensors = tensors_of(model)
-    before = probe(model, example)
-    plain = {
-        use.name: _plain(
-            model.get_submodule(use.name), [tensors[name] for name in use.consumers], use.name
-        )
-        for use in found
-    }
-    values = {
-        name: plain[use.name][1] * tensors[name].chunk(2, 1)[0]
-        for use in found
-        for name in use.consumers
-    }
-    rows = [Row(name, 1, "in", tuple(range(value.shape[1]))) for name, value in values.items()]
-    done = apply_(
-        model, Plan((), tuple(rows), (), {}, {}, True), optimizers=optimizers, values=values
-    )
-    with all_or_nothing(done._undo_stack):
-        for use in found:
-            _replace(model, use.name, plain[use.name][0], optimizers, done._undo_stack)
-        change = change_of(before, probe(model, example), "unlink")
-    return _settled(model, "unlink", done, found, change)
+    modules = {}
+    values = {}
+    for use in uses:
+        weights = [tensors[name] for name in use.consumers]
+        module = model.get_submodule(use.name)
+        modules[use.name], factor = _plain(module, weights, use.name)
+        for name in use.consumers:
+            values[name] = factor * tensors[name].chunk(2, 1)[0]
+    columns = {name: tuple(range(value.shape[1])) for name, value in values.items()}
+    planned = _plan(model, "unlink", modules, columns, values, keeps=True)
+    return apply_(model, planned, optimizers=optimizers, example=example)
 
 
 @dataclass(frozen=True)
@@ -151,20 +132,47 @@ class _Use:
     consumers: tuple[str, ...]
 
 
-def _settled(
-    model: nn.Module, what: str, done: Applied, found: Sequence[_Use], change: float | None
-) -> Applied:
-    keeps = what == "unlink" or done.receipt.keeps
-    edits = tuple(f"{what} {use.name}" for use in found)
-    counts = (done.receipt.parameters[0], count_parameters(model))
-    return applied(
-        model,
-        replace(done.receipt, edits=edits, parameters=counts, change=change, keeps=keeps),
-        done._undo_stack,
+def _plan(
+    model: nn.Module,
+    what: str,
+    modules: Mapping[str, nn.Module],
+    columns: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, Tensor],
+    keeps: bool,
+) -> Plan:
+    """A rewrite that puts `modules` in the place of others, by name, and gives the weights that
+    read them other columns.
+    """
+    tensors = tensors_of(model)
+    rows = [Row(name, 1, "in", index) for name, index in columns.items()]
+    # biases keep their size, and get other values
+    for name in values.keys() - columns.keys():
+        rows.append(Row(name, 0, "bias", tuple(range(len(tensors[name])))))
+    return Plan(
+        edits=(),
+        rows=tuple(rows),
+        blocks=(),
+        sizes={},
+        covers={},
+        keeps=keeps,
+        modules=tuple(_placed(model, name, module) for name, module in modules.items()),
+        values=values,
+        rewrites=tuple(f"{what} {name}" for name in modules),
     )
 
 
-def _found(
+def _placed(model: nn.Module, name: str, module: nn.Module) -> Placed:
+    """`module` in the place of what is called `name`, whose optimizer groups its parameters
+    join.
+    """
+    old = model.get_submodule(name)
+    own = [f"{name}.{key}" for key, _ in old.named_parameters()]
+    every = (key for key, _ in model.named_parameters())
+    kind = f"{type(module).__name__} in place of {type(old).__name__}"
+    return Placed(name, kind, next(iter(own), next(every)), lambda *_: copy.deepcopy(module))
+
+
+def _uses(
     model: nn.Module, graph: Graph, kinds: tuple[type[nn.Module], ...]
 ) -> tuple[list[_Use], list[str]]:
     """The activations of these kinds that linear and convolution layers alone read, and why others
@@ -268,20 +276,18 @@ def _prelu(act: nn.PReLU, dim: int) -> LKPReLU:
     return linked
 
 
-def _begin(model: nn.Module, weight: str, act: Linked, undo_stack: UndoStack) -> None:
-    """Draw a reader anew. What takes it back is there already for its weight, and is appended for
-    its bias.
-    """
-    layer = model.get_submodule(weight.rpartition(".")[0])
-    if isinstance(bias := getattr(layer, "bias", None), Tensor):
-        undo_stack.append(partial(_restore, bias, bias.detach().clone()))
+def _drawn(model: nn.Module, weight: str, act: Linked) -> dict[str, Tensor]:
+    """The weight, of twice the columns, and the bias of a layer that reads `act`, drawn anew."""
+    name, _, key = weight.rpartition(".")
+    layer = copy.deepcopy(model.get_submodule(name))
+    narrow = getattr(layer, key)
+    setattr(layer, key, nn.Parameter(torch.cat([narrow, narrow], 1)))
     scale = odd_part(act)
     variance_(layer, act) if scale is None else looks_linear_(layer, scale)
-
-
-@torch.no_grad()
-def _restore(tensor: Tensor, value: Tensor) -> None:
-    tensor.copy_(value)
+    drawn = {weight: getattr(layer, key).detach()}
+    if isinstance(bias := getattr(layer, "bias", None), Tensor):
+        drawn[f"{name}.bias".removeprefix(".")] = bias.detach()
+    return drawn
 
 
 def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Module, float]:
@@ -303,27 +309,3 @@ def _plain(module: nn.Module, weights: list[Tensor], name: str) -> tuple[nn.Modu
         f"unlink: '{name}' is read as neither g(z) alone nor g(z) - g(-z); a trained linked net "
         "has no plain twin"
     )
-
-
-def _replace(
-    model: nn.Module,
-    name: str,
-    new: nn.Module,
-    optimizers: Sequence[Optimizer],
-    undo_stack: UndoStack,
-) -> None:
-    """Put a module in another's place, and its parameters in the place of the other's, in every
-    optimizer.
-    """
-    parent, _, key = name.rpartition(".")
-    holder = model.get_submodule(parent)
-    old = model.get_submodule(name)
-    new.train(old.training)
-    undo_stack.append(partial(setattr, holder, key, old))
-    setattr(holder, key, new)
-    like = next(p for p in (*old.parameters(), *model.parameters()))
-    for optimizer in optimizers:
-        for parameter in new.parameters():
-            enrol(optimizer, like, parameter, undo_stack)
-        for parameter in old.parameters():
-            release(optimizer, parameter, undo_stack)

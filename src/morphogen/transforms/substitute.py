@@ -6,7 +6,7 @@ that is always 0, one that is constant, one that is a multiple of another, one t
 others are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -66,16 +66,21 @@ def rectified(graph: Graph) -> list[Rectified]:
     """
     nodes = {node.name: node for node in graph.nodes}
     users = users_of(graph.nodes)
-    found = []
+    layers = []
     for node in graph.nodes:
         after = users.get(node.name, [])
         own = _tensors(node, nodes, users)
-        if own is None or len(after) != 1 or (slope := rectifier(after[0])) is None:
+        if own is None or len(after) != 1:
             continue
-        consumers, sums, shifts = _readers(after[0], nodes, users) or ((), False, False)
-        if consumers:
-            found.append(Rectified(*own, slope, node.name, after[0].name, consumers, sums, shifts))
-    return found
+        relu = after[0]
+        slope = rectifier(relu)
+        readers = None if slope is None else _readers(relu, nodes, users)
+        if slope is None or readers is None:
+            continue
+        weights, sums, shifts = readers
+        if weights:
+            layers.append(Rectified(*own, slope, node.name, relu.name, weights, sums, shifts))
+    return layers
 
 
 @dataclass(frozen=True)
@@ -135,17 +140,18 @@ def _readers(
     """(the tensors of the layers that read a value, whether sums pass to them, whether constants
     do); None where anything else reads it.
     """
-    found: list[tuple[str, str]] = []
-    sums = shifts = True
+    read: list[tuple[str, str]] = []
+    sums = True
+    shifts = True
     for user in consumers(start, users):
         own = _tensors(user.node, nodes, users)
         if own is None or not user.first:
             return None
-        found.append(own)
+        read.append(own)
         # a maximum of sums is not the sum of maxima
         sums &= not any(node.kind.startswith("max_pool") for node in user.passed)
         shifts &= bool(own[1]) and not any(map(_borders, (*user.passed, user.node)))
-    return tuple(found), sums, shifts
+    return tuple(read), sums, shifts
 
 
 def _groups(node: Node) -> int:
@@ -173,39 +179,20 @@ def _borders(node: Node) -> bool:
 
 @torch.no_grad()
 def substitute(
-    model: nn.Module, found: Mapping[str, Width], layer: Rectified, relations: Sequence[Relation]
+    model: nn.Module, known: Mapping[str, Width], layer: Rectified, relations: Sequence[Relation]
 ) -> list[Relation]:
     """Take the units out, in place, readers first; those that could go. At least one unit stays.
 
-    found: the model's widths. A relation of which a factor or a constant cannot pass to the readers
+    known: the model's widths. A relation of which a factor or a constant cannot pass to the readers
     is left out, as is one that leans on a unit that goes itself.
     """
-    width = next(
-        (w for w in found.values() for s in w.slots if (s.tensor, s.dim) == (layer.weight, 0)), None
-    )
-    if (
-        width is None
-        or width.fixed
-        or width.step > 1
-        or any(len(slot.spans) > 1 for slot in width.slots)
-    ):
+    width = _own_width(known, layer)
+    if width is None:
         return []
-    if not {slot.tensor for slot in width.slots} <= {
-        layer.weight,
-        layer.bias,
-        *(weight for weight, _ in layer.consumers),
-    }:
-        return []  # other layers make or read units of this width
     tensors = tensors_of(model)
     size = len(tensors[layer.weight])
     going = {relation.unit for relation in relations}
-    fitting = [
-        relation
-        for relation in relations
-        if not (going & relation.factors.keys())
-        and (layer.shifts or not relation.constant)
-        and (layer.sums or _passes(relation))
-    ][: size - 1]
+    fitting = [relation for relation in relations if _fits(relation, layer, going)][: size - 1]
     if not fitting:
         return []
     units = torch.tensor([relation.unit for relation in fitting])
@@ -218,16 +205,36 @@ def substitute(
         weight = tensors[name]
         columns = weight.double().unflatten(1, (size, -1))
         gone = columns[:, units]
+        # W_j += sum over the units d that go of W_d F_dj,   b += sum of W_d c_d
         weight.copy_((columns + torch.einsum("od...,dj->oj...", gone, factors)).flatten(1, 2))
         if bool(constants.any()):
             by = torch.einsum("od,d->o", gone.flatten(2).sum(2), constants)
             tensors[bias].copy_(tensors[bias].double() + by)
-    apply_(model, plan(model, found, [Shrink(width.name, sorted(units.tolist()))]))
+    apply_(model, plan(model, known, [Shrink(width.name, sorted(units.tolist()))]))
     return fitting
+
+
+def _own_width(known: Mapping[str, Width], layer: Rectified) -> Width | None:
+    """The width of a layer's units, where it can shrink and no other layer makes or reads it."""
+    made = (layer.weight, 0)
+    own = {layer.weight, layer.bias, *(weight for weight, _ in layer.consumers)}
+    for width in known.values():
+        if made in [(slot.tensor, slot.dim) for slot in width.slots]:
+            alone = all(len(slot.spans) == 1 and slot.tensor in own for slot in width.slots)
+            return width if alone and not width.fixed and width.step <= 1 else None
+    return None
+
+
+def _fits(relation: Relation, layer: Rectified, going: Set[int]) -> bool:
+    """Whether the readers can take its factors and its constant, of units that stay."""
+    if going & relation.factors.keys():
+        return False
+    if relation.constant and not layer.shifts:
+        return False
+    return layer.sums or _passes(relation)
 
 
 def _passes(relation: Relation) -> bool:
     """Through a maximum."""
-    return not relation.factors or (
-        len(relation.factors) == 1 and not relation.constant and min(relation.factors.values()) > 0
-    )
+    factors = list(relation.factors.values())
+    return not factors or (len(factors) == 1 and not relation.constant and factors[0] > 0)

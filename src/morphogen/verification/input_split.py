@@ -7,22 +7,22 @@ input that may change the output the most, or left to linear programs where few 
 a descent from where its bound is attained looks for a counterexample.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from morphogen.activations import RELU
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Box, Boxes
 from morphogen.bounds.crown import bounded, crown
 from morphogen.bounds.derivative import derivative
 from morphogen.bounds.lp import LEAST, lp_minimum
 from morphogen.bounds.rules import activation, affine
-from morphogen.deadline import Deadline, OutOfTime, deadline
+from morphogen.deadline import Deadline
 from morphogen.tracing.program import Program
+from morphogen.verification.branch_and_bound import Callback, Question, Witness, question, solved
 from morphogen.verification.pgd import attack, nearest
-from morphogen.verification.unsafe import Unsafe, Verdict, margin_of, stacked
+from morphogen.verification.unsafe import Unsafe, Verdict, margin_of
 
 _RESTARTS = 1024  # of an attack on the whole box; inputs are few
 _SHARE = 0.1  # of the time goes into such attacks, of which there is one before the search
@@ -37,7 +37,7 @@ def split_inputs(
     box: Box,
     seconds: float | Deadline,
     batch: int = 256,
-    callback: Callable[[float, int], None] | None = None,
+    callback: Callback | None = None,
 ) -> Verdict:
     """Prove that no input of a box is in any of the unsafe sets, or find one that is.
 
@@ -45,129 +45,132 @@ def split_inputs(
     search is then; or a deadline. callback: called with the least bound and the number of open
     boxes as the search goes on.
     """
-    until = deadline(seconds)
-    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, callback).run(
-        batch
-    )
+    asked = question(net, unsafe, box, seconds)
+    return solved(asked, _Search(asked), batch, callback)
 
 
 class _Search:
-    """What stays the same during one search, and what it has seen."""
+    """Open boxes with their bounds, (boxes,); see `branch_and_bound.Search`."""
 
-    def __init__(
-        self,
-        net: Program,
-        unsafe: Sequence[Unsafe],
-        box: Box,
-        until: Deadline,
-        callback: Callable[[float, int], None] | None,
-    ) -> None:
-        self.net = net
-        self.unsafe = unsafe
-        self.box = box
-        self.until = until
-        self.callback = callback
-        self.began = until.now()
+    def __init__(self, asked: Question) -> None:
+        self.asked = asked
+        self.net = asked.net
+        self.witness: Witness | None = None
         self.seen = 0
-        self.rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
-        self.open = box  # boxes that are not proved
-        self.bounds = box.lower.new_full((1,), -torch.inf)  # of theirs
-        self.proved = torch.inf  # the least bound of the boxes that are
+        self.stuck = False
+        self.boxes = asked.box.box
+        self.bounds = self.boxes.lower.new_full((1,), -torch.inf)
+        self.safe = torch.inf  # the least bound of the boxes that are proved
         self.draw = torch.Generator().manual_seed(0)
         self.attacks = 0.0
 
     @property
-    def spent(self) -> float:
-        return self.until.now() - self.began
+    def open(self) -> int:
+        return len(self.bounds)
 
-    def run(self, batch: int) -> Verdict:
-        try:
-            while len(self.bounds):
-                self.until.check()
-                witness = self.attacked() or self.halved(batch)
-                if witness is not None:
-                    return Verdict("sat", witness[1], witness[0][0], self.seen, self.spent)
-                if self.callback:
-                    self.callback(
-                        float(self.bounds.min()) if len(self.bounds) else self.proved,
-                        len(self.bounds),
-                    )
-        except OutOfTime:
-            least = min(self.proved, float(self.bounds.min()))
-            return Verdict("unknown", least, None, self.seen, self.spent)
-        return Verdict("unsat", self.proved, None, self.seen, self.spent)
+    @property
+    def least(self) -> float:
+        return float(self.bounds.min()) if len(self.bounds) else self.safe
 
-    def attacked(self) -> tuple[Tensor, float] | None:
-        """An unsafe point of the whole box and its margin, where it is time to look for one, and
-        there is one.
+    @property
+    def proved(self) -> float:
+        return min(self.safe, self.least)
+
+    def begin(self) -> None:
+        """The whole box is open."""
+
+    def advance(self, batch: int) -> None:
+        """Look for an unsafe point where it is time to, then bound the worst boxes and halve those
+        that stay open.
         """
-        if self.attacks > _SHARE * (began := self.spent):
+        self.witness = self.attacked()
+        if self.witness is None:
+            self.halve(batch)
+
+    def attacked(self) -> Witness | None:
+        """An unsafe point of the whole box, where it is time to look for one, and there is one."""
+        began = self.asked.spent
+        if self.attacks > _SHARE * began:
             return None
-        for each in self.unsafe:
-            point, margin = attack(self.net, each, self.box, _RESTARTS, generator=self.draw)
+        for each in self.asked.unsafe:
+            point, margin = attack(self.net, each, self.asked.box, _RESTARTS, generator=self.draw)
             if margin <= 0:
-                return point, margin
-        self.attacks += self.spent - began
+                return point[0], margin
+        self.attacks += self.asked.spent - began
         return None
 
-    def halved(self, batch: int) -> tuple[Tensor, float] | None:
+    def halve(self, batch: int) -> None:
         """Bound the worst boxes and cut those that stay open, or find an unsafe point in one of
-        them, and its margin.
+        them.
         """
         net = self.net
-        rows = self.rows
-        limits = self.limits
+        rows = self.asked.rows
         worst = self.bounds.topk(min(batch, len(self.bounds)), largest=False).indices
-        rest = torch.ones(len(self.bounds), dtype=torch.bool).index_fill(0, worst, False)
-        here = self.open[worst]
+        here = self.boxes[worst]
         boxes = crown(net, here)
-        surplus, coefficients = _bounded(net, boxes, rows, limits)
+        surplus, coefficients = _bounded(net, boxes, rows, self.asked.limits)
         self.seen += len(worst)
-        surplus, points = _programmed(net, boxes, rows, limits, surplus)
+        surplus, points = _programmed(net, boxes, rows, self.asked.limits, surplus)
+        self.witness = self.descended(here, coefficients, points)
+        if self.witness is not None:
+            return
         least = surplus.amin(1)
-        # in every box from its centre and from the corner where its bound is attained
-        share = torch.cat([(coefficients <= 0).to(net.dtype), torch.full_like(coefficients, 0.5)])
-        twice = here[torch.arange(len(worst)).repeat(2)]
-        point, margin = nearest(lambda x: margin_of(self.unsafe, net(x)), twice, share, _STEPS)
+        open_ = ~(least > 0)  # NaN proves nothing
+        of_open = {name: each[open_] for name, each in boxes.items()}
+        effects = _effects(net, rows, ~(surplus > 0)[open_], of_open)
+        halves = _halves(here[open_], effects)
+        self.replace(worst, halves, least, open_)
+
+    def descended(
+        self, here: Box, coefficients: Tensor, points: Sequence[Tensor]
+    ) -> Witness | None:
+        """An unsafe point among some, or on a descent in every box: from its centre and from the
+        corner where its bound is attained.
+        """
+        corners = (coefficients <= 0).to(self.net.dtype)
+        share = torch.cat([corners, torch.full_like(coefficients, 0.5)])
+        twice = here[torch.arange(len(here.lower)).repeat(2)]
+
+        def score(x: Tensor) -> Tensor:
+            return margin_of(self.asked.unsafe, self.net(x))
+
+        point, margin = nearest(score, twice, share, _STEPS)
         for other in points:
-            if (value := float(margin_of(self.unsafe, net(other)))) < margin:
+            if (value := float(score(other))) < margin:
                 point = other
                 margin = value
-        if margin <= 0:
-            return point, margin
-        open_ = ~(least > 0)  # NaN proves nothing
-        effects = _effects(
-            net, rows, ~(surplus > 0)[open_], {name: each[open_] for name, each in boxes.items()}
+        return (point[0], margin) if margin <= 0 else None
+
+    def replace(self, worst: Tensor, halves: Box, least: Tensor, open_: Tensor) -> None:
+        """The worst boxes by the halves of those that stay open: all at once, so that whatever is
+        interrupted leaves what was known.
+        """
+        rest = torch.ones(len(self.bounds), dtype=torch.bool).index_fill(0, worst, False)
+        proved = least[~open_]
+        if len(proved):
+            self.safe = min(self.safe, float(proved.min()))
+        self.boxes = Box(
+            torch.cat([self.boxes.lower[rest], halves.lower]),
+            torch.cat([self.boxes.upper[rest], halves.upper]),
         )
-        halves = _halves(here[open_], effects)
-        # all at once, so that whatever is interrupted leaves what was known
-        self.proved = (
-            min(self.proved, float(least[~open_].min())) if bool((~open_).any()) else self.proved
-        )
-        self.open = Box(
-            torch.cat([self.open.lower[rest], halves.lower]),
-            torch.cat([self.open.upper[rest], halves.upper]),
-        )
-        self.bounds = torch.cat([self.bounds[rest], least[open_].nan_to_num(-torch.inf).repeat(2)])
-        return None
+        halved = least[open_].nan_to_num(-torch.inf).repeat(2)
+        self.bounds = torch.cat([self.bounds[rest], halved])
 
 
-def _bounded(
-    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor
-) -> tuple[Tensor, Tensor]:
+def _bounded(net: Program, boxes: Boxes, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     """(of each set the best lower bound on any row's surplus, (batch, sets); the coefficients on
     the input of the row that has the least of them, (batch, *shape)).
     """
     spec = rows.flatten(0, 1).unflatten(1, net.shapes[net.output])[None]
-    found = bounded(net, boxes, spec)
-    surplus, best = (found.least.unflatten(1, limits.shape) - limits).max(2)
+    result = bounded(net, boxes, spec)
+    surplus, best = (result.least.unflatten(1, limits.shape) - limits).max(2)
     clause = surplus.argmin(1, keepdim=True)
     row = clause * limits.shape[1] + best.gather(1, clause)
-    return surplus, found.coefficients[torch.arange(len(row)), row[:, 0]]
+    return surplus, result.coefficients[torch.arange(len(row)), row[:, 0]]
 
 
 def _programmed(
-    net: Program, boxes: Mapping[str, Box], rows: Tensor, limits: Tensor, surplus: Tensor
+    net: Program, boxes: Boxes, rows: Tensor, limits: Tensor, surplus: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """(the surplus, anew where it is open and few ReLUs have both signs: from linear programs, case
     by case where lines are not enough; the inputs (1, *shape) where those are attained).
@@ -191,7 +194,7 @@ def _programmed(
     return surplus, points
 
 
-def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]) -> Tensor:
+def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Boxes) -> Tensor:
     """By how much a row of the open sets may change when one input alone goes from end to end of
     its edge, (batch, inputs).
     """
@@ -199,7 +202,7 @@ def _effects(net: Program, rows: Tensor, open_: Tensor, boxes: Mapping[str, Box]
     across = rows.flatten(0, 1).T
     change = (ranges.centre.flatten(2) @ across).abs() + ranges.radius.flatten(2) @ across.abs()
     change = change.unflatten(2, rows.shape[:2]).amax(3) * open_[:, None]
-    effects: Tensor = change.amax(2) * boxes[net.input].width.flatten(1)
+    effects: Tensor = change.amax(2) * boxes[net.input].box.width.flatten(1)
     return effects
 
 

@@ -16,10 +16,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from morphogen.errors import DataError, MorphogenError
 from morphogen.record import write_atomic
+from morphogen.threads import threads
 from morphogen.verification.vnncomp import verify_file
 
 
@@ -169,11 +168,11 @@ class _Worker:
         return f"by signal {-code}" if code < 0 else f"with exit code {code}"
 
 
+@threads(1)
 def _serve(channel: "Connection[Any, Any]", folder: Path, solve: Callable[..., Result]) -> None:
     """Solves problems until no more can come."""
     # the process that asks is interrupted, and ends this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     with suppress(EOFError):
         while True:
             channel.send(solve(folder, *channel.recv()))

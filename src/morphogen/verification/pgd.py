@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import InputSet, cube_points
 from morphogen.tracing.program import Program
 from morphogen.verification.unsafe import Unsafe
 
@@ -16,7 +16,7 @@ _CHUNK = 2**22  # numbers in the largest value of as many points as descend at o
 def attack(
     net: Program,
     unsafe: Unsafe,
-    box: Box,
+    box: InputSet,
     restarts: int = 16,
     steps: int = 30,
     generator: torch.Generator | None = None,
@@ -28,11 +28,9 @@ def attack(
 
     Source: projected gradient descent, Madry et al. 2018 (arXiv 1706.06083).
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    share = torch.rand(restarts, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
-    share[: restarts // 2].round_()
+    share = cube_points(restarts, restarts // 2, box.lower.shape[1:], net.dtype, generator)
     share[:1] = 0.5
-    best = box.centre
+    best = box.box.centre
     least = torch.inf
     for part in share.split(max(1, _CHUNK // max(map(math.prod, net.shapes.values())))):
         point, margin = nearest(
@@ -47,12 +45,12 @@ def attack(
 
 
 def nearest(
-    score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int
+    score: Callable[[Tensor], Tensor], sets: InputSet, share: Tensor, steps: int
 ) -> tuple[Tensor, float]:
     """(the point (1, *shape) of the least score on a `descent`, its score); the first that is not
     above 0 ends it.
     """
-    best = sets.centre[:1]
+    best = sets.box.centre[:1]
     least = torch.inf
     for x, value in descent(score, sets, share, steps):
         lowest, at = value.min(0)
@@ -65,17 +63,19 @@ def nearest(
 
 
 def descent(
-    score: Callable[[Tensor], Tensor], sets: Box, share: Tensor, steps: int
+    score: Callable[[Tensor], Tensor], sets: InputSet, share: Tensor, steps: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Points x (n, *shape) and their scores (n,), which signed gradient steps lower, as they come;
     shorter and shorter steps, half of each box at first. sets: one for each point. share: where in
     their boxes the points begin, from 0 to 1.
     """
-    x = sets.inside(sets.lower + sets.width * share)
+    x = sets.inside(sets.lower + sets.box.width * share)
     for step in range(steps + 1):
         x = x.detach().requires_grad_(step < steps)
         value = score(x)
         yield x.detach(), value.detach()
         if step < steps:
             (gradient,) = torch.autograd.grad(value.sum(), x)
-            x = sets.inside(x.detach() - 0.5 * (1 - step / steps) * sets.width * gradient.sign())
+            x = sets.inside(
+                x.detach() - 0.5 * (1 - step / steps) * sets.box.width * gradient.sign()
+            )

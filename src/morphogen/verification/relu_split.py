@@ -9,7 +9,7 @@ Source: beta-CROWN, Wang et al. 2021 (arXiv 2103.06624); the choice of the unit:
 branching, De Palma et al. 2021 (arXiv 2104.06718).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -19,16 +19,17 @@ from torch import Tensor
 
 from morphogen.activations import RELU
 from morphogen.bounds.alpha_crown import OptimisedBound, alpha_crown, optimised
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import InputSet
 from morphogen.bounds.crown import Variables, crown, lower_bound
 from morphogen.bounds.interval import interval
 from morphogen.bounds.lp import LEAST, lp_minimum
 from morphogen.bounds.rounding import magnitudes, size
 from morphogen.bounds.rules import activation, affine
-from morphogen.deadline import Deadline, OutOfTime, deadline
+from morphogen.deadline import Deadline
 from morphogen.tracing.program import Program
+from morphogen.verification.branch_and_bound import Callback, Question, Witness, question, solved
 from morphogen.verification.pgd import attack
-from morphogen.verification.unsafe import Unsafe, Verdict, stacked
+from morphogen.verification.unsafe import Unsafe, Verdict
 
 Signs = Mapping[str, Tensor]
 """By value, (batch, *shape): 1 where it is at least 0, -1 where at most, 0 where nothing is known.
@@ -61,79 +62,60 @@ def splittable(net: Program) -> bool:
 def split_relus(
     net: Program,
     unsafe: Sequence[Unsafe],
-    box: Box,
+    box: InputSet,
     seconds: float | Deadline,
     batch: int = 32,
-    callback: Callable[[float, int], None] | None = None,
+    callback: Callback | None = None,
 ) -> Verdict:
     """Prove that no input of a box is in any of the unsafe sets, or find one that is; arguments as
     for `split_inputs`.
     """
-    until = deadline(seconds)
-    return _Search(replace(net, until=until), unsafe, box.as_input(net.dtype), until, callback).run(
-        batch
-    )
+    asked = question(net, unsafe, box, seconds)
+    return solved(asked, _Search(asked), batch, callback)
 
 
 class _Search:
-    """What stays the same during one search, and what it has seen."""
+    """Open parts, the worst first; see `branch_and_bound.Search`."""
 
-    def __init__(
-        self,
-        net: Program,
-        unsafe: Sequence[Unsafe],
-        box: Box,
-        until: Deadline,
-        callback: Callable[[float, int], None] | None,
-    ) -> None:
+    def __init__(self, asked: Question) -> None:
+        net = asked.net
         self.net = net
-        self.unsafe = unsafe
-        self.box = box
-        self.callback = callback
-        self.until = until
-        self.began = until.now()
-        self.stuck = False
-        rows, self.limits = (t.to(net.dtype) for t in stacked(unsafe))
-        self.rows = rows.unflatten(2, net.shapes[net.output])
+        self.unsafe = asked.unsafe
+        self.box = asked.box
+        self.until = asked.until
+        self.rows = asked.rows.unflatten(2, net.shapes[net.output])
+        self.limits = asked.limits
         self.reads = {step.name: step.reads[0] for step in net.steps if activation(step) is RELU}
+        self.witness: Witness | None = None
         self.seen = 0
-        self.proved = torch.inf
-        self.witness: tuple[Tensor, float] | None = None
-        self.least = -torch.inf  # of what is open, before there are parts
+        self.stuck = False
+        self.safe = torch.inf  # the least bound of what is proved
+        self.first = -torch.inf  # of all that is open, before there are parts
         self.heap: list[tuple[float, int, Subproblem]] = []
+        self.worst: list[Subproblem] = []  # that are being halved
         self.number = count()
 
     @property
-    def spent(self) -> float:
-        return self.until.now() - self.began
+    def open(self) -> int:
+        return len(self.heap)
 
-    def run(self, batch: int) -> Verdict:
-        worst: list[Subproblem] = []
-        try:
-            self.keep(self.roots())
-            self.least = torch.inf
-            while self.heap and self.witness is None and not self.stuck:
-                self.until.check()
-                worst = [heappop(self.heap)[2] for _ in range(min(batch, len(self.heap)))]
-                self.keep(self.halved(worst))
-                worst = []
-                if self.callback:
-                    self.callback(self.heap[0][0] if self.heap else self.proved, len(self.heap))
-            open_ = bool(self.heap)
-        except OutOfTime:
-            open_ = True
-        if self.witness is not None:
-            return Verdict("sat", self.witness[1], self.witness[0], self.seen, self.spent)
+    @property
+    def least(self) -> float:
+        return self.heap[0][0] if self.heap else self.safe
+
+    @property
+    def proved(self) -> float:
         # a part that was left in the middle is open, whatever of it is not
-        least = min(
-            [
-                self.least,
-                self.proved,
-                *(part.bound for part in worst),
-                *(bound for bound, _, _ in self.heap[:1]),
-            ]
-        )
-        return Verdict("unknown" if open_ else "unsat", least, None, self.seen, self.spent)
+        return min([self.first, self.safe, self.least, *(part.bound for part in self.worst)])
+
+    def begin(self) -> None:
+        self.keep(self.roots())
+        self.first = torch.inf
+
+    def advance(self, batch: int) -> None:
+        self.worst = [heappop(self.heap)[2] for _ in range(min(batch, len(self.heap)))]
+        self.keep(self.halved(self.worst))
+        self.worst = []
 
     def keep(self, parts: Iterator[Subproblem]) -> None:
         """Open parts, as they come."""
@@ -151,7 +133,7 @@ class _Search:
             if not open_:
                 self.settle(surplus)
                 return
-            self.least = max(self.least, float(surplus.nan_to_num(-torch.inf).min()))
+            self.first = max(self.first, float(surplus.nan_to_num(-torch.inf).min()))
         self.settle(surplus)
         for clause in open_:
             self.look(attack(self.net, self.unsafe[clause], self.box)[0], clause)
@@ -168,8 +150,8 @@ class _Search:
         """Of each clause the best lower bound on any row's surplus, by linear functions of the
         input.
         """
-        found = lower_bound(self.net, self.boxes, self.rows.flatten(0, 1)[None])
-        return (found.view(self.limits.shape) - self.limits).amax(1)
+        bounds = lower_bound(self.net, self.boxes, self.rows.flatten(0, 1)[None])
+        return (bounds.view(self.limits.shape) - self.limits).amax(1)
 
     def halved(self, parts: Sequence[Subproblem]) -> Iterator[Subproblem]:
         """The halves of each part that remain open."""
@@ -181,70 +163,61 @@ class _Search:
             [(part, units) for part, units in zip(parts, chosen, strict=True) if units]
         )
         if owners:
-            found = self.bounded(owners, signs, _STEPS)
-            yield from self.parts(found, [part.clause for part in owners], signs)
+            result = self.bounded(owners, signs, _STEPS)
+            yield from self.parts(result, [part.clause for part in owners], signs)
 
     def parts(
-        self, found: OptimisedBound, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]
+        self, result: OptimisedBound, clauses: Sequence[int], signs: Sequence[dict[str, Tensor]]
     ) -> Iterator[Subproblem]:
         """Those that are not proved, after a look at the points where their bounds are attained."""
-        surplus = found.bound[:, 0]
+        surplus = result.bound[:, 0]
         self.seen += len(surplus)
         self.settle(surplus)
-        corners = self.box.repeated(len(surplus)).lowest_at(found.coefficients[:, 0])
+        corners = self.box.repeated(len(surplus)).lowest_at(result.coefficients[:, 0])
         for i, clause in enumerate(clauses):
             self.look(corners[i : i + 1], clause)
             if not float(surplus[i]) > 0:
-                free = Variables(
-                    {n: s[:, i] for n, s in found.free.alpha.items()},
-                    {v: s[i] for v, s in found.free.beta.items()},
-                    None if found.free.mixing is None else found.free.mixing[i],
-                )
-                seen = {n: a[i, 0] for n, a in found.seen.items()}
+                seen = {name: a[i, 0] for name, a in result.seen.items()}
+                free = _of_part(result.free, i)
                 yield Subproblem(clause, signs[i], float(surplus[i]), free, seen)
 
     def choices(self, parts: Sequence[Subproblem]) -> list[list[tuple[str, int]]]:
         """A few units of each part, by what their lines may lose; none where no line loses
         anything.
         """
-        found: list[list[tuple[str, int]]] = []
+        chosen: list[list[tuple[str, int]]] = []
         for part in parts:
-            names = []
-            scores = []
-            sizes = []
-            exact = _EXACT * self.scale(part.clause)
-            for step, read in self.reads.items():
-                if step not in part.seen:
-                    continue
-                box = _cut(self.boxes[read], part.signs.get(read))
-                lower = box.lower[0]
-                upper = box.upper[0]
-                a = part.seen[step]
-                unstable = (lower < 0) & (upper > 0)
-                chord = upper * -lower / (upper - lower).clamp_min(1e-300)
-                share = (
-                    part.free.alpha[step][0, 0]
-                    if step in part.free.alpha
-                    else torch.zeros_like(lower)
-                )
-                loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * torch.maximum(
-                    share * -lower, (1 - share) * upper
-                )
-                names.append(read)
-                scores.append(torch.where(unstable, loss, 0.0).flatten())
-                sizes.append(loss.numel())
-            if not names:
-                found.append([])
+            losses = [
+                (read, self.loss(part, step).flatten())
+                for step, read in self.reads.items()
+                if step in part.seen
+            ]
+            if not losses:
+                chosen.append([])
                 continue
-            score, places = torch.cat(scores).topk(min(_TRIED, sum(sizes)))
-            found.append(
-                [
-                    _place(names, sizes, int(p))
-                    for s, p in zip(score.tolist(), places, strict=True)
-                    if s > exact
-                ]
-            )
-        return found
+            every = torch.cat([loss for _, loss in losses])
+            score, places = every.topk(min(_TRIED, len(every)))
+            exact = _EXACT * self.scale(part.clause)
+            sizes = [(read, len(loss)) for read, loss in losses]
+            chosen.append([_place(sizes, int(place)) for place in places[score > exact]])
+        return chosen
+
+    def loss(self, part: Subproblem, step: str) -> Tensor:
+        """By how much the lines of a ReLU's units may lower the bound of a part, (*shape):
+
+        |a-| times the chord's height at 0, and a+ max(s |l|, (1 - s) u) with the slope s below.
+        """
+        read = self.reads[step]
+        box = _signed(self.boxes[read], part.signs.get(read))
+        lower = box.lower[0]
+        upper = box.upper[0]
+        a = part.seen[step]
+        alpha = part.free.alpha.get(step)
+        share = torch.zeros_like(lower) if alpha is None else alpha[0, 0]
+        chord = upper * -lower / (upper - lower).clamp_min(1e-300)
+        below = torch.maximum(share * -lower, (1 - share) * upper)
+        loss = a.clamp_max(0).abs() * chord + a.clamp_min(0) * below
+        return torch.where((lower < 0) & (upper > 0), loss, 0.0)
 
     def scale(self, clause: int) -> float:
         """How large the rows and limits of a clause can be."""
@@ -284,50 +257,49 @@ class _Search:
         self, parts: Sequence[Subproblem], signs: Sequence[dict[str, Tensor]], steps: int
     ) -> OptimisedBound:
         """Bounds of parts, each with the signs given."""
-        size = len(parts)
         names = {name for each in signs for name in each}
-        every = {
-            name: torch.stack(
-                [
-                    each.get(name, torch.zeros(self.net.shapes[name], dtype=torch.int8))
-                    for each in signs
-                ]
-            )
-            for name in names
+        every = {name: self.stacked_signs(name, signs) for name in names}
+        wanted = {read for step in self.net.steps if not affine(step) for read in step.reads}
+        boxes = {
+            name: _signed(self.boxes[name].repeated(len(parts)), every.get(name))
+            for name in wanted | {self.net.input}
         }
-        wanted = {read for step in self.net.steps if not affine(step) for read in step.reads} | {
-            self.net.input
-        }
-        boxes = {name: _cut(self.boxes[name].repeated(size), every.get(name)) for name in wanted}
-        slopes = {
-            n: torch.stack([part.free.alpha[n] for part in parts], 1)
-            for n in _common(p.free.alpha for p in parts)
-        }
-        beta = {
-            v: torch.stack(
-                [
-                    part.free.beta[v]
-                    if v in part.free.beta
-                    else torch.zeros(1, *self.net.shapes[v], dtype=self.net.dtype)
-                    for part in parts
-                ]
-            )
-            for v in names
-        }
-        mixes = [part.free.mixing for part in parts if part.free.mixing is not None]
-        mix = torch.stack(mixes) if len(mixes) == size else None
         clauses = torch.tensor([part.clause for part in parts])
-        free = Variables(slopes, beta, mix)
-        limits = self.limits[clauses]
         return optimised(
-            self.net, boxes, self.rows[clauses], None, every, free, steps, 0.0, limits, self.sizes
+            self.net,
+            boxes,
+            self.rows[clauses],
+            None,
+            every,
+            self.stacked_free([part.free for part in parts], names),
+            steps,
+            0.0,
+            self.limits[clauses],
+            self.sizes,
         )
+
+    def stacked_signs(self, name: str, signs: Sequence[dict[str, Tensor]]) -> Tensor:
+        none = torch.zeros(self.net.shapes[name], dtype=torch.int8)
+        return torch.stack([each.get(name, none) for each in signs])
+
+    def stacked_free(self, free: Sequence[Variables], names: set[str]) -> Variables:
+        """What parts begin from, as one; what one of them lacks is 0, or left to be begun anew."""
+        alpha = {
+            name: torch.stack([each.alpha[name] for each in free], 1)
+            for name in _common(each.alpha for each in free)
+        }
+        beta = {}
+        for name in names:
+            zero = torch.zeros(1, *self.net.shapes[name], dtype=self.net.dtype)
+            beta[name] = torch.stack([each.beta.get(name, zero) for each in free])
+        mixing = [each.mixing for each in free if each.mixing is not None]
+        return Variables(alpha, beta, torch.stack(mixing) if len(mixing) == len(free) else None)
 
     def decided(self, part: Subproblem) -> Iterator[Subproblem]:
         """No line loses anything, as where every unit has its sign: a linear program decides, case
         by case if need be.
         """
-        boxes = {name: _cut(box, part.signs.get(name)) for name, box in self.boxes.items()}
+        boxes = {name: _signed(box, part.signs.get(name)) for name, box in self.boxes.items()}
         rows = self.rows[part.clause]
         limits = self.limits[part.clause]
         bound, point = lp_minimum(self.net, boxes, rows, limits)
@@ -336,7 +308,7 @@ class _Search:
         if point is not None:
             self.look(point, part.clause)
         if bound > 0:
-            self.proved = min(self.proved, bound)
+            self.safe = min(self.safe, bound)
         elif self.witness is None:  # within rounding of the limit: nobody can tell
             self.stuck = True
             yield replace(part, seen={})
@@ -344,7 +316,7 @@ class _Search:
     def settle(self, surplus: Tensor) -> None:
         safe = surplus[surplus > 0]
         if len(safe):
-            self.proved = min(self.proved, float(safe.min()))
+            self.safe = min(self.safe, float(safe.min()))
 
     def look(self, x: Tensor, clause: int) -> None:
         x = self.box.inside(x)
@@ -353,13 +325,8 @@ class _Search:
             self.witness = x[0], margin
 
 
-def _cut(box: Box, sign: Tensor | None) -> Box:
-    """What of a box has the signs."""
-    if sign is None or not box.whole:  # no more is known of another set than it says
-        return box
-    lower = torch.where(sign > 0, box.lower.clamp_min(0), box.lower)
-    upper = torch.where(sign < 0, box.upper.clamp_max(0), box.upper)
-    return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+def _signed(box: InputSet, signs: Tensor | None) -> InputSet:
+    return box if signs is None else box.with_signs(signs)
 
 
 def _common(names: Iterator[Mapping[str, Tensor]]) -> set[str]:
@@ -367,10 +334,19 @@ def _common(names: Iterator[Mapping[str, Tensor]]) -> set[str]:
     return first.intersection(*others)
 
 
-def _place(names: Sequence[str], sizes: Sequence[int], place: int) -> tuple[str, int]:
+def _place(sizes: Sequence[tuple[str, int]], place: int) -> tuple[str, int]:
     """(value, place in it) of a place in all values one behind the other."""
-    for name, count_ in zip(names, sizes, strict=True):
-        if place < count_:
+    for name, length in sizes:
+        if place < length:
             return name, place
-        place -= count_
+        place -= length
     raise IndexError(place)
+
+
+def _of_part(free: Variables, i: int) -> Variables:
+    """Those of one part of a batch."""
+    return Variables(
+        {name: share[:, i] for name, share in free.alpha.items()},
+        {name: multiplier[i] for name, multiplier in free.beta.items()},
+        None if free.mixing is None else free.mixing[i],
+    )

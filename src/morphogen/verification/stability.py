@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from morphogen.activations import RELU
 from morphogen.bounds.alpha_crown import alpha_crown
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import Boxes, InputSet, cube_points
 from morphogen.bounds.crown import crown
 from morphogen.bounds.interval import interval
 from morphogen.bounds.lp import lp_minimum
@@ -75,7 +75,7 @@ class Stability:
     """
 
     units: Mapping[str, Signs]
-    boxes: Mapping[str, Box]
+    boxes: Boxes
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def count(self, sign: int) -> int:
@@ -89,7 +89,7 @@ class Stability:
 
 def stability(
     model: nn.Module | Program,
-    box: Box,
+    box: InputSet,
     samples: Tensor | None = None,
     points: int = 1000,
     seconds: float = 60.0,
@@ -104,14 +104,12 @@ def stability(
     """
     net = model if isinstance(model, Program) else program(model, torch.cat([box.lower, box.upper]))
     box = box.as_input(net.dtype)
-    generator = generator or torch.Generator().manual_seed(0)
-    share = torch.rand(points, *box.lower.shape[1:], dtype=net.dtype, generator=generator)
-    share[: points // 2].round_()
-    near = torch.cat([box.centre, box.lower + box.width * share])
+    share = cube_points(points, points // 2, box.lower.shape[1:], net.dtype, generator)
+    near = torch.cat([box.box.centre, box.lower + box.box.width * share])
     seen = box.repeated(len(near)).inside(near)
     if samples is not None:
         rows = samples.to(net.dtype)
-        there = (box.repeated(len(rows)).inside(rows) == rows).flatten(1).all(1)
+        there = box.repeated(len(rows)).contains(rows)
         seen = torch.cat([rows[there], seen])
     reads = list(
         dict.fromkeys(
@@ -121,7 +119,7 @@ def stability(
         )
     )
     spent: dict[str, float] = {}
-    boxes: dict[str, Box] = {}
+    boxes: Boxes = {}
     with _clock(spent, "sampling"):
         units = _sampled(net, reads, seen)
     for name, technique in {
@@ -168,7 +166,7 @@ def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
     return found
 
 
-def _proved(signs: Signs, box: Box, how: str) -> None:
+def _proved(signs: Signs, box: InputSet, how: str) -> None:
     """What bounds prove. A unit that is 0 everywhere counts as inactive."""
     lower = box.lower.flatten()
     upper = box.upper.flatten()
@@ -178,7 +176,7 @@ def _proved(signs: Signs, box: Box, how: str) -> None:
 
 
 def _attacked(
-    net: Program, name: str, signs: Signs, box: Box, restarts: int = 8, steps: int = 30
+    net: Program, name: str, signs: Signs, box: InputSet, restarts: int = 8, steps: int = 30
 ) -> None:
     """Climb towards the sign that was not seen, for all open units at once."""
     units = signs.open
@@ -187,9 +185,8 @@ def _attacked(
     for chunk in units.split(256):
         towards = torch.where(signs.lacks(1)[chunk], 1.0, -1.0).to(net.dtype).repeat(restarts)
         which = chunk.repeat(restarts)[:, None]
-        corners = torch.rand(
-            len(which), *box.lower.shape[1:], dtype=net.dtype, generator=draw
-        ).round_()
+        count = len(which)
+        corners = cube_points(count, count, box.lower.shape[1:], net.dtype, draw)
 
         def short(x: Tensor, which: Tensor = which, towards: Tensor = towards) -> Tensor:
             return -part(x).flatten(1).gather(1, which)[:, 0] * towards
@@ -210,7 +207,7 @@ def _solved(
     net: Program,
     name: str,
     signs: Signs,
-    boxes: Mapping[str, Box],
+    boxes: Boxes,
     whole: bool,
     how: str,
     until: float,

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from morphogen.bounds.box import Box
+from morphogen.bounds.box import InputSet
 from morphogen.errors import ShapeError
 
 
@@ -61,7 +62,7 @@ class Unsafe:
             )
         return surplus.amax(1)
 
-    def missed(self, box: Box) -> bool:
+    def missed(self, box: InputSet) -> bool:
         """Whether some strict row cannot hold for any output of a box, (1, ...), told without a
         margin: outputs may touch its limit. Only where nothing is rounded: a single output with
         weight 1 or -1, or no negative term and no positive limit.
@@ -102,7 +103,7 @@ class Verdict:
     seconds: that it took.
     """
 
-    status: str
+    status: Literal["sat", "unsat", "unknown"]
     bound: float
     witness: Tensor | None = None
     boxes: int = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from morphogen.bounds.box import Box, linf_ball
+from morphogen.bounds.box import InputSet, linf_ball
 from morphogen.bounds.crown import crown, lower_bound
 from morphogen.bounds.interval import interval
 from morphogen.deadline import Deadline, OutOfTime, deadline
@@ -25,7 +25,7 @@ _FEW = 16  # inputs of a network whose boxes are worth cutting
 
 def verify(
     model: nn.Module | Program,
-    box: Box,
+    box: InputSet,
     unsafe: Unsafe | Sequence[Unsafe],
     seconds: float | Deadline = 60.0,
     callback: Callable[[float, int], None] | None = None,
@@ -68,15 +68,15 @@ def verify(
         sets = [each for each in sets if not each.missed(ends)]
         if not sets:
             return Verdict("unsat", 0.0)
-    if not box.whole and not splittable(net):
+    if not box.is_box and not splittable(net):
         raise Unsupported(
             "verify: only boxes can be cut, and the network is not one of ReLUs; give a Box around "
             "the set"
         )
-    if splittable(net) and (box.lower.numel() > _FEW or not box.whole):
+    if splittable(net) and (box.lower.numel() > _FEW or not box.is_box):
         found = split_relus(net, sets, box, until, callback=callback)
     else:
-        found = split_inputs(net, sets, box, until, callback=callback)
+        found = split_inputs(net, sets, box.box, until, callback=callback)
     witness = found.witness
     if isinstance(model, nn.Module) and witness is not None and not _agrees(model, witness, sets):
         found = replace(found, status="unknown", witness=None)

@@ -71,35 +71,54 @@ def firefly(
     def at(reaches: dict[str, Tensor]) -> Tensor:
         return loss(_View(grown, _moved(base, sides, ways, lengths, reaches)))
 
-    reaches = {
-        width: torch.full((count,), reach, dtype=ways[0].dtype, device=ways[0].device)
-        for width, count in size.items()
-    }
+    reaches = {width: ways[0].new_full((count,), reach) for width, count in size.items()}
     with preserve_state(grown), torch.enable_grad():
         state = torch.get_rng_state()
-        optimizer = torch.optim.Adam(ways, lr=rate)
-        for _ in range(steps):
-            torch.set_rng_state(state)  # one batch, one dropout: a descent, not a walk
-            for way, gradient in zip(ways, torch.autograd.grad(at(reaches), ways), strict=True):
-                way.grad = gradient
-            optimizer.step()
-        gains = {width: torch.zeros_like(value) for width, value in reaches.items()}
-        for point in range(points):
-            torch.set_rng_state(state)
-            here = {
-                width: (value * (point + 0.5) / points).requires_grad_()
-                for width, value in reaches.items()
-            }
-            for width, gradient in zip(
-                here, torch.autograd.grad(at(here), list(here.values())), strict=True
-            ):
-                gains[width] -= gradient * reach / points
+        _descend(ways, lambda: at(reaches), steps, rate, state)
+        gains = _gains(at, reaches, reach, points, state)
     with torch.no_grad():
         values = _moved(base, sides, ways, lengths, reaches)
     # what new nodes of a DAG read was drawn on the copy, and is what the rest was searched for
     drawn = tensors_of(grown)
     flat = {row.tensor: drawn[row.tensor] for row in plan.rows if row.role == FLAT}
     return Firefly({name: value.detach() for name, value in (flat | values).items()}, gains)
+
+
+def _descend(
+    ways: list[Tensor], loss: Callable[[], Tensor], steps: int, rate: float, state: Tensor
+) -> None:
+    """Adam on the ways, in place. state: of the random numbers, the same in all steps: one batch,
+    one dropout, so that it is a descent and no walk.
+    """
+    optimizer = torch.optim.Adam(ways, lr=rate)
+    for _ in range(steps):
+        torch.set_rng_state(state)
+        gradients = torch.autograd.grad(loss(), ways)
+        for way, gradient in zip(ways, gradients, strict=True):
+            way.grad = gradient
+        optimizer.step()
+
+
+def _gains(
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    reaches: dict[str, Tensor],
+    reach: float,
+    points: int,
+    state: Tensor,
+) -> dict[str, Tensor]:
+    """How much each unit lowers the loss on its way from e = 0 to `reach`, by the midpoint rule."""
+    gains = {width: torch.zeros_like(value) for width, value in reaches.items()}
+    # gain_u = -(reach / points) sum_k dL/de_u at e = reach (k + 1/2) / points
+    for point in range(points):
+        torch.set_rng_state(state)
+        here = {
+            width: (value * (point + 0.5) / points).requires_grad_()
+            for width, value in reaches.items()
+        }
+        gradients = torch.autograd.grad(loss(here), list(here.values()))
+        for width, gradient in zip(here, gradients, strict=True):
+            gains[width] -= gradient * reach / points
+    return gains
 
 
 @dataclass(frozen=True)
@@ -202,8 +221,13 @@ def _way(tensor: Tensor, side: _Side, generator: torch.Generator | None) -> Tens
 
 def _mask(side: _Side, kind: int, like: Tensor) -> Tensor:
     """Which entries belong to grown units (`NEW`)."""
-    grown = torch.tensor([t == kind for t in side.twin], device=like.device)[_number(side)]
-    return grown.view(-1, *[1] * (like.dim() - 1))
+    kinds = torch.tensor([twin == kind for twin in side.twin], device=like.device)
+    return _column(kinds[_number(side)], like)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """One value for each row of `like`, to be multiplied with it."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _number(side: _Side) -> Tensor:
@@ -217,7 +241,7 @@ def _lengths(
     """By (width, reads): the norm that each new unit's direction has, over all its tensors of that
     side.
     """
-    found: dict[tuple[str, bool], Tensor] = {}
+    lengths: dict[tuple[str, bool], Tensor] = {}
     for width, count in size.items():
         for reads in (False, True):
             before = next(side.before for side in sides if side.width == width)
@@ -229,11 +253,11 @@ def _lengths(
                 squares.index_add_(0, side.unit[inside].cpu(), sums)
             twin = next(side.twin for side in sides if side.width == width)
             mean = float(squares[:before].mean())
-            found[width, reads] = torch.tensor(
+            lengths[width, reads] = torch.tensor(
                 [math.sqrt(mean if t == NEW else float(squares[t])) for t in twin],
                 dtype=torch.float64,
             )
-    return found
+    return lengths
 
 
 def _moved(
@@ -245,37 +269,60 @@ def _moved(
 ) -> dict[str, Tensor]:
     """The tensors with every new unit gone its way by its reach."""
     values = dict(base)
+    for side, direction in zip(sides, _directions(sides, ways, lengths), strict=True):
+        reach = reaches[side.width].to(direction)[_number(side)]
+        step = direction * _column(reach, direction)
+        tensor = values[side.row.tensor].movedim(side.row.dim, 0)
+        if side.reads:
+            tensor = _outgoing(side, tensor, step)
+        else:
+            tensor = _incoming(side, tensor, direction, step)
+        values[side.row.tensor] = tensor.movedim(0, side.row.dim)
+    return values
+
+
+def _directions(
+    sides: list[_Side], ways: list[Tensor], lengths: dict[tuple[str, bool], Tensor]
+) -> list[Tensor]:
+    """Each side's ways at the lengths that they are to have, a unit's over all its tensors."""
     squares: dict[tuple[str, bool], Tensor] = {}
     for side, way in zip(sides, ways, strict=True):
         key = side.width, side.reads
         own = way.reshape(len(way), -1).square().sum(1)
-        squares[key] = squares.get(key, own.new_zeros(len(side.twin))).index_add(
-            0, _number(side), own
-        )
+        total = squares.get(key, own.new_zeros(len(side.twin)))
+        squares[key] = total.index_add(0, _number(side), own)
+    directions = []
     for side, way in zip(sides, ways, strict=True):
-        number = _number(side)
         key = side.width, side.reads
-        norm = lengths[key].to(way) / squares[key].clamp_min(torch.finfo(way.dtype).tiny).sqrt()
-        shape = (-1, *[1] * (way.dim() - 1))
-        direction = way * norm[number].view(shape)
-        step = direction * reaches[side.width].to(way)[number].view(shape)
-        grown = _mask(side, NEW, way)
-        tensor = values[side.row.tensor].movedim(side.row.dim, 0)
-        new = (side.unit >= side.before).nonzero()[:, 0]
-        if side.reads:
-            # twins have their halves already; what a grown unit gives is its way alone
-            tensor = tensor.index_add(0, new, torch.where(grown, step, torch.zeros_like(step)))
-        else:
-            tensor = tensor.index_copy(0, new, torch.where(grown, direction, tensor[new] + step))
-            old = torch.cat(
-                [(side.unit == t).nonzero()[:, 0] for t in side.twin if t != NEW] or [new[:0]]
-            )
-            moved = torch.cat(
-                [step[number == k] for k, t in enumerate(side.twin) if t != NEW] or [step[:0]]
-            )
-            tensor = tensor.index_add(0, old, -moved)
-        values[side.row.tensor] = tensor.movedim(0, side.row.dim)
-    return values
+        # d_u = l_u way_u / |way_u|
+        tiny = torch.finfo(way.dtype).tiny
+        norm = lengths[key].to(way) / squares[key].clamp_min(tiny).sqrt()
+        directions.append(way * _column(norm[_number(side)], way))
+    return directions
+
+
+def _outgoing(side: _Side, tensor: Tensor, step: Tensor) -> Tensor:
+    """What a grown unit gives is its way alone; twins have their halves already."""
+    grown = _mask(side, NEW, step)
+    new = (side.unit >= side.before).nonzero()[:, 0]
+    return tensor.index_add(0, new, torch.where(grown, step, torch.zeros_like(step)))
+
+
+def _incoming(side: _Side, tensor: Tensor, direction: Tensor, step: Tensor) -> Tensor:
+    """A grown unit reads its direction; of twins one goes by the step, the other by its
+    negative.
+    """
+    grown = _mask(side, NEW, step)
+    number = _number(side)
+    new = (side.unit >= side.before).nonzero()[:, 0]
+    old = [new[:0]]
+    steps = [step[:0]]
+    for k, twin in enumerate(side.twin):
+        if twin != NEW:
+            old.append((side.unit == twin).nonzero()[:, 0])
+            steps.append(step[number == k])
+    tensor = tensor.index_copy(0, new, torch.where(grown, direction, tensor[new] + step))
+    return tensor.index_add(0, torch.cat(old), -torch.cat(steps))
 
 
 class _View(nn.Module):

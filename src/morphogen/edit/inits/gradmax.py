@@ -48,29 +48,20 @@ def gradmax(
     grown = copy.deepcopy(model)
     apply_(grown, plan, generator=generator)
     tensors = tensors_of(grown)
-    producers = [
-        row
-        for row in plan.rows
-        if row.role in MAKES and NEW in row.index and tensors[row.tensor].dim() > 1
-    ]
-    consumers = [row for row in plan.rows if row.role.startswith("in") and NEW in row.index]
-    if not producers or not consumers or len(plan.sizes) != 1:
-        raise PlanError(
-            f"gradmax: this plan is not the growth of one width with weights on both sides ({plan})"
-        )
+    producers, consumers = _sides(plan, tensors)
+    searched = {row.tensor for row in (*producers, *consumers)}
     for name, tensor in grown.named_parameters():
-        tensor.requires_grad_(any(row.tensor == name for row in (*producers, *consumers)))
+        tensor.requires_grad_(name in searched)
     rows = [_slice(tensors[row.tensor], row).detach().clone() for row in producers]
-    norm = math.sqrt(
-        sum(float(value.double().square().sum()) for value in rows) / _count(producers[0])
-    )
+    squares = sum(float(value.double().square().sum()) for value in rows)
+    norm = math.sqrt(squares / _count(producers[0]))
     best = -math.inf
-    found = rows
+    best_rows = rows
     for number in range(rounds + 1):
         strength, ascent = _strength(grown, tensors, producers, consumers, loss)
         if strength > best:
             best = strength
-            found = rows
+            best_rows = rows
         if number == rounds or not any(bool(value.any()) for value in ascent):
             break
         rows = _orthonormal(ascent, norm)
@@ -78,9 +69,23 @@ def gradmax(
             _put(tensors[row.tensor], row, _masked(value, row, plan))
     values = {
         row.tensor: _as_drawn(value, row, plan, model)
-        for row, value in zip(producers, found, strict=True)
+        for row, value in zip(producers, best_rows, strict=True)
     }
     return given(values)
+
+
+def _sides(plan: Plan, tensors: dict[str, Tensor]) -> tuple[list[Row], list[Row]]:
+    """The rows that make the new units of a plan, and those that read them. Raises `PlanError`, see
+    `gradmax`.
+    """
+    growing = [row for row in plan.rows if NEW in row.index]
+    producers = [row for row in growing if row.role in MAKES and tensors[row.tensor].dim() > 1]
+    consumers = [row for row in growing if row.role.startswith("in")]
+    if not producers or not consumers or len(plan.sizes) != 1:
+        raise PlanError(
+            f"gradmax: this plan is not the growth of one width with weights on both sides ({plan})"
+        )
+    return producers, consumers
 
 
 def _strength(
@@ -93,35 +98,36 @@ def _strength(
     """|G|^2, the squared gradient of the new outgoing weights, and its gradient by the new incoming
     ones.
     """
+    incoming = [tensors[row.tensor] for row in producers]
+    outgoing = [tensors[row.tensor] for row in consumers]
     with preserve_state(grown), torch.enable_grad():
         value = loss(grown)
         try:
-            outgoing = torch.autograd.grad(
-                value, [tensors[row.tensor] for row in consumers], create_graph=True
-            )
-            strength = sum(
-                (_slice(g, row).square().sum() for g, row in zip(outgoing, consumers, strict=True)),
-                value.new_zeros(()),
-            )
-            incoming = torch.autograd.grad(strength, [tensors[row.tensor] for row in producers])
+            gradients = torch.autograd.grad(value, outgoing, create_graph=True)
+            # |G|^2 = sum over the new outgoing weights of (dL/dw)^2
+            strength = value.new_zeros(())
+            for gradient, row in zip(gradients, consumers, strict=True):
+                strength = strength + _slice(gradient, row).square().sum()
+            ascent = torch.autograd.grad(strength, incoming)
         except RuntimeError as error:
             raise Unsupported(
                 f"gradmax: the loss cannot be differentiated twice by the weights ({error})"
             ) from error
-    return float(strength.detach()), [
-        _slice(g, row) for g, row in zip(incoming, producers, strict=True)
-    ]
+    rows = [_slice(gradient, row) for gradient, row in zip(ascent, producers, strict=True)]
+    return float(strength.detach()), rows
 
 
 def _orthonormal(ascent: list[Tensor], norm: float) -> list[Tensor]:
-    """Each unit's entries in all makers as one row; rows made orthonormal, as many at a time as can
-    be, times `norm`.
+    """Each unit's entries in all producers as one row; rows made orthonormal, as many at a time as
+    can be, times `norm`.
     """
     flat = torch.cat([value.double().flatten(1) for value in ascent], 1)
     parts = []
     for part in flat.split(flat.shape[1]):
+        # part^T = Q R, the signs such that R has a positive diagonal: only then is Q unique
         q, r = torch.linalg.qr(part.T)
-        parts.append((q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T)
+        signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
+        parts.append((q * signs).T)
     rows = torch.cat(parts) * norm
     start = 0
     result = []

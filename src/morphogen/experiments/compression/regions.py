@@ -10,8 +10,9 @@ tables were not to be had.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from statistics import fmean
 
 import torch
@@ -26,10 +27,19 @@ from morphogen.experiments.compression.stable_nets import (
     rows,
     trained,
 )
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.linear_regions.regions import Regions, regions
 from morphogen.record import Claim, Curve, Reproduction, Tiling
 from morphogen.verification.stability import ACTIVE, INACTIVE, stability
+
+SHOWN = ("regions on a plane", "units of one sign, %")
+PAPER = Paper(
+    "linear-regions",
+    "Linear regions of trained perceptrons",
+    "arXiv 1905.11428, abstract",
+    {panel: ("strength", panel) for panel in SHOWN},
+)
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,75 @@ def one(
     return {
         "accuracy, %": accuracy(model, parts["test"]),
         "regions on a plane": fmean(map(len, planes)),
-        "affine functions on a plane": fmean(found.n_pieces for found in planes),
+        "affine functions on a plane": fmean(cells.n_pieces for cells in planes),
         "regions on a line": fmean(map(len, lines)),
         "units of one sign, %": 100 * (signs.count(ACTIVE) + signs.count(INACTIVE)) / units,
         "weights of zero, %": 100 * zeros,
     }, planes[0].picture(f"regions, {how.named}")
+
+
+def fewer(name: str) -> Row:
+    """A training leaves fewer regions than the plain one; a run is figures by training."""
+    return Row(
+        f"{name}: fewer regions on a plane than plain",
+        lambda run: run["plain"]["regions on a plane"] - run[name]["regions on a plane"],
+        low=1e-9,
+        source=PAPER.source,
+    )
+
+
+def steadier(name: str) -> Row:
+    """And more units of one sign."""
+    return Row(
+        f"{name}: more units of one sign, % than plain",
+        lambda run: run[name]["units of one sign, %"] - run["plain"]["units of one sign, %"],
+        low=1e-9,
+        source=PAPER.source,
+    )
+
+
+Figures = Mapping[str, Sequence[Mapping[str, float]]]
+"""What `one` says of each training, a seed each."""
+
+
+def claims_of(figures: Figures) -> list[Claim]:
+    """Every figure of every training, then each beside the plain one over paired seeds."""
+    claims: list[Claim] = []
+    for key in figures["plain"][0]:
+        for name, made in figures.items():
+            claims += claimed([Row(f"{name}: {key}", itemgetter(key))], made)
+    runs = [dict(zip(figures, each, strict=True)) for each in zip(*figures.values(), strict=True)]
+    for name in figures:
+        if name != "plain":
+            claims += claimed([fewer(name), steadier(name)], runs)
+    return claims
+
+
+def drawn(arms: Sequence[Training], figures: Figures) -> list[Curve]:
+    """By the strength of the penalty, and by the radius of adversarial examples."""
+    strengths = {
+        "l1, penalty in 1e-3": {how: 1e3 * how.penalty for how in arms if not how.radius},
+        "adversarial, radius": {
+            how: how.radius for how in arms if not how.penalty and not how.stable
+        },
+    }
+    curves = []
+    for key in SHOWN:
+        for kind, strength in strengths.items():
+            means = [fmean(run[key] for run in figures[how.named]) for how in strength]
+            curves.append(Curve(key, kind, tuple(strength.values()), tuple(means)))
+    return curves
+
+
+def pictured(arms: Sequence[Training]) -> dict[str, Training]:
+    """The trainings whose regions are shown: plain, the largest penalty and radius, the last."""
+    chosen = (
+        arms[0],
+        max(arms, key=lambda how: how.penalty),
+        max(arms, key=lambda how: how.radius * (not how.stable)),
+        arms[-1],
+    )
+    return {how.named: how for how in chosen}
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -97,71 +171,21 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     began = time.perf_counter()
     parts = rows(config.data, config.rows)
     arms = trainings(config)
-    runs = {
-        how.named: [one(how, parts, config, seed) for seed in range(config.seeds)] for how in arms
-    }
+    runs = {how.named: [one(how, parts, config, seed) for seed in range(seeds)] for how in arms}
     figures = {name: [figure for figure, _ in made] for name, made in runs.items()}
-    claims: list[Claim] = []
-    source = "arXiv 1905.11428, abstract"
-    for key in next(iter(figures.values()))[0]:
-        claims += [
-            over_seeds(f"{name}: {key}", [run[key] for run in made])
-            for name, made in figures.items()
-        ]
-    plain = figures["plain"]
-    for how in arms[1:]:
-        for key, sign in (("regions on a plane", 1.0), ("units of one sign, %", -1.0)):
-            ahead = [
-                sign * (base[key] - run[key])
-                for base, run in zip(plain, figures[how.named], strict=True)
-            ]
-            more = "fewer" if sign > 0 else "more"
-            claims.append(
-                over_seeds(f"{how.named}: {more} {key} than plain", ahead, low=1e-9, source=source)
-            )
-    curves = [
-        Curve(
-            key,
-            kind,
-            tuple(getattr(how, field) for how in some),
-            tuple(fmean(run[key] for run in figures[how.named]) for how in some),
-        )
-        for key in ("regions on a plane", "units of one sign, %")
-        for kind, field, some in (
-            ("l1, penalty in 1e-3", "penalty", [how for how in arms if not how.radius]),
-            (
-                "adversarial, radius",
-                "radius",
-                [how for how in arms if not how.penalty and not how.stable],
-            ),
-        )
-    ]
-    curves = [
-        replace(curve, x=tuple(1e3 * x for x in curve.x)) if curve.name.startswith("l1") else curve
-        for curve in curves
-    ]
-    axes = {key: ("strength", key) for key in ("regions on a plane", "units of one sign, %")}
-    shown = [
-        arms[0],
-        max(arms, key=lambda how: how.penalty),
-        max(arms, key=lambda how: how.radius * (not how.stable)),
-        arms[-1],
-    ]
-    tilings = tuple(runs[name][0][1] for name in dict.fromkeys(how.named for how in shown))
-    axes |= {tiling.panel: ("towards a second image", "towards a third") for tiling in tilings}
-    return Reproduction(
-        "linear-regions",
-        "Linear regions of trained perceptrons",
-        source,
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims),
-        tuple(curves),
-        axes,
-        (
-            "regions are activation patterns on the plane from one test image towards two others, "
-            "counted exactly",
-        ),
-        time.perf_counter() - began,
+    tilings = tuple(runs[name][0][1] for name in pictured(arms))
+    around = ("towards a second image", "towards a third")
+    axes = {**PAPER.axes, **dict.fromkeys((tiling.panel for tiling in tilings), around)}
+    note = (
+        "regions are activation patterns on the plane from one test image towards two others, "
+        "counted exactly"
+    )
+    return page(
+        replace(PAPER, axes=axes),
+        config,
+        began,
+        claims_of(figures),
+        drawn(arms, figures),
+        [note],
         tilings=tilings,
     )

@@ -2,14 +2,16 @@
 units of both signs.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from morphogen.bounds.box import Box, linf_ball
+from morphogen.bounds.box import Box, linf_ball, unit_cube
 from morphogen.data.load import load_data
 from morphogen.training.compressible import adversarial, instability, l1_step
 
@@ -56,35 +58,57 @@ def rows(name: str, count: int | None = None) -> dict[str, Part]:
     return {"train": (x[:count], y[:count]), "test": part(data.x_test, data.y_test)}
 
 
+def perceptron(features: int, widths: Sequence[int], classes: int) -> nn.Sequential:
+    sizes = (features, *widths)
+    layers: list[nn.Module] = []
+    for reads, makes in pairwise(sizes):
+        layers += [nn.Linear(reads, makes), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+
 def trained(part: Part, how: Training, seed: int) -> nn.Sequential:
     """A perceptron of these widths."""
     torch.manual_seed(seed)
     x, y = part
-    sizes = (x.shape[1], *how.widths)
-    layers: list[nn.Module] = []
-    for reads, makes in pairwise(sizes):
-        layers += [nn.Linear(reads, makes), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Linear(sizes[-1], int(y.max()) + 1))
+    model = perceptron(x.shape[1], how.widths, int(y.max()) + 1)
     optimizer = torch.optim.SGD(model.parameters(), how.rate, momentum=0.9, fused=True)
     drops = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [how.epochs * 5 // 12, how.epochs * 10 // 12], 0.1
     )
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        if not how.stable:
+            return F.cross_entropy(model(adversarial(model, x, y, how.radius, steps=3)), y)
+        boxes = linf_ball(x, how.radius, 0.0, 1.0)
+        return F.cross_entropy(model(x), y) + how.stable * instability(model, boxes)
+
+    def shrink() -> None:
+        if how.penalty:
+            l1_step(optimizer, how.penalty)
+
     for _ in range(how.epochs):
-        for at in torch.randperm(len(x)).split(how.batch):
-            given = x[at] if how.stable else adversarial(model, x[at], y[at], how.radius, steps=3)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(given), y[at])
-            if how.stable:
-                loss = loss + how.stable * instability(
-                    model, linf_ball(x[at], how.radius, 0.0, 1.0)
-                )
-            loss.backward()
-            optimizer.step()
-            if how.penalty:
-                l1_step(optimizer, how.penalty)
+        _epoch(part, how.batch, optimizer, loss, shrink)
         drops.step()
     _settle(model, part, how)
     return model
+
+
+def _epoch(
+    part: Part,
+    size: int,
+    optimizer: Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    after: Callable[[], None],
+) -> None:
+    """Not of `training.train`: the last, incomplete batch is in it, as published, and weights are
+    changed after each step.
+    """
+    x, y = part
+    for rows in torch.randperm(len(x)).split(size):
+        optimizer.zero_grad()
+        loss(x[rows], y[rows]).backward()
+        optimizer.step()
+        after()
 
 
 def _settle(model: nn.Sequential, part: Part, how: Training) -> None:
@@ -94,18 +118,19 @@ def _settle(model: nn.Sequential, part: Part, how: Training) -> None:
     weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
     there = [weight.detach() != 0 for weight in weights]
     optimizer = torch.optim.SGD(model.parameters(), how.rate / 5, momentum=0.9, fused=True)
+    radius = 0.0 if how.stable else how.radius
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(adversarial(model, x, y, radius, steps=3)), y)
+
+    @torch.no_grad()
+    def mask() -> None:
+        for weight, kept in zip(weights, there, strict=True):
+            weight.mul_(kept)
+
     for epoch in range(how.settled):
         optimizer.param_groups[0]["lr"] = how.rate / (5 if 2 * epoch < how.settled else 50)
-        for at in torch.randperm(len(part[0])).split(how.batch):
-            optimizer.zero_grad()
-            x = adversarial(
-                model, part[0][at], part[1][at], 0.0 if how.stable else how.radius, steps=3
-            )
-            F.cross_entropy(model(x), part[1][at]).backward()
-            optimizer.step()
-            with torch.no_grad():
-                for weight, mask in zip(weights, there, strict=True):
-                    weight.mul_(mask)
+        _epoch(part, how.batch, optimizer, loss, mask)
 
 
 @torch.no_grad()
@@ -118,4 +143,4 @@ def accuracy(model: nn.Module, part: Part) -> float:
 
 def pixels(inputs: int) -> Box:
     """Every image there is."""
-    return Box(torch.zeros(1, inputs), torch.ones(1, inputs))
+    return unit_cube(inputs)

@@ -9,18 +9,33 @@ figures. The power law: mean field, `layers/dag.py`. The settings are ours; both
 """
 
 import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
 from torch import Tensor, nn
 
-from morphogen.experiments.dagnn.nets import data, fitted, perceptron
+from morphogen.experiments.dagnn.nets import Data, data, fitted, perceptron
+from morphogen.experiments.shared.claims import Row, claimed
 from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.dag.module import Dag
 from morphogen.models import dagnet
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import generator
+
+PAPER = Paper(
+    "dagnn-bigger",
+    "How many neurons train",
+    "DagNN, post of 2017",
+    {
+        "size": ("nodes", "test accuracy"),
+        "gradient": ("node", "gradient energy / mean"),
+        "gradient in a perceptron": ("first node of the layer", "gradient energy / last layer's"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -55,15 +70,15 @@ def profile(
     """For each bias, the mean over samples, each with a random direction of the output, of the
     squared gradient at its sums.
     """
-    found = [torch.zeros(())] * len(biases)
+    energies = [torch.zeros(())] * len(biases)
     held = [model.get_parameter(name) for name in biases]
     for row in torch.randn(samples, 1, inputs, generator=draw):
         gradients = torch.autograd.grad((model(row) @ torch.randn(10, generator=draw)).sum(), held)
-        found = [
-            total + gradient.square() / samples
-            for total, gradient in zip(found, gradients, strict=True)
+        energies = [
+            energy + gradient.square() / samples
+            for energy, gradient in zip(energies, gradients, strict=True)
         ]
-    return found
+    return energies
 
 
 def power_law(
@@ -103,97 +118,99 @@ def layers_profile(config: Config, width: int, seed: int) -> list[float]:
     return [value / second_moment[-1] if second_moment[-1] else 0.0 for value in second_moment]
 
 
+Law = tuple[list[float], list[float], list[float]]
+"""What `power_law` returns."""
+
+
+def farthest(law: Law) -> float:
+    """The gradient that is farthest from the power law, as a share of it."""
+    _, seen, said = law
+    return max(abs(a / b - 1) for a, b in zip(seen, said, strict=True))
+
+
+CLAIMS = (
+    Row(
+        "gradient by node: farthest from the power law, as a share of it",
+        farthest,
+        high=0.2,
+        source="mean field",
+    ),
+)
+
+
+def built(parts: Data, nodes: int, config: Config, seed: int) -> dict[str, nn.Module]:
+    """A DAG, and perceptrons of as many nodes."""
+    dag = dagnet(parts.features, parts.classes, nodes, generator=generator(seed, 3))
+    models: dict[str, nn.Module] = {"DAG": dag}
+    for width in config.widths:
+        layers = (width,) * max(1, nodes // width)
+        models[f"perceptron of width {width}"] = perceptron(
+            parts.features, layers, parts.classes, generator(seed, 3)
+        )
+    return models
+
+
+Accuracy = Mapping[int, Sequence[float]]
+"""Test accuracies over the seeds, by the number of nodes."""
+
+
+def accuracies(config: Config) -> Mapping[str, Accuracy]:
+    """By kind of network."""
+    accuracy: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for seed in range(config.seeds):
+        parts = data(config.data, seed, config.rows)
+        for nodes in config.sizes:
+            for kind, model in built(parts, nodes, config, seed).items():
+                run = fitted(model, parts, "SGD", config.rate, config.epochs, config.batch, seed)
+                accuracy[kind][nodes].append(run.test[-1])
+    return accuracy
+
+
+def size_claims(kind: str, accuracy: Accuracy, config: Config) -> list[Claim]:
+    """The accuracies of one kind, and how many of its nodes train."""
+    trained = [nodes for nodes, values in accuracy.items() if mean(values) >= config.trains]
+    most = Claim(
+        f"{kind}: most nodes that train",
+        None,
+        float(max(trained, default=0)),
+        low=float(config.sizes[-1]) if kind == "DAG" else None,
+        source="the post",
+    )
+    each = [
+        over_seeds(f"{kind}, {nodes} nodes: test accuracy", values)
+        for nodes, values in accuracy.items()
+    ]
+    return [*each, most]
+
+
+def falling(config: Config, width: int) -> tuple[Claim, Curve]:
+    """How the gradient falls in a perceptron of this width."""
+    energy = layers_profile(config, width, 0)
+    firsts = tuple(float(width * i) for i in range(len(energy)))
+    name = f"perceptron of width {width}: gradient energy, first layer / last"
+    return (
+        Claim(name, None, energy[0]),
+        Curve("gradient in a perceptron", f"width {width}", firsts, tuple(energy)),
+    )
+
+
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """All sizes, and the profiles."""
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
     began = time.perf_counter()
-    kinds = ("DAG", *(f"perceptron of width {width}" for width in config.widths))
-    accuracy: dict[str, dict[int, list[float]]] = {
-        kind: {n: [] for n in config.sizes} for kind in kinds
-    }
-    for seed in range(seeds):
-        parts = data(config.data, seed, config.rows)
-        for nodes in config.sizes:
-            built = {
-                "DAG": dagnet(parts.features, parts.classes, nodes, generator=generator(seed, 3))
-            } | {
-                f"perceptron of width {width}": perceptron(
-                    parts.features,
-                    (width,) * max(1, nodes // width),
-                    parts.classes,
-                    generator(seed, 3),
-                )
-                for width in config.widths
-            }
-            for kind, model in built.items():
-                run = fitted(model, parts, "SGD", config.rate, config.epochs, config.batch, seed)
-                accuracy[kind][nodes].append(run.test[-1])
+    accuracy = accuracies(config)
     claims = []
     curves = []
-    for kind in kinds:
-        trained = [n for n in config.sizes if mean(accuracy[kind][n]) >= config.trains]
-        claims += [
-            over_seeds(f"{kind}, {n} nodes: test accuracy", accuracy[kind][n]) for n in config.sizes
-        ]
-        low = float(config.sizes[-1]) if kind == "DAG" else None
-        claims.append(
-            Claim(
-                f"{kind}: most nodes that train",
-                None,
-                float(max(trained, default=0)),
-                low=low,
-                source="the post",
-            )
-        )
-        curves.append(
-            Curve(
-                "size",
-                kind,
-                tuple(map(float, config.sizes)),
-                tuple(mean(accuracy[kind][n]) for n in config.sizes),
-            )
-        )
-    off = []
-    for seed in range(seeds):
-        places, seen, said = power_law(config, seed)
-        off.append(max(abs(a / b - 1) for a, b in zip(seen, said, strict=True)))
-    claims.append(
-        over_seeds(
-            "gradient by node: farthest from the power law, as a share of it",
-            off,
-            high=0.2,
-            source="mean field",
-        )
-    )
-    curves += [
-        Curve("gradient", "DAG", tuple(places), tuple(seen)),
-        Curve("gradient", "power law", tuple(places), tuple(said)),
-    ]
+    for kind, by_size in accuracy.items():
+        claims += size_claims(kind, by_size, config)
+        path = tuple(map(mean, by_size.values()))
+        curves.append(Curve("size", kind, tuple(map(float, by_size)), path))
+    laws = [power_law(config, seed) for seed in range(seeds)]
+    claims += claimed(CLAIMS, laws)
+    places, seen, said = map(tuple, laws[-1])
+    curves += [Curve("gradient", "DAG", places, seen), Curve("gradient", "power law", places, said)]
     for width in config.widths:
-        falling = layers_profile(config, width, 0)
-        firsts = tuple(float(width * i) for i in range(len(falling)))
-        curves.append(Curve("gradient in a perceptron", f"width {width}", firsts, tuple(falling)))
-        claims.append(
-            Claim(
-                f"perceptron of width {width}: gradient energy, first layer / last",
-                None,
-                falling[0],
-            )
-        )
-    axes = {
-        "size": ("nodes", "test accuracy"),
-        "gradient": ("node", "gradient energy / mean"),
-        "gradient in a perceptron": ("first node of the layer", "gradient energy / last layer's"),
-    }
-    return Reproduction(
-        "dagnn-bigger",
-        "How many neurons train",
-        "DagNN, post of 2017",
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims),
-        tuple(curves),
-        axes,
-        (),
-        time.perf_counter() - began,
-    )
+        claim, curve = falling(config, width)
+        claims.append(claim)
+        curves.append(curve)
+    return page(PAPER, config, began, claims, curves)

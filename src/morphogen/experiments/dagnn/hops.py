@@ -22,15 +22,28 @@ import torch.nn.functional as F
 
 from morphogen.edit.dag import full_gradient, rewire
 from morphogen.experiments.dagnn.nets import Data, Fit, data, fitted
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.dag.module import Dag
 from morphogen.layers.dag.stats import Stats
 from morphogen.models import dagnet
-from morphogen.record import Claim, Curve, Grid, Reproduction
+from morphogen.record import Curve, Grid, Reproduction
 from morphogen.training.train import State, generator
 
 # Mean hops at 1,024 nodes of the specification's simulation.
 KNOWN = {16: 2.98, 32: 2.45}
+
+
+PAPER = Paper(
+    "dagnn-hops",
+    "Few sources a neuron",
+    "DagNN, post of 2017",
+    {
+        "accuracy": ("sources a node", "test accuracy"),
+        "hops": ("sources a node", "mean hops to the reader"),
+        "histogram": ("hops", "share of nodes"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -100,10 +113,10 @@ def trained(config: Config, seed: int, seen: dict[str, Dag] | None = None) -> di
         model = dagnet(
             parts.features, parts.classes, config.nodes, generator=generator(seed, 3), **how
         )
-        found = fitted(model, parts, "Adam", config.rate, config.epochs, config.batch, seed, hook)
+        run = fitted(model, parts, "Adam", config.rate, config.epochs, config.batch, seed, hook)
         if seen is not None and how.get("fan_in") == config.rewired:
             seen[REWIRED if hook else "drawn"] = model.dag  # type: ignore[assignment]
-        return found
+        return run
 
     def move(state: State) -> None:
         if state.step < last:
@@ -120,38 +133,69 @@ def _name(sources: int) -> str:
     return f"{sources} sources"
 
 
-def distance_claims(config: Config, shapes: Mapping[int, Sequence[Stats]]) -> list[Claim]:
+Run = Mapping[str, Fit]
+"""One seed's networks, by name."""
+
+
+def accuracy(name: str) -> Row:
+    return Row(f"{name}: test accuracy", lambda run: run[name].test[-1])
+
+
+def seconds(name: str, epochs: int) -> Row:
+    return Row(f"{name}: seconds an epoch", lambda run: run[name].seconds[-1] / epochs)
+
+
+def gain(drawn: str) -> Row:
+    """What rewiring gains over a wiring that stays as it was drawn."""
+    return Row(
+        f"rewiring {drawn} gains",
+        lambda run: run[REWIRED].test[-1] - run[drawn].test[-1],
+        low=0.0,
+        source="RigL",
+    )
+
+
+def distance_rows(nodes: int, sources: int) -> list[Row]:
     """Hops, reach within two of them, levels and sinks, beside what is known of them."""
-    claims = []
-    for n, found in shapes.items():
-        known = KNOWN.get(n) if config.nodes == 1024 else None
-        name = _name(n)
-        a = n**2 / config.nodes
-        low, high = (known - 0.1, known + 0.1) if known else (None, None)
-        claims += [
-            over_seeds(
-                f"{name}: mean hops",
-                [s.mean_hops for s in found],
-                known,
-                low,
-                high,
-                "specification",
-            ),
-            over_seeds(
-                f"{name}: nodes within two hops",
-                [s.within(2) for s in found],
-                a / (1 + a),
-                source="a / (1 + a)",
-            ),
-            over_seeds(f"{name}: levels", [float(s.levels) for s in found]),
-            over_seeds(
-                f"{name}: nodes that no node reads",
-                [s.sinks for s in found],
-                1 / (n + 1),
-                source="1 / (N + 1)",
-            ),
-        ]
-    return claims
+    known = KNOWN.get(sources) if nodes == 1024 else None
+    low, high = (known - 0.1, known + 0.1) if known else (None, None)
+    a = sources**2 / nodes
+    return [
+        Row("mean hops", lambda shape: shape.mean_hops, known, low, high, "specification"),
+        Row(
+            "nodes within two hops",
+            lambda shape: shape.within(2),
+            a / (1 + a),
+            source="a / (1 + a)",
+        ),
+        Row("levels", lambda shape: shape.levels),
+        Row(
+            "nodes that no node reads",
+            lambda shape: shape.sinks,
+            1 / (sources + 1),
+            source="1 / (N + 1)",
+        ),
+    ]
+
+
+def drawn(
+    config: Config, runs: Sequence[Run], shapes: Mapping[int, Sequence[Stats]]
+) -> list[Curve]:
+    """Accuracy and hops by the number of sources; how many nodes are how far."""
+    counts = tuple(map(float, config.fans))
+    random = tuple(mean(run[_name(n)].test[-1] for run in runs) for n in config.fans)
+    full = mean(run["full"].test[-1] for run in runs)
+    hops = tuple(mean(shape.mean_hops for shape in of) for of in shapes.values())
+    curves = [
+        Curve("accuracy", "random", counts, random),
+        Curve("accuracy", "full", counts, (full,) * len(counts)),
+        Curve("hops", "mean", counts, hops),
+    ]
+    for n, (shape, *_) in shapes.items():
+        far = tuple(range(1, len(shape.hops) + 1))
+        share = tuple(count / config.nodes for count in shape.hops)
+        curves.append(Curve("histogram", _name(n), far, share))
+    return curves
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -161,69 +205,14 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     seen: dict[str, Dag] = {}
     runs = [trained(config, seed, None if seed else seen) for seed in range(seeds)]
     shapes = {n: [distances(config.nodes, n, seed) for seed in range(seeds)] for n in config.fans}
-    claims = [
-        over_seeds(f"{name}: test accuracy", [run[name].test[-1] for run in runs])
-        for name in runs[0]
-    ]
-    claims += [
-        over_seeds(
-            f"{name}: seconds an epoch", [run[name].seconds[-1] / config.epochs for run in runs]
-        )
-        for name in runs[0]
-    ]
-    gained = [run[REWIRED].test[-1] - run[_name(config.rewired)].test[-1] for run in runs]
-    claims.append(
-        over_seeds(f"rewiring {_name(config.rewired)} gains", gained, low=0.0, source="RigL")
-    )
-    claims += distance_claims(config, shapes)
-    counts = tuple(map(float, config.fans))
-    curves = [
-        Curve(
-            "accuracy",
-            "random",
-            counts,
-            tuple(mean(run[_name(n)].test[-1] for run in runs) for n in config.fans),
-        ),
-        Curve(
-            "accuracy", "full", counts, (mean(run["full"].test[-1] for run in runs),) * len(counts)
-        ),
-        Curve(
-            "hops",
-            "mean",
-            counts,
-            tuple(mean(s.mean_hops for s in found) for found in shapes.values()),
-        ),
-        *(
-            Curve(
-                "histogram",
-                _name(n),
-                tuple(range(1, len(found[0].hops) + 1)),
-                tuple(c / config.nodes for c in found[0].hops),
-            )
-            for n, found in shapes.items()
-        ),
-    ]
-    axes = {
-        "accuracy": ("sources a node", "test accuracy"),
-        "hops": ("sources a node", "mean hops to the reader"),
-        "histogram": ("hops", "share of nodes"),
-    }
+    rows = [*map(accuracy, runs[0]), *(seconds(name, config.epochs) for name in runs[0])]
+    claims = claimed([*rows, gain(_name(config.rewired))], runs)
+    for n, of in shapes.items():
+        claims += claimed(distance_rows(config.nodes, n), of, f"{_name(n)}: ")
     grids = tuple(
         Grid(f"wiring of {_name(config.rewired)}, {name}", wired(dag)) for name, dag in seen.items()
     )
-    axes |= dict.fromkeys(
-        (grid.panel for grid in grids), ("source (32 parts; inputs first)", "node (32 parts)")
-    )
-    return Reproduction(
-        "dagnn-hops",
-        "Few sources a neuron",
-        "DagNN, post of 2017",
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims),
-        tuple(curves),
-        axes,
-        (),
-        time.perf_counter() - began,
-        grids=grids,
-    )
+    labels = ("source (32 parts; inputs first)", "node (32 parts)")
+    axes = {**PAPER.axes, **dict.fromkeys((grid.panel for grid in grids), labels)}
+    paper = replace(PAPER, axes=axes)
+    return page(paper, config, began, claims, drawn(config, runs, shapes), grids=grids)

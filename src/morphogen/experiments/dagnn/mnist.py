@@ -12,14 +12,17 @@ node for node per epoch", without figures. Pilot figures of the specification: u
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import mean
 
-import torch
-
 from morphogen.experiments.dagnn.nets import Fit, chosen, data, fitted, networks
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.record import Claim, Curve, Reproduction, Trace
+from morphogen.threads import threads
 from morphogen.training.train import generator
+
+PAPER = Paper("dagnn-mnist", "Networks without layers beside perceptrons", "DagNN, posts of 2017")
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,13 @@ def compared(
     """(all networks over the seeds, their learning rates). The rate is chosen on seed 100, which no
     result uses.
     """
-    found = {}
+    fits = {}
     best = {}
     tuning = data(task.data, 100, task.rows)
     for name, build in networks(task.nodes, task.fan_in, task.block).items():
         scored = chosen(build, tuning, optimizer, rates, task.epochs, config.batch, 100)
         best[name] = max(scored, key=lambda rate: scored[rate])
-        found[name] = [
+        fits[name] = [
             fitted(
                 build(parts := data(task.data, seed, task.rows), generator(seed, 3)),
                 parts,
@@ -78,103 +81,98 @@ def compared(
             )
             for seed in range(config.seeds)
         ]
-    return found, best
+    return fits, best
 
 
-def claims(where: str, found: Mapping[str, Sequence[Fit]]) -> list[Claim]:
-    """Accuracies, then DAGs beside perceptrons over paired seeds; what is above zero is a win of
-    the DAG.
-    """
-    accuracy = {name: [fit.test[-1] for fit in fits] for name, fits in found.items()}
-    result = [
-        over_seeds(f"{where}: {name}, test accuracy", values) for name, values in accuracy.items()
-    ]
+Run = Mapping[str, Fit]
+"""One seed's networks, by name."""
 
-    def ahead(one: str, other: str) -> Claim:
-        values = [a - b for a, b in zip(accuracy[one], accuracy[other], strict=True)]
-        return over_seeds(
-            f"{where}: {one} ahead of {other}", values, low=0.0, source="the post: node for node"
-        )
 
-    result += [ahead(name, "perceptron, nodes of DAG") for name in DAGS]
-    result += [ahead(name, f"perceptron, parameters of {name}") for name in ("DAG", "DAG, random")]
-    path = [
-        mean(one.test) - mean(other.test)
-        for one, other in zip(found["DAG"], found["perceptron, nodes of DAG"], strict=True)
-    ]
-    result.append(
-        over_seeds(
-            f"{where}: DAG ahead of perceptron, nodes of DAG, mean of the epochs",
-            path,
-            low=0.0,
-            source="the post",
-        )
+def ahead(one: str, other: str) -> Row:
+    """By how much a DAG is better; what is above zero is its win."""
+    return Row(
+        f"{one} ahead of {other}",
+        lambda run: run[one].test[-1] - run[other].test[-1],
+        low=0.0,
+        source="the post: node for node",
     )
-    for name in DAGS:
-        time_ = [
-            one.seconds[-1] / other.seconds[-1]
-            for one, other in zip(found[name], found["perceptron, parameters of DAG"], strict=True)
+
+
+def accuracy(name: str) -> Row:
+    return Row(f"{name}, test accuracy", lambda run: run[name].test[-1])
+
+
+def slower(name: str) -> Row:
+    peer = "perceptron, parameters of DAG"
+    return Row(
+        f"seconds of {name} / {peer}", lambda run: run[name].seconds[-1] / run[peer].seconds[-1]
+    )
+
+
+def early(run: Run) -> float:
+    """By how much a DAG is better in the mean of the epochs."""
+    return mean(run["DAG"].test) - mean(run["perceptron, nodes of DAG"].test)
+
+
+# over paired seeds
+CLAIMS = (
+    *(ahead(name, "perceptron, nodes of DAG") for name in DAGS),
+    *(ahead(name, f"perceptron, parameters of {name}") for name in ("DAG", "DAG, random")),
+    Row(
+        "DAG ahead of perceptron, nodes of DAG, mean of the epochs",
+        early,
+        low=0.0,
+        source="the post",
+    ),
+    *(slower(name) for name in DAGS),
+)
+
+
+def drawn(
+    where: str, task: Task, fits: Mapping[str, Sequence[Fit]]
+) -> tuple[list[Curve], list[Trace]]:
+    """Accuracy by epoch and by time of the first seed, and the traces of all."""
+    epochs = tuple(range(1, task.epochs + 1))
+    curves = []
+    traces = []
+    for name, runs in fits.items():
+        curves.append(Curve(where, name, epochs, runs[0].test))
+        curves.append(Curve(f"{where}, by time", name, runs[0].seconds, runs[0].test))
+        traces += [
+            Trace(f"{where}/{name}-{seed}", "test accuracy", epochs, run.test, run.seconds)
+            for seed, run in enumerate(runs)
         ]
-        result.append(
-            over_seeds(f"{where}: seconds of {name} / perceptron, parameters of DAG", time_)
-        )
-    return result
+    return curves, traces
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """Both tasks; the posts give no settings, so both modes are the same."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
     began = time.perf_counter()
-    found = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for task in config.tasks:
-            for optimizer, rates in config.rates:
-                found[f"{task.data}, {optimizer}"] = (
-                    task,
-                    *compared(task, optimizer, rates, config),
-                )
-    finally:
-        torch.set_num_threads(threads)
-    axes: dict[str, tuple[str, str]] = {}
-    curves = []
+    claims: list[Claim] = []
+    curves: list[Curve] = []
     notes = []
-    traces = []
-    for where, (task, fits, best) in found.items():
-        axes |= {
-            where: ("epoch", "test accuracy"),
-            f"{where}, by time": ("seconds", "test accuracy"),
-        }
-        epochs = tuple(range(1, task.epochs + 1))
-        for name, runs in fits.items():
-            curves += [
-                Curve(where, name, epochs, runs[0].test),
-                Curve(f"{where}, by time", name, runs[0].seconds, runs[0].test),
-            ]
-            traces += [
-                Trace(f"{where}/{name}-{seed}", "test accuracy", epochs, run.test, run.seconds)
-                for seed, run in enumerate(runs)
-            ]
-            notes.append(
-                f"{where}: {name} has {runs[0].parameters:,} parameters, rate {best[name]:g}"
-            )
-    made = [claim for where, (_, fits, _) in found.items() for claim in claims(where, fits)]
+    traces: list[Trace] = []
+    axes = {}
+    for task, (optimizer, rates) in product(config.tasks, config.rates):
+        where = f"{task.data}, {optimizer}"
+        with threads(1):
+            fits, best = compared(task, optimizer, rates, config)
+        runs = [dict(zip(fits, each, strict=True)) for each in zip(*fits.values(), strict=True)]
+        claims += claimed([*map(accuracy, fits), *CLAIMS], runs, f"{where}: ")
+        lines, paths = drawn(where, task, fits)
+        curves += lines
+        traces += paths
+        axes[where] = ("epoch", "test accuracy")
+        axes[f"{where}, by time"] = ("seconds", "test accuracy")
+        notes += [
+            f"{where}: {name} has {fit.parameters:,} parameters, rate {best[name]:g}"
+            for name, fit in runs[0].items()
+        ]
     notes += [
         f"the DAG does not win: {claim.name} by {claim.measured:+.4f}"
-        for claim in made
+        for claim in claims
         if claim.verdict == "missed"
     ]
-    return Reproduction(
-        "dagnn-mnist",
-        "Networks without layers beside perceptrons",
-        "DagNN, posts of 2017",
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(made),
-        tuple(curves),
-        axes,
-        tuple(notes),
-        time.perf_counter() - began,
-        traces=tuple(traces),
-    )
+    paper = replace(PAPER, axes=axes)
+    return page(paper, config, began, claims, curves, notes, traces=tuple(traces))

@@ -51,12 +51,12 @@ def data(name: str, seed: int, rows: int | None = None) -> Data:
         y = y[:4000]
         classes = 10
     else:
-        found = load_data(name)
-        x = torch.as_tensor(found.x_train).flatten(1)
-        y = torch.as_tensor(found.y_train)
-        x_test = torch.as_tensor(found.x_test).flatten(1)
-        y_test = torch.as_tensor(found.y_test)
-        classes = len(found.classes)
+        dataset = load_data(name)
+        x = torch.as_tensor(dataset.x_train).flatten(1)
+        y = torch.as_tensor(dataset.y_train)
+        x_test = torch.as_tensor(dataset.x_test).flatten(1)
+        y_test = torch.as_tensor(dataset.y_test)
+        classes = len(dataset.classes)
     inside, held = (torch.as_tensor(part) for part in split(y.numpy(), 0.1, seed, stratify=True))
     inside = inside[:rows]
     scale = x[inside].square().mean().rsqrt()

@@ -16,21 +16,24 @@ digits on noise, 1,000 training rows a class), for reference. EWC: Kirkpatrick e
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from morphogen.data.load import load_data
 from morphogen.edit.apply import count_parameters
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.lifelong.den import DEN, Learned, Rows, descend, learn
 from morphogen.lifelong.network import Lifelong, used
 from morphogen.record import Claim, Curve, Reproduction
+from morphogen.threads import threads
 from morphogen.training.train import generator
 
 # Mean AUROC over tasks after the tenth, and DEN's share of STL's parameters.
@@ -44,6 +47,17 @@ PUBLISHED = {
 }
 SHARE = 0.18
 VARIATION = "first version, a figure; MNIST-Variation"
+LATER = "last version, MNIST-Variation"
+OURS = ", bound ours"
+PAPER = Paper(
+    "den-mnist",
+    "Ten tasks in a row: DEN",
+    "Lifelong Learning with Dynamically Expandable Networks (arXiv 1708.01547)",
+)
+NOTE = (
+    "a control stops by the same rule as a phase of DEN; STL and MTL see no order of tasks: no "
+    "forgetting"
+)
 
 
 @dataclass(frozen=True)
@@ -94,33 +108,41 @@ def prepared(kind: str, config: Config, seed: int) -> Tasks:
     """Each task has training rows of its own draw; the test part is whole, changed as the task's
     rows are.
     """
-    found = load_data(config.data)
-    x = torch.as_tensor(found.x_train)
-    test = torch.as_tensor(found.x_test)
-    y, answers = (
-        F.one_hot(torch.as_tensor(labels).long()).float()
-        for labels in (found.y_train, found.y_test)
-    )
-    xs = torch.empty(config.tasks, config.rows, x[0].numel())
+    dataset = load_data(config.data)
+    x = torch.as_tensor(dataset.x_train)
+    test = torch.as_tensor(dataset.x_test)
+    y = one_hot(dataset.y_train)
+    answers = one_hot(dataset.y_test)
+    features = x[0].numel()
+    xs = torch.empty(config.tasks, config.rows, features)
     ys = torch.empty(config.tasks, config.rows, y.shape[1])
-    tests = torch.empty(config.tasks, len(test), x[0].numel())
+    tests = torch.empty(config.tasks, len(test), features)
     for task in range(config.tasks):
         draw = generator(seed, 1, task)
         rows = torch.randperm(len(x), generator=draw)[: config.rows]
-        pixels = torch.randperm(x[0].numel(), generator=draw)
-        for images, place in ((x[rows], xs), (test, tests)):
-            place[task] = (
-                rotated(images, task * config.degrees) if kind == "rotated" else images.flatten(1)
-            )
-            if kind == "permuted" and task:
-                place[task] = place[task][:, pixels]
+        pixels = torch.randperm(features, generator=draw)
+        change = partial(changed, kind, task, config.degrees, pixels)
+        xs[task] = change(x[rows])
         ys[task] = y[rows]
+        tests[task] = change(test)
     cut = config.held
     return Tasks(
         (xs[:, cut:], ys[:, cut:]),
         (xs[:, :cut], ys[:, :cut]),
         (tests, answers.expand(config.tasks, -1, -1)),
     )
+
+
+def one_hot(labels: object) -> Tensor:
+    return F.one_hot(torch.as_tensor(labels).long()).float()
+
+
+def changed(kind: str, task: int, degrees: float, pixels: Tensor, images: Tensor) -> Tensor:
+    """Images (n, 1, size, size) as a task has them, as rows (n, features)."""
+    if kind == "rotated":
+        return rotated(images, task * degrees)
+    rows = images.flatten(1)
+    return rows[:, pixels] if kind == "permuted" and task else rows
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
@@ -303,33 +325,52 @@ def fisher(net: Lifelong, x: Tensor, task: int, draw: torch.Generator) -> list[T
     return list(chain.from_iterable(pairs))
 
 
+@dataclass
+class Ties:
+    """What holds parameters to earlier tasks: sum of weight (p - center)^2 over tasks is, up to a
+    constant, what two sums give, of the weights and of weight * center.
+    """
+
+    parameters: list[nn.Parameter]
+    weights: list[Tensor]
+    centers: list[Tensor]
+
+    def pull(self, strength: float) -> None:
+        """Adds their gradients."""
+        for p, weight, center in zip(self.parameters, self.weights, self.centers, strict=True):
+            p.grad.add_(weight * p - center, alpha=strength)  # type: ignore[union-attr]
+
+    def to_last(self) -> None:
+        """Only the last task counts, each parameter as much as another (L2)."""
+        self.weights = [torch.ones_like(p) for p in self.parameters]
+        self.centers = [p.detach().clone() for p in self.parameters]
+
+    def add(self, matters: Sequence[Tensor]) -> None:
+        """One more task, each parameter by how much it matters there (EWC)."""
+        for p, weight, center, matter in zip(
+            self.parameters, self.weights, self.centers, matters, strict=True
+        ):
+            weight += matter
+            center += matter * p.detach()
+
+
 def in_turn(tasks: Tasks, config: Config, seed: int, method: str, strength: float = 0.0) -> Fit:
     """One network of fixed size learns task after task: "fine-tuned", "L2" or "EWC"."""
     began = time.perf_counter()
     path = []
     net = fresh(tasks, config, seed)
     shared = list(net.hidden.parameters())
-    # the ties: sum of weight (p - center)^2 over tasks is, up to a constant, what these two sums
-    # give
-    weights, centers = ([torch.zeros_like(p) for p in shared] for _ in range(2))
-
-    def pull() -> None:
-        for p, weight, center in zip(shared, weights, centers, strict=True):
-            p.grad.add_(weight * p - center, alpha=strength)  # type: ignore[union-attr]
-
+    zeros = [[torch.zeros_like(p) for p in shared] for _ in range(2)]
+    ties = Ties(shared, *zeros)
+    pull = lambda: ties.pull(strength)  # noqa: E731
     for task in range(len(tasks)):
         net.add_head(tasks.train[1][task].mean(0))
         learn_all(net, task, tasks, task, config, seed, pull)
         path.append(tuple(auroc(net, k, of(tasks.test, k)) for k in range(task + 1)))
         if method == "L2":
-            weights = [torch.ones_like(p) for p in shared]
-            centers = [p.detach().clone() for p in shared]
+            ties.to_last()
         if method == "EWC":
-            for i, found in enumerate(
-                fisher(net, tasks.train[0][task], task, generator(seed, 4, task))
-            ):
-                weights[i] += found
-                centers[i] += found * shared[i].detach()
+            ties.add(fisher(net, tasks.train[0][task], task, generator(seed, 4, task)))
     size = count_parameters(net)
     kept = mean(auroc(net, task, of(tasks.held, task)) for task in range(len(tasks)))
     note = f"{method} with {strength:g}" if strength else ""
@@ -364,77 +405,91 @@ def compared(kind: str, config: Config, seed: int) -> tuple[dict[str, Fit], list
     """All methods on one sequence of tasks."""
     tasks = prepared(kind, config, seed)
     tied = {"L2": config.l2, "EWC": config.ewc}
-    found = {"STL": alone(tasks, config, seed), "MTL": together(tasks, config, seed)}
-    found["fine-tuned"] = in_turn(tasks, config, seed, "fine-tuned")
+    fits = {"STL": alone(tasks, config, seed), "MTL": together(tasks, config, seed)}
+    fits["fine-tuned"] = in_turn(tasks, config, seed, "fine-tuned")
     for method, strengths in tied.items():
         tried = [in_turn(tasks, config, seed, method, strength) for strength in strengths]
-        found[method] = max(tried, key=lambda fit: fit.held)
-    found["DEN"], found["DEN without stamps"], lessons = expanding(tasks, config, seed)
-    return found, lessons
+        fits[method] = max(tried, key=lambda fit: fit.held)
+    fits["DEN"], fits["DEN without stamps"], lessons = expanding(tasks, config, seed)
+    return fits, lessons
+
+
+def average(key: str) -> Row:
+    source = VARIATION if key in PUBLISHED else ""
+    name = f"average AUROC, {key}"
+    return Row(name, lambda run: run[key].average, PUBLISHED.get(key), source=source)
+
+
+def lead(other: str, low: float | None = None) -> Row:
+    """Of DEN, over paired seeds."""
+    return Row(
+        f"average AUROC of DEN less {other}",
+        lambda run: run["DEN"].average - run[other].average,
+        PUBLISHED["DEN"] - PUBLISHED[other],
+        low,
+        source=VARIATION if low is None else VARIATION + OURS,
+    )
+
+
+def forgetting(key: str) -> Row:
+    return Row(f"forgetting, {key}", lambda run: run[key].forgetting)
+
+
+# what DEN promises
+LEADS = (*(lead(other, 0.0) for other in ("fine-tuned", "L2", "EWC")), lead("STL"), lead("MTL"))
+SIZES = (
+    Row(
+        "parameters of DEN that are not zero / of STL",
+        lambda run: run["DEN"].parameters[-1] / run["STL"].stored,
+        SHARE,
+        high=0.5,
+        source=LATER + OURS,
+    ),
+    Row(
+        "parameters of DEN, zeros included / of STL",
+        lambda run: run["DEN"].stored / run["STL"].stored,
+        SHARE,
+        source=LATER,
+    ),
+)
+STAMPS = Row(
+    "forgetting with stamps less without",
+    lambda run: run["DEN"].forgetting - run["DEN without stamps"].forgetting,
+    high=1e-4,
+    source="promised, but for rounding",
+)
 
 
 def claims(kind: str, runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     """One sequence: averages, then DEN's promises over paired seeds."""
+    averages = [average(key) for key in runs[0]]
+    forgot = [forgetting(key) for key in runs[0] if key not in ("STL", "MTL")]
+    return claimed([*averages, *LEADS, *SIZES, *forgot, STAMPS], runs, f"{kind}: ")
 
-    def shown(
-        label: str,
-        values: Sequence[float],
-        target: float | None = None,
-        source: str = "",
-        **bounds: float,
-    ) -> Claim:
-        return over_seeds(f"{kind}: {label}", values, target, source=source, **bounds)
 
-    def lead(other: str, **bounds: float) -> Claim:
-        values = [run["DEN"].average - run[other].average for run in runs]
-        known = PUBLISHED["DEN"] - PUBLISHED[other]
-        return shown(
-            f"average AUROC of DEN less {other}",
-            values,
-            known,
-            VARIATION + ", bound ours" * bool(bounds),
-            **bounds,
-        )
+def drawn(kind: str, fits: dict[str, Fit]) -> list[Curve]:
+    """Averages, and capacities beside that of a net for each task, by tasks learned."""
+    count = tuple(range(1, len(fits["DEN"].path) + 1))
+    curves = [Curve(kind, key, count, tuple(map(mean, fit.path))) for key, fit in fits.items()]
+    for key in ("STL", "DEN"):
+        sizes = tuple(size / fits["STL"].stored for size in fits[key].parameters)
+        curves.append(Curve("capacity", f"{kind}, {key}", count, sizes))
+    return curves
 
-    def share(label: str, parameters: Callable[[Fit], int], **bounds: float) -> Claim:
-        values = [parameters(run["DEN"]) / run["STL"].stored for run in runs]
-        return shown(
-            label,
-            values,
-            SHARE,
-            "last version, MNIST-Variation" + ", bound ours" * bool(bounds),
-            **bounds,
-        )
 
-    averages = [
-        shown(
-            f"average AUROC, {key}",
-            [run[key].average for run in runs],
-            PUBLISHED.get(key),
-            VARIATION * (key in PUBLISHED),
-        )
-        for key in runs[0]
+def told(kind: str, fits: dict[str, Fit], lessons: Sequence[Learned]) -> list[str]:
+    """What a reader must know of the first seed: seconds, and what each task did."""
+    notes = [
+        f"{kind}, seed 0, {key}: {fit.seconds:.0f} s{', ' * bool(fit.note)}{fit.note}"
+        for key, fit in fits.items()
     ]
-    return [
-        *averages,
-        *(lead(other, low=0.0) for other in ("fine-tuned", "L2", "EWC")),
-        *(lead(other) for other in ("STL", "MTL")),
-        share(
-            "parameters of DEN that are not zero / of STL", lambda fit: fit.parameters[-1], high=0.5
-        ),
-        share("parameters of DEN, zeros included / of STL", lambda fit: fit.stored),
-        *(
-            shown(f"forgetting, {key}", [run[key].forgetting for run in runs])
-            for key in runs[0]
-            if key not in ("STL", "MTL")
-        ),
-        shown(
-            "forgetting with stamps less without",
-            [run["DEN"].forgetting - run["DEN without stamps"].forgetting for run in runs],
-            source="promised, but for rounding",
-            high=1e-4,
-        ),
-    ]
+    for did in lessons:
+        losses = ", ".join(f"{phase} {loss:.4f}" for phase, loss in did.losses.items())
+        notes.append(
+            f"{kind}, seed 0, task {did.task + 1}: the head reads {did.selected}, {did.added} new "
+            f"stayed, {did.split} split, layers {did.sizes}, held-out loss {losses}"
+        )
+    return notes
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -442,58 +497,17 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     faults. smoke: three tasks of scikit-learn's digits.
     """
     config = replace(SMOKE if smoke else FAITHFUL if faithful else DEFAULT, seeds=seeds)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are small: more threads would wait for each other
     began = time.perf_counter()
-    try:
-        both = {
-            kind: [compared(kind, config, seed) for seed in range(seeds)]
-            for kind in config.sequences
-        }
-    finally:
-        torch.set_num_threads(threads)
-    count = tuple(range(1, config.tasks + 1))
-    found = []
-    curves = []
-    notes = []
-    for kind, runs in both.items():
-        fits, lessons = runs[0]
-        found += claims(kind, [fits for fits, _ in runs])
-        curves += [Curve(kind, key, count, tuple(map(mean, fit.path))) for key, fit in fits.items()]
-        stored = fits["STL"].stored
-        curves += [
-            Curve(
-                "capacity",
-                f"{kind}, {key}",
-                count,
-                tuple(size / stored for size in fits[key].parameters),
-            )
-            for key in ("STL", "DEN")
-        ]
-        notes += [
-            f"{kind}, seed 0, {key}: {fit.seconds:.0f} s{', ' * bool(fit.note)}{fit.note}"
-            for key, fit in fits.items()
-        ]
-        notes += [
-            f"{kind}, seed 0, task {did.task + 1}: the head reads {did.selected}, {did.added} new "
-            f"stayed, {did.split} split, layers {did.sizes}, held-out loss "
-            f"{', '.join(f'{phase} {loss:.4f}' for phase, loss in did.losses.items())}"
-            for did in lessons
-        ]
-    notes.append(
-        "a control stops by the same rule as a phase of DEN; STL and MTL see no order of tasks: no "
-        "forgetting"
-    )
+    judged: list[Claim] = []
+    curves: list[Curve] = []
+    notes: list[str] = []
+    for kind in config.sequences:
+        with threads(1):
+            runs = [compared(kind, config, seed) for seed in range(seeds)]
+        judged += claims(kind, [fits for fits, _ in runs])
+        curves += drawn(kind, runs[0][0])
+        notes += told(kind, *runs[0])
     axes = dict.fromkeys(config.sequences, ("tasks learned", "average AUROC of these"))
-    return Reproduction(
-        "den-mnist",
-        "Ten tasks in a row: DEN",
-        "Lifelong Learning with Dynamically Expandable Networks (arXiv 1708.01547)",
-        "faithful" if faithful else "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(found),
-        tuple(curves),
-        {**axes, "capacity": ("tasks learned", "parameters / of all STL nets")},
-        tuple(notes),
-        time.perf_counter() - began,
-    )
+    axes["capacity"] = ("tasks learned", "parameters / of all STL nets")
+    paper = replace(PAPER, axes=axes)
+    return page(paper, config, began, judged, curves, [*notes, NOTE], faithful)

@@ -19,8 +19,10 @@ from torch.optim import Adadelta, AdamW, Optimizer
 from morphogen.data.load import load_data
 from morphogen.edit.adapt import adapt
 from morphogen.experiments.going_deeper.gates import gate_curves
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import penalty, quadratic, scale_penalty
+from morphogen.layers.protocol import size_parameters
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import Batches
 from morphogen.transforms.freeze import freeze
@@ -38,6 +40,23 @@ DEPTHS = (
     (0.715, 1.779, 1.617),
 )
 REACHED = {9: 0.990, 19: 0.992, 25: 0.994, 87: 0.995}
+
+
+PAPER = Paper(
+    "going-deeper-mnist",
+    "Learned depths on MNIST",
+    "Going Deeper: Infinite Deep Neural Networks, experiment B",
+    {
+        "depth": ("epoch", "w"),
+        "accuracy": ("epoch", "test accuracy"),
+        "gates": ("epoch", f"gate, {NAMES[1]}"),
+    },
+)
+NOTES = (
+    "only open blocks run, which is exact; the original ran all five, so that closed batch norms "
+    "saw data",
+    "an epoch leaves out the last, incomplete batch",
+)
 
 
 @dataclass(frozen=True)
@@ -134,9 +153,35 @@ class Fit:
     seconds: float
 
 
+def rate_at(step: int, steps: int) -> float:
+    """Rises for a hundred steps, falls to zero over the last two thirds."""
+    left = 1 - step / steps
+    return 4e-3 * min(1.0, (step + 1) / 100) * min(1.0, 1.5 * left)
+
+
+def epoch_of(
+    model: nn.Module, optimizer: Optimizer, batches: Batches, config: Config, epoch: int
+) -> None:
+    """Train for one epoch; depths are adapted every twenty steps."""
+    model.train()
+    start = epoch * batches.per_epoch
+    numbered = enumerate(batches.range(start, start + batches.per_epoch), start=start)
+    for step, (images, labels) in numbered:
+        if not config.faithful:
+            rate = rate_at(step, config.epochs * batches.per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels) + penalty(model)
+        loss.backward()
+        optimizer.step()
+        if step % 20 == 0:
+            adapt(model, optimizers=[optimizer])
+
+
 def run(config: Config, seed: int) -> Fit:
     """Train on the training part, all of it; the test part is looked at after every epoch and
-    decides nothing.
+    decides nothing. Not by `training.train`: depths are adapted within an epoch.
     """
     torch.manual_seed(seed)
     dataset = load_data(config.data)
@@ -153,44 +198,20 @@ def run(config: Config, seed: int) -> Fit:
     for epoch in range(config.epochs):
         if time.perf_counter() - began > 60 * config.minutes:
             break
-        model.train()
-        start = epoch * batches.per_epoch
-        for step, (images, labels) in enumerate(
-            batches.range(start, start + batches.per_epoch), start=start
-        ):
-            if not config.faithful:
-                left = 1 - step / (config.epochs * batches.per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = (
-                        4e-3
-                        * min(1.0, (step + 1) / 100)
-                        * min(1.0, 1.5 * left)
-                        * group.get("scale", 1.0)
-                    )
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels) + penalty(model)
-            loss.backward()
-            optimizer.step()
-            if step % 20 == 0:
-                adapt(model, optimizers=[optimizer])
+        epoch_of(model, optimizer, batches, config, epoch)
         depths.append(tuple(layer.depth for layer in layers))
         scores.append(accuracy(model, *test))
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, test[0][:64])
-    return Fit(
-        tuple(depths),
-        tuple(scores),
-        accuracy(plain, *test),
-        tuple(layer.active_blocks for layer in layers),
-        seconds,
-    )
+    blocks = tuple(layer.active_blocks for layer in layers)
+    return Fit(tuple(depths), tuple(scores), accuracy(plain, *test), blocks, seconds)
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     if config.faithful:
         return Adadelta(trained, lr=1.0, rho=0.95, eps=1e-8)
-    depths = [module.w for module in model.modules() if isinstance(module, LearnedDepth)]
+    depths = size_parameters(model)
     matrices = [p for p in trained if p.dim() > 1]
     vectors = [p for p in trained if p.dim() <= 1 and not any(p is w for w in depths)]
     groups: list[dict[str, Any]] = [
@@ -216,70 +237,68 @@ def published(layer: int, epoch: int) -> float:
     return DEPTHS[place - 1][layer] * (1 - share) + DEPTHS[place][layer] * share
 
 
-def claims(config: Config, fits: list[Fit]) -> tuple[Claim, ...]:
+def claims(config: Config, fits: list[Fit]) -> list[Claim]:
     """Accuracy and depths after the last epoch; against the released run only where its settings
     were used, and no more than it had itself reached by that epoch.
     """
     last = min(len(fit.depths) for fit in fits) - 1
-    best = [max(fit.accuracy) for fit in fits]
     final = [fit.accuracy[-1] for fit in fits]
-    spread = stdev(final) if len(fits) > 1 else None
-    asked = 0.994 if not config.faithful or last >= 25 else None
-    found = [
+    change = max(abs(fit.frozen - fit.accuracy[-1]) for fit in fits)
+    return [
         Claim(
             "test accuracy after the last epoch",
             0.994,
             mean(final),
-            low=asked,
-            spread=spread,
+            low=0.994 if not config.faithful or last >= 25 else None,
+            spread=stdev(final) if len(fits) > 1 else None,
             source="promised",
-        )
+        ),
+        *(released(fits, last) if config.faithful else []),
+        lead(fits, last, config.faithful),
+        Claim("change of the test accuracy by freezing", 0.0, change, high=1e-4, source="promised"),
     ]
-    if config.faithful:
-        target = max((score for epoch, score in REACHED.items() if epoch <= last), default=None)
-        found.append(
-            Claim(
-                f"best test accuracy by epoch {last}",
-                target,
-                mean(best),
-                low=target,
-                source="released run",
-            )
-        )
-        for i, name in enumerate(NAMES):
-            known = published(i, last)
-            ours = mean(fit.depths[last][i] for fit in fits)
-            found.append(
-                Claim(
-                    f"{name}: w after epoch {last}",
-                    known,
-                    ours,
-                    known - 0.15,
-                    known + 0.15,
-                    source="released run",
-                )
-            )
-    lead = mean(fit.depths[-1][1] - max(fit.depths[-1][0], fit.depths[-1][2]) for fit in fits)
-    theirs = (
-        published(1, last) - max(published(0, last), published(2, last))
-        if config.faithful
-        else None
+
+
+def released(fits: list[Fit], last: int) -> list[Claim]:
+    """Beside the released run after the same epochs."""
+    target = max((score for epoch, score in REACHED.items() if epoch <= last), default=None)
+    best = mean(max(fit.accuracy) for fit in fits)
+    name = f"best test accuracy by epoch {last}"
+    beside = [Claim(name, target, best, low=target, source="released run")]
+    for i, layer in enumerate(NAMES):
+        known = published(i, last)
+        depth = mean(fit.depths[last][i] for fit in fits)
+        name = f"{layer}: w after epoch {last}"
+        beside.append(Claim(name, known, depth, known - 0.15, known + 0.15, source="released run"))
+    return beside
+
+
+def lead(fits: list[Fit], last: int, faithful: bool) -> Claim:
+    """By how much the second convolution wants to be deeper than the other layers."""
+    first, second, third = (published(i, last) for i in range(len(NAMES)))
+    return Claim(
+        "lead of the second convolution's depth",
+        second - max(first, third) if faithful else None,
+        mean(fit.depths[-1][1] - max(fit.depths[-1][0], fit.depths[-1][2]) for fit in fits),
+        low=0.0 if not faithful or last >= 100 else None,
+        source="released run, from epoch 100 on",
     )
-    asked = 0.0 if not config.faithful or last >= 100 else None
-    found.append(
-        Claim(
-            "lead of the second convolution's depth",
-            theirs,
-            lead,
-            low=asked,
-            source="released run, from epoch 100 on",
-        )
-    )
-    change = max(abs(fit.frozen - fit.accuracy[-1]) for fit in fits)
-    found.append(
-        Claim("change of the test accuracy by freezing", 0.0, change, high=1e-4, source="promised")
-    )
-    return tuple(found)
+
+
+def drawn(first: Fit, faithful: bool) -> list[Curve]:
+    """One run's depths, beside the released run's, its accuracy and its gates."""
+    epochs = tuple(range(len(first.depths)))
+    curves = [
+        Curve("depth", name, epochs, tuple(w[i] for w in first.depths))
+        for i, name in enumerate(NAMES)
+    ]
+    known = [i for i, epoch in enumerate(EPOCHS) if epoch < len(epochs)] or [0]
+    for i, name in enumerate(NAMES) if faithful else ():
+        x = tuple(EPOCHS[k] for k in known)
+        y = tuple(DEPTHS[k][i] for k in known)
+        curves.append(Curve("depth", f"published {name}", x, y))
+    curves.append(Curve("accuracy", "test", epochs, first.accuracy))
+    return [*curves, *gate_curves(epochs, [w[1] for w in first.depths])]
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -290,49 +309,11 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
     fits = [run(config, seed) for seed in range(seeds)]
-    first = fits[0]
-    epochs = tuple(range(len(fits[0].depths)))
-    curves = [
-        Curve("depth", name, epochs, tuple(w[i] for w in first.depths))
-        for i, name in enumerate(NAMES)
-    ]
-    if faithful:
-        known = [i for i, epoch in enumerate(EPOCHS) if epoch < len(epochs)] or [0]
-        curves += [
-            Curve(
-                "depth",
-                f"published {name}",
-                tuple(EPOCHS[k] for k in known),
-                tuple(DEPTHS[k][i] for k in known),
-            )
-            for i, name in enumerate(NAMES)
-        ]
-    curves.append(Curve("accuracy", "test", epochs, first.accuracy))
-    curves += gate_curves(epochs, [w[1] for w in first.depths])
     notes = [
         f"seed {i}: {len(fit.depths)} epochs of {config.epochs}, {fit.blocks} blocks open at the "
         f"end, {fit.seconds:.0f} s"
         for i, fit in enumerate(fits)
     ]
-    notes += [
-        "only open blocks run, which is exact; the original ran all five, so that closed batch "
-        "norms saw data",
-        "an epoch leaves out the last, incomplete batch",
-    ] * faithful
-    axes = {
-        "depth": ("epoch", "w"),
-        "accuracy": ("epoch", "test accuracy"),
-        "gates": ("epoch", f"gate, {NAMES[1]}"),
-    }
-    return Reproduction(
-        "going-deeper-mnist",
-        "Learned depths on MNIST",
-        "Going Deeper: Infinite Deep Neural Networks, experiment B",
-        "faithful" if faithful else "default",
-        {key: str(value) for key, value in vars(config).items()},
-        claims(config, fits),
-        tuple(curves),
-        axes,
-        tuple(notes),
-        time.perf_counter() - began,
-    )
+    notes += NOTES if faithful else ()
+    curves = drawn(fits[0], faithful)
+    return page(PAPER, config, began, claims(config, fits), curves, notes, faithful)

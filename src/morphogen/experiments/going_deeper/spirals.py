@@ -24,6 +24,7 @@ from torch.optim import Adam, Optimizer
 
 from morphogen.edit.adapt import adapt
 from morphogen.experiments.going_deeper.gates import gate_curves
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.depth import LearnedDepth
 from morphogen.layers.penalty import penalty, quadratic
 from morphogen.layers.posterior import DepthPosterior
@@ -31,6 +32,14 @@ from morphogen.record import Claim, Curve, Reproduction
 from morphogen.transforms.freeze import freeze
 
 NEIGHBOUR = {0.5: 2.8, 1.0: 6.0, 2.0: 8.1}
+
+
+PAPER = Paper(
+    "depth-spirals",
+    "Learned depth on two spirals",
+    "Nazaret & Blei 2022 (task and neighbour)",
+    {"depth": ("step", "w"), "posterior": ("step", "posterior mean depth")},
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,9 @@ class Fit:
 def descend(
     model: nn.Module, optimizer: Optimizer, config: Config, loss: Tensor, step: int
 ) -> None:
+    """A step. Not of `training.train`: depths are adapted and seen within a period, after its first
+    step, not at its end.
+    """
     optimizer.zero_grad()
     loss.backward()
     for group in optimizer.param_groups:
@@ -155,7 +167,16 @@ def descend(
     optimizer.step()
 
 
-def learned(found: Data, config: Config, seed: int) -> Fit:
+def adam(config: Config, *groups: dict[str, Any]) -> Adam:
+    """Of what is trained, alike for all networks."""
+    return Adam(list(groups), lr=config.rate, betas=(0.9, config.beta), fused=True)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def learned(parts: Data, config: Config, seed: int) -> Fit:
     """Learn the depth, fix it, freeze the network into plain layers, and score that."""
     torch.manual_seed(seed)
     layer = LearnedDepth(
@@ -165,62 +186,45 @@ def learned(found: Data, config: Config, seed: int) -> Fit:
         lookahead=True,
     )
     model = network(config.width, layer)
-    weights = [p for p in model.parameters() if p.requires_grad and p is not layer.w]
-    groups: list[dict[str, Any]] = [
-        {"params": weights},
-        {"params": [layer.w], "scale": config.scale},
-    ]
-    optimizer = Adam(groups, lr=config.rate, betas=(0.9, config.beta), fused=True)
+    weights = [p for p in trained(model) if p is not layer.w]
+    optimizer = adam(config, {"params": weights}, {"params": [layer.w], "scale": config.scale})
     steps = []
     path = []
     began = time.perf_counter()
     for step in range(config.steps):
         if step == int(config.search * config.steps):
-            layer.settle()
-        loss = F.cross_entropy(model(found.train[0]), found.train[1])
-        descend(
-            model, optimizer, config, loss + penalty(model) if layer.w.requires_grad else loss, step
-        )
-        if step % config.every == 0 and layer.w.requires_grad:
+            layer.fix_depth()
+        loss = F.cross_entropy(model(parts.train[0]), parts.train[1])
+        searching = layer.w.requires_grad
+        descend(model, optimizer, config, loss + penalty(model) if searching else loss, step)
+        if step % config.every:
+            continue
+        if searching:
             adapt(model, optimizers=[optimizer])
-        if step % config.every == 0:
-            steps.append(step)
-            path.append(layer.depth)
+        steps.append(step)
+        path.append(layer.depth)
     seconds = time.perf_counter() - began
     model.eval()
-    plain, certificate = freeze(model, found.validation[0])
+    plain, certificate = freeze(model, parts.validation[0])
     note = (
         f"{layer.active_blocks} blocks open, w = {layer.depth:.2f}; frozen within "
         f"{certificate.max_error:.1e}"
     )
-    return Fit(
-        layer.depth,
-        accuracy(plain, found.validation),
-        accuracy(plain, found.test),
-        seconds,
-        tuple(steps),
-        tuple(path),
-        note,
-    )
+    scores = accuracy(plain, parts.validation), accuracy(plain, parts.test)
+    return Fit(layer.depth, *scores, seconds, tuple(steps), tuple(path), note)
 
 
-def fixed(found: Data, config: Config, seed: int, depth: int) -> Fit:
+def fixed(parts: Data, config: Config, seed: int, depth: int) -> Fit:
     """Train a plain stack of `depth` blocks."""
     torch.manual_seed(seed)
     model = network(config.width, Fixed(partial(block, config.width), depth))
-    optimizer = Adam(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.rate,
-        betas=(0.9, config.beta),
-        fused=True,
-    )
+    optimizer = adam(config, {"params": trained(model)})
     began = time.perf_counter()
     for step in range(config.steps):
-        descend(
-            model, optimizer, config, F.cross_entropy(model(found.train[0]), found.train[1]), step
-        )
+        loss = F.cross_entropy(model(parts.train[0]), parts.train[1])
+        descend(model, optimizer, config, loss, step)
     seconds = time.perf_counter() - began
-    return Fit(depth, accuracy(model, found.validation), accuracy(model, found.test), seconds)
+    return Fit(depth, accuracy(model, parts.validation), accuracy(model, parts.test), seconds)
 
 
 def picked(fits: Sequence[Fit]) -> Fit:
@@ -229,29 +233,27 @@ def picked(fits: Sequence[Fit]) -> Fit:
     return next(fit for fit in fits if fit.validation >= best - 0.002)
 
 
-def posterior(found: Data, config: Config, seed: int) -> Fit:
+class Residual(nn.Module):
+    """One block, with what it reads added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = block(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.inner(x))
+
+
+def posterior(parts: Data, config: Config, seed: int) -> Fit:
     """Train a distribution over depth, collapse it on the validation part, and score the one
     depth.
     """
-
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = block(config.width)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(x + self.inner(x))
-
     torch.manual_seed(seed)
-    layer = DepthPosterior(lambda i: Residual(), lambda: nn.Linear(config.width, 2), max_blocks=20)
+    width = config.width
+    layer = DepthPosterior(lambda i: Residual(width), lambda: nn.Linear(width, 2), max_blocks=20)
     stem = nn.Sequential(nn.Linear(2, config.width).requires_grad_(False), nn.ReLU())
     model = nn.Sequential(stem, layer)
-    optimizer = Adam(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.rate,
-        betas=(0.9, config.beta),
-        fused=True,
-    )
+    optimizer = adam(config, {"params": trained(model)})
     each = partial(F.cross_entropy, reduction="none")
     steps = []
     path = []
@@ -262,97 +264,124 @@ def posterior(found: Data, config: Config, seed: int) -> Fit:
                 adapt(model, optimizers=[optimizer])
             steps.append(step)
             path.append(layer.depth)
-        loss = layer.losses(stem(found.train[0]), found.train[1], each, config.points)
+        loss = layer.losses(stem(parts.train[0]), parts.train[1], each, config.points)
         descend(model, optimizer, config, loss, step)
     seconds = time.perf_counter() - began
     model.eval()
-    chosen = layer.collapse(stem(found.validation[0]), found.validation[1], each, within=1e-3)
+    chosen = layer.collapse(stem(parts.validation[0]), parts.validation[1], each, within=1e-3)
     plain = nn.Sequential(stem, layer.fixed(chosen.depth))
-    scores = accuracy(plain, found.validation), accuracy(plain, found.test)
+    scores = accuracy(plain, parts.validation), accuracy(plain, parts.test)
     return Fit(layer.depth, *scores, seconds, tuple(steps), tuple(path), str(chosen))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One number of turns, a fit a seed: with a learned depth, the grid's choice, and with a
+    distribution over depth.
+    """
+
+    turns: float
+    learned: tuple[Fit, ...]
+    grid: tuple[Fit, ...]
+    posterior: tuple[Fit, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.turns:g} turns"
+
+    @property
+    def depth(self) -> float:
+        return mean(fit.depth for fit in self.learned)
+
+
+def solved(turns: float, config: Config) -> Task:
+    """All networks on one task."""
+    fits = []
+    grids = []
+    variational = []
+    for seed in range(config.seeds):
+        parts = data(turns, config, seed)
+        fits.append(learned(parts, config, seed))
+        grids.append(picked([fixed(parts, config, seed, depth) for depth in config.depths]))
+        if config.posterior:
+            variational.append(posterior(parts, config, seed))
+    return Task(turns, tuple(fits), tuple(grids), tuple(variational))
+
+
+def claims(task: Task) -> list[Claim]:
+    """Depth, accuracy and time beside the neighbour's and the promised ones."""
+    depths = [fit.depth for fit in task.learned]
+    pairs = zip(task.learned, task.grid, strict=True)
+    return [
+        Claim(
+            f"{task.name}: learned depth w",
+            NEIGHBOUR.get(task.turns),
+            task.depth,
+            spread=stdev(depths) if len(depths) > 1 else None,
+            source="neighbour's posterior mean",
+        ),
+        Claim(
+            f"{task.name}: test accuracy",
+            0.997,
+            mean(fit.test for fit in task.learned),
+            low=0.997,
+            source="neighbour",
+        ),
+        Claim(
+            f"{task.name}: time / that of the fixed depth that the grid picks",
+            2.0,
+            mean(fit.seconds / grid.seconds for fit, grid in pairs),
+            high=2.0,
+            source="promised",
+        ),
+    ]
+
+
+def rising(tasks: Sequence[Task]) -> Claim:
+    """The more the arms wind, the deeper."""
+    least = min(after.depth - before.depth for before, after in pairwise(tasks))
+    name = "least rise of depth from one task to the next"
+    return Claim(name, None, least, low=0.05, source="neighbour: it rises")
+
+
+def drawn(task: Task) -> list[Curve]:
+    """The depths of the first seed over time."""
+    first = task.learned[0]
+    curves = [Curve("depth", task.name, first.steps, first.path)]
+    for fit in task.posterior[:1]:
+        curves.append(Curve("posterior", task.name, fit.steps, fit.path))
+    return curves
+
+
+def told(task: Task) -> list[str]:
+    """What a reader must know of the first seed."""
+    grid = task.grid[0]
+    notes = [
+        f"{task.name}: {task.learned[0].note}; the grid's depth {grid.depth:g} has test accuracy "
+        f"{grid.test:.4f}"
+    ]
+    for fit in task.posterior[:1]:
+        notes.append(
+            f"{task.name}, distribution over depth: mean {fit.depth:.2f}, test accuracy "
+            f"{fit.test:.4f} in {fit.seconds:.0f} s; collapsed to {fit.note}"
+        )
+    return notes
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """Every number of turns; the task has no original of its own, so both modes are the same."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
     began = time.perf_counter()
-    claims = []
-    curves = []
-    notes = []
-    depths = []
-    for turns in config.turns:
-        fits = []
-        grids = []
-        variational = []
-        for seed in range(seeds):
-            found = data(turns, config, seed)
-            fits.append(learned(found, config, seed))
-            grids.append(picked([fixed(found, config, seed, depth) for depth in config.depths]))
-            variational += [posterior(found, config, seed)] if config.posterior else []
-        name = f"{turns:g} turns"
-        depths.append(mean(fit.depth for fit in fits))
-        spread = stdev([fit.depth for fit in fits]) if seeds > 1 else None
-        ratio = mean(fit.seconds / grid.seconds for fit, grid in zip(fits, grids, strict=True))
-        neighbour = NEIGHBOUR.get(turns)
-        claims += [
-            Claim(
-                f"{name}: learned depth w",
-                neighbour,
-                depths[-1],
-                spread=spread,
-                source="neighbour's posterior mean",
-            ),
-            Claim(
-                f"{name}: test accuracy",
-                0.997,
-                mean(fit.test for fit in fits),
-                low=0.997,
-                source="neighbour",
-            ),
-            Claim(
-                f"{name}: time / that of the fixed depth that the grid picks",
-                2.0,
-                ratio,
-                high=2.0,
-                source="promised",
-            ),
-        ]
-        curves.append(Curve("depth", name, fits[0].steps, fits[0].path))
-        curves += [Curve("posterior", name, fit.steps, fit.path) for fit in variational[:1]]
-        notes.append(
-            f"{name}: {fits[0].note}; the grid's depth {grids[0].depth:g} has test accuracy "
-            f"{grids[0].test:.4f}"
-        )
-        notes += [
-            f"{name}, distribution over depth: mean {fit.depth:.2f}, test accuracy {fit.test:.4f} "
-            f"in {fit.seconds:.0f} s; collapsed to {fit.note}"
-            for fit in variational[:1]
-        ]
-    curves += gate_curves(fits[0].steps, fits[0].path)
-    rising = min(after - before for before, after in pairwise(depths))
-    claims.append(
-        Claim(
-            "least rise of depth from one task to the next",
-            None,
-            rising,
-            low=0.05,
-            source="neighbour: it rises",
-        )
-    )
-    axes = {
-        "depth": ("step", "w"),
-        "posterior": ("step", "posterior mean depth"),
-        "gates": ("step", f"gate, {config.turns[-1]:g} turns"),
-    }
-    return Reproduction(
-        "depth-spirals",
-        "Learned depth on two spirals",
-        "Nazaret & Blei 2022 (task and neighbour)",
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims),
-        tuple(curves),
-        axes,
-        tuple(notes),
-        time.perf_counter() - began,
-    )
+    tasks = [solved(turns, config) for turns in config.turns]
+    judged: list[Claim] = []
+    curves: list[Curve] = []
+    notes: list[str] = []
+    for task in tasks:
+        judged += claims(task)
+        curves += drawn(task)
+        notes += told(task)
+    deepest = tasks[-1].learned[0]
+    curves += gate_curves(deepest.steps, deepest.path)
+    axes = {**PAPER.axes, "gates": ("step", f"gate, {tasks[-1].name}")}
+    paper = replace(PAPER, axes=axes)
+    return page(paper, config, began, [*judged, rising(tasks)], curves, notes)

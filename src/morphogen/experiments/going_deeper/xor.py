@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +19,22 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from morphogen.experiments.going_deeper.gates import gate_curves
+from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.gate import exponential
 from morphogen.record import Claim, Curve, Reproduction
 
 BITS = 8
+PAPER = Paper(
+    "going-deeper-xor",
+    "Learned depth on the parity of k of 8 bits",
+    "Going Deeper: Infinite Deep Neural Networks, experiment A",
+    {
+        "depth": ("step", "w"),
+        "accuracy": ("step", "validation accuracy"),
+        "gates": ("step", f"gate, k = {BITS}"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,9 @@ class Trace:
 
 
 def run(config: Config) -> list[Trace]:
-    """Train all k and seeds; one trace for each, k by k."""
+    """Train all k and seeds; one trace for each, k by k. Not by `training.train`: examples are
+    drawn anew for every step, for all networks at once.
+    """
     began = time.perf_counter()
     torch.manual_seed(1)
     ks = [k for k in range(BITS + 1) for _ in range(config.seeds)]
@@ -227,46 +240,46 @@ def published(k: int, step: int) -> float:
     return RELEASED[place - 1][k] * (1 - share) + RELEASED[place][k] * share
 
 
-def claims(config: Config, traces: Sequence[Trace]) -> tuple[Claim, ...]:
-    """Final w within the spread of the published runs, deeper for harder tasks, all of them
-    solved.
-    """
-    found = []
-    finals = {k: [trace.w[-1] for trace in traces if trace.k == k] for k in range(BITS + 1)}
-    for k, values in finals.items():
+def depth_claims(config: Config, traces: Sequence[Trace]) -> list[Claim]:
+    """Final w within the spread of the published runs, for each k."""
+    claims = []
+    for k in range(BITS + 1):
         target = published(k, config.steps)
         ends = [final[k] for final in FINAL]
         low = target - (RELEASED[-1][k] - min(ends)) - READING
         high = target + (max(ends) - RELEASED[-1][k]) + READING
-        spread = stdev(values) if len(values) > 1 else None
-        found.append(
-            Claim(
-                f"k = {k}: w after {config.steps:,} steps",
-                target,
-                mean(values),
-                low,
-                high,
-                spread,
-                "released run",
-            )
-        )
-    within = sum(claim.met for claim in found)
-    means = [mean(values) for values in finals.values()]
-    rank = float(
-        torch.corrcoef(
-            torch.stack([torch.arange(9.0), torch.tensor(means).argsort().argsort().float()])
-        )[0, 1]
-    )
+        values = [trace.w[-1] for trace in traces if trace.k == k]
+        name = f"k = {k}: w after {config.steps:,} steps"
+        claims.append(over_seeds(name, values, target, low, high, "released run"))
+    return claims
+
+
+def rank_correlation(means: Sequence[float]) -> float:
+    """Of the place in order and the values."""
+    places = torch.arange(float(len(means)))
+    ranks = torch.tensor(means).argsort().argsort().float()
+    return float(torch.corrcoef(torch.stack([places, ranks]))[0, 1])
+
+
+def minutes(config: Config, trace: Trace) -> float:
+    """A set of nine, up to the steps that are timed."""
+    timed = [
+        seconds for step, seconds in zip(trace.steps, trace.seconds, strict=True) if step <= TIMED
+    ]
+    return timed[-1] / 60 / config.seeds
+
+
+def claims(config: Config, traces: Sequence[Trace]) -> tuple[Claim, ...]:
+    """Final w within the spread of the published runs, deeper for harder tasks, all of them
+    solved.
+    """
+    depths = depth_claims(config, traces)
+    within = sum(claim.met for claim in depths)
+    rank = rank_correlation([claim.measured for claim in depths])
     best = min(max(trace.accuracy) for trace in traces)
     last = min(trace.accuracy[-1] for trace in traces)
-    timed = [
-        seconds
-        for step, seconds in zip(traces[0].steps, traces[0].seconds, strict=True)
-        if step <= TIMED
-    ][-1]
-    minutes = timed / 60 / config.seeds
     return (
-        *found,
+        *depths,
         Claim(
             "depths within the published spread, of 9",
             9,
@@ -286,11 +299,25 @@ def claims(config: Config, traces: Sequence[Trace]) -> tuple[Claim, ...]:
         Claim(
             f"minutes to {min(TIMED, config.steps):,} steps, a set of nine",
             25,
-            minutes,
+            minutes(config, traces[0]),
             high=25,
             source="promised",
         ),
     )
+
+
+def drawn(config: Config, traces: Sequence[Trace]) -> list[Curve]:
+    """The first network of each k; the released run's depths; the gates of the hardest task."""
+    first = {trace.k: trace for trace in reversed(traces)}
+    ks = sorted(first)
+    curves = [Curve("depth", f"k = {k}", first[k].steps, first[k].w) for k in ks]
+    curves += [Curve("accuracy", f"k = {k}", first[k].steps, first[k].accuracy) for k in ks]
+    known = [i for i, step in enumerate(STEPS) if step <= config.steps]
+    steps = tuple(STEPS[i] for i in known)
+    for k in (0, 2, 5, 8):
+        w = tuple(RELEASED[i][k] for i in known)
+        curves.append(Curve("depth", f"published {k}", steps, w))
+    return [*curves, *gate_curves(first[BITS].steps, first[BITS].w)]
 
 
 def reproduce(faithful: bool = True, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -301,42 +328,9 @@ def reproduce(faithful: bool = True, smoke: bool = False, seeds: int = 1) -> Rep
     began = time.perf_counter()
     traces = run(config)
     seconds = time.perf_counter() - began
-    first = {trace.k: trace for trace in reversed(traces)}
-    curves = [
-        Curve("depth", f"k = {k}", trace.steps, trace.w) for k, trace in sorted(first.items())
-    ]
-    curves += [
-        Curve("accuracy", f"k = {k}", trace.steps, trace.accuracy)
-        for k, trace in sorted(first.items())
-    ]
-    known = [i for i, step in enumerate(STEPS) if step <= config.steps]
-    curves += [
-        Curve(
-            "depth",
-            f"published {k}",
-            tuple(STEPS[i] for i in known),
-            tuple(RELEASED[i][k] for i in known),
-        )
-        for k in (0, 2, 5, 8)
-    ]
-    curves += gate_curves(first[BITS].steps, first[BITS].w)
-    axes = {
-        "depth": ("step", "w"),
-        "accuracy": ("step", "validation accuracy"),
-        "gates": ("step", f"gate, k = {BITS}"),
-    }
-    return Reproduction(
-        "going-deeper-xor",
-        "Learned depth on the parity of k of 8 bits",
-        "Going Deeper: Infinite Deep Neural Networks, experiment A",
-        "faithful" if faithful else "default",
-        {key: str(value) for key, value in vars(config).items()},
-        claims(config, traces),
-        tuple(curves),
-        axes,
-        (
-            "all networks train side by side as one batch",
-            f"{1000 * seconds / config.steps:.1f} ms a step for {len(traces)} networks",
-        ),
-        seconds,
+    notes = (
+        "all networks train side by side as one batch",
+        f"{1000 * seconds / config.steps:.1f} ms a step for {len(traces)} networks",
     )
+    curves = drawn(config, traces)
+    return page(PAPER, config, began, claims(config, traces), curves, notes, faithful)

@@ -24,6 +24,8 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +34,15 @@ from torch.optim import SGD
 
 from morphogen.edit.apply import apply_, count_parameters
 from morphogen.edit.edit import Grow
-from morphogen.edit.inits.constant import INITS, normal
+from morphogen.edit.inits.constant import INITS, Inits, normal
 from morphogen.edit.inits.gradmax import gradmax
-from morphogen.edit.plan import plan
-from morphogen.experiments.shared.images import Images, images, objective, scores
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.edit.plan import Plan, plan
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.images import Images, Part, images, objective, scores
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.tracing.trace import trace
-from morphogen.tracing.widths import widths
+from morphogen.tracing.widths import Width, widths
 from morphogen.training.train import Batches, State, generator, train
 
 
@@ -85,6 +88,13 @@ SMOKE = {
 SMOKE |= {"search": 1, "warm_up": 2}
 
 GROWN = ("gradmax", "he", "random")
+BIG = "big from scratch"
+PAPER = Paper(
+    "gradmax-wide",
+    "a residual network that grows",
+    "Evci et al. 2022, GradMax (arXiv 2201.05125)",
+    {"accuracy": ("step", "validation accuracy")},
+)
 
 
 class Block(nn.Module):
@@ -149,54 +159,84 @@ class Fit:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How the blocks of one network grow. inner: their first widths when whole, by name. batches:
+    the next one is what new units are for.
+    """
+
+    config: Config
+    seed: int
+    init: str
+    inner: dict[str, int]
+    ties: dict[str, Width]
+    batches: Batches
+
+    def due(self, rounds: int) -> bool:
+        since = rounds - self.config.first
+        number, rest = divmod(since, self.config.every)
+        return since >= 0 and not rest and number < self.config.growths
+
+
+def growth(model: nn.Sequential, config: Config, seed: int, init: str, batches: Batches) -> Growth:
+    """Of the network as it starts."""
+    inner = {
+        f"{name}.conv1": block.conv1.out_channels
+        for name, block in model.named_children()
+        if isinstance(block, Block)
+    }
+    ties = widths(trace(model, batches.x[:2])) if init else {}
+    return Growth(config, seed, init, inner, ties, batches)
+
+
+def grow(how: Growth, state: State) -> None:
+    """All blocks gain the same share of their first widths."""
+    (batch,) = how.batches.range(state.step, state.step + 1)  # the next one
+    draw = generator(how.seed, 7, state.round)
+    for name, units in how.inner.items():
+        more = max(1, round(how.config.share * units))
+        planned = plan(state.model, how.ties, [Grow(name, more)])
+        inits = started(how, state.model, planned, batch, draw)
+        apply_(state.model, planned, optimizers=[state.optimizer], inits=inits, generator=draw)
+
+
+def started(
+    how: Growth, model: nn.Module, planned: Plan, batch: Part, draw: torch.Generator
+) -> Inits:
+    """How the new units start."""
+    if how.init == "he":
+        return INITS
+    if how.init == "random":
+        return INITS | dict.fromkeys(("out", "in"), normal(how.config.std))
+    loss = lambda grown: objective(grown, *batch)  # noqa: E731
+    return gradmax(model, planned, loss, draw, how.config.search)
+
+
+def rate_at(config: Config, step: int) -> float:
+    """Rises for the first steps, then falls to zero by a cosine."""
+    share = step / (config.steps * config.rounds)
+    return config.rate * min((step + 1) / config.warm_up, (1 + math.cos(math.pi * share)) / 2)
+
+
 def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -> Fit:
     """Train from a share of the inner widths; grown with the units that `init` names, one of
     `GROWN`, or not at all.
     """
     torch.manual_seed(seed)
     model = network(config, share, data.classes).to(data.train[0].device)
-    state = State(
-        model,
-        SGD(model.parameters(), config.rate, 0.9, weight_decay=config.decay, nesterov=True),
-        seed,
-    )
+    optimizer = SGD(model.parameters(), config.rate, 0.9, weight_decay=config.decay, nesterov=True)
+    state = State(model, optimizer, seed)
     flip = config.data == "cifar10"
     batches = Batches(*data.train, min(config.batch, len(data.train[0])), seed, config.shift, flip)
-    inner = {
-        f"{name}.conv1": block.conv1.out_channels
-        for name, block in model.named_children()
-        if isinstance(block, Block)
-    }
-    found = widths(trace(model, data.train[0][:2])) if init else {}
-    total = config.steps * config.rounds
+    how = growth(model, config, seed, init, batches)
     costs = [0]
     path = []
     losses = [0.0]
 
-    def rate(step: int) -> float:
-        return config.rate * min(
-            (step + 1) / config.warm_up, (1 + math.cos(math.pi * step / total)) / 2
-        )
-
-    def grow(state: State) -> None:
+    def after_round(state: State) -> None:
         costs.append(count_parameters(model) * config.steps)
-        since = state.round - config.first
-        if not init or since < 0 or since % config.every or since // config.every >= config.growths:
-            return
-        (batch,) = batches.range(state.step, state.step + 1)  # the next one
-        draw = generator(seed, 7, state.round)
-        for name, units in inner.items():
-            planned = plan(model, found, [Grow(name, max(1, round(config.share * units)))])
-            if init == "gradmax":
-                inits = gradmax(
-                    model, planned, lambda grown: objective(grown, *batch), draw, config.search
-                )
-            else:
-                small = normal(config.std)
-                inits = INITS if init == "he" else INITS | dict.fromkeys(("out", "in"), small)
-            apply_(model, planned, optimizers=[state.optimizer], inits=inits, generator=draw)
-
-    def look(state: State) -> None:
+        if init and how.due(state.round):
+            grow(how, state)
         losses.append(state.train_loss)
         if not state.round % config.every or state.round == config.rounds:
             path.append(scores(model, data.validation)[1])
@@ -206,10 +246,10 @@ def fit(config: Config, data: Images, seed: int, share: float, init: str = "") -
         state,
         batches,
         objective,
-        rate,
+        partial(rate_at, config),
         steps=config.steps,
         rounds=config.rounds,
-        hooks=[grow, look],
+        hooks=[after_round],
     )
     seconds = time.perf_counter() - began
     recent = losses[-config.every :]
@@ -223,42 +263,59 @@ def compared(config: Config, seed: int) -> tuple[dict[str, Fit], Images]:
     data = images(
         config.data, seed, config.size, device="cuda" if torch.cuda.is_available() else "cpu"
     )
-    found = {init: fit(config, data, seed, config.share, init) for init in GROWN}
-    found["small from scratch"] = fit(config, data, seed, config.share)
-    found["big from scratch"] = fit(config, data, seed, 1.0)
-    return found, data
+    fits = {init: fit(config, data, seed, config.share, init) for init in GROWN}
+    fits["small from scratch"] = fit(config, data, seed, config.share)
+    fits[BIG] = fit(config, data, seed, 1.0)
+    return fits, data
 
 
-def claims(runs: Sequence[dict[str, Fit]]) -> tuple[Claim, ...]:
+def less(one: str, other: str, low: float) -> Row:
+    """Over paired seeds."""
+    return Row(
+        f"{one} less {other}, test accuracy",
+        lambda run: run[one].test - run[other].test,
+        low=low,
+    )
+
+
+def costs(key: str) -> tuple[Row, Row]:
+    """What growing costs beside the final size from the start."""
+    return (
+        Row(
+            f"parameter steps of {key} / of {BIG}",
+            lambda run: run[key].cost / run[BIG].cost,
+            high=1.0,
+        ),
+        Row(
+            f"seconds of {key} / of {BIG}",
+            lambda run: run[key].seconds / run[BIG].seconds,
+            high=1.0,
+        ),
+    )
+
+
+# of one network
+EACH = (
+    Row("test accuracy", lambda fit: fit.test),
+    Row("training loss at the end", lambda fit: fit.train),
+    Row("parameters", lambda fit: fit.parameters),
+)
+# over paired seeds
+CLAIMS = (
+    less("gradmax", "random", 0.0),
+    less("gradmax", "he", 0.0),
+    less("gradmax", "small from scratch", 0.0),
+    less("gradmax", BIG, -0.003),
+    *chain.from_iterable(map(costs, GROWN)),
+)
+
+
+def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
     """Scores; then differences over paired seeds, and what growing costs."""
-
-    def less(one: str, other: str, low: float | None = None) -> Claim:
-        return over_seeds(
-            f"{one} less {other}, test accuracy",
-            [run[one].test - run[other].test for run in runs],
-            low=low,
-        )
-
-    big = "big from scratch"
-    found = []
+    judged: list[Claim] = []
     for key in runs[0]:
-        found += [
-            over_seeds(f"{key}: test accuracy", [run[key].test for run in runs]),
-            over_seeds(f"{key}: training loss at the end", [run[key].train for run in runs]),
-            over_seeds(f"{key}: parameters", [float(run[key].parameters) for run in runs]),
-        ]
-    found += [
-        less("gradmax", "random", 0.0),
-        less("gradmax", "he", 0.0),
-        less("gradmax", "small from scratch", 0.0),
-    ]
-    found.append(less("gradmax", big, -0.003))
-    for key in GROWN:
-        steps = [run[key].cost / run[big].cost for run in runs]
-        seconds = [run[key].seconds / run[big].seconds for run in runs]
-        found.append(over_seeds(f"parameter steps of {key} / of {big}", steps, high=1.0))
-        found.append(over_seeds(f"seconds of {key} / of {big}", seconds, high=1.0))
-    return tuple(found)
+        judged += claimed(EACH, [run[key] for run in runs], f"{key}: ")
+    return judged + claimed(CLAIMS, runs)
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -268,32 +325,22 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     config = replace(FAITHFUL if faithful else Config(), seeds=seeds)
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
-    done = [compared(config, seed) for seed in range(seeds)]
-    runs, (first, data) = [found for found, _ in done], done[0]
+    runs = []
+    for seed in range(seeds):
+        fits, data = compared(config, seed)
+        runs.append(fits)
     looks = [r for r in range(1, config.rounds + 1) if not r % config.every or r == config.rounds]
-    curves = [
-        Curve("accuracy", key, tuple(config.steps * r for r in looks), fitted.path)
-        for key, fitted in first.items()
-    ]
+    steps = tuple(config.steps * r for r in looks)
+    curves = [Curve("accuracy", key, steps, fitted.path) for key, fitted in runs[0].items()]
     notes = [
         f"{key}: {fitted.parameters} parameters at the end, {fitted.cost / 1e6:.0f}e6 parameter "
         f"steps, {fitted.seconds:.0f} s"
-        for key, fitted in first.items()
+        for key, fitted in runs[0].items()
     ]
     last = config.first + config.every * (config.growths - 1)
     notes.append(
         f"growth after steps {config.first * config.steps} to {last * config.steps} of "
         f"{config.rounds * config.steps}, on {data.train[0].device.type}"
     )
-    return Reproduction(
-        "gradmax-wide",
-        f"{data.title}: a residual network that grows",
-        "Evci et al. 2022, GradMax (arXiv 2201.05125)",
-        "faithful" if faithful else "default",
-        {key: str(value) for key, value in vars(config).items()},
-        claims(runs),
-        tuple(curves),
-        {"accuracy": ("step", "validation accuracy")},
-        (*data.notes, *notes),
-        time.perf_counter() - began,
-    )
+    paper = replace(PAPER, title=f"{data.title}: {PAPER.title}")
+    return page(paper, config, began, claims(runs), curves, (*data.notes, *notes), faithful)

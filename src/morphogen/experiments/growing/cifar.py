@@ -35,8 +35,9 @@ from torch.optim import Adam, AdamW
 
 from morphogen.edit.apply import count_parameters
 from morphogen.experiments.growing.one_feature import Chain, expand, sizes, stochastic
+from morphogen.experiments.shared.claims import Row, claimed
 from morphogen.experiments.shared.images import Images, images, objective, scores
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.policies.controller import Controller
 from morphogen.policies.trial import Trial
 from morphogen.record import Claim, Curve, Reproduction
@@ -44,6 +45,11 @@ from morphogen.tracing.trace import trace
 from morphogen.tracing.widths import widths
 from morphogen.training.train import Batches, Hook, State, generator, predict, train
 
+PAPER = Paper(
+    "growing-cifar",
+    "features come and go in training",
+    "Growing_neural_network, the CIFAR-10 example",
+)
 STRATEGIES = {"stochastic": stochastic, "expand": expand}
 # the widths that change; dense3 gives the classes
 GROWN = ("conv1", "conv2", "conv3", "conv4", "dense1", "dense2")
@@ -150,14 +156,18 @@ def network(
     layers["dense3"] = nn.Linear(before, classes)
     for layer in layers.values():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            for tensor in layer.parameters():
-                if std is not None:
-                    nn.init.normal_(tensor, std=std)
-                elif tensor.dim() > 1:
-                    nn.init.kaiming_normal_(tensor, nonlinearity="relu")
-                else:
-                    nn.init.zeros_(tensor)
+            start(layer, std)
     return nn.Sequential(layers)
+
+
+def start(layer: nn.Module, std: float | None) -> None:
+    for tensor in layer.parameters():
+        if std is not None:
+            nn.init.normal_(tensor, std=std)
+        elif tensor.dim() > 1:
+            nn.init.kaiming_normal_(tensor, nonlinearity="relu")
+        else:
+            nn.init.zeros_(tensor)
 
 
 def fit(
@@ -221,54 +231,60 @@ def original(strategy: str, config: Config, data: Images, seed: int) -> Fit:
     return Fit(*looks, ", ".join(f"{count} {what}" for what, count in sorted(chain.counts.items())))
 
 
+def decayed(model: nn.Module, config: Config) -> AdamW:
+    """Weights are drawn to zero, biases and norms are not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.our_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.our_rate, fused=True)
+
+
+def controlled(state: State, config: Config, data: Images) -> Controller:
+    """By the policy, on a part of the validation part, within the budget."""
+    x, y = (part[:2000] for part in data.validation)
+
+    def losses(model: nn.Module) -> Tensor:
+        return F.cross_entropy(predict(model, x), y, reduction="none")
+
+    return Controller(
+        state.model,
+        Trial(penalty=config.our_price, granularity=config.our_multiple),
+        losses,
+        data.train[0][:2],
+        budget=config.our_budget,
+        optimizers=[state.optimizer],
+    )
+
+
+def rate_at(config: Config, steps: int, step: int) -> float:
+    """Rises for fifty steps, falls to zero over the second half."""
+    return config.our_rate * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
+
+
 def ours(config: Config, data: Images, seed: int, fixed: tuple[int, ...] = ()) -> Fit:
     """From eight features everywhere by a policy; with `fixed`, these from scratch, on the same
     batches.
     """
     torch.manual_seed(seed)
     model = network(fixed or (config.our_first,) * 6, data.classes, True)
-    matrices, vectors = (
-        [p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False)
-    )
-    groups = [
-        {"params": matrices, "weight_decay": config.our_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    state = State(model, AdamW(groups, lr=config.our_rate, fused=True), seed)
+    state = State(model, decayed(model, config), seed)
+    size = min(config.our_batch, len(data.train[0]))
     flip = config.data == "cifar10"
-    batches = Batches(
-        *data.train, min(config.our_batch, len(data.train[0])), seed, config.our_shift, flip
-    )
-    steps = config.our_epochs * batches.per_epoch
-    rounds = steps // config.our_look
-    held = tuple(part[:2000] for part in data.validation)
-
-    def losses(model: nn.Module) -> Tensor:
-        return F.cross_entropy(predict(model, held[0]), held[1], reduction="none")
-
-    policy = Trial(penalty=config.our_price, granularity=config.our_multiple)
-    controller = Controller(
-        model,
-        policy,
-        losses,
-        data.train[0][:2],
-        budget=config.our_budget,
-        optimizers=[state.optimizer],
-    )
+    batches = Batches(*data.train, size, seed, config.our_shift, flip)
+    rounds = config.our_epochs * batches.per_epoch // config.our_look
+    controller = controlled(state, config, data)
     changes: list[str] = []
 
     def change(state: State) -> None:
         if not fixed and state.round <= rounds // 2 and not controller.done:
             draw = generator(seed, 7, state.round)
-            changes.extend(
-                map(str, controller.step(state.round, state.step / batches.per_epoch, draw))
-            )
+            made = controller.step(state.round, state.step / batches.per_epoch, draw)
+            changes.extend(map(str, made))
 
-    def rate(step: int) -> float:
-        return config.our_rate * min(
-            1.0, (step + 1) / 50, 2 * (1 - step / (rounds * config.our_look))
-        )
-
+    rate = partial(rate_at, config, rounds * config.our_look)
     period = max(1, batches.per_epoch // config.our_look)
     looks = fit(state, data, batches, rate, config.our_look, rounds, period, change)
     return Fit(*looks, "the policy did not act" if fixed else f"{len(changes)} changes")
@@ -277,7 +293,7 @@ def ours(config: Config, data: Images, seed: int, fixed: tuple[int, ...] = ()) -
 def compared(config: Config, seed: int) -> tuple[dict[str, Fit], str, tuple[str, ...]]:
     """Every strategy; the name of the data, and what a reader must know of it."""
     data = images(config.data, seed, held=0.0 if config.faithful else 0.1)
-    found = {name: original(name, config, data, seed) for name in STRATEGIES}
+    fits = {name: original(name, config, data, seed) for name in STRATEGIES}
     notes = (
         tuple(f"the original's strategies: {note}" for note in data.notes)
         if config.faithful
@@ -285,50 +301,66 @@ def compared(config: Config, seed: int) -> tuple[dict[str, Fit], str, tuple[str,
     )
     if config.faithful:
         data = images(config.data, seed)
-    found["ours"] = ours(config, data, seed)
-    found["its size from scratch"] = ours(config, data, seed, found["ours"].moments[-1].sizes)
-    return found, data.title, notes
+    fits["ours"] = ours(config, data, seed)
+    fits[SCRATCH] = ours(config, data, seed, fits["ours"].moments[-1].sizes)
+    return fits, data.title, notes
+
+
+SCRATCH = "its size from scratch"
+LOG = "published log, August 2020"
+
+
+def rows(bound: float | None = None, dense: float | None = None) -> tuple[Row, ...]:
+    """Losses at the chosen look and the best one, then sizes. bound, dense: what is accepted of the
+    loss, and of the dense weights.
+    """
+    return (
+        Row(
+            "test loss at the look chosen on validation",
+            lambda fit: fit.chosen.test,
+            high=bound,
+        ),
+        Row("best test loss of all looks", lambda fit: fit.best.test, BEST, high=bound, source=LOG),
+        Row("test accuracy at the chosen look", lambda fit: fit.chosen.accuracy),
+        Row("dense weights there", lambda fit: fit.chosen.dense, DENSE, high=dense, source=LOG),
+        Row("parameters there", lambda fit: fit.chosen.parameters),
+        Row("seconds", lambda fit: fit.seconds),
+    )
+
+
+CLAIMS = {"ours": rows(1.05, float(DENSE))}
+PAIRED = (
+    Row(
+        "test loss of ours less its size from scratch",
+        lambda run: run["ours"].chosen.test - run[SCRATCH].chosen.test,
+        high=0.0,
+    ),
+)
 
 
 def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
-    """Losses at the chosen looks and the best ones, then sizes."""
-    found = []
-    log = "published log, August 2020"
+    """Of every network, then over paired seeds."""
+    judged: list[Claim] = []
     for key in runs[0]:
-        chosen = [run[key].chosen for run in runs]
-        best = [run[key].best for run in runs]
-        mine = key == "ours"
-        bound, dense = (1.05, float(DENSE)) if mine else (None, None)
-        found += [
-            over_seeds(
-                f"{key}: test loss at the look chosen on validation",
-                [m.test for m in chosen],
-                None,
-                None,
-                bound,
-            ),
-            over_seeds(
-                f"{key}: best test loss of all looks",
-                [m.test for m in best],
-                BEST,
-                None,
-                bound,
-                source=log,
-            ),
-            over_seeds(f"{key}: test accuracy at the chosen look", [m.accuracy for m in chosen]),
-            over_seeds(
-                f"{key}: dense weights there",
-                [float(m.dense) for m in chosen],
-                DENSE,
-                None,
-                dense,
-                source=log,
-            ),
-            over_seeds(f"{key}: parameters there", [float(m.parameters) for m in chosen]),
-            over_seeds(f"{key}: seconds", [run[key].seconds for run in runs]),
-        ]
-    pairs = [run["ours"].chosen.test - run["its size from scratch"].chosen.test for run in runs]
-    return [*found, over_seeds("test loss of ours less its size from scratch", pairs, high=0.0)]
+        judged += claimed(CLAIMS.get(key, rows()), [run[key] for run in runs], f"{key}: ")
+    return judged + claimed(PAIRED, runs)
+
+
+def drawn(fits: dict[str, Fit]) -> list[Curve]:
+    """Losses beside the published ones, and the sizes of what grows."""
+    curves = [
+        Curve("train loss", "published", EPOCHS, TRAIN),
+        Curve("test loss", "published", EPOCHS, TEST),
+    ]
+    for key, fitted in fits.items():
+        x = tuple(moment.epoch for moment in fitted.moments)
+        curves.append(Curve("train loss", key, x, tuple(m.train for m in fitted.moments)))
+        curves.append(Curve("test loss", key, x, tuple(m.test for m in fitted.moments)))
+        if key != SCRATCH:
+            columns = zip(*(m.sizes for m in fitted.moments), strict=True)
+            for layer, sizes_ in zip(GROWN, columns, strict=True):
+                curves.append(Curve(f"sizes, {key}", layer, x, sizes_))
+    return curves
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -338,37 +370,19 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     config = Config(seeds=seeds, faithful=faithful, epochs=(50, 50) if faithful else Config.epochs)
     config = replace(config, **SMOKE) if smoke else config  # type: ignore[arg-type]
     began = time.perf_counter()
-    done = [compared(config, seed) for seed in range(seeds)]
-    runs, (first, title, notes) = [found for found, *_ in done], done[0]
-    curves = [
-        Curve("train loss", "published", EPOCHS, TRAIN),
-        Curve("test loss", "published", EPOCHS, TEST),
-    ]
-    for key, fitted in first.items():
-        x = tuple(moment.epoch for moment in fitted.moments)
-        curves.append(Curve("train loss", key, x, tuple(m.train for m in fitted.moments)))
-        curves.append(Curve("test loss", key, x, tuple(m.test for m in fitted.moments)))
-        if key != "its size from scratch":
-            each = zip(GROWN, zip(*(m.sizes for m in fitted.moments), strict=True), strict=True)
-            curves += [Curve(f"sizes, {key}", layer, x, size) for layer, size in each]
+    runs = []
+    for seed in range(seeds):
+        fits, title, notes = compared(config, seed)
+        runs.append(fits)
     told = [
         f"{key}: chosen after {fitted.chosen.epoch:.1f} epochs at sizes {fitted.chosen.sizes}; "
         f"{fitted.moments[-1].sizes} at the end; {fitted.note}"
-        for key, fitted in first.items()
+        for key, fitted in runs[0].items()
     ]
+    curves = drawn(runs[0])
     axes = {
         panel: ("epoch", panel if "loss" in panel else "features")
-        for panel in {curve.panel for curve in curves}
+        for panel in dict.fromkeys(curve.panel for curve in curves)
     }
-    return Reproduction(
-        "growing-cifar",
-        f"{title}: features come and go in training",
-        "Growing_neural_network, the CIFAR-10 example",
-        "faithful" if faithful else "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims(runs)),
-        tuple(curves),
-        axes,
-        (*notes, *told),
-        time.perf_counter() - began,
-    )
+    paper = replace(PAPER, title=f"{title}: {PAPER.title}", axes=axes)
+    return page(paper, config, began, claims(runs), curves, (*notes, *told), faithful)

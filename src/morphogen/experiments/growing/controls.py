@@ -34,8 +34,10 @@ from morphogen.edit.edit import Grow
 from morphogen.edit.inits.constant import INITS, normal
 from morphogen.edit.inits.gradmax import gradmax
 from morphogen.edit.plan import plan
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.penalty import linear, penalty
+from morphogen.layers.protocol import size_parameters
 from morphogen.layers.width import LearnedWidth
 from morphogen.policies.controller import Controller
 from morphogen.policies.firefly import Firefly
@@ -44,8 +46,15 @@ from morphogen.policies.natural import Natural
 from morphogen.policies.policy import Policy
 from morphogen.policies.trial import Trial
 from morphogen.record import Claim, Curve, Reproduction
+from morphogen.threads import threads
 from morphogen.training.train import Batches, State, generator, predict, train
 from morphogen.transforms.freeze import freeze
+
+PAPER = Paper(
+    "growing-controls",
+    "Growth beside its controls",
+    "On the stability of growth (arXiv 2605.15435)",
+)
 
 
 @dataclass(frozen=True)
@@ -93,15 +102,15 @@ class Fit:
 
 def prepared(name: str, config: Config, seed: int) -> Data:
     """Images as rows; a tenth of the training part is for validation."""
-    found = load_data(name)
-    x = torch.as_tensor(found.x_train).flatten(1)
-    y = torch.as_tensor(found.y_train)
+    dataset = load_data(name)
+    x = torch.as_tensor(dataset.x_train).flatten(1)
+    y = torch.as_tensor(dataset.y_train)
     inside, held = (
-        torch.as_tensor(rows) for rows in split(found.y_train, 0.1, seed, stratify=True)
+        torch.as_tensor(rows) for rows in split(dataset.y_train, 0.1, seed, stratify=True)
     )
     batches = Batches(x[inside], y[inside], min(config.batch, len(inside)), seed)
-    test = torch.as_tensor(found.x_test).flatten(1), torch.as_tensor(found.y_test)
-    return Data(batches, (x[held], y[held]), test, len(found.classes))
+    test = torch.as_tensor(dataset.x_test).flatten(1), torch.as_tensor(dataset.y_test)
+    return Data(batches, (x[held], y[held]), test, len(dataset.classes))
 
 
 def network(features: int, widths: tuple[int, int], classes: int) -> nn.Sequential:
@@ -160,9 +169,7 @@ class Run:
         self.cost = 0
 
     def optimizer(self, model: nn.Module) -> AdamW:
-        sizes: list[nn.Parameter] = [
-            m.log_w for m in model.modules() if isinstance(m, LearnedWidth)
-        ]
+        sizes = size_parameters(model)
         weights = [p for p in model.parameters() if all(p is not size for size in sizes)]
         groups: list[dict[str, Any]] = [
             {"params": weights},
@@ -197,7 +204,7 @@ class Run:
         options = {"steps": self.config.steps, "rounds": self.config.rounds}
         train(self.state, self.data.train, self.objective, self.rate, hooks=[after], **options)
         model = self.state.model
-        if any(isinstance(m, LearnedWidth) for m in model.modules()):
+        if size_parameters(model):
             model, _ = freeze(model, self.data.train.x[:2])
         seconds = time.perf_counter() - began
         return Fit(
@@ -358,100 +365,102 @@ def tuned(
 def compared(name: str, config: Config, seed: int) -> dict[str, Fit]:
     """Every variant and control on one data set and seed."""
     data = prepared(name, config, seed)
-    found = {
+    fits = {
         variant: trained(variant, data, replace(config, rate=RATES[variant]), seed)
         for variant in VARIANTS
     }
     scratch = replace(config, rate=RATES[SCRATCH])
     for key in OURS:
-        found[f"size of {key} from scratch"] = Run(
-            data, scratch, seed, found[f"policy {key}"].widths
-        ).fit()
+        widths = fits[f"policy {key}"].widths
+        fits[f"size of {key} from scratch"] = Run(data, scratch, seed, widths).fit()
     grid = [Run(data, scratch, seed, (width, width)).fit() for width in config.grid]
     best = max(grid, key=lambda fit: fit.validation)
-    found[f"best of {len(grid)} widths"] = replace(
+    fits[f"best of {len(grid)} widths"] = replace(
         best, seconds=sum(fit.seconds for fit in grid), cost=sum(fit.cost for fit in grid)
     )
-    return found
+    return fits
+
+
+def less(one: str, other: str, low: float = 0.0) -> Row:
+    """Over paired seeds."""
+    return Row(f"{one} less {other}", lambda run: run[one].test - run[other].test, low=low)
+
+
+def ratio(one: str, other: str, high: float) -> Row:
+    return Row(
+        f"seconds of {one} / of {other}",
+        lambda run: run[one].seconds / run[other].seconds,
+        high=high,
+    )
+
+
+def score(key: str) -> Row:
+    return Row(f"{key}, test accuracy", lambda run: run[key].test)
+
+
+def parameters(key: str) -> Row:
+    return Row(f"parameters by {key}", lambda run: run[key].parameters)
+
+
+# what a change of the structure should not lose
+CLAIMS = (
+    less("carried optimizer", "stale optimizer"),
+    less("carried optimizer", "rebuilt optimizer"),
+    less("carried, a tenth of the second moment", "rebuilt optimizer"),
+    less("carried optimizer", "carried, naive units"),
+    less("carried, gradmax units", "carried optimizer"),
+    less("carried optimizer", SCRATCH, -0.003),
+    *(less(f"policy {key}", f"size of {key} from scratch", -0.003) for key in OURS),
+)
+
+
+def policy_rows(key: str, grid: str) -> list[Row]:
+    """Size and time of a policy beside its size from scratch and the grid."""
+    policy = f"policy {key}"
+    scratch = ratio(policy, f"size of {key} from scratch", 2.0)
+    return [parameters(policy), scratch, ratio(policy, grid, 1.0)]
 
 
 def claims(name: str, runs: Sequence[dict[str, Fit]], config: Config) -> list[Claim]:
-    """Accuracies, then differences over paired seeds."""
-
-    def shown(label: str, values: list[float], **bounds: float) -> Claim:
-        return over_seeds(f"{name}: {label}", values, **bounds)  # type: ignore[arg-type]
-
-    def difference(one: str, other: str, **bounds: float) -> Claim:
-        return shown(
-            f"{one} less {other}", [run[one].test - run[other].test for run in runs], **bounds
-        )
-
-    def ratio(one: str, other: str, high: float) -> Claim:
-        values = [run[one].seconds / run[other].seconds for run in runs]
-        return shown(f"seconds of {one} / of {other}", values, high=high)
-
+    """Accuracies, then differences over paired seeds, then what they cost."""
     grid = f"best of {len(config.grid)} widths"
-    found = [shown(f"{key}, test accuracy", [run[key].test for run in runs]) for key in runs[0]]
-    found += [
-        difference("carried optimizer", "stale optimizer", low=0.0),
-        difference("carried optimizer", "rebuilt optimizer", low=0.0),
-        difference("carried, a tenth of the second moment", "rebuilt optimizer", low=0.0),
-        difference("carried optimizer", "carried, naive units", low=0.0),
-        difference("carried, gradmax units", "carried optimizer", low=0.0),
-        difference("carried optimizer", SCRATCH, low=-0.003),
-        *(difference(f"policy {key}", f"size of {key} from scratch", low=-0.003) for key in OURS),
-        *(difference(f"policy {key}", grid, low=-0.003) for key in OURS),
-    ]
+    rows = [score(key) for key in runs[0]]
+    rows += [*CLAIMS, *(less(f"policy {key}", grid, -0.003) for key in OURS)]
     for key in OURS:
-        found += [
-            shown(
-                f"parameters by policy {key}",
-                [float(run[f"policy {key}"].parameters) for run in runs],
-            ),
-            ratio(f"policy {key}", f"size of {key} from scratch", 2.0),
-            ratio(f"policy {key}", grid, 1.0),
-        ]
-    found.append(shown(f"parameters by the {grid}", [float(run[grid].parameters) for run in runs]))
-    return found
+        rows += policy_rows(key, grid)
+    size = Row(f"parameters by the {grid}", lambda run: run[grid].parameters)
+    return claimed([*rows, size], runs, f"{name}: ")
+
+
+def told(name: str, first: dict[str, Fit], judged: Sequence[Claim]) -> list[str]:
+    """What growth does not win, and how each network of a seed ends."""
+    lost = [claim for claim in judged if claim.verdict == "missed"]
+    return [
+        *(f"growth does not win: {claim.name} is {claim.measured:+.4f}" for claim in lost),
+        *(
+            f"{name}, seed 0: {key} ends at widths {fit.widths}, {fit.seconds:.1f} s, "
+            f"{fit.cost / 1e6:.0f}e6 parameter steps"
+            for key, fit in first.items()
+        ),
+    ]
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """All data sets; the comparison has no original of its own, so both modes are the same."""
     config = replace(SMOKE if smoke else Config(), seeds=seeds)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are small: more threads would wait for each other
     began = time.perf_counter()
-    try:
-        runs = {
-            name: [compared(name, config, seed) for seed in range(seeds)] for name in config.data
-        }
-    finally:
-        torch.set_num_threads(threads)
     rounds = tuple((i + 1) * config.steps for i in range(config.rounds))
-    curves = [
-        Curve(name, key, rounds, fit.path)
-        for name, found in runs.items()
-        for key, fit in found[0].items()
-    ]
-    notes = []
-    for name, found in runs.items():
-        lost = [claim for claim in claims(name, found, config) if claim.verdict == "missed"]
-        notes += [f"growth does not win: {claim.name} is {claim.measured:+.4f}" for claim in lost]
-        notes += [
-            f"{name}, seed 0: {key} ends at widths {fit.widths}, {fit.seconds:.1f} s, "
-            f"{fit.cost / 1e6:.0f}e6 parameter steps"
-            for key, fit in found[0].items()
-        ]
-    return Reproduction(
-        "growing-controls",
-        "Growth beside its controls",
-        "On the stability of growth (arXiv 2605.15435)",
-        "default",
-        {key: str(value) for key, value in vars(config).items() if key != "rate"}
-        | {f"rate, {key}": f"{rate:g}" for key, rate in RATES.items()},
-        tuple(claim for name, found in runs.items() for claim in claims(name, found, config)),
-        tuple(curves),
-        dict.fromkeys(runs, ("step", "validation accuracy")),
-        tuple(notes),
-        time.perf_counter() - began,
-    )
+    judged: list[Claim] = []
+    curves: list[Curve] = []
+    notes: list[str] = []
+    for name in config.data:
+        with threads(1):
+            runs = [compared(name, config, seed) for seed in range(seeds)]
+        of_this = claims(name, runs, config)
+        judged += of_this
+        notes += told(name, runs[0], of_this)
+        curves += [Curve(name, key, rounds, fit.path) for key, fit in runs[0].items()]
+    settings = {key: value for key, value in vars(config).items() if key != "rate"}
+    settings |= {f"rate, {key}": f"{rate:g}" for key, rate in RATES.items()}
+    paper = replace(PAPER, axes=dict.fromkeys(config.data, ("step", "validation accuracy")))
+    return page(paper, settings, began, judged, curves, notes)

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from statistics import median
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morphogen.edit.apply import count_parameters
+from morphogen.experiments.shared.claims import Row, claimed
 from morphogen.experiments.shared.images import Images, images, objective, scores
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.linked import (
     LKSELU,
     LKPReLU,
@@ -147,6 +149,13 @@ class Settings:
     shuffled: bool = True
 
 
+AXES = {
+    "accuracy": ("epoch", "test accuracy"),
+    "gradients": ("layer", "gradient norm at the start"),
+    "dead": ("layer", "share of dead units at the end"),
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """One of the article's tables. network: (kind, settings, classes) -> a network for images
@@ -184,35 +193,25 @@ class Table:
             runs.append(
                 {name: self.run(kind, settings, data, seed) for name, kind in kinds.items()}
             )
-        axes = {
-            "accuracy": ("epoch", "test accuracy"),
-            "gradients": ("layer", "gradient norm at the start"),
-            "dead": ("layer", "share of dead units at the end"),
-        }
-        curves = [curve for name, found in runs[0].items() for curve in drawn(name, found)]
-        notes = [told(name, found) for name, found in runs[0].items()]
-        named = [
-            (f"{name}-{seed}-{settings.rate:g}", found)
-            for seed, run in enumerate(runs)
-            for name, found in run.items()
-        ]
-        return Reproduction(
-            self.name,
-            f"{data.title}: {self.title}",
-            self.source,
-            "faithful" if faithful else "default",
-            {key: str(value) for key, value in vars(settings).items()},
-            tuple(self.claims(runs, settings)),
-            tuple(curves),
-            axes,
+        curves = chain.from_iterable(map(drawn, runs[0], runs[0].values()))
+        notes = map(told, runs[0], runs[0].values())
+        traces: list[Trace] = []
+        files: dict[str, bytes] = {}
+        for seed, fits in enumerate(runs):
+            for name, result in fits.items():
+                named = f"{name}-{seed}-{settings.rate:g}"
+                traces += traced(named, result)
+                files |= checkpoints(named, result)
+        return page(
+            Paper(self.name, f"{data.title}: {self.title}", self.source, AXES),
+            settings,
+            began,
+            self.claims(runs, settings),
+            curves,
             (*data.notes, *notes),
-            time.perf_counter() - began,
-            traces=tuple(trace for name, found in named for trace in traced(name, found)),
-            files={
-                f"checkpoints/{_file(name)}-{which}.safetensors": content
-                for name, found in named
-                for which, content in found.weights.items()
-            },
+            faithful,
+            traces=tuple(traces),
+            files=files,
         )
 
     def run(self, kind: Kind, settings: Settings, data: Images, seed: int) -> "Fit":
@@ -233,28 +232,40 @@ class Table:
 
     def claims(self, runs: Sequence[dict[str, "Fit"]], settings: Settings) -> list[Claim]:
         """The article's table, with what it shows where its protocol was followed; then times."""
-        found = []
+        claims: list[Claim] = []
         for key in runs[0]:
-            target = self.published.get(key)
-            source = self.source if key in self.published else ""
+            fits = [run[key] for run in runs]
             if settings.published:
-                best = float(median(run[key].best for run in runs))
-                found.append(
-                    Claim(f"{key}: best epoch on the test part", target, best, source=source)
-                )
-                continue
-            name = f"{key}: test accuracy at the best validation"
-            bounds = (self.low.get(key), self.high.get(key))
-            found.append(
-                over_seeds(name, [run[key].chosen for run in runs], target, *bounds, source)
-            )
-            found.append(
-                over_seeds(f"{key}: test accuracy at the end", [run[key].last for run in runs])
-            )
-        for key in runs[0] if self.clock else ():
-            times = [run[key].seconds / run[self.clock].seconds for run in runs]
-            found.append(over_seeds(f"{key}: time / {self.clock}", times))
-        return found
+                claims.append(self.best_epoch(key, fits))
+            else:
+                claims += claimed(self.rows(key), fits, f"{key}: ")
+        times = [slower(key, self.clock) for key in runs[0] if self.clock]
+        return claims + claimed(times, runs)
+
+    def best_epoch(self, key: str, fits: Sequence["Fit"]) -> Claim:
+        """As the article has it: the median over the seeds."""
+        best = float(median(fit.best for fit in fits))
+        name = f"{key}: best epoch on the test part"
+        source = self.source if key in self.published else ""
+        return Claim(name, self.published.get(key), best, source=source)
+
+    def rows(self, key: str) -> tuple[Row, Row]:
+        """A net's accuracies, with the article's beside them."""
+        return (
+            Row(
+                "test accuracy at the best validation",
+                lambda fit: fit.chosen,
+                self.published.get(key),
+                self.low.get(key),
+                self.high.get(key),
+                self.source if key in self.published else "",
+            ),
+            Row("test accuracy at the end", lambda fit: fit.last),
+        )
+
+
+def slower(key: str, clock: str) -> Row:
+    return Row(f"{key}: time / {clock}", lambda run: run[key].seconds / run[clock].seconds)
 
 
 @dataclass(frozen=True)
@@ -288,18 +299,16 @@ def fit(
     epochs: int,
 ) -> Fit:
     """Train, with a look after each epoch."""
-    looks: list[tuple[float, float, float]] = []
+    validation: list[float] = []
+    test: list[float] = []
+    times: list[float] = []
     weights: dict[str, bytes] = {}
 
     def look(state: State) -> None:
-        looks.append(
-            (
-                scores(state.model, data.validation)[1],
-                scores(state.model, data.test)[1],
-                time.time(),
-            )
-        )
-        if looks[-1][0] == max(accuracy for accuracy, _, _ in looks):
+        validation.append(scores(state.model, data.validation)[1])
+        test.append(scores(state.model, data.test)[1])
+        times.append(time.time())
+        if validation[-1] == max(validation):
             weights["best"] = save(state.model.state_dict())
 
     gradients = gradient_norms(model, *next(iter(batches.range(0, 1))))
@@ -308,21 +317,18 @@ def fit(
     train(state, batches, objective, rate, steps=batches.per_epoch, rounds=epochs, hooks=[look])
     seconds = time.perf_counter() - began
     weights["last"] = save(model.state_dict())
-    chosen = max(looks, key=lambda look: look[0])[1]
-    validation, path, times = zip(*looks, strict=True)
-    dead = tuple(dead_units(model, data.validation[0][:500]).values())
     return Fit(
-        chosen,
-        path[-1],
-        max(path),
-        path,
-        validation,
-        times,
-        gradients,
-        dead,
-        count_parameters(model),
-        seconds,
-        weights,
+        chosen=test[validation.index(max(validation))],
+        last=test[-1],
+        best=max(test),
+        path=tuple(test),
+        validation=tuple(validation),
+        times=tuple(times),
+        gradients=gradients,
+        dead=tuple(dead_units(model, data.validation[0][:500]).values()),
+        parameters=count_parameters(model),
+        seconds=seconds,
+        weights=weights,
     )
 
 
@@ -333,36 +339,40 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, ...]:
     return tuple(float(gradient.norm()) for gradient in gradients)
 
 
-def drawn(name: str, found: Fit) -> list[Curve]:
+def drawn(name: str, fit: Fit) -> list[Curve]:
     """Accuracy by epoch; gradients and dead units by layer."""
 
     def curve(panel: str, values: Sequence[float]) -> Curve:
         return Curve(panel, name, tuple(range(1, len(values) + 1)), tuple(values))
 
     # what underflowed still has a place on a logarithmic axis
-    norms = [max(norm, 1e-30) for norm in found.gradients]
-    return [curve("accuracy", found.path), curve("gradients", norms), curve("dead", found.dead)]
+    norms = [max(norm, 1e-30) for norm in fit.gradients]
+    return [curve("accuracy", fit.path), curve("gradients", norms), curve("dead", fit.dead)]
 
 
-def traced(name: str, found: Fit) -> list[Trace]:
+def traced(name: str, fit: Fit) -> list[Trace]:
     """Under the tag of the original, and the test accuracies beside it."""
-    steps = tuple(range(1, len(found.path) + 1))
-    run = f"{name}-{int(found.times[0])}"
+    steps = tuple(range(1, len(fit.path) + 1))
+    run = f"{name}-{int(fit.times[0])}"
     return [
-        Trace(run, "val_acc", steps, found.validation, found.times),
-        Trace(run, "test_acc", steps, found.path, found.times),
+        Trace(run, "val_acc", steps, fit.validation, fit.times),
+        Trace(run, "test_acc", steps, fit.path, fit.times),
     ]
 
 
-def _file(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name)
+def checkpoints(name: str, fit: Fit) -> dict[str, bytes]:
+    """The weights of one run, by the path of their file."""
+    file = re.sub(r"[^A-Za-z0-9.+-]+", "-", name)
+    return {
+        f"checkpoints/{file}-{which}.safetensors": content for which, content in fit.weights.items()
+    }
 
 
-def told(name: str, found: Fit) -> str:
+def told(name: str, fit: Fit) -> str:
     """One line of what a reader must know of a run."""
-    dead = 100 * sum(found.dead) / len(found.dead)
+    dead = 100 * sum(fit.dead) / len(fit.dead)
     return (
-        f"{name}: {found.parameters} parameters, {found.seconds:.0f} s, gradient norms "
-        f"{found.gradients[0]:.1e} (first layer) and {found.gradients[-1]:.1e} (last) at the "
+        f"{name}: {fit.parameters} parameters, {fit.seconds:.0f} s, gradient norms "
+        f"{fit.gradients[0]:.1e} (first layer) and {fit.gradients[-1]:.1e} (last) at the "
         f"start, {dead:.0f} % of units dead at the end"
     )

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import mean
 
 import torch
@@ -21,12 +22,20 @@ from torch.optim import Adam
 
 from morphogen.edit.apply import count_parameters
 from morphogen.experiments.linked.nets import LINKED, NORMED, SINGLE, STARTED, Kind, started
-from morphogen.experiments.shared.images import images, objective, scores
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.claims import Row, claimed
+from morphogen.experiments.shared.images import Images, images, objective, scores
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.layers.linked import LKSine
 from morphogen.measures.dead import dead_units
 from morphogen.record import Claim, Curve, Reproduction, Trace
 from morphogen.training.train import Batches, State, generator, train
+
+PAPER = Paper(
+    "linked-plasticity",
+    "tasks of labels dealt out anew",
+    "Loss of plasticity (arXiv 2303.07507), concatenated ReLUs",
+    {"accuracy": ("task", "accuracy on its rows"), "dead": ("task", "share of dead units")},
+)
 
 
 @dataclass(frozen=True)
@@ -117,70 +126,68 @@ def one(kind: Kind, config: Config, x: Tensor, y: Tensor, classes: int, seed: in
     return Fit(tuple(accuracy), tuple(dead), count_parameters(model))
 
 
+# of one activation
+EACH = (
+    Row("accuracy on the last task", lambda fit: fit.accuracy[-1]),
+    Row("lost from the first quarter of the tasks to the last", lambda fit: fit.lost),
+)
+
+
+def beside(name: str) -> tuple[Row, Row]:
+    """Whether a linked activation loses less than the plain one that it is made of."""
+    linked = f"LK-{name}"
+    return (
+        Row(
+            f"{name} loses more than {linked} by",
+            lambda run: run[name].lost - run[linked].lost,
+            low=0.0,
+        ),
+        Row(
+            f"{linked} is ahead of {name} on the last task by",
+            lambda run: run[linked].accuracy[-1] - run[name].accuracy[-1],
+            low=0.0,
+        ),
+    )
+
+
+PAIRED = tuple(chain.from_iterable(map(beside, ("ReLU", "SELU", "Swish"))))
+
+
 def claims(runs: Sequence[dict[str, Fit]]) -> list[Claim]:
-    """What each loses, and whether the linked ones lose less than the plain one that they are made
-    of.
-    """
-    found = []
+    """Of each activation, then over paired seeds."""
+    judged: list[Claim] = []
     for key in runs[0]:
-        fits = [run[key] for run in runs]
-        found.append(
-            over_seeds(f"{key}: accuracy on the last task", [f.accuracy[-1] for f in fits])
-        )
-        found.append(
-            over_seeds(
-                f"{key}: lost from the first quarter of the tasks to the last",
-                [f.lost for f in fits],
-            )
-        )
-    for name in ("ReLU", "SELU", "Swish"):
-        saved = [run[name].lost - run[f"LK-{name}"].lost for run in runs]
-        found.append(over_seeds(f"{name} loses more than LK-{name} by", saved, low=0.0))
-        ahead = [run[f"LK-{name}"].accuracy[-1] - run[name].accuracy[-1] for run in runs]
-        found.append(
-            over_seeds(f"LK-{name} is ahead of {name} on the last task by", ahead, low=0.0)
-        )
-    return found
+        judged += claimed(EACH, [run[key] for run in runs], f"{key}: ")
+    return judged + claimed(PAIRED, runs)
+
+
+def compared(config: Config, data: Images, seed: int) -> dict[str, Fit]:
+    """All activations through the same tasks, on grey rows."""
+    images, labels = (part[: config.rows] for part in data.train)
+    x = images.mean(1).flatten(1)
+    return {name: one(kind, config, x, labels, data.classes, seed) for name, kind in KINDS.items()}
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
     """All activations through the same tasks. smoke: digits."""
     config = replace(Config(seeds=seeds), **SMOKE) if smoke else Config(seeds=seeds)  # type: ignore[arg-type]
     began = time.perf_counter()
+    tasks = tuple(range(1, config.tasks + 1))
     runs = []
+    traces = []
     for seed in range(seeds):
         data = images(config.data, seed, config.size)
-        x = data.train[0][: config.rows].mean(1).flatten(1)
-        y = data.train[1][: config.rows]
-        runs.append(
-            {name: one(kind, config, x, y, data.classes, seed) for name, kind in KINDS.items()}
-        )
-    tasks = tuple(range(1, config.tasks + 1))
-    curves = [
-        Curve(panel, name, tasks, getattr(found, panel))
-        for panel in ("accuracy", "dead")
-        for name, found in runs[0].items()
-    ]
-    traces = [
-        Trace(f"{name}-{seed}", "accuracy", tasks, found.accuracy)
-        for seed, run in enumerate(runs)
-        for name, found in run.items()
-    ]
+        run = compared(config, data, seed)
+        runs.append(run)
+        traces += [
+            Trace(f"{name}-{seed}", "accuracy", tasks, fit.accuracy) for name, fit in run.items()
+        ]
+    curves = [Curve("accuracy", name, tasks, fit.accuracy) for name, fit in runs[0].items()]
+    curves += [Curve("dead", name, tasks, fit.dead) for name, fit in runs[0].items()]
     notes = [
-        f"{name}: {found.parameters} parameters, {100 * found.dead[-1]:.0f} % of units dead at the "
-        "end"
-        for name, found in runs[0].items()
+        f"{name}: {fit.parameters} parameters, {100 * fit.dead[-1]:.0f} % of units dead at the end"
+        for name, fit in runs[0].items()
     ]
-    return Reproduction(
-        "linked-plasticity",
-        f"{data.title}: {config.tasks} tasks of labels dealt out anew",
-        "Loss of plasticity (arXiv 2303.07507), concatenated ReLUs",
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims(runs)),
-        tuple(curves),
-        {"accuracy": ("task", "accuracy on its rows"), "dead": ("task", "share of dead units")},
-        (*data.notes, *notes),
-        time.perf_counter() - began,
-        traces=tuple(traces),
-    )
+    paper = replace(PAPER, title=f"{data.title}: {config.tasks} {PAPER.title}")
+    notes = [*data.notes, *notes]
+    return page(paper, config, began, claims(runs), curves, notes, traces=tuple(traces))

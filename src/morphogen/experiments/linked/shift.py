@@ -12,6 +12,7 @@ the network that its code keeps for it (32, 64, pooling, 128). The settings are 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import nn
@@ -27,11 +28,18 @@ from morphogen.experiments.linked.nets import (
     fit,
     started,
 )
+from morphogen.experiments.shared.claims import Row, claimed
 from morphogen.experiments.shared.images import Images, images
-from morphogen.experiments.shared.over_seeds import over_seeds
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.measures.dead import dead_units
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.training.train import Batches
+
+PAPER = Paper(
+    "linked-shift",
+    "inputs shifted and scaled",
+    "Linked neurons (arXiv 1712.02609), covariate shift",
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def one(kind: Kind, config: Config, data: Images, seed: int) -> tuple[Fit, float
     at_first = list(dead_units(model, data.validation[0][:500]).values())
     x, y = (part[: config.rows] for part in data.train)
     optimizer = Adam(model.parameters(), config.rate, fused=True)
-    found = fit(
+    result = fit(
         model,
         optimizer,
         Batches(x, y, config.batch, seed),
@@ -108,22 +116,39 @@ def one(kind: Kind, config: Config, data: Images, seed: int) -> tuple[Fit, float
         lambda step: config.rate,
         config.epochs,
     )
-    return found, sum(at_first) / len(at_first)
+    return result, sum(at_first) / len(at_first)
 
 
-def claims(runs: Sequence[dict[str, dict[str, tuple[Fit, float]]]]) -> list[Claim]:
-    """Accuracy and dead units for every change and activation; linked units should never be
-    dead.
-    """
-    found = []
-    for change in runs[0]:
-        for key in runs[0][change]:
-            fits = [run[change][key][0] for run in runs]
-            dead = [sum(f.dead) / len(f.dead) for f in fits]
-            bound = 0.0 if key.startswith("LK") else None
-            found.append(over_seeds(f"{change}, {key}: share of dead units", dead, high=bound))
-            found.append(over_seeds(f"{change}, {key}: test accuracy", [f.last for f in fits]))
-    return found
+Run = dict[str, dict[str, tuple[Fit, float]]]
+"""One seed's fits, and dead units before, by change and activation."""
+
+
+def rows(key: str) -> tuple[Row, Row]:
+    """Dead units and accuracy of an activation; linked units should never be dead."""
+    bound = 0.0 if key.startswith("LK") else None
+    return (
+        Row("share of dead units", lambda fit: sum(fit.dead) / len(fit.dead), high=bound),
+        Row("test accuracy", lambda fit: fit.last),
+    )
+
+
+def claims(runs: Sequence[Run]) -> list[Claim]:
+    """For every change and activation."""
+    judged: list[Claim] = []
+    for change, key in product(runs[0], KINDS):
+        fits = [run[change][key][0] for run in runs]
+        judged += claimed(rows(key), fits, f"{change}, {key}: ")
+    return judged
+
+
+def compared(config: Config, data: Images, seed: int) -> Run:
+    """All changes and activations."""
+    run: Run = {}
+    for change, how in CHANGES.items():
+        run[change] = {
+            name: one(kind, config, changed(data, *how), seed) for name, kind in KINDS.items()
+        }
+    return run
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Reproduction:
@@ -133,35 +158,17 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     runs = []
     for seed in range(seeds):
         data = images(config.data, seed, config.size)
-        runs.append(
-            {
-                change: {
-                    name: one(kind, config, changed(data, *how), seed)
-                    for name, kind in KINDS.items()
-                }
-                for change, how in CHANGES.items()
-            }
+        runs.append(compared(config, data, seed))
+    curves = []
+    notes = [*data.notes]
+    for change, name in product(CHANGES, KINDS):
+        result, first = runs[0][change][name]
+        layers = tuple(range(1, len(result.dead) + 1))
+        curves.append(Curve(change, name, layers, result.dead))
+        notes.append(
+            f"{change}, {name}: {100 * first:.0f} % of units dead at first, "
+            f"{100 * sum(result.dead) / len(result.dead):.0f} % after"
         )
-    curves = [
-        Curve(change, name, tuple(range(1, len(found.dead) + 1)), found.dead)
-        for change, fits in runs[0].items()
-        for name, (found, _) in fits.items()
-    ]
-    notes = [
-        f"{change}, {name}: {100 * first:.0f} % of units dead at first, "
-        f"{100 * sum(found.dead) / len(found.dead):.0f} % after"
-        for change, fits in runs[0].items()
-        for name, (found, first) in fits.items()
-    ]
-    return Reproduction(
-        "linked-shift",
-        f"{data.title}: inputs shifted and scaled",
-        "Linked neurons (arXiv 1712.02609), covariate shift",
-        "default",
-        {key: str(value) for key, value in vars(config).items()},
-        tuple(claims(runs)),
-        tuple(curves),
-        dict.fromkeys(CHANGES, ("layer", "share of dead units at the end")),
-        (*data.notes, *notes),
-        time.perf_counter() - began,
-    )
+    axes = dict.fromkeys(CHANGES, ("layer", "share of dead units at the end"))
+    paper = replace(PAPER, title=f"{data.title}: {PAPER.title}", axes=axes)
+    return page(paper, config, began, claims(runs), curves, notes)

@@ -11,20 +11,22 @@ specification's pilot: medians over ten other random networks.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
+from morphogen.experiments.shared.page import Paper, page
 from morphogen.linear_regions.piecewise import piecewise
 from morphogen.linear_regions.regions import regions
 from morphogen.record import Claim, Curve, Reproduction
 from morphogen.transforms.shallow.difference import formal_terms
 from morphogen.transforms.shallow.maximum import maximum
-from morphogen.transforms.shallow.shallow import measured
+from morphogen.transforms.shallow.shallow import certified
 
 # widths, skips -> cells, deep patterns, affine functions, terms after pruning, log2 of the formal
 # terms (the larger list)
@@ -53,12 +55,30 @@ FIGURES = (
 )
 
 
+DRAWN = (FIGURES[0], FIGURES[3], FIGURES[4])
+PAPER = Paper(
+    "deep-to-shallow",
+    "From deep to shallow: terms, formal and in fact",
+    "arXiv 1703.10355, abstract",
+    {figure: ("hidden layers", figure) for figure in DRAWN},
+)
+NOTES = (
+    "medians over the seeds; formal terms are those of both lists, the pilot's of the longer one",
+    "the abstract's ordering, deeper and residual networks more complex, is one of formal terms: "
+    "there it holds",
+    "at equal units, random networks have FEWER cells the deeper they are; skips bring back a part "
+    "of them",
+)
+Shape = tuple[tuple[int, ...], bool]
+"""Widths of the hidden layers, and whether there are skips."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Weights from N(0, 1.4^2 / fan in), biases from N(0, 1/4), the box from -3 to 3."""
 
     seeds: int = 10
-    shapes: tuple[tuple[tuple[int, ...], bool], ...] = tuple(PILOT)
+    shapes: tuple[Shape, ...] = tuple(PILOT)
     scale: float = 1.4
     radius: float = 3.0
 
@@ -90,9 +110,7 @@ class Stream(nn.Module):
         return result
 
 
-def one(
-    shape: tuple[tuple[int, ...], bool], seed: int, config: Config
-) -> tuple[tuple[float, ...], float]:
+def one(shape: Shape, seed: int, config: Config) -> tuple[tuple[float, ...], float]:
     """(the figures, the largest difference of the maximum from the network)."""
     torch.manual_seed(seed)
     model = Stream(*shape, config).double().requires_grad_(False)
@@ -101,9 +119,59 @@ def one(
     cells = regions(net)
     made = maximum(net, cells, 20.0).prune()
     later = len(cells.patterns[:, shape[0][0] :].unique(dim=0)) if len(shape[0]) > 1 else 1
-    return (len(cells), later, cells.n_pieces, made.n_terms, formal_terms(net)), measured(
-        model, net, made
-    )[0]
+    figures = (len(cells), later, cells.n_pieces, made.n_terms, formal_terms(net))
+    return figures, certified(model, net, made, "", "measured").max_error
+
+
+Medians = Mapping[Shape, Mapping[str, float]]
+"""Of each figure over the seeds, by the network's shape."""
+
+
+def figure_claims(middle: Medians) -> list[Claim]:
+    """Every figure beside that of the pilot."""
+    return [
+        Claim(
+            f"{_named(shape)}: {figure}",
+            PILOT[shape][FIGURES.index(figure)],
+            middle[shape][figure],
+            source="the specification's pilot",
+        )
+        for figure, shape in product(FIGURES, middle)
+    ]
+
+
+def exact_claims(worst: float, middle: Medians) -> list[Claim]:
+    """The maximum is the network, and has about as many terms as the pilot's."""
+    claims = [Claim("largest difference of the maximum from its network", 0.0, worst, high=1e-9)]
+    shape = ((3, 3, 3, 3), True)
+    if shape in middle:
+        terms = middle[shape]["terms of the maximum"]
+        claims.append(Claim("terms for four residual layers of three", 23.5, terms, high=24.0))
+    return claims
+
+
+def ordering(middle: Medians) -> list[Claim]:
+    """Deeper networks, and residual ones, beside their twins."""
+    claims = []
+    for figure, (plain, other) in product((FIGURES[4], FIGURES[0]), _pairs(tuple(middle))):
+        ahead = middle[other][figure] - middle[plain][figure]
+        name = f"{_named(other)} beside {_named(plain)}: more {figure}"
+        claims.append(Claim(name, None, ahead, 1e-9, source=PAPER.source))
+    return claims
+
+
+def drawn(middle: Medians) -> list[Curve]:
+    """By depth at equal units, where there are several."""
+    curves = []
+    totals = sorted({sum(widths) for widths, _ in middle})
+    for figure, total, skips in product(DRAWN, totals, (False, True)):
+        shapes = [shape for shape in middle if (sum(shape[0]), shape[1]) == (total, skips)]
+        if len(shapes) > 1:
+            depth = tuple(float(len(widths)) for widths, _ in shapes)
+            values = tuple(middle[shape][figure] for shape in shapes)
+            name = f"{total} units, {'residual' if skips else 'plain'}"
+            curves.append(Curve(figure, name, depth, values))
+    return curves
 
 
 def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 10) -> Reproduction:
@@ -112,101 +180,38 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 10) -> R
     """
     config = replace(SMOKE if smoke else Config(), seeds=1 if smoke else max(10, seeds))
     began = time.perf_counter()
-    runs = {
-        shape: [one(shape, seed, config) for seed in range(config.seeds)] for shape in config.shapes
-    }
-    middle = {
-        shape: [median(run[0][k] for run in made) for k in range(len(FIGURES))]
-        for shape, made in runs.items()
-    }
-    claims = [
-        Claim(
-            f"{_named(shape)}: {figure}",
-            PILOT[shape][k],
-            middle[shape][k],
-            source="the specification's pilot",
-        )
-        for k, figure in enumerate(FIGURES)
-        for shape in config.shapes
-    ]
-    worst = max(error for made in runs.values() for _, error in made)
-    claims.append(
-        Claim("largest difference of the maximum from its network", 0.0, worst, high=1e-9)
-    )
-    if ((3, 3, 3, 3), True) in middle:
-        claims.append(
-            Claim(
-                "terms for four residual layers of three",
-                23.5,
-                middle[(3, 3, 3, 3), True][3],
-                high=24.0,
-            )
-        )
-    source = "arXiv 1703.10355, abstract"
-    for k, figure in ((4, FIGURES[4]), (0, FIGURES[0])):
-        for (one_, skips), (other, more) in _pairs(config.shapes):
-            ahead = middle[other, more][k] - middle[one_, skips][k]
-            claims.append(
-                Claim(
-                    f"{_named((other, more))} beside {_named((one_, skips))}: more {figure}",
-                    None,
-                    ahead,
-                    1e-9,
-                    source=source,
-                )
-            )
-    curves = []
-    for k in (0, 3, 4):
-        for total in sorted({sum(widths) for widths, _ in config.shapes}):
-            for skips in (False, True):
-                some = [
-                    shape for shape in config.shapes if sum(shape[0]) == total and shape[1] == skips
-                ]
-                if len(some) > 1:
-                    name = f"{total} units, {'residual' if skips else 'plain'}"
-                    depth = tuple(float(len(widths)) for widths, _ in some)
-                    curves.append(
-                        Curve(FIGURES[k], name, depth, tuple(middle[shape][k] for shape in some))
-                    )
-    return Reproduction(
-        "deep-to-shallow",
-        "From deep to shallow: terms, formal and in fact",
-        source,
-        "default",
-        {"seeds": str(config.seeds), "scale": str(config.scale), "radius": str(config.radius)},
-        tuple(claims),
-        tuple(curves),
-        {FIGURES[k]: ("hidden layers", FIGURES[k]) for k in (0, 3, 4)},
-        (
-            "medians over the seeds; formal terms are those of both lists, the pilot's of the "
-            "longer one",
-            "the abstract's ordering, deeper and residual networks more complex, is one of formal "
-            "terms: there it holds",
-            "at equal units, random networks have FEWER cells the deeper they are; skips bring "
-            "back a part of them",
-        ),
-        time.perf_counter() - began,
-    )
+    middle: dict[Shape, dict[str, float]] = {}
+    worst = 0.0
+    for shape in config.shapes:
+        runs = [one(shape, seed, config) for seed in range(config.seeds)]
+        columns = zip(*(figures for figures, _ in runs), strict=True)
+        middle[shape] = dict(zip(FIGURES, map(median, columns), strict=True))
+        worst = max(worst, *(error for _, error in runs))
+    claims = [*figure_claims(middle), *exact_claims(worst, middle), *ordering(middle)]
+    shown = {"seeds": config.seeds, "scale": config.scale, "radius": config.radius}
+    return page(PAPER, shown, began, claims, drawn(middle), NOTES)
 
 
-def _named(shape: tuple[tuple[int, ...], bool]) -> str:
+def _named(shape: Shape) -> str:
     return f"{'-'.join(map(str, shape[0]))}{' residual' if shape[1] else ''}"
 
 
-def _pairs(
-    shapes: tuple[tuple[tuple[int, ...], bool], ...],
-) -> list[tuple[tuple[tuple[int, ...], bool], tuple[tuple[int, ...], bool]]]:
+def _pairs(shapes: tuple[Shape, ...]) -> list[tuple[Shape, Shape]]:
     """What the paper compares: a plain network with the next deeper one of as many units, and with
     its residual twin.
     """
-    found = []
+    pairs = []
     for shape in shapes:
+        widths, skips = shape
+        if skips:
+            continue
         deeper = [
-            s
-            for s in shapes
-            if not s[1] and sum(s[0]) == sum(shape[0]) and len(s[0]) > len(shape[0])
+            other
+            for other in shapes
+            if not other[1] and sum(other[0]) == sum(widths) and len(other[0]) > len(widths)
         ]
-        if not shape[1]:
-            found += [(shape, min(deeper, key=lambda s: len(s[0])))] if deeper else []
-            found += [(shape, (shape[0], True))] if (shape[0], True) in shapes else []
-    return found
+        if deeper:
+            pairs.append((shape, min(deeper, key=lambda other: len(other[0]))))
+        if (widths, True) in shapes:
+            pairs.append((shape, (widths, True)))
+    return pairs

@@ -3,6 +3,7 @@ on them.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,26 +37,32 @@ def images(name: str, seed: int, size: int = 32, held: float = 0.1, device: str 
 
     held: the share of the training part that is for validation; 0 gives the test part in its place.
     """
-    found = load_data(name)
-    inside, apart = (
-        torch.as_tensor(rows) for rows in split(found.y_train, held, seed, stratify=True)
-    )
-
-    def part(x: Tensor, y: Tensor) -> Part:
-        fitting = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="area")
-        return fitting.expand(-1, 3, -1, -1).contiguous().to(device), y.to(device)
-
-    x = torch.as_tensor(found.x_train)
-    y = torch.as_tensor(found.y_train)
-    test = part(torch.as_tensor(found.x_test), torch.as_tensor(found.y_test))
-    validation = part(x[apart], y[apart]) if held else test
-    notes = [*found.notes, "the validation part is the TEST part"][: len(found.notes) + (not held)]
+    dataset = load_data(name)
+    x = torch.as_tensor(dataset.x_train)
+    y = torch.as_tensor(dataset.y_train)
+    inside, apart = map(torch.as_tensor, split(dataset.y_train, held, seed, stratify=True))
+    part = partial(fitted, size, device)
+    test = part(torch.as_tensor(dataset.x_test), torch.as_tensor(dataset.y_test))
+    notes = list(dataset.notes)
+    if not held:
+        notes.append("the validation part is the TEST part")
     if x.shape[1] != 3 or x.shape[-1] != size:
         notes.append(f"{name}: images of {tuple(x.shape[1:])} were brought to (3, {size}, {size})")
-    title = next((note.partition(":")[0] for note in found.notes if note.startswith("CIFAR")), name)
+    titles = [note.partition(":")[0] for note in dataset.notes if note.startswith("CIFAR")]
     return Images(
-        title, part(x[inside], y[inside]), validation, test, len(found.classes), tuple(notes)
+        title=titles[0] if titles else name,
+        train=part(x[inside], y[inside]),
+        validation=part(x[apart], y[apart]) if held else test,
+        test=test,
+        classes=len(dataset.classes),
+        notes=tuple(notes),
     )
+
+
+def fitted(size: int, device: str, x: Tensor, y: Tensor) -> Part:
+    """Images of any size and number of channels as three channels of one size."""
+    fitting = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="area")
+    return fitting.expand(-1, 3, -1, -1).contiguous().to(device), y.to(device)
 
 
 def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

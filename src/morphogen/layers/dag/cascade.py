@@ -6,7 +6,8 @@ given, not one, and they learn by the loss, as everything does, not by their cor
 is left of it.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,8 @@ class Cascade(nn.Module):
     @property
     def features(self) -> int:
         """Values that the next stage, and the readout, read."""
-        return self.in_features + sum(
-            stage.layout.width * stage.nodes for stage in self.stages if isinstance(stage, Dag)
-        )
+        stages = cast(Iterable[Dag], self.stages)
+        return self.in_features + sum(stage.layout.width * stage.nodes for stage in stages)
 
     def new_stage(self, nodes: int, generator: torch.Generator | None = None) -> Dag:
         """A stage that fits behind the last one."""

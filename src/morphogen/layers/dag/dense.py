@@ -36,7 +36,7 @@ class Layout:
     inputs: int
     blocks: tuple[int, ...]
     inner: bool = True
-    kind: str = "relu"
+    activation: str = "relu"
     linked: bool = False
 
     @property
@@ -67,25 +67,19 @@ class Layout:
 
     def parts(self, weight: Tensor) -> "list[Part]":
         """Views of a flat tensor, a block each."""
-        found = []
+        parts = []
         at = 0
         node = 0
         before = self.inputs
-        for size, (panel, triangle) in zip(self.blocks, self.sizes(), strict=True):
-            middle = at + panel
-            found.append(
-                Part(
-                    node,
-                    size,
-                    before,
-                    weight[at:middle].view(size, before),
-                    weight[middle : middle + triangle],
-                )
-            )
-            at = middle + triangle
+        for size, (entries, inner) in zip(self.blocks, self.sizes(), strict=True):
+            middle = at + entries
+            panel = weight[at:middle].view(size, before)
+            triangle = weight[middle : middle + inner]
+            parts.append(Part(node, size, before, panel, triangle))
+            at = middle + inner
             node = node + size
             before = before + self.width * size
-        return found
+        return parts
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def dag(
     """
     if transformed():
         return plain(x, weight, bias, layout, places)
-    about = layout.inputs, layout.blocks, layout.inner, layout.kind, layout.linked, solver
+    about = layout.inputs, layout.blocks, layout.inner, layout.activation, layout.linked, solver
     values: Tensor = _FORWARD(x, weight, bias, places, *about)[0]
     return values
 
@@ -145,13 +139,13 @@ def plain(
         sums = torch.addmm(bias[part.nodes, None], part.panel, values)
         if layout.inner:
             matrix = inside(layout, part)
-            rows = [activate(layout.kind, layout.linked, sums[:1])]
+            rows = [activate(layout.activation, layout.linked, sums[:1])]
             for j in range(1, part.size):
                 z = sums[j : j + 1] + matrix[j : j + 1, : layout.width * j] @ torch.cat(rows)
-                rows.append(activate(layout.kind, layout.linked, z))
+                rows.append(activate(layout.activation, layout.linked, z))
             values = torch.cat([values, *rows])
         else:
-            values = torch.cat([values, activate(layout.kind, layout.linked, sums)])
+            values = torch.cat([values, activate(layout.activation, layout.linked, sums)])
     return values
 
 
@@ -163,19 +157,19 @@ def _forward(
     inputs: int,
     blocks: Sequence[int],
     inner: bool,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str,
 ) -> tuple[Tensor, Tensor]:
     """(all values, the sums that the backward pass needs: none for ReLU)."""
     refuse_forward_mode("dag")
-    layout = Layout(inputs, tuple(blocks), inner, kind, linked)
+    layout = Layout(inputs, tuple(blocks), inner, activation, linked)
     values = x.new_empty(layout.values, len(x))
     values[:inputs] = x.T
-    kept = kind != "relu"
+    kept = activation != "relu"
     sums = x.new_empty(layout.nodes if kept else 0, len(x))
     scratch = None if kept else x.new_empty(max(layout.blocks, default=0), len(x))
-    solve = _SOLVERS[_solver(solver, x, kind)][0]
+    solve = _SOLVERS[_solver(solver, x, activation)][0]
     for part in layout.parts(scatter(weight, places, layout)):
         own = sums[part.nodes] if scratch is None else scratch[: part.size]
         torch.addmm(bias[part.nodes, None], part.panel, values[: part.before], out=own)
@@ -192,45 +186,36 @@ def _backward(
     inputs: int,
     blocks: Sequence[int],
     inner: bool,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (of no row unless `whole`), weight and bias, from that of all values."""
     refuse_forward_mode("dag_backward")
-    layout = Layout(inputs, tuple(blocks), inner, kind, linked)
+    layout = Layout(inputs, tuple(blocks), inner, activation, linked)
     first = 0 if whole else inputs  # row of values whose gradient is wanted
     flowing = gradient[first:].clone(memory_format=torch.contiguous_format)
     deltas = values.new_empty(layout.nodes, values.shape[1])
     weight = scatter(weight, places, layout)
-    found = torch.empty_like(weight)
-    solve = _SOLVERS[_solver(solver, values, kind)][1]
-    for part, own in zip(
-        reversed(layout.parts(weight)), reversed(layout.parts(found)), strict=True
-    ):
+    by_weight = torch.empty_like(weight)
+    solve = _SOLVERS[_solver(solver, values, activation)][1]
+    parts = zip(layout.parts(weight), layout.parts(by_weight), strict=True)
+    for part, own in reversed(list(parts)):
         rows = part.rows(layout.width)
         delta = deltas[part.nodes]
-        own_rows = slice(rows.start - first, rows.stop - first)
-        solve(
-            layout,
-            part,
-            sums[part.nodes] if len(sums) else sums,
-            values[rows],
-            flowing[own_rows],
-            delta,
-        )
+        own_sums = sums[part.nodes] if len(sums) else sums
+        own_flowing = flowing[rows.start - first : rows.stop - first]
+        solve(layout, part, own_sums, values[rows], own_flowing, delta)
+        # before += panel' delta,   panel's gradient = delta before',   triangle's = delta values'
         before = flowing[: part.before - first]
         torch.addmm(before, part.panel[:, first:].T, delta, out=before)
         torch.mm(delta, values[: part.before].T, out=own.panel)
         if inner:
-            torch.take(
-                delta @ values[rows].T,
-                tril_index(part.size, layout.width, delta.device),
-                out=own.triangle,
-            )
+            index = tril_index(part.size, layout.width, delta.device)
+            torch.take(delta @ values[rows].T, index, out=own.triangle)
     back = flowing[: inputs - first].T.contiguous() if whole else flowing.new_empty(0, inputs)
-    return back, found if places is None else found[places], deltas.sum(1)
+    return back, by_weight if places is None else by_weight[places], deltas.sum(1)
 
 
 @lru_cache(maxsize=32)
@@ -252,7 +237,7 @@ def tril_index(size: int, width: int, device: torch.device) -> Tensor:
 
 def _native(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values)]
-    run = bind(kernels().solve, layout.kind, layout.linked, layout.inner, *arrays, part.size)
+    run = bind(kernels().solve, layout.activation, layout.linked, layout.inner, *arrays, part.size)
     shared(run, sums.shape[1], COLUMNS)
 
 
@@ -260,13 +245,15 @@ def _native_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
 ) -> None:
     arrays = [t.detach().numpy() for t in (part.triangle, sums, values, gradients, deltas)]
-    run = bind(kernels().solve_back, layout.kind, layout.linked, layout.inner, *arrays, part.size)
+    run = bind(
+        kernels().solve_back, layout.activation, layout.linked, layout.inner, *arrays, part.size
+    )
     shared(run, values.shape[1], COLUMNS)
 
 
-def bind(kernel: Callable[..., Any], kind: str, *arguments: Any) -> Callable[[int, int], Any]:
+def bind(kernel: Callable[..., Any], activation: str, *arguments: Any) -> Callable[[int, int], Any]:
     """A loop of `kernels()` over some columns."""
-    number = kernels().NUMBERS[kind]
+    number = kernels().NUMBERS[activation]
     return lambda begin, end: kernel(number, *arguments, begin, end)
 
 
@@ -285,10 +272,10 @@ def _jacobi(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
     """
     matrix = inside(layout, part)
     z = sums
-    values.copy_(activate(layout.kind, layout.linked, z))
+    values.copy_(activate(layout.activation, layout.linked, z))
     for turn in range(part.size if layout.inner else 0):
         z = torch.addmm(sums, matrix, values)
-        new = activate(layout.kind, layout.linked, z)
+        new = activate(layout.activation, layout.linked, z)
         still = turn % 4 == 3 and torch.equal(new, values)  # a look waits for the device
         values.copy_(new)
         if still:
@@ -300,12 +287,12 @@ def _jacobi_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
 ) -> None:
     matrix = inside(layout, part)
-    z = sums_of(layout.kind, layout.linked, sums, values)
-    delta = activate_backward(layout.kind, layout.linked, z, gradients)
+    z = sums_of(layout.activation, layout.linked, sums, values)
+    delta = activate_backward(layout.activation, layout.linked, z, gradients)
     total = gradients
     for turn in range(part.size if layout.inner else 0):
         total = torch.addmm(gradients, matrix.T, delta)
-        new = activate_backward(layout.kind, layout.linked, z, total)
+        new = activate_backward(layout.activation, layout.linked, z, total)
         still = turn % 4 == 3 and torch.equal(new, delta)
         delta = new
         if still:
@@ -320,18 +307,20 @@ def _loop(layout: Layout, part: Part, sums: Tensor, values: Tensor) -> None:
         end = layout.width * j
         if layout.inner:
             sums[j] += matrix[j, :end] @ values[:end]
-        values[end : end + layout.width] = activate(layout.kind, layout.linked, sums[j : j + 1])
+        values[end : end + layout.width] = activate(
+            layout.activation, layout.linked, sums[j : j + 1]
+        )
 
 
 def _loop_back(
     layout: Layout, part: Part, sums: Tensor, values: Tensor, gradients: Tensor, deltas: Tensor
 ) -> None:
     matrix = inside(layout, part)
-    z = sums_of(layout.kind, layout.linked, sums, values)
+    z = sums_of(layout.activation, layout.linked, sums, values)
     for j in reversed(range(part.size)):
         end = layout.width * j
         deltas[j : j + 1] = activate_backward(
-            layout.kind, layout.linked, z[j : j + 1], gradients[end : end + layout.width]
+            layout.activation, layout.linked, z[j : j + 1], gradients[end : end + layout.width]
         )
         if layout.inner:
             gradients[:end] += matrix[j, :end, None] * deltas[j]
@@ -344,14 +333,14 @@ _SOLVERS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
 }
 
 
-def _solver(name: str, t: Tensor, kind: str) -> str:
-    return name if name != "auto" else "native" if native(t, kind) else "jacobi"
+def _solver(name: str, t: Tensor, activation: str) -> str:
+    return name if name != "auto" else "native" if native(t, activation) else "jacobi"
 
 
-def native(t: Tensor, kind: str) -> bool:
+def native(t: Tensor, activation: str) -> bool:
     """Whether there is a compiled loop."""
     return t.device.type == "cpu" and (
-        t.dtype == torch.float32 or (t.dtype == torch.float64 and kind == "relu")
+        t.dtype == torch.float32 or (t.dtype == torch.float64 and activation == "relu")
     )
 
 
@@ -363,28 +352,28 @@ def inside(layout: Layout, part: Part) -> Tensor:
     return full.view(part.size, layout.width * part.size)
 
 
-def activate(kind: str, linked: bool, z: Tensor) -> Tensor:
+def activate(activation: str, linked: bool, z: Tensor) -> Tensor:
     """What nodes put out, (width * nodes, batch), from their sums (nodes, batch)."""
-    g = KINDS[kind].value
+    g = KINDS[activation].value
     return torch.stack((g(z), g(-z)), 1).flatten(0, 1) if linked else g(z)
 
 
-def sums_of(kind: str, linked: bool, sums: Tensor, values: Tensor) -> Tensor:
+def sums_of(activation: str, linked: bool, sums: Tensor, values: Tensor) -> Tensor:
     """A ReLU's sums are read off its values, up to what is cut off."""
-    if kind != "relu":
+    if activation != "relu":
         return sums
     return values[::2] - values[1::2] if linked else values
 
 
-def activate_backward(kind: str, linked: bool, z: Tensor, gradients: Tensor) -> Tensor:
+def activate_backward(activation: str, linked: bool, z: Tensor, gradients: Tensor) -> Tensor:
     """The gradients of sums, from those of what their nodes put out."""
     up, down = (
         (gradients[::2], gradients[1::2]) if linked else (gradients, torch.zeros_like(gradients))
     )
-    return KINDS[kind].back(up.contiguous(), down.contiguous(), z)
+    return KINDS[activation].back(up.contiguous(), down.contiguous(), z)
 
 
-_ARGUMENTS = "int inputs, int[] blocks, bool inner, str kind, bool linked, str solver"
+_ARGUMENTS = "int inputs, int[] blocks, bool inner, str activation, bool linked, str solver"
 _FORWARD = torch.library.custom_op(
     "morphogen::dag", _forward, mutates_args=(),
     schema=f"(Tensor x, Tensor weight, Tensor bias, Tensor? places, {_ARGUMENTS}) -> (Tensor, "
@@ -406,13 +395,13 @@ def _(
     inputs: int,
     blocks: Sequence[int],
     inner: bool,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str,
 ) -> tuple[Tensor, Tensor]:
-    layout = Layout(inputs, tuple(blocks), inner, kind, linked)
+    layout = Layout(inputs, tuple(blocks), inner, activation, linked)
     return x.new_empty(layout.values, x.shape[0]), x.new_empty(
-        0 if kind == "relu" else layout.nodes, x.shape[0]
+        0 if activation == "relu" else layout.nodes, x.shape[0]
     )
 
 
@@ -426,7 +415,7 @@ def _(
     inputs: int,
     blocks: Sequence[int],
     inner: bool,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str,
     whole: bool,
@@ -448,8 +437,8 @@ def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     weight, places, values, sums, bias = ctx.saved_tensors
     rest = (None, *(None,) * len(ctx.about))
     if further() and not torch.compiler.is_compiling():
-        inputs, blocks, *kind, _ = ctx.about
-        layout = Layout(inputs, tuple(blocks), *kind)
+        inputs, blocks, *rest_of_layout, _ = ctx.about
+        layout = Layout(inputs, tuple(blocks), *rest_of_layout)
         run = partial(plain, layout=layout, places=places)
         return (
             *gradient(run, (values[:inputs].T, weight, bias), ctx.needs_input_grad[:3], above),

@@ -3,11 +3,11 @@ sparse wirings whole.
 
 A tile's values are copied into an array of their own whose rows have a length that is known when
 this is compiled: the compiler then sees that no two rows overlap, and works on four rows and four
-sources at once. float32 for every kind; float64 for ReLU.
+sources at once. float32 for each activation; float64 for ReLU.
 
-Arguments: `kind` by number; `linked`: whether a node puts out two rows, linked; `sums` (nodes,
-batch) before and `values` after the activation, feature-major; `triangle`: weights inside a block,
-row after row, without the zeros; columns begin to end are worked on.
+Arguments: `activation` by number; `linked`: whether a node puts out two rows, g(z) and g(-z);
+`sums` (nodes, batch) before and `values` after the activation, feature-major; `triangle`: weights
+inside a block, row after row, without the zeros; columns begin to end are worked on.
 """
 
 import numpy as np
@@ -35,51 +35,53 @@ def _copied(tile, row, source, at, begin, wide):
 
 @_helper
 def _stored(tile, row, into, at, begin, wide):
-    found = into[at, begin : begin + wide]
+    written = into[at, begin : begin + wide]
     for i in range(wide):
-        found[i] = tile[row, i]
+        written[i] = tile[row, i]
 
 
 @_helper
-def _put_out(kind, linked, sums, row, values, at, wide):
+def _write_outputs(activation, linked, sums, row, values, at, wide):
     for i in range(wide):
-        positive, negative = pair(kind, sums[row, i])
+        positive, negative = pair(activation, sums[row, i])
         values[at, i] = positive
         if linked:
             values[at + 1, i] = negative
 
 
 @_helper
-def _activate(kind, linked, sums, row, values, at, wide):
-    """What a node puts out: one row of values, or two where it is linked. A kind that is a constant
-    has its loop to itself.
+def _activate(activation, linked, sums, row, values, at, wide):
+    """What a node puts out: one row of values, or two where it is linked. Where `activation` is a
+    constant, its loop holds that one alone.
     """
-    if kind == 0:
-        _put_out(0, linked, sums, row, values, at, wide)
-    elif kind == 1:
-        _put_out(1, linked, sums, row, values, at, wide)
-    elif kind == 2:
-        _put_out(2, linked, sums, row, values, at, wide)
-    elif kind == 3:
-        _put_out(3, linked, sums, row, values, at, wide)
+    if activation == 0:
+        _write_outputs(0, linked, sums, row, values, at, wide)
+    elif activation == 1:
+        _write_outputs(1, linked, sums, row, values, at, wide)
+    elif activation == 2:
+        _write_outputs(2, linked, sums, row, values, at, wide)
+    elif activation == 3:
+        _write_outputs(3, linked, sums, row, values, at, wide)
     else:
-        _put_out(4, linked, sums, row, values, at, wide)
+        _write_outputs(4, linked, sums, row, values, at, wide)
 
 
 @_helper
-def _taken_back(kind, linked, z, gradients, at, deltas, row, wide):
+def _write_deltas(activation, linked, z, gradients, at, deltas, row, wide):
     for i in range(wide):
         deltas[row, i] = chain_rule(
-            kind, z[i], gradients[at, i], gradients[at + 1, i] if linked else ZERO
+            activation, z[i], gradients[at, i], gradients[at + 1, i] if linked else ZERO
         )
 
 
 @_helper
-def _pull(kind, linked, sums, node, values, source, gradients, at, deltas, row, begin, wide):
+def _activate_backward(
+    activation, linked, sums, node, values, source, gradients, at, deltas, row, begin, wide
+):
     """deltas[row]: the gradient of a node's sum, from those of what it put out. A ReLU's sum is
     read off its values.
     """
-    if kind == 0:
+    if activation == 0:
         first = values[source, begin : begin + wide]
         if linked:
             second = values[source + 1, begin : begin + wide]
@@ -88,21 +90,21 @@ def _pull(kind, linked, sums, node, values, source, gradients, at, deltas, row, 
                     0, first[i] - second[i], gradients[at, i], gradients[at + 1, i]
                 )
         else:
-            _taken_back(0, False, first, gradients, at, deltas, row, wide)
+            _write_deltas(0, False, first, gradients, at, deltas, row, wide)
         return
     z = sums[node, begin : begin + wide]
-    if kind == 1:
-        _taken_back(1, linked, z, gradients, at, deltas, row, wide)
-    elif kind == 2:
-        _taken_back(2, linked, z, gradients, at, deltas, row, wide)
-    elif kind == 3:
-        _taken_back(3, linked, z, gradients, at, deltas, row, wide)
+    if activation == 1:
+        _write_deltas(1, linked, z, gradients, at, deltas, row, wide)
+    elif activation == 2:
+        _write_deltas(2, linked, z, gradients, at, deltas, row, wide)
+    elif activation == 3:
+        _write_deltas(3, linked, z, gradients, at, deltas, row, wide)
     else:
-        _taken_back(4, linked, z, gradients, at, deltas, row, wide)
+        _write_deltas(4, linked, z, gradients, at, deltas, row, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def solve(kind, linked, inner, triangle, sums, values, nodes, begin, end):
+def solve(activation, linked, inner, triangle, sums, values, nodes, begin, end):
     """Nodes in groups of four: all four from what stands before them, then among themselves."""
     width = 2 if linked else 1
     v = np.empty((width * nodes, _TILE), values.dtype)
@@ -157,15 +159,17 @@ def solve(kind, linked, inner, triangle, sums, values, nodes, begin, end):
                         a = triangle[row + k]
                         for i in range(wide):
                             z[j, i] += a * v[k, i]
-                if kind != 0:
+                if activation != 0:
                     _stored(z, j, sums, low + j, tile, wide)
-                _activate(kind, linked, z, j, v, width * (low + j), wide)
+                _activate(activation, linked, z, j, v, width * (low + j), wide)
         for row in range(width * nodes):
             _stored(v, row, values, row, tile, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def solve_back(kind, linked, inner, triangle, sums, values, gradients, deltas, nodes, begin, end):
+def solve_back(
+    activation, linked, inner, triangle, sums, values, gradients, deltas, nodes, begin, end
+):
     """Nodes in groups of four, from the last: a group among itself, then all four into those before
     it.
     """
@@ -180,7 +184,9 @@ def solve_back(kind, linked, inner, triangle, sums, values, gradients, deltas, n
             group = min(4, nodes - low)
             for j in range(group - 1, -1, -1):
                 at = width * (low + j)
-                _pull(kind, linked, sums, low + j, values, at, flowing, at, d, j, tile, wide)
+                _activate_backward(
+                    activation, linked, sums, low + j, values, at, flowing, at, d, j, tile, wide
+                )
                 _stored(d, j, deltas, low + j, tile, wide)
                 if inner:
                     row = width * ((low + j) * (low + j - 1) // 2)
@@ -254,8 +260,10 @@ def _gather(z, weights, v, rows, first, last, wide):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def sparse(kind, linked, weights, places, indptr, bias, sums, values, inputs, nodes, begin, end):
-    """values: the inputs are there. sums: written unless the kind is ReLU."""
+def sparse(
+    activation, linked, weights, places, indptr, bias, sums, values, inputs, nodes, begin, end
+):
+    """values: the inputs are there. sums: written unless the activation is ReLU."""
     width = 2 if linked else 1
     v = np.empty((inputs + width * nodes, _WIDE), values.dtype)
     z = np.empty((1, _WIDE), values.dtype)
@@ -267,16 +275,16 @@ def sparse(kind, linked, weights, places, indptr, bias, sums, values, inputs, no
             for i in range(wide):
                 z[0, i] = bias[j]
             _gather(z, weights, v, places, indptr[j], indptr[j + 1], wide)
-            if kind != 0:
+            if activation != 0:
                 _stored(z, 0, sums, j, tile, wide)
-            _activate(kind, linked, z, 0, v, inputs + width * j, wide)
+            _activate(activation, linked, z, 0, v, inputs + width * j, wide)
         for row in range(inputs, inputs + width * nodes):
             _stored(v, row, values, row, tile, wide)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def sparse_back(
-    kind,
+    activation,
     linked,
     weights,
     readers,
@@ -316,7 +324,7 @@ def sparse_back(
                 if half == 0 and linked:
                     for i in range(wide):
                         g[1, i] = g[0, i]
-            _pull(kind, linked, sums, j, values, at, g, 0, d, j, tile, wide)
+            _activate_backward(activation, linked, sums, j, values, at, g, 0, d, j, tile, wide)
             _stored(d, j, deltas, j, tile, wide)
         for row in range(len(back)):
             _copied(g, 0, gradients, row, tile, wide)
@@ -325,8 +333,8 @@ def sparse_back(
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def products(places, indptr, deltas, values, found, columns, begin, end):
-    """found[k] = deltas[j] . values[places[k]] for the entries of the nodes from begin to end."""
+def products(places, indptr, deltas, values, by_weight, columns, begin, end):
+    """by_weight[k] = deltas[j] . values[places[k]], k the entries of the nodes j, begin to end."""
     for j in range(begin, end):
         k = indptr[j]
         while k + 4 <= indptr[j + 1]:
@@ -340,12 +348,12 @@ def products(places, indptr, deltas, values, found, columns, begin, end):
                 b += deltas[j, i] * values[q, i]
                 c += deltas[j, i] * values[r, i]
                 d += deltas[j, i] * values[s, i]
-            found[k], found[k + 1], found[k + 2], found[k + 3] = a, b, c, d
+            by_weight[k], by_weight[k + 1], by_weight[k + 2], by_weight[k + 3] = a, b, c, d
             k += 4
         while k < indptr[j + 1]:
             place = places[k]
             total = deltas[j, 0] * values[place, 0]
             for i in range(1, columns):
                 total += deltas[j, i] * values[place, i]
-            found[k] = total
+            by_weight[k] = total
             k += 1

@@ -8,8 +8,9 @@ correlation grows one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -21,13 +22,12 @@ from morphogen.errors import ShapeError
 from morphogen.layers.dag.dense import SOLVERS, Layout, Part, dag, inside, tril_index
 from morphogen.layers.dag.sparse import Wiring, reader_of, sparse_dag, wiring
 from morphogen.layers.dag.stats import Stats, stats
+from morphogen.layers.dag.unrolled import by_levels
 from morphogen.layers.linked import Linked, odd_part, second_moment
 from morphogen.layers.linked_op import KINDS
+from morphogen.layers.protocol import Fold
 
 WIRINGS = ("full", "random", "block")
-BASES: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "elu": nn.ELU, "selu": nn.SELU, "silu": nn.SiLU, "gelu": nn.GELU,
-}  # fmt: skip
 # from this share of the full wiring on, matrix products over the zeros too are faster than single
 # weights
 DENSE = 0.12
@@ -75,34 +75,18 @@ class Dag(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, size in {
-            "in_features": in_features,
-            "nodes": nodes,
-            "out_features": out_features or 1,
-        }.items():
+        sizes = {"in_features": in_features, "nodes": nodes, "out_features": out_features or 1}
+        for name, size in sizes.items():
             if size < 1:
                 raise ShapeError(f"Dag: {name}={size}; give at least 1")
-        for name, value, known in (
-            ("wiring", wiring, WIRINGS),
-            ("activation", activation, KINDS),
-            ("solver", solver, SOLVERS),
-        ):
-            if value not in known:
-                raise ShapeError(f"Dag: {name}={value!r}; choose one of {', '.join(known)}")
-        if (fan_in is None) == (wiring == "random") or (fan_in or 1) < 1:
-            raise ShapeError(
-                f"Dag: fan_in={fan_in}, wiring={wiring!r}; give fan_in, at least 1, with "
-                f'wiring="random" alone'
-            )
-        if (block_size or 1) < 1 or (wiring == "block" and block_size is None):
-            raise ShapeError(
-                f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a "
-                "block, at least 1"
-            )
+        _require_known("wiring", wiring, WIRINGS)
+        _require_known("activation", activation, KINDS)
+        _require_known("solver", solver, SOLVERS)
+        _require_sources(wiring, fan_in, block_size)
         self.in_features = in_features
         self.nodes = nodes
         self.out_features = out_features
-        self.kind = activation
+        self.activation = activation
         self.linked = linked
         self.solver = solver
         self.block_size = block_size
@@ -113,19 +97,19 @@ class Dag(nn.Module):
         self.indices: Tensor | None
         self.indptr: Tensor | None
         self.fan_in = fan_in
-        indices, indptr = (
-            drawn_wiring(self.layout, fan_in, 0, generator) if fan_in else (None, None)
-        )
+        indices = None
+        indptr = None
+        if fan_in:
+            indices, indptr = drawn_wiring(self.layout, fan_in, 0, generator)
         self.register_buffer("indices", indices)
         self.register_buffer("indptr", indptr)
-        self.weight = nn.Parameter(
-            torch.empty(self.layout.weights if indices is None else len(indices))
-        )
+        weights = self.layout.weights if indices is None else len(indices)
+        self.weight = nn.Parameter(torch.empty(weights))
         self.bias: Tensor
-        zeros = torch.zeros(nodes)
-        self.register_parameter("bias", nn.Parameter(zeros)) if bias else self.register_buffer(
-            "bias", zeros
-        )
+        if bias:
+            self.register_parameter("bias", nn.Parameter(torch.zeros(nodes)))
+        else:
+            self.register_buffer("bias", torch.zeros(nodes))
         self.readout = None if out_features is None else nn.Linear(self.layout.values, out_features)
         self._arrange()
         self.reset_parameters(generator)
@@ -138,7 +122,7 @@ class Dag(nn.Module):
     @property
     def density(self) -> float:
         """Weights over those of the full wiring."""
-        full = Layout(self.in_features, self.layout.blocks, True, self.kind, self.linked)
+        full = Layout(self.in_features, self.layout.blocks, True, self.activation, self.linked)
         return self.weight.numel() / full.weights
 
     def rearrange(self, layout: Layout, indices: Tensor | None, indptr: Tensor | None) -> None:
@@ -175,11 +159,11 @@ class Dag(nn.Module):
         if self.indices is None or self.indptr is None:
             return
         if self.density < DENSE:
-            found = wiring(
+            wires = wiring(
                 self.indices.cpu(), self.indptr.cpu(), self.in_features, self.layout.width
             )
             derived = {
-                name: getattr(found, name) for name in ("order", "readers", "ends", "levels")
+                name: getattr(wires, name) for name in ("order", "readers", "ends", "levels")
             }
         else:
             derived = {"places": places(self.layout, self.indices.cpu(), self.indptr.cpu())}
@@ -242,22 +226,21 @@ class Dag(nn.Module):
     ) -> None:
         """Rows of a block, from `first` on."""
         end = part.node + part.size if self.layout.inner else part.node
-        drawn = (
-            torch.randn(part.size - first, self.in_features + end, generator=generator)
-            * scale[first:]
-        )
+        scale = scale[first:]
+        drawn = torch.randn(part.size - first, self.in_features + end, generator=generator) * scale
         inputs, nodes = drawn.split([self.in_features, end], 1)
-        # a linked source's second weight is minus its first where the start is linear
-        if self.linked:
-            other = (
-                -nodes if linear else torch.randn(nodes.shape, generator=generator) * scale[first:]
-            )
-            nodes = torch.stack((nodes, other), 2).flatten(1) / (linear or 1.0)
+        if self.linked and linear:
+            # g(z) - g(-z) = linear z
+            nodes = torch.stack((nodes, -nodes), 2).flatten(1) / linear
+        elif self.linked:
+            other = torch.randn(nodes.shape, generator=generator) * scale
+            nodes = torch.stack((nodes, other), 2).flatten(1)
         rows = torch.cat((inputs, nodes), 1).to(self.weight)
         part.panel[first:] = rows[:, : part.before]
         if self.layout.inner:
+            # the triangle's rows before `first` have 0, 1, ..., first - 1 nodes
             width = self.layout.width
-            kept = self.layout.width * first * (first - 1) // 2
+            kept = width * first * (first - 1) // 2
             places = tril_index(part.size, width, rows.device)[kept:] - first * width * part.size
             part.triangle[kept:] = rows[:, part.before :].take(places)
 
@@ -265,30 +248,34 @@ class Dag(nn.Module):
         """The standard deviation of each node's weights, and g(z) - g(-z) over z of a start that is
         linear.
         """
-        linear = odd_part(_activation(self.kind, self.linked)) if self.linked else None
-        # inputs count with energy 1, nodes with what their activation passes on of it
-        passed = (
-            1.0
-            if linear
-            else 2 * second_moment(_activation(self.kind, True))
-            if self.linked
-            else _passed(self.kind)
-        )
-        if self.indices is None:
-            inputs = torch.full((self.nodes,), float(self.in_features))
-            nodes = (
-                torch.arange(self.nodes)
-                if self.layout.inner
-                else torch.tensor(
-                    [part.node for part in self.layout.parts(self.weight) for _ in range(part.size)]
-                )
-            )
-        else:
+        passed, linear = self._energy_passed()
+        inputs, nodes = self._source_counts()
+        # 1 / sqrt(inputs + passed * nodes): inputs have the second moment 1
+        return (inputs + passed * nodes).clamp_min(1e-12).rsqrt(), linear
+
+    def _energy_passed(self) -> tuple[float, float | None]:
+        """(how much of a sum's second moment a node passes on to what reads it, the slope of a
+        start that is linear).
+        """
+        if not self.linked:
+            return _passed(self.activation), None
+        linked = Linked(KINDS[self.activation].module())
+        linear = odd_part(linked)
+        return (1.0 if linear else 2 * second_moment(linked)), linear
+
+    def _source_counts(self) -> tuple[Tensor, Tensor]:
+        """How many inputs and how many nodes each node reads."""
+        if self.indices is not None:
             reads_node = self.indices.cpu() >= self.in_features
             node_of = self._reader()
             inputs = torch.bincount(node_of[~reads_node], minlength=self.nodes).float()
-            nodes = torch.bincount(node_of[reads_node], minlength=self.nodes) / self.layout.width
-        return (inputs + passed * nodes).clamp_min(1e-12).rsqrt(), linear
+            values = torch.bincount(node_of[reads_node], minlength=self.nodes)
+            return inputs, values / self.layout.width
+        inputs = torch.full((self.nodes,), float(self.in_features))
+        if self.layout.inner:
+            return inputs, torch.arange(self.nodes)
+        blocks = torch.tensor(self.layout.blocks)
+        return inputs, (blocks.cumsum(0) - blocks).repeat_interleave(blocks)
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """(node, row of values that it reads) of every weight, in order; on the CPU."""
@@ -327,13 +314,9 @@ class Dag(nn.Module):
             return dag(
                 x, self.weight, self.bias, self.layout, self.solver, self._buffers.get("places")
             )
-        found = Wiring(
-            *(
-                self.get_buffer(name)
-                for name in ("indices", "indptr", "order", "readers", "ends", "levels")
-            )
-        )
-        return sparse_dag(x, self.weight, self.bias, found, self.kind, self.linked)
+        names = ("indices", "indptr", "order", "readers", "ends", "levels")
+        wires = Wiring(*map(self.get_buffer, names))
+        return sparse_dag(x, self.weight, self.bias, wires, self.activation, self.linked)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -354,16 +337,66 @@ class Dag(nn.Module):
             nodes.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if self.linked else nodes
         ).T
 
+    # What the rest of the library asks, see `layers.protocol`
+    # ----------------------------------------------------------------------------------
+
+    def unrolled(self) -> nn.Module:
+        """See `by_levels`."""
+        return by_levels(self)
+
+    def to_plain(self, fold: Fold) -> nn.Module:
+        """A linear layer for each level."""
+        return by_levels(self)
+
+    def tensor_sizes(self) -> dict[str, Any]:
+        """What is kept beside the tensors."""
+        return {
+            "in_features": self.layout.inputs,
+            "blocks": self.layout.blocks,
+            "seed": self.seed,
+        }
+
+    @property
+    def drawn_tensors(self) -> tuple[str, ...]:
+        """A random wiring, linked, has as many weights as its draw gave it."""
+        return ("weight", "indices", "indptr") if self.sparse else ()
+
+    def row_count(self) -> int:
+        """Rows of values: inputs, then what the nodes put out."""
+        return self.layout.values
+
+    def connections(self) -> tuple[Tensor, Tensor]:
+        """(first row of the node, row that it reads) of every weight."""
+        node, row = self.entries()
+        return self.in_features + self.layout.width * node, row
+
+    def rewiring(self, rows: Sequence[int], units: int | None) -> "Moved":
+        """See `moved`."""
+        nodes = self.nodes if units is None else units
+        return moved(self, rows, len(rows) - self.layout.width * nodes)
+
+    def wired_for(self, rewiring: "Moved") -> bool:
+        """Whether `rewiring` was made of the wiring of now. A network of shapes alone has no
+        numbers to compare.
+        """
+        layout, *wires = rewiring.before
+        live = (self.indices, self.indptr)
+        return self.layout == layout and all(map(_same, live, wires))
+
+    def rewire(self, rewiring: "Moved") -> None:
+        """Take the new wiring."""
+        self.rearrange(rewiring.layout, rewiring.indices, rewiring.indptr)
+
+    def rewirer(self) -> Callable[[], None]:
+        """What gives the wiring of now back."""
+        return partial(self.rearrange, self.layout, self.indices, self.indptr)
+
     def extra_repr(self) -> str:
-        wired = (
-            f"{self.density:.0%} of the full wiring"
-            if self.sparse
-            else "full"
-            if self.layout.inner
-            else "block"
-        )
+        wired = "full" if self.layout.inner else "block"
+        if self.sparse:
+            wired = f"{self.density:.0%} of the full wiring"
         return (
-            f"{self.in_features}, nodes={self.nodes}, activation={self.kind}, "
+            f"{self.in_features}, nodes={self.nodes}, activation={self.activation}, "
             f"linked={self.linked}, wiring={wired}"
         )
 
@@ -386,24 +419,22 @@ def flat_places(layout: Layout, node: Tensor, row: Tensor) -> Tensor:
     """Where the weights by which nodes read rows of values stand in a flat layout; -1 where it has
     none.
     """
-    found = torch.full_like(row, -1)
+    where = torch.full_like(row, -1)
     at = 0
-    for (panel, triangle), part in zip(
-        layout.sizes(), layout.parts(torch.empty(layout.weights, device="meta")), strict=True
-    ):
+    parts = layout.parts(torch.empty(layout.weights, device="meta"))
+    for (panel, triangle), part in zip(layout.sizes(), parts, strict=True):
         own = node - part.node
         mine = (own >= 0) & (own < part.size)
-        found = torch.where(
-            mine & (row >= 0) & (row < part.before), at + own * part.before + row, found
-        )
+        # the panel has rows of `before` entries, the triangle rows of 0, width, 2 width, ...
+        in_panel = mine & (row >= 0) & (row < part.before)
+        where = torch.where(in_panel, at + own * part.before + row, where)
         if layout.inner:
             column = row - part.before
-            inner = mine & (column >= 0) & (column < layout.width * own)
-            found = torch.where(
-                inner, at + panel + layout.width * (own * (own - 1) // 2) + column, found
-            )
+            in_triangle = mine & (column >= 0) & (column < layout.width * own)
+            begin = at + panel + layout.width * (own * (own - 1) // 2)
+            where = torch.where(in_triangle, begin + column, where)
         at += panel + triangle
-    return found
+    return where
 
 
 def places(layout: Layout, indices: Tensor, indptr: Tensor) -> Tensor:
@@ -441,37 +472,40 @@ def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
     alike.
     """
     old = dag.layout
-    map_ = torch.tensor(rows)
-    width = old.width
-    nodes = map_[inputs :: old.width]
-    nodes = torch.where(
-        nodes < 0, nodes, torch.div(nodes - old.inputs, width, rounding_mode="floor")
-    )
+    before = (old, dag.indices, dag.indptr)
+    source = torch.tensor(rows)
+    nodes = source[inputs :: old.width]
+    known = torch.div(nodes - old.inputs, old.width, rounding_mode="floor")
+    nodes = torch.where(nodes < 0, nodes, known)
     first = int((nodes >= 0).sum())
     layout = replace(old, inputs=inputs, blocks=_blocks_after(dag, nodes))
     if dag.indices is None or dag.indptr is None:
         node, row = entries(layout)
-        return Moved(
-            (old, None, None), layout, None, None, flat_places(old, nodes[node], map_[row]), first
-        )
-    back = torch.full((old.values,), -1)
-    back[map_[map_ >= 0]] = torch.arange(len(map_))[map_ >= 0]
-    place = torch.full((old.nodes,), -1)
-    place[nodes[:first]] = torch.arange(first)
-    node = place[reader_of(dag.indptr.cpu())]
-    row = back[dag.indices.cpu()]
+        index = flat_places(old, nodes[node], source[row])
+        return Moved(before, layout, None, None, index, first)
+    # where each old node and each old row is now
+    node = _inverse(nodes[:first], old.nodes)[reader_of(dag.indptr.cpu())]
+    row = _inverse(source, old.values)[dag.indices.cpu()]
     kept = torch.where((node >= 0) & (row >= 0))[0]
     counts = torch.bincount(node[kept], minlength=first)
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     indices = row[kept]
     if first < layout.nodes:
-        fan_in = dag.fan_in or max(1, round(len(dag.indices) / (dag.nodes * width)))
+        fan_in = dag.fan_in or max(1, round(len(dag.indices) / (dag.nodes * old.width)))
         draw = torch.Generator().manual_seed((dag.seed + layout.nodes) % 2**63)
         more, ends = drawn_wiring(layout, fan_in, first, draw)
         indices = torch.cat([indices, more])
         indptr = torch.cat([indptr, len(kept) + ends[1:]])
     index = torch.cat([kept, kept.new_full((len(indices) - len(kept),), -1)])
-    return Moved((old, dag.indices, dag.indptr), layout, indices, indptr, index, first)
+    return Moved(before, layout, indices, indptr, index, first)
+
+
+def _inverse(source: Tensor, size: int) -> Tensor:
+    """The j with source[j] = i for each i below `size`, -1 where there is none."""
+    kept = torch.where(source >= 0)[0]
+    inverse = torch.full((size,), -1)
+    inverse[source[kept]] = kept
+    return inverse
 
 
 def _blocks_after(dag: Dag, nodes: Tensor) -> tuple[int, ...]:
@@ -480,15 +514,13 @@ def _blocks_after(dag: Dag, nodes: Tensor) -> tuple[int, ...]:
     """
     if dag.layout.inner:
         return blocks_of(len(nodes), dag.block_size)
-    kept = [
-        int(((nodes >= first) & (nodes < last)).sum())
-        for first, last in pairwise((0, *accumulate(dag.layout.blocks)))
-    ]
+    ends = pairwise((0, *accumulate(dag.layout.blocks)))
+    kept = [int(((nodes >= first) & (nodes < end)).sum()) for first, end in ends]
     *full, last = [size for size in kept if size]
     new = int((nodes < 0).sum())
     size = dag.block_size or max(dag.layout.blocks)
     filled = min(new, max(0, size - last))
-    return (*full, last + filled, *(blocks_of(new - filled, size) if new > filled else ()))
+    return (*full, last + filled, *blocks_of(new - filled, size))
 
 
 def drawn_wiring(
@@ -499,13 +531,9 @@ def drawn_wiring(
     """
     draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     rows: list[np.ndarray] = []
-    read = [
-        begin
-        for begin, size in zip(accumulate((0, *layout.blocks)), layout.blocks, strict=False)
-        for _ in range(size)
-    ]
+    begins = np.cumsum((0, *layout.blocks))[:-1].repeat(layout.blocks)  # of each node's block
     for node in range(first, layout.nodes):
-        prior = layout.inputs + (node if layout.inner else read[node])
+        prior = layout.inputs + (node if layout.inner else int(begins[node]))
         chosen = np.sort(draw.choice(prior, min(fan_in, prior), replace=False, shuffle=False))
         rows.append(_rows_of(chosen, layout))
     indptr = np.cumsum([0, *map(len, rows)])
@@ -521,12 +549,32 @@ def _rows_of(chosen: np.ndarray, layout: Layout) -> np.ndarray:
     return np.concatenate([inputs, (layout.inputs + 2 * nodes[:, None] + np.arange(2)).ravel()])
 
 
-def _activation(kind: str, linked: bool) -> nn.Module:
-    return Linked(BASES[kind]()) if linked else BASES[kind]()
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.is_meta or other.is_meta or torch.equal(one, other.to(one.device))
 
 
-def _passed(kind: str) -> float:
+def _require_known(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ShapeError(f"Dag: {name}={value!r}; choose one of {', '.join(known)}")
+
+
+def _require_sources(wiring: str, fan_in: int | None, block_size: int | None) -> None:
+    if (fan_in is None) == (wiring == "random") or (fan_in or 1) < 1:
+        raise ShapeError(
+            f"Dag: fan_in={fan_in}, wiring={wiring!r}; give fan_in, at least 1, with "
+            f'wiring="random" alone'
+        )
+    if (block_size or 1) < 1 or (wiring == "block" and block_size is None):
+        raise ShapeError(
+            f"Dag: block_size={block_size}, wiring={wiring!r}; give how many nodes make a "
+            "block, at least 1"
+        )
+
+
+def _passed(activation: str) -> float:
     """E[g(z)^2] of a standard normal z."""
     z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return float(torch.trapezoid(KINDS[kind].value(z).square() * density, z))
+    return float(torch.trapezoid(KINDS[activation].value(z).square() * density, z))

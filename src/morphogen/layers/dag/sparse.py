@@ -66,12 +66,12 @@ def levels(indices: Tensor, indptr: Tensor, inputs: int, width: int = 1) -> Tens
     """The level of each node, (nodes,): the longest way to it from an input, 1 for nodes that read
     inputs or nothing.
     """
-    found: list[int] = []
-    ends = indptr.tolist()
+    level: list[int] = []
     nodes = ((indices - inputs).div(width, rounding_mode="floor")).tolist()
-    for first, last in pairwise(ends):
-        found.append(1 + max((found[node] for node in nodes[first:last] if node >= 0), default=0))
-    return torch.tensor(found, dtype=torch.int64)
+    for first, last in pairwise(indptr.tolist()):
+        before = [level[node] for node in nodes[first:last] if node >= 0]
+        level.append(1 + max(before, default=0))
+    return torch.tensor(level, dtype=torch.int64)
 
 
 def sparse_dag(
@@ -79,7 +79,7 @@ def sparse_dag(
     weight: Tensor,
     bias: Tensor,
     wiring: Wiring,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str = "auto",
 ) -> Tensor:
@@ -91,7 +91,7 @@ def sparse_dag(
     `plain`, level by level.
     """
     if transformed():
-        return plain(x, weight, bias, wiring, kind, linked)
+        return plain(x, weight, bias, wiring, activation, linked)
     w = wiring
     values: Tensor = _FORWARD(
         x,
@@ -103,7 +103,7 @@ def sparse_dag(
         w.readers,
         w.ends,
         w.levels,
-        kind,
+        activation,
         linked,
         solver,
     )[0]
@@ -111,7 +111,7 @@ def sparse_dag(
 
 
 def plain(
-    x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, kind: str, linked: bool
+    x: Tensor, weight: Tensor, bias: Tensor, wiring: Wiring, activation: str, linked: bool
 ) -> Tensor:
     """`sparse_dag` by operations that PyTorch differentiates in every way, a few for each level."""
     width = 2 if linked else 1
@@ -124,7 +124,7 @@ def plain(
         )
         out = inputs + width * level
         out = torch.stack([out, out + 1], 1).flatten() if linked else out
-        values = values.index_copy(0, out, activate(kind, linked, sums))
+        values = values.index_copy(0, out, activate(activation, linked, sums))
     return values
 
 
@@ -138,20 +138,20 @@ def _forward(
     readers: Tensor,
     ends: Tensor,
     levels: Tensor,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str,
 ) -> tuple[Tensor, Tensor]:
     refuse_forward_mode("sparse_dag")
     inputs = x.shape[1]
     nodes = len(bias)
-    kept = kind != "relu"
+    kept = activation != "relu"
     values = x.new_empty(len(ends) - 1, len(x))
     values[:inputs] = x.T
     sums = x.new_empty(nodes if kept else 0, len(x))
-    if _native(solver, x, kind):
+    if _native(solver, x, activation):
         arrays = [t.detach().numpy() for t in (weight, indices, indptr, bias, sums, values)]
-        shared(bind(kernels().sparse, kind, linked, *arrays, inputs, nodes), len(x), COLUMNS)
+        shared(bind(kernels().sparse, activation, linked, *arrays, inputs, nodes), len(x), COLUMNS)
     else:
         width = 2 if linked else 1
         sums = bias[:, None].repeat(1, len(x))
@@ -159,7 +159,7 @@ def _forward(
             sums.index_add_(0, rows, weight[entries, None] * values[indices[entries]])
             out = inputs + width * level
             values[torch.stack([out, out + 1], 1).flatten() if linked else out] = activate(
-                kind, linked, sums[level]
+                activation, linked, sums[level]
             )
     return values, sums if kept else x.new_empty(0, len(x))
 
@@ -175,7 +175,7 @@ def _backward(
     readers: Tensor,
     ends: Tensor,
     levels: Tensor,
-    kind: str,
+    activation: str,
     linked: bool,
     solver: str,
     whole: bool,
@@ -187,25 +187,27 @@ def _backward(
     inputs = len(values) - width * nodes
     batch = values.shape[1]
     deltas = values.new_empty(nodes, batch)
-    found = torch.empty_like(weight)
+    by_weight = torch.empty_like(weight)
     back = values.new_empty(inputs if whole else 0, batch)
-    if _native(solver, values, kind):
+    if _native(solver, values, activation):
         about = (weight[order], readers, ends, sums, values, gradient.contiguous(), deltas, back)
         arrays = [t.detach().numpy() for t in about]
-        shared(bind(kernels().sparse_back, kind, linked, *arrays, inputs, nodes), batch, COLUMNS)
-        arrays = [t.detach().numpy() for t in (indices, indptr, deltas, values, found)]
+        shared(
+            bind(kernels().sparse_back, activation, linked, *arrays, inputs, nodes), batch, COLUMNS
+        )
+        arrays = [t.detach().numpy() for t in (indices, indptr, deltas, values, by_weight)]
         shared(partial(kernels().products, *arrays, batch), nodes, _NODES)
     else:
         flowing = gradient.clone()
-        z = sums_of(kind, linked, sums, values[inputs:])
+        z = sums_of(activation, linked, sums, values[inputs:])
         for level, entries, rows in reversed(list(_by_level(levels, indptr))):
             out = inputs + width * level
             above = flowing[torch.stack([out, out + 1], 1).flatten() if linked else out]
-            deltas[level] = activate_backward(kind, linked, z[level], above)
+            deltas[level] = activate_backward(activation, linked, z[level], above)
             flowing.index_add_(0, indices[entries], weight[entries, None] * deltas[rows])
-            found[entries] = (deltas[rows] * values[indices[entries]]).sum(1)
+            by_weight[entries] = (deltas[rows] * values[indices[entries]]).sum(1)
         back = flowing[: len(back)]
-    return back.T.contiguous() if whole else back.view(0, inputs), found, deltas.sum(1)
+    return back.T.contiguous() if whole else back.view(0, inputs), by_weight, deltas.sum(1)
 
 
 def _by_level(levels: Tensor, indptr: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -220,15 +222,15 @@ def _by_level(levels: Tensor, indptr: Tensor) -> list[tuple[Tensor, Tensor, Tens
     return [(level, places, reader[places]) for level, places in zip(nodes, entries, strict=True)]
 
 
-def _native(solver: str, t: Tensor, kind: str) -> bool:
-    return solver == "native" or (solver == "auto" and native(t, kind))
+def _native(solver: str, t: Tensor, activation: str) -> bool:
+    return solver == "native" or (solver == "auto" and native(t, activation))
 
 
 _NODES = 64  # that are worth a thread
 
 _ARGUMENTS = (
     "Tensor indices, Tensor indptr, Tensor order, Tensor readers, Tensor ends, Tensor levels, str "
-    "kind, bool linked, str solver"
+    "activation, bool linked, str solver"
 )
 _FORWARD = torch.library.custom_op(
     "morphogen::sparse_dag", _forward, mutates_args=(),
@@ -245,9 +247,9 @@ _BACKWARD = torch.library.custom_op(
 @_FORWARD.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
     ends = about[4]
-    kind = about[6]
+    activation = about[6]
     return x.new_empty(ends.shape[0] - 1, x.shape[0]), x.new_empty(
-        0 if kind == "relu" else bias.shape[0], x.shape[0]
+        0 if activation == "relu" else bias.shape[0], x.shape[0]
     )
 
 
@@ -266,7 +268,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, weight, bias, *about = inputs
-    *tensors, ctx.kind, ctx.linked, ctx.solver = about
+    *tensors, ctx.activation, ctx.linked, ctx.solver = about
     ctx.save_for_backward(weight, bias, *output, *tensors)
     ctx.mark_non_differentiable(output[1])
 
@@ -277,11 +279,11 @@ def _derive(ctx: Any, above: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     if further() and not torch.compiler.is_compiling():
         wiring = Wiring(*tensors)
         x = values[: len(values) - (2 if ctx.linked else 1) * len(wiring.levels)].T
-        run = partial(plain, wiring=wiring, kind=ctx.kind, linked=ctx.linked)
+        run = partial(plain, wiring=wiring, activation=ctx.activation, linked=ctx.linked)
         return (*gradient(run, (x, weight, bias), ctx.needs_input_grad[:3], above), *rest)
     whole = ctx.needs_input_grad[0]
     x, *others = _BACKWARD(
-        above, weight, values, sums, *tensors, ctx.kind, ctx.linked, ctx.solver, whole
+        above, weight, values, sums, *tensors, ctx.activation, ctx.linked, ctx.solver, whole
     )
     return (x if whole else None, *others, *rest)
 

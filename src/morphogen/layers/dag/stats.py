@@ -83,7 +83,7 @@ def _rows(dag: "Dag") -> "list[tuple[np.ndarray, np.ndarray]]":
         indptr = dag.indptr.cpu().numpy()
         cuts = indptr[1:-1]
         return list(zip(np.split(indices, cuts), np.split(weight, cuts), strict=True))
-    found = []
+    rows = []
     for part in dag.layout.parts(dag.weight.detach()):
         panel = part.panel.double().cpu().numpy()
         triangle = part.triangle.double().cpu().numpy()
@@ -91,9 +91,9 @@ def _rows(dag: "Dag") -> "list[tuple[np.ndarray, np.ndarray]]":
         for row in range(part.size):
             inner = dag.layout.width * row if dag.layout.inner else 0
             weights = np.concatenate([panel[row], triangle[first : first + inner]])
-            found.append((np.arange(part.before + inner), weights))
+            rows.append((np.arange(part.before + inner), weights))
             first += inner
-    return found
+    return rows
 
 
 def _hops(dag: "Dag") -> tuple[int, ...]:
@@ -112,8 +112,8 @@ def _hops(dag: "Dag") -> tuple[int, ...]:
     counts: list[int] = []
     while len(front):
         entries = np.concatenate([indices[indptr[node] : indptr[node + 1]] for node in front])
-        found = np.unique((entries[entries >= d] - d) // width)
-        front = found[distance[found] < 0]
+        reached = np.unique((entries[entries >= d] - d) // width)
+        front = reached[distance[reached] < 0]
         distance[front] = len(counts) + 1
         counts.append(len(front))
     return tuple(counts[:-1])

@@ -1,19 +1,22 @@
 """A DAG of neurons as ordinary layers, level by level: `by_levels(dag)`."""
 
-import copy
 from collections import OrderedDict
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from morphogen.layers.dag.module import BASES, Dag
 from morphogen.layers.dag.sparse import levels
+from morphogen.layers.linked_op import KINDS
 from morphogen.random_state import undrawn
 
+if TYPE_CHECKING:
+    from morphogen.layers.dag.module import Dag
 
-def by_levels(dag: Dag) -> nn.Module:
+
+def by_levels(dag: "Dag") -> nn.Module:
     """The same function from `nn.Linear`, activations and `torch.cat`: one linear layer for each
     level, which reads everything before it, zeros where the wiring has no weight; then the readout,
     in an `nn.Sequential`.
@@ -25,12 +28,12 @@ def by_levels(dag: Dag) -> nn.Module:
         return _built(dag)
 
 
-def _built(dag: Dag) -> nn.Module:
+def _built(dag: "Dag") -> nn.Module:
     matrix = dag.matrix()
     bias = dag.bias.detach()
     root = nn.Module()
     graph = Graph()
-    root.add_module("activation", BASES[dag.kind]())
+    root.add_module("activation", KINDS[dag.activation].module())
     known = graph.placeholder("x")
     order = list(range(dag.in_features))  # the row of values that each column of `known` is
     for number, nodes in enumerate(_levels(dag), start=1):
@@ -64,13 +67,14 @@ def _built(dag: Dag) -> nn.Module:
     return nn.Sequential(OrderedDict(levels=levels, readout=readout))
 
 
-def _levels(dag: Dag) -> list[list[int]]:
+def _levels(dag: "Dag") -> list[list[int]]:
     """The nodes of each level."""
     if dag.indices is None or dag.indptr is None:
         ends = range(dag.nodes + 1) if dag.layout.inner else accumulate((0, *dag.layout.blocks))
         return [list(range(first, last)) for first, last in pairwise(ends)]
-    found = levels(dag.indices.cpu(), dag.indptr.cpu(), dag.in_features, dag.layout.width)
-    return [torch.where(found == level)[0].tolist() for level in range(1, int(found.max()) + 1)]
+    level_of = levels(dag.indices.cpu(), dag.indptr.cpu(), dag.in_features, dag.layout.width)
+    highest = int(level_of.max())
+    return [torch.where(level_of == level)[0].tolist() for level in range(1, highest + 1)]
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -80,18 +84,3 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer
-
-
-def without_dags(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every `Dag` is ordinary layers."""
-    model = copy.deepcopy(model)
-    if isinstance(model, Dag):
-        return by_levels(model)
-    for name, child in [*model.named_modules(remove_duplicate=False)]:
-        if isinstance(child, Dag):
-            setattr(
-                model.get_submodule(name.rpartition(".")[0]),
-                name.rpartition(".")[2],
-                by_levels(child),
-            )
-    return model

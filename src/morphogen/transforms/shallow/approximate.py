@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from morphogen.bounds.box import Box
 from morphogen.errors import ShapeError, Unsupported
 from morphogen.formats.modules import linear
-from morphogen.linear_regions.piecewise import piecewise
-from morphogen.linear_regions.regions import regions
+from morphogen.linear_regions.piecewise import Piecewise, piecewise
+from morphogen.linear_regions.regions import Regions, regions
 from morphogen.record import Certificate
 from morphogen.transforms.shallow.form import distinct, shaped
-from morphogen.transforms.shallow.shallow import measured
+from morphogen.transforms.shallow.shallow import certified
 
 _LARGEST = 1 << 27  # weights of the second layer
+_POINTS = 10_000
 
 
 def approximate_shallow(
@@ -53,66 +54,94 @@ def approximate_shallow(
             "max_cells"
         )
     z, functions = net.affine(cells.patterns)
-    cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells.facets))
-    outward = (
-        torch.where(cells.patterns, -1.0, 1.0).double()[cell, cells.borders, None]
-        * z[cell, cells.borders]
-    )
-    rows, which, _ = distinct(outward / outward[:, :-1].norm(dim=1, keepdim=True))
-    count = len(cells)
-    outputs = len(net.output.bias)
-    hidden = len(rows)
-    if 2 * count * outputs * (hidden + net.inputs) > _LARGEST:
+    cell, facets = _facets(cells, z)
+    sides, which, _ = distinct(facets)
+    count, outputs, _ = functions.shape
+    hidden = len(sides) + net.inputs
+    if 2 * count * outputs * hidden > _LARGEST:
         raise Unsupported(
-            f"approximate_shallow: {count:,} cells and {hidden:,} sides; give a smaller box or "
+            f"approximate_shallow: {count:,} cells and {len(sides):,} sides; give a smaller box or "
             "network"
         )
-    centre = (net.box.centre[:, None] * functions[..., :-1]).sum(2)
-    reach = (net.box.radius[:, None] * functions[..., :-1].abs()).sum(2)
-    # of every cell's function on the whole box
-    bound = float(((centre + functions[..., -1]).abs() + reach).max()) + 1.0
-    # first hidden layer: the sides, and the inputs, which are above their lower ends
-    eye = torch.eye(net.inputs, net.inputs + 1, dtype=torch.float64)
-    eye[:, -1] = -net.box.lower[0]
-    first = torch.cat([rows, eye])
-    wide = torch.zeros(len(first), net.entries, dtype=torch.float64)
-    wide[:, list(net.free)] = first[:, :-1]
-    steep = torch.zeros(count, hidden, dtype=torch.float64)
+    bound = _bound(net, functions)
+    # -kappa sum v of each cell, by the sides
+    steep = torch.zeros(count, len(sides), dtype=torch.float64)
     steep[cell, which] = -kappa
-    # an output's cells one after the other
-    value = functions[..., :-1].transpose(0, 1).flatten(0, 1)
-    start = (functions[..., :-1] @ net.box.lower[0] + functions[..., -1]).T.flatten()
-    u = torch.cat([steep.repeat(outputs, 1), value], 1)
-    w = torch.cat([steep, steep.new_zeros(count, net.inputs)], 1)
-    add = torch.kron(
-        torch.eye(outputs, dtype=torch.float64), torch.ones(1, count, dtype=torch.float64)
-    )
+    second = _second_layer(net, functions, steep, bound)
     made = nn.Sequential(
         nn.Flatten(),
-        linear(wide, first[:, -1]),
+        _first_layer(net, sides),
         nn.ReLU(),
-        linear(torch.cat([u, w]), torch.cat([start + bound, start.new_full((count,), bound)])),
+        second,
         nn.ReLU(),
-        linear(torch.cat([add, -add.new_ones(outputs, count)], 1), add.new_zeros(outputs)),
+        _third_layer(outputs, count),
         *shaped(net),
     )
-    share = torch.rand(
-        10_000, net.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-    x = net.box.lower + net.box.width * share
-    with torch.no_grad():
-        off = (made(net.given(x)).reshape(len(x), -1) - net(x)).abs().amax(1)
+    off = _errors(net, made)
     exact = float((off <= 1e-9 * bound).double().mean())
+    worst = max(certified(model, net, made, "", "measured").max_error, float(off.max()))
     ends = (tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist()))
-    with torch.no_grad():
-        worst = max(measured(model, net, made)[0], float(off.max()))
-    return made, Certificate(
-        "measured",
-        worst,
-        ends,
-        False,
+    reason = (
         f"equal inside {count:,} cells but for tubes of width at most {2 * bound / kappa:.1e} at "
-        f"their halfspaces: exact at {exact:.2%} of 10,000 random points, {float(off.mean()):.1e} "
-        f"off in the mean; {hidden + net.inputs:,} and {len(u) + len(w):,} units, whatever kappa "
-        "is; the largest error does not vanish",
+        f"their halfspaces: exact at {exact:.2%} of {_POINTS:,} random points, "
+        f"{float(off.mean()):.1e} off in the mean; {hidden:,} and {second.out_features:,} units, "
+        "whatever kappa is; the largest error does not vanish"
     )
+    return made, Certificate("measured", worst, ends, False, reason)
+
+
+def _facets(cells: Regions, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(the cell of each of all facets, its side (n, -d), with n x > d outside of the cell, |n| =
+    1). z: of the cells, (cells, units, free + 1).
+    """
+    cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells.facets))
+    unit = cells.borders
+    # a unit that is on has z > 0 inside
+    sign = torch.where(cells.patterns, -1.0, 1.0).double()
+    outward = sign[cell, unit, None] * z[cell, unit]
+    return cell, outward / outward[:, :-1].norm(dim=1, keepdim=True)
+
+
+def _bound(net: Piecewise, functions: Tensor) -> float:
+    """More than |A_s x + c_s| of every cell on the whole box."""
+    slopes = functions[..., :-1]
+    centre = (slopes * net.box.centre[:, None]).sum(2) + functions[..., -1]
+    reach = (slopes.abs() * net.box.radius[:, None]).sum(2)
+    return float((centre.abs() + reach).max()) + 1.0
+
+
+def _first_layer(net: Piecewise, sides: Tensor) -> nn.Linear:
+    """v, and the inputs above their lower ends."""
+    above = torch.eye(net.inputs, net.inputs + 1, dtype=torch.float64)
+    above[:, -1] = -net.box.lower[0]
+    rows = torch.cat([sides, above])
+    weight = torch.zeros(len(rows), net.entries, dtype=torch.float64)
+    weight[:, list(net.free)] = rows[:, :-1]
+    return linear(weight, rows[:, -1])
+
+
+def _second_layer(net: Piecewise, functions: Tensor, steep: Tensor, bound: float) -> nn.Linear:
+    """u, an output's cells one after the other, then w, once for all outputs."""
+    count, outputs, _ = functions.shape
+    slopes = functions[..., :-1]
+    # A_s x + c_s = A_s (x - lower) + (A_s lower + c_s)
+    at_lower = slopes @ net.box.lower[0] + functions[..., -1]
+    u = torch.cat([steep.repeat(outputs, 1), slopes.transpose(0, 1).flatten(0, 1)], 1)
+    w = torch.cat([steep, steep.new_zeros(count, net.inputs)], 1)
+    bias = torch.cat([at_lower.T.flatten() + bound, steep.new_full((count,), bound)])
+    return linear(torch.cat([u, w]), bias)
+
+
+def _third_layer(outputs: int, count: int) -> nn.Linear:
+    """sum_s u_s - w_s of each output."""
+    eye = torch.eye(outputs, dtype=torch.float64)
+    add = torch.kron(eye, eye.new_ones(1, count))
+    return linear(torch.cat([add, -eye.new_ones(outputs, count)], 1), eye.new_zeros(outputs))
+
+
+@torch.no_grad()
+def _errors(net: Piecewise, made: nn.Module) -> Tensor:
+    """The largest error of any output at random points of the box, (points,)."""
+    x = net.box.points(_POINTS, 0, torch.Generator().manual_seed(1))
+    made_of: Tensor = made(net.given(x))
+    return (made_of.reshape(len(x), -1) - net(x)).abs().amax(1)

@@ -88,14 +88,15 @@ def difference(net: Piecewise, cells: Regions, limit: float, prune: bool = True)
     eye = torch.eye(net.inputs + first, net.inputs + first + 1, dtype=torch.float64)
     known: dict[int, list[Lists] | Tensor] = {0: eye[: net.inputs], 1: eye[net.inputs :]}
     for at, layer in enumerate(net.layers[1:], 2):
-        units = []
-        for high, low in _sums(layer, known, eye.shape[1], room):
-            other = (
-                _added(layer.slope * high, (1 - layer.slope) * low, room) if layer.slope else low
-            )
-            units.append((_kept(torch.cat([high, other]), room), low))
-        known[at] = units
+        sums = _sums(layer, known, eye.shape[1], room)
+        known[at] = [_rectified(layer.slope, high, low, room) for high, low in sums]
     return Difference(net, tuple(_sums(net.output, known, eye.shape[1], room)), formal, not prune)
+
+
+def _rectified(slope: float, high: Tensor, low: Tensor, room: "_Room | None") -> Lists:
+    """P' = H or slope H + (1 - slope) G,   Q' = G."""
+    other = _added(slope * high, (1 - slope) * low, room) if slope else low
+    return _kept(torch.cat([high, other]), room), low
 
 
 def formal_terms(net: Piecewise) -> float:
@@ -126,22 +127,31 @@ def _sums(
     layer: HiddenLayer, known: dict[int, list[Lists] | Tensor], columns: int, room: "_Room | None"
 ) -> list[Lists]:
     """H and G of every unit."""
-    found = []
-    for unit in range(layer.units):
-        high, low = (torch.zeros(1, columns, dtype=torch.float64) for _ in range(2))
-        high[0, -1] = layer.bias[unit]
-        for source, weights in layer.weights.items():
-            values = known[source]
-            if isinstance(values, Tensor):
-                high = high + weights[unit] @ values
-                continue
-            for weight, (p, q) in zip(weights[unit].tolist(), values, strict=True):
-                if weight:
-                    up, down = (p, q) if weight > 0 else (q, p)
-                    high = _added(high, abs(weight) * up, room)
-                    low = _added(low, abs(weight) * down, room)
-        found.append((high, low))
-    return found
+    return [_sum(layer, unit, known, columns, room) for unit in range(layer.units)]
+
+
+def _sum(
+    layer: HiddenLayer,
+    unit: int,
+    known: dict[int, list[Lists] | Tensor],
+    columns: int,
+    room: "_Room | None",
+) -> Lists:
+    # H = b + sums of W+ P and W- Q,   G = sums of W+ Q and W- P
+    high = torch.zeros(1, columns, dtype=torch.float64)
+    low = high.clone()
+    high[0, -1] = layer.bias[unit]
+    for source, weights in layer.weights.items():
+        values = known[source]
+        if isinstance(values, Tensor):  # functions by themselves
+            high = high + weights[unit] @ values
+            continue
+        for weight, (p, q) in zip(weights[unit].tolist(), values, strict=True):
+            if weight:
+                up, down = (p, q) if weight > 0 else (q, p)
+                high = _added(high, abs(weight) * up, room)
+                low = _added(low, abs(weight) * down, room)
+    return high, low
 
 
 def _added(one: Tensor, other: Tensor, room: "_Room | None") -> Tensor:
@@ -162,45 +172,16 @@ class _Room:
     def __init__(self, net: Piecewise, points: int = 2000) -> None:
         box = net.box
         draw = torch.Generator().manual_seed(0)
-        x = box.lower + box.width * torch.rand(
-            points, net.inputs, dtype=torch.float64, generator=draw
-        )
-        corners = (
-            box.lower
-            + box.width
-            * torch.rand(points, net.inputs, dtype=torch.float64, generator=draw).round_()
-        )
+        x = box.points(points, 0, draw)
+        corners = box.points(points, points, draw)
         self.seen = base(net, torch.cat([x, corners]))
         lower = box.lower[0]
         upper = box.upper[0]
-        rows = torch.zeros(0, self.seen.shape[1], dtype=torch.float64)
+        self.rows = torch.zeros(0, self.seen.shape[1], dtype=torch.float64)
         if net.layers:
-            first = net.layers[0]
-            weight = first.weights.get(0, torch.zeros(first.units, net.inputs, dtype=torch.float64))
-            centre = weight @ box.centre[0] + first.bias
-            reach = weight.abs() @ box.radius[0]
-            z_low = centre - reach
-            z_high = centre + reach
-            low, high = (torch.maximum(z, first.slope * z) for z in (z_low, z_high))
-            chord = (high - low) / (z_high - z_low).clamp_min(1e-300)
-            eye = torch.eye(first.units, dtype=torch.float64)
-            rows = torch.cat(
-                [
-                    torch.cat([-weight, eye, -first.bias[:, None]], 1),
-                    torch.cat([-first.slope * weight, eye, -first.slope * first.bias[:, None]], 1),
-                    torch.cat(
-                        [
-                            chord[:, None] * weight,
-                            -eye,
-                            (low + chord * (first.bias - z_low))[:, None],
-                        ],
-                        1,
-                    ),
-                ]
-            )
+            self.rows, low, high = _hull(net, net.layers[0])
             lower = torch.cat([lower, low])
             upper = torch.cat([upper, high])
-        self.rows = rows
         self.ends = (lower, upper)
 
     def needed(self, rows: Tensor) -> Tensor:
@@ -224,21 +205,46 @@ class _Room:
         # variables: the base and the surplus t, which is at most row - other for each
         gaps = row - others
         scale = gaps.abs().amax().clamp_min(1e-300)
-        halfspaces = torch.cat(
-            [gaps[:, :-1] / scale, -torch.ones(len(gaps), 1), gaps[:, -1:] / scale], 1
-        )
-        held = torch.cat([self.rows[:, :-1], torch.zeros(len(self.rows), 1), self.rows[:, -1:]], 1)
-        far = 1.0 + float(
-            (gaps.abs()[:, :-1] @ torch.maximum(self.ends[0].abs(), self.ends[1].abs())).max()
-            / scale
-        )
-        lower, upper = (
-            torch.cat([end, torch.tensor([far * sign], dtype=torch.float64)])
-            for end, sign in zip(self.ends, (-1.0, 1.0), strict=True)
-        )
+        surplus = torch.cat([-torch.ones(len(gaps), 1), torch.zeros(len(self.rows), 1)])
+        rows = torch.cat([gaps / scale, self.rows])
+        rows = torch.cat([rows[:, :-1], surplus, rows[:, -1:]], 1)
+        lower, upper = self.ends
+        furthest = gaps.abs()[:, :-1] @ torch.maximum(lower.abs(), upper.abs())
+        far = (1.0 + furthest.max() / scale).view(1)
+        lower = torch.cat([lower, -far])
+        upper = torch.cat([upper, far])
         aim = np.zeros(len(lower) + 1)
         aim[-2] = -1.0
-        least, place = Polytope(
-            torch.cat([halfspaces, held]).numpy(), lower.numpy(), upper.numpy()
-        ).least(aim)
+        least, place = Polytope(rows.numpy(), lower.numpy(), upper.numpy()).least(aim)
         return 1.0 if place is None else -least + 1e-9
+
+
+def _hull(net: Piecewise, first: HiddenLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows with row . [x, h, 1] >= 0, the least and the largest h) of h = max(z, slope z), z = W x
+    + b of the first layer, x in the box: the convex hull of each unit.
+    """
+    weight = first.weights.get(0, torch.zeros(first.units, net.inputs, dtype=torch.float64))
+    centre = weight @ net.box.centre[0] + first.bias
+    reach = weight.abs() @ net.box.radius[0]
+    z_low = centre - reach
+    z_high = centre + reach
+    low = torch.maximum(z_low, first.slope * z_low)
+    high = torch.maximum(z_high, first.slope * z_high)
+    eye = torch.eye(first.units, dtype=torch.float64)
+    z = torch.cat([weight, first.bias[:, None]], 1)
+
+    def row(factor: Tensor, sign: float, constant: Tensor) -> Tensor:
+        """sign h + factor z + constant."""
+        scaled = factor[:, None] * z
+        return torch.cat([scaled[:, :-1], sign * eye, scaled[:, -1:] + constant[:, None]], 1)
+
+    # h >= z,   h >= slope z,   h <= low + chord (z - z_low)
+    one = torch.ones(first.units, dtype=torch.float64)
+    none = torch.zeros_like(one)
+    chord = (high - low) / (z_high - z_low).clamp_min(1e-300)
+    rows = [
+        row(-one, 1.0, none),
+        row(-first.slope * one, 1.0, none),
+        row(chord, -1.0, low - chord * z_low),
+    ]
+    return torch.cat(rows), low, high

@@ -146,14 +146,13 @@ def _tree(values: nn.Linear, groups: int) -> list[nn.Module]:
         j = torch.eye(odd, dtype=torch.float64)
         down = torch.block_diag(torch.cat([i, i, -i], 1), torch.cat([j, -j], 1))
         of_each = torch.eye(groups, dtype=torch.float64)
-        for k, matrix in enumerate((up, down)):
-            modules.append(
-                linear(
-                    torch.kron(of_each, matrix),
-                    torch.zeros(groups * len(matrix), dtype=torch.float64),
-                )
-            )
-            modules += [nn.ReLU()] if k == 0 else []
+        up = torch.kron(of_each, up)
+        down = torch.kron(of_each, down)
+        modules += [
+            linear(up, up.new_zeros(len(up))),
+            nn.ReLU(),
+            linear(down, down.new_zeros(len(down))),
+        ]
         size = math.ceil(size / 2)
     return modules
 

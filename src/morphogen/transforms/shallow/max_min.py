@@ -64,19 +64,19 @@ class MaxMin(Form):
         """
         size = self.net.inputs + self.n_units
         start = torch.eye(size, size + 1, dtype=torch.float64)
-        pairs = (len(self.upper_patterns), len(self.lower_patterns))
-        above, below = (
-            part.unsqueeze(dim).expand(*pairs, -1).flatten(0, 1)
-            for part, dim in ((self.upper_patterns, 1), (self.lower_patterns, 0))
-        )
+        # every pattern above with every pattern below
+        ups = len(self.upper_patterns)
+        downs = len(self.lower_patterns)
+        above = self.upper_patterns.repeat_interleave(downs, 0)
+        below = self.lower_patterns.repeat(ups, 1)
         sources = list(start.split([self.net.inputs, self.n_units]))
         rows, _ = _coupled(self.net, sources, above, below)
-        found: Tensor = rows.unflatten(0, pairs)
-        return found
+        return rows.view(ups, downs, *rows.shape[1:])
 
     def _value(self, x: Tensor) -> Tensor:
-        ahead = base(self.net, x)
-        values = (ahead @ self._rows.flatten(0, 2).T).view(len(x), *self._rows.shape[:3])
+        # max over s, min over t of g(s, t)
+        values = base(self.net, x) @ self._rows.flatten(0, 2).T
+        values = values.view(len(x), *self._rows.shape[:3])
         return values.amin(2).amax(1)
 
     def _lower(self, x: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ class MaxMin(Form):
         sources = [part[..., None] for part in ahead.split([self.net.inputs, self.n_units], 1)]
         # functions of nothing: constants
         sources = [torch.cat([torch.zeros_like(part), part], 2) for part in sources]
-        g, _ = _coupled(self.net, sources, *((listed, true) if above else (true, listed)))
-        found: Tensor = g[..., -1].unflatten(0, (len(x), len(patterns)))
-        return found
+        ups, downs = (listed, true) if above else (true, listed)
+        g, _ = _coupled(self.net, sources, ups, downs)
+        return g[..., -1].view(len(x), len(patterns), g.shape[1])
 
     def prune(self) -> "MaxMin":
         """Without patterns whose functions are all those of another."""
@@ -141,8 +141,9 @@ def _coupled(
     high: list[Tensor] = list(sources)
     low: list[Tensor] = list(sources)
     sizes = [layer.units for layer in net.layers[1:]]
-    signs = zip(above.split(sizes, 1), below.split(sizes, 1), strict=True)
-    for layer, (s, t) in zip(net.layers[1:], signs, strict=True):
+    later = zip(net.layers[1:], above.split(sizes, 1), below.split(sizes, 1), strict=True)
+    for layer, s, t in later:
+        # H+ <- s Z+,   H- <- t Z-
         up, down = _pair(layer, high, low, len(above))
         high.append(slopes(s, layer)[..., None] * up)
         low.append(slopes(t, layer)[..., None] * down)
@@ -152,6 +153,7 @@ def _coupled(
 def _pair(
     layer: HiddenLayer, high: Sequence[Tensor], low: Sequence[Tensor], rows: int
 ) -> tuple[Tensor, Tensor]:
+    # Z+ = W+ H+ - W- H- + b,   Z- = W+ H- - W- H+ + b
     columns = high[0].shape[-1]
     up = torch.zeros(rows, layer.units, columns, dtype=torch.float64)
     up[..., -1] = layer.bias

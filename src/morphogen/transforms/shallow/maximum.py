@@ -17,15 +17,17 @@ construction is ours. Differs: L takes the factor s, so units that are off pass 
 penalties, tighter bounds.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
 from morphogen.formats.modules import linear
-from morphogen.linear_regions.piecewise import Piecewise
+from morphogen.linear_regions.piecewise import HiddenLayer, Piecewise
 from morphogen.linear_regions.polytope import Polytope
 from morphogen.linear_regions.regions import Regions
 from morphogen.linear_regions.reverse_search import halfspaces
@@ -63,21 +65,25 @@ class Maximum(Form):
         """
         pattern = self.cells.patterns[list(self.terms)]
         z, functions = self.net.affine(pattern)
+        # -+ Z_u(x), above 0 where the sign of u is another
         wrong = torch.where(pattern, -1.0, 1.0).double()[..., None] * z
-        return (
-            wrong,
-            functions,
-            penalties(self.net, pattern, False),
-            penalties(self.net, pattern, True),
-        )
+        below = penalties(self.net, pattern, False)
+        above = penalties(self.net, pattern, True)
+        return wrong, functions, below, above
+
+    @property
+    def _penalised(self) -> Tensor:
+        """Whether a unit has a penalty in a term, (terms, units)."""
+        weights = self._pieces[3 if self.least else 2]
+        return (weights > 0).any(1)
 
     @cached_property
     def _hidden(self) -> tuple[Tensor, Tensor]:
         """(the different units (hidden, free + 1), which of them each term's are (terms, units), -1
         without a penalty).
         """
-        wrong, _, below, above = self._pieces
-        used = ((above if self.least else below) > 0).any(1) & wrong[..., :-1].any(2)
+        wrong = self._pieces[0]
+        used = self._penalised & wrong[..., :-1].any(2)
         rows, which, _ = distinct(wrong[used])
         places = torch.full(used.shape, -1)
         places[used] = which
@@ -94,6 +100,7 @@ class Maximum(Form):
 
     def _terms(self, x: Tensor, above: bool) -> Tensor:
         """The value of each, (batch, terms, outputs)."""
+        # psi_s(x) = A_s x + c_s -+ sum_u weight_su relu(wrong_su(x))
         wrong, functions, *weights = self._pieces
         ahead = torch.cat([x, x.new_ones(len(x), 1)], 1)
         violated = (ahead @ wrong.flatten(0, 1).T).view(len(x), *wrong.shape[:2]).relu_()
@@ -107,12 +114,12 @@ class Maximum(Form):
         """
         covers = self._covers()
         left = torch.ones(covers.shape[1], dtype=torch.bool)
-        kept = []
+        kept: list[int] = []
         while bool(left.any()):
             gains = (covers & left).sum(1)
             best = int(gains.argmax())
             if not gains[best]:  # what rounding hides stays
-                kept += [t for t in left.nonzero()[:, 0].tolist() if t not in kept]
+                kept += set(left.nonzero()[:, 0].tolist()) - set(kept)
                 break
             kept.append(best)
             left &= ~covers[best]
@@ -128,50 +135,47 @@ class Maximum(Form):
         # a term is concave and at most the network, which is affine on a cell: equal at all
         # corners, it is equal inside
         x = self.cells.corners[wanted.repeat_interleave(sizes)]
-        cell = torch.arange(int(wanted.sum())).repeat_interleave(sizes[wanted])
+        count = int(wanted.sum())
+        cell = torch.arange(count).repeat_interleave(sizes[wanted])
         f = self.net(x)
         room = _SAME * f.abs().amax()
-        result = torch.ones(self.n_terms, int(wanted.sum()), dtype=torch.bool)
+        covers = torch.ones(count, self.n_terms, dtype=torch.bool)
         rows = max(1, (1 << 22) // self._size)
         for part, values, cells in zip(x.split(rows), f.split(rows), cell.split(rows), strict=True):
             # (corners, terms)
             off = ((self._terms(part, self.least) - values[:, None]).abs() > room).any(2)
-            spoilt = torch.zeros_like(result).T.index_put_((cells,), off, accumulate=True)
-            result &= ~spoilt.T
+            covers &= ~torch.zeros_like(covers).index_put_((cells,), off, accumulate=True)
         order = torch.tensor(self.terms).argsort().argsort()
-        return result[:, order]
+        return covers[order].T
 
     def _covers_by_programs(self) -> Tensor:
         """Where corners are not known: a term covers a cell of the same function on which none of
         its penalties bite.
         """
-        wrong, _, below, above = self._pieces
-        used = ((above if self.least else below) > 0).any(1)
+        wrong = self._pieces[0]
+        used = self._penalised
         kinds = self.cells.pieces[list(self.terms)]
         inside = self.cells.inside[list(self.terms)]
         f = self.net(inside)
-        fits = (
-            ((self._terms(inside, self.least) - f[:, None]).abs() <= 100 * _SAME * f.abs().amax())
-            .all(2)
-            .T
-        )
-        result = torch.eye(self.n_terms, dtype=torch.bool)
+        off = (self._terms(inside, self.least) - f[:, None]).abs()
+        fits = (off <= 100 * _SAME * f.abs().amax()).all(2)
+        covers = torch.eye(self.n_terms, dtype=torch.bool)
         centre = self.net.box.centre[0].numpy()
         radius = self.net.box.radius[0].numpy()
+        # the box as the unit cube: x = centre + radius y
+        ends = np.ones(len(centre))
         for s, cell in enumerate(self.terms):
-            candidates = (fits[:, s] & (kinds == kinds[s])).nonzero()[:, 0].tolist()
+            candidates = (fits[s] & (kinds == kinds[s])).nonzero()[:, 0].tolist()
             if candidates == [s]:
                 continue
             rows, _ = halfspaces(self.net, self.cells.patterns[cell].numpy(), centre, radius)
-            polytope = Polytope(
-                rows, -torch.ones(len(centre)).numpy(), torch.ones(len(centre)).numpy()
-            )
+            polytope = Polytope(rows, -ends, ends)
             for t in candidates:
                 functions = wrong[t][used[t]].numpy().copy()
                 functions[:, -1] += functions[:, :-1] @ centre
                 functions[:, :-1] *= radius
-                result[t, s] |= all(polytope.least(-row)[0] >= -_SAME for row in functions)
-        return result
+                covers[t, s] |= all(polytope.least(-row)[0] >= -_SAME for row in functions)
+        return covers
 
     def to_torch(self) -> nn.Sequential:
         rows, places = self._hidden
@@ -179,10 +183,10 @@ class Maximum(Form):
         weight = weights[self.least]
         outputs = functions.shape[1]
         sign = 1.0 if self.least else -1.0
+        # the last column collects what has no penalty
         outer = torch.zeros(self.n_terms, outputs, len(rows) + 1, dtype=torch.float64)
-        outer.scatter_add_(
-            2, places[:, None].expand(-1, outputs, -1) % (len(rows) + 1), sign * weight
-        )
+        column = places[:, None].expand(-1, outputs, -1) % (len(rows) + 1)
+        outer.scatter_add_(2, column, sign * weight)
         # an output's terms one after the other
         outer = outer[..., :-1].transpose(0, 1).flatten(0, 1)
         straight = functions.transpose(0, 1).flatten(0, 1)
@@ -213,32 +217,32 @@ def penalties(net: Piecewise, pattern: Tensor, above: bool) -> Tensor:
     """
     slopes = net.slopes(pattern)
     outputs = len(net.output.bias)
-    low = {
-        0: torch.zeros(()),
-        **{
-            i + 1: torch.zeros(len(pattern), outputs, layer.units, dtype=torch.float64)
-            for i, layer in enumerate(net.layers)
-        },
-    }
-    high = {source: value.clone() for source, value in low.items()}
-    for source, weight in net.output.weights.items():
-        if source:
-            up = weight.clamp_min(0)
-            down = (-weight).clamp_min(0)
-            low[source] += down if above else up
-            high[source] += up if above else down
-    for at in range(len(net.layers), 0, -1):
-        layer = net.layers[at - 1]
-        passed = low[at] * slopes[at - 1][:, None]
-        for source, weight in layer.weights.items():
-            if source:
-                up = weight.clamp_min(0)
-                down = (-weight).clamp_min(0)
-                low[source] += passed @ up + high[at] @ down
-                high[source] += passed @ down + high[at] @ up
     if not net.layers:
         return torch.zeros(len(pattern), outputs, 0, dtype=torch.float64)
-    found = torch.cat([(1 - layer.slope) * high[i + 1] for i, layer in enumerate(net.layers)], 2)
-    if not bool(found.isfinite().all()):
+    # what L and U of each layer count for, gathered from the output back
+    low: dict[int, Tensor] = {}
+    high: dict[int, Tensor] = {}
+    for at, layer in enumerate(net.layers, 1):
+        low[at] = torch.zeros(len(pattern), outputs, layer.units, dtype=torch.float64)
+        high[at] = low[at].clone()
+    for source, up, down in _signed(net.output):
+        low[source] += down if above else up
+        high[source] += up if above else down
+    for at in range(len(net.layers), 0, -1):
+        # L = s (W+ L + W- U),   U = ... + W+ U + W- L
+        passed = low[at] * slopes[at - 1][:, None]
+        for source, up, down in _signed(net.layers[at - 1]):
+            low[source] += passed @ up + high[at] @ down
+            high[source] += passed @ down + high[at] @ up
+    costs = [(1 - layer.slope) * high[at] for at, layer in enumerate(net.layers, 1)]
+    result = torch.cat(costs, 2)
+    if not bool(result.isfinite().all()):
         raise Unsupported("shallow: the penalties overflow; give a network with smaller weights")
-    return found
+    return result
+
+
+def _signed(layer: HiddenLayer) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(hidden layer that is read, W+, W-), W = W+ - W-."""
+    for source, weight in layer.weights.items():
+        if source:
+            yield source, weight.clamp_min(0), (-weight).clamp_min(0)

@@ -1,25 +1,30 @@
 """From deep to shallow: `shallow(model, box) -> (Form, Certificate)`.
 
-| form | is | terms | file | |---|---|---|---| | "maximum" | max of concave networks with one hidden
-layer each | one a cell, less by `prune` | `maximum.py` | | "minimum" | min of convex ones | one a
-cell, less by `prune` | `maximum.py` | | "max-min" | max of min of affine functions of the first
-hidden layer | patterns of the later layers, squared | `max_min.py` | | "split" | difference of two
-maxima, of two hidden layers one is left | subsets of the last layer that occur | `split.py` | |
-"difference" | difference of two maxima over the first hidden layer | doubly exponential, less by
-pruning | `difference.py` |
+form "maximum", `maximum.py`: max of concave networks with one hidden layer each; one a cell, less
+by `prune`. "minimum", there too: min of convex ones.
+
+form "max-min", `max_min.py`: max of min of affine functions of the first hidden layer; the patterns
+of the later layers, squared.
+
+form "split", `two_layers.py`: difference of two maxima, of two hidden layers one is left; the
+subsets of the last layer that occur.
+
+form "difference", `difference.py`: difference of two maxima over the first hidden layer; doubly
+exponential, less by pruning.
 
 `approximate.py` has a fixed number of units for any accuracy almost everywhere.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from morphogen.bounds.box import Box
-from morphogen.errors import NotExact, ShapeError
+from morphogen.certify import certify
+from morphogen.errors import ShapeError
 from morphogen.linear_regions.piecewise import Piecewise, piecewise
 from morphogen.linear_regions.regions import Regions, regions
 from morphogen.record import Certificate
@@ -37,7 +42,6 @@ FORMS: Mapping[str, Callable[[Piecewise, Regions, float], Form]] = {
     "split": split,
     "difference": difference,
 }
-_ALLOWED = 1e-9  # by which values may differ, relative to their size, in float64
 _POINTS = 10_000
 
 
@@ -54,7 +58,7 @@ def shallow(
     """`model` on the box of one example, (1, *shape), as functions of one hidden layer each; the
     model stays as it is.
 
-    form: see this file's table. along, max_cells, seconds: of the cells, as in `regions`; where
+    form: see this file's head. along, max_cells, seconds: of the cells, as in `regions`; where
     these end early the certificate says "bounds": `lower` and `upper` then hold the network between
     them, everywhere, and are equal where its cells were found. limit: log2 of the most terms.
     prune: leave out terms that the others replace on the box. Raises `Unsupported` for a network
@@ -67,38 +71,42 @@ def shallow(
     whole = FORMS[form](net, cells, limit)
     made = whole.prune() if prune else whole
     complete = cells.complete or form == "difference"
-    error, scale = measured(model, net, made)
     pruned = f" of {whole.n_terms:,}" if prune else ""
-    told = (
+    reason = (
         f"{made.n_terms:,} terms{pruned} with {made.n_units:,} hidden units in all, for "
         f"{net.units:,} units on {len(net.layers)} layers; formally 2^{made.log2_formal:.1f} terms"
     )
-    ends = (tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist()))
-    if not complete:
-        return made, Certificate(
-            "bounds",
-            error,
-            ends,
-            True,
-            f"{told}; the search for cells was stopped at {len(cells):,}",
-        )
-    if not error <= _ALLOWED * scale:
-        raise NotExact(
-            f"shallow: values differ by {error:.2e} where rounding allows {_ALLOWED:.0e} of "
-            f"{scale:.1e}; please report this model"
-        )
-    return made, Certificate("exact", error, ends, True, told)
+    if complete:
+        return made, certified(model, net, made, reason)
+    reason += f"; the search for cells was stopped at {len(cells):,}"
+    return made, certified(model, net, made, reason, "bounds")
 
 
-@torch.no_grad()
-def measured(
-    model: nn.Module, net: Piecewise, made: Callable[[Tensor], Tensor]
-) -> tuple[float, float]:
-    """(the largest difference between a network and what should equal it, at random points and
-    corners of the box, its largest value there).
+def certified(
+    model: nn.Module,
+    net: Piecewise,
+    made: Callable[[Tensor], Tensor],
+    reason: str,
+    kind: Literal["exact", "bounds", "measured"] = "exact",
+) -> Certificate:
+    """The certificate of a form of a network, seen at random points and corners of the box. Raises
+    `NotExact` where it should be exact, and is not.
     """
-    x = net.box.points(_POINTS, _POINTS // 10)
     exact = copy.deepcopy(model).double()
-    with eval_mode(exact):
-        f = torch.cat([exact(part) for part in net.examples(x).split(500)])
-    return float((made(net.given(x)) - f).abs().max()), float(f.abs().max())
+
+    def network(x: Tensor) -> Tensor:
+        with eval_mode(exact):
+            return exact(net.examples(x))  # type: ignore[no-any-return]
+
+    return certify(
+        "shallow",
+        network,
+        lambda x: made(net.given(x)),
+        net.box.points(_POINTS, _POINTS // 10),
+        kind=kind,
+        box=(tuple(net.box.lower[0].tolist()), tuple(net.box.upper[0].tolist())),
+        reason=reason,
+        floor=0.0,  # terms are pruned by their size, however small a network's values are
+        allowed=None if kind == "exact" else math.inf,
+        at_once=500,
+    )

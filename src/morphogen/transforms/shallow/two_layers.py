@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import Unsupported
 from morphogen.formats.modules import linear
-from morphogen.linear_regions.piecewise import Piecewise, slopes
+from morphogen.linear_regions.piecewise import HiddenLayer, Piecewise, slopes
 from morphogen.linear_regions.regions import Regions
 from morphogen.transforms.shallow.form import (
     Form,
@@ -70,23 +70,25 @@ class Split(Form):
         """
         last = self.net.layers[-1]
         size = self.net.inputs + self.n_units
-        z = torch.zeros(last.units, size + 1, dtype=torch.float64)
-        rest = torch.zeros(len(self.net.output.bias), size + 1, dtype=torch.float64)
-        z[:, -1], rest[:, -1] = last.bias, self.net.output.bias
-        for into, weights in ((z, last.weights), (rest, self.net.output.weights)):
-            for source, columns in (
-                (0, slice(0, self.net.inputs)),
-                (1, slice(self.net.inputs, size)),
-            ):
-                if source in weights:
-                    into[:, columns] += weights[source]
-        found = []
+        columns = {0: slice(0, self.net.inputs), 1: slice(self.net.inputs, size)}
+
+        def over(layer: HiddenLayer) -> Tensor:
+            """A layer's sums, of the input and the first layer alone."""
+            rows = torch.zeros(layer.units, size + 1, dtype=torch.float64)
+            rows[:, -1] = layer.bias
+            for source in columns.keys() & layer.weights.keys():
+                rows[:, columns[source]] += layer.weights[source]
+            return rows
+
+        z = over(last)
+        rest = over(self.net.output)
+        rows = []
         for k, (up, down) in enumerate(self.patterns):
             a = self._weights[k]
             above = slopes(up, last) * a.clamp_min(0)
             below = slopes(down, last) * (-a).clamp_min(0)
-            found.append((above @ z + rest[k], below @ z))
-        return tuple(found)
+            rows.append((above @ z + rest[k], below @ z))
+        return tuple(rows)
 
     def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Either maximum over its listed terms, (batch, outputs)."""
@@ -152,10 +154,10 @@ def split(net: Piecewise, cells: Regions, limit: float) -> Split:
             "give form='maximum'"
         )
     last = cells.patterns[:, net.layers[0].units :]
-    weights = net.output.weights.get(
-        2, torch.zeros(len(net.output.bias), last.shape[1], dtype=torch.float64)
-    )
-    return Split(
-        net,
-        tuple(((last & (a > 0)).unique(dim=0), (last & (a < 0)).unique(dim=0)) for a in weights),
-    )
+    none = torch.zeros(len(net.output.bias), last.shape[1], dtype=torch.float64)
+    patterns = []
+    for a in net.output.weights.get(2, none):
+        up = (last & (a > 0)).unique(dim=0)
+        down = (last & (a < 0)).unique(dim=0)
+        patterns.append((up, down))
+    return Split(net, tuple(patterns))
