@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from morphogen.data.preparation import Preparation
-from morphogen.data.target import decide_task, encode_target
+from morphogen.data.target import decide_task, encode_target, rare_note
 from morphogen.errors import DataError
 
 
@@ -80,7 +80,7 @@ def from_arrays(
     x: (n, features) or images (n, channels, height, width); uint8 images are divided by 255. y:
     (n,) labels of any kind or numbers; without `task` its values decide (see `decide_task`).
     Without x_test the test part is empty. DataError: shapes that do not fit, NaN or infinite
-    values, values that float32 cannot tell apart, a class with one row, a constant target.
+    values, values that float32 cannot tell apart, a constant target.
     """
     if (x_test is None) != (y_test is None):
         raise DataError("x_test and y_test belong together: give both or neither")
@@ -96,6 +96,7 @@ def from_arrays(
         )
     task, notes = decide_task(y, task)
     labels, labels_other, classes = encode_target(y, y_other, task)
+    notes += rare_note(labels, classes, "y_train")
     return Dataset(name, task, x, labels, x_other, labels_other, classes, notes=notes)
 
 
