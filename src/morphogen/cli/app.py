@@ -46,7 +46,8 @@ def as_options(message: str) -> str:
     def option(found: re.Match[str]) -> str:
         name = _RENAMED.get(found[1], found[1])
         value = found[2]
-        if name not in OPTIONS:
+        # no option takes a list as Python writes it
+        if name not in OPTIONS or value.startswith("["):
             return found[0]
         flag = f"--{name.replace('_', '-')}"
         return flag if value in ("", "True") else f"{flag} {value}"

@@ -124,7 +124,7 @@ def words(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
     """The words and pairs of words of each text, counted by their CRC-32 and standardised."""
     mean = np.asarray(column["mean"])
     z = (counted(cells, len(mean)) - mean) / np.asarray(column["scale"])
-    return np.clip(z, -column["clip"], column["clip"])
+    return np.asarray(np.clip(z, -column["clip"], column["clip"]))
 
 
 def counted(cells: pd.Series, size: int) -> np.ndarray:
@@ -186,7 +186,7 @@ def floats(cells: pd.Series, mark: str = ".") -> np.ndarray:
     mark of numbers that are written as text.
     """
     if cells.dtype.kind in "iufb":
-        return cells.to_numpy(np.float64, na_value=np.nan)
+        return np.asarray(cells.to_numpy(np.float64, na_value=np.nan))
     if cells.dtype.kind == "m":
         return np.asarray(cells.dt.total_seconds(), np.float64)
     if not isinstance(cells.dtype, pd.CategoricalDtype):
@@ -194,7 +194,7 @@ def floats(cells: pd.Series, mark: str = ".") -> np.ndarray:
         if mark == "." and not (numbers.isna() & cells.notna()).any():
             return np.asarray(numbers)
     codes, levels = pd.factorize(text(cells))
-    return np.array([*(written(level, mark) for level in levels), np.nan])[codes]
+    return np.asarray(np.array([*(written(level, mark) for level in levels), np.nan])[codes])
 
 
 def written(cell: str, mark: str) -> float:

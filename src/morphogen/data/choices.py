@@ -73,7 +73,7 @@ class Choices:
                 for name in (value,) if isinstance(value, str) else value or ():
                     require(frame, name, field.name)
         apart = {*targets, *self.drop, self.group, self.weights}
-        if wrong := sorted(apart & {*self.keep, *self.kinds}):
+        if wrong := [name for name in (*self.keep, *self.kinds) if name in apart]:
             raise DataError(
                 f"column {wrong[0]!r} is to be a feature and is dropped, or is the target, the "
                 "group or the weights: give it one part"
@@ -140,7 +140,7 @@ def row_weights(cells: pd.Series) -> np.ndarray:
     if wrong.any() or not values.sum() > 0:
         sample = cells[wrong].iloc[0] if wrong.any() else 0
         raise DataError(
-            f"weights={cells.name}: {sample!r} cannot be a row's weight: give numbers that are "
+            f"weights={cells.name}: {sample} cannot be a row's weight: give numbers that are "
             "not negative and not all 0"
         )
     return values

@@ -156,7 +156,7 @@ def as_numbers(cells: pd.Series) -> tuple[pd.Series, str]:
 
 def day_first(cells: pd.Series) -> bool:
     """Whether 1/2/2020 is in February, by all cells of a column of dates."""
-    return cells.dtype.kind != "M" and _day_first(_levels(cells))
+    return not _is_date(cells) and _day_first(_levels(cells))
 
 
 def min_frequency(rows: int) -> int:
@@ -167,7 +167,7 @@ def min_frequency(rows: int) -> int:
 
 
 def _is_date(cells: pd.Series) -> bool:
-    return cells.dtype.kind == "M"
+    return str(cells.dtype.kind) == "M"
 
 
 def _levels(cells: pd.Series) -> pd.Series:
@@ -202,7 +202,7 @@ def _usual_mark(votes: Mapping[str, dict[str, int]]) -> str:
 def _mostly(readable: int, counts: pd.Series) -> bool:
     """Whether so many cells are enough, words for a gap aside."""
     gaps = counts[[level.casefold() in GAPS for level in counts.index]].sum()
-    return readable > 0 and readable >= READABLE * (counts.sum() - gaps)
+    return bool(readable > 0 and readable >= READABLE * (counts.sum() - gaps))
 
 
 def _number_note(counts: pd.Series, mark: str) -> str:

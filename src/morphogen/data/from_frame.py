@@ -220,7 +220,7 @@ def _checked(frame: pd.DataFrame, targets: Sequence[str], name: str) -> _Table:
 def _known(frame: pd.DataFrame, target: str, name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The rows that have this target, which is made of numbers where it reads as such."""
     cells, note = as_numbers(frame[target])
-    notes = (f"target {target!r} {note}",) if note else ()
+    notes: tuple[str, ...] = (f"target {target!r} {note}",) if note else ()
     if note:
         frame = frame.assign(**{target: cells})
     check_finite(frame[[target]])

@@ -27,7 +27,7 @@ import pandas as pd
 
 from morphogen import record
 from morphogen.data import apply_preparation
-from morphogen.data.apply_preparation import PERIODS, calendar, counted, floats, moments, text
+from morphogen.data.apply_preparation import PERIODS, calendar, counted, floats, moments
 from morphogen.data.columns import EMPTY, Columns, min_frequency, sort_columns
 from morphogen.errors import DataError
 
@@ -142,8 +142,8 @@ class Preparation:
             names += [f"{category.name}=(other)"] if category.other else []
         for column in self.hashed:
             names += [f"{column.name}#{i}" for i in range(64)]
-        for column in self.words:
-            names += [f"{column.name}#{i}" for i in range(len(column.mean))]
+        for text in self.words:
+            names += [f"{text.name}#{i}" for i in range(len(text.mean))]
         for date in self.dates:
             for part in date.parts:
                 name = f"{date.name}.{part.name}"
@@ -263,7 +263,7 @@ def edges_of(values: np.ndarray, bins: int) -> np.ndarray:
 
 def _category(cells: pd.Series) -> Category:
     """The levels that are frequent enough, the most frequent ones where they are too many."""
-    counts = pd.Series(text(cells), dtype=object).value_counts().sort_index()
+    counts = pd.Series(apply_preparation.text(cells), dtype=object).value_counts().sort_index()
     kept = counts >= min_frequency(len(cells))
     if kept.sum() + 1 > MAX_COLUMNS:
         commonest = np.argsort(counts.to_numpy(), kind="stable")[-(MAX_COLUMNS - 1) :]

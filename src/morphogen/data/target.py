@@ -86,7 +86,7 @@ def class_indices(
             f"class {cells[places < 0][0]!r} of target {target.name!r} is in {part} only: remove "
             "those rows"
         )
-    return places.astype(np.int64)
+    return np.asarray(places, np.int64)
 
 
 def rare_note(y: np.ndarray, classes: tuple[str, ...], target: str) -> tuple[str, ...]:
