@@ -153,12 +153,31 @@ FAULTS = {
     "missing target": (lambda f: f, ["t.csv", "--target", "bys"], "buys"),
     "no target": (lambda f: f, ["t.csv"], "target"),
     "constant target": (lambda f: f.assign(buys="yes"), ["t.csv", "--target", "buys"], "buys"),
-    "class with one row": (
-        lambda f: f.assign(buys=["rare", *f.buys[1:]]),
-        ["t.csv", "--target", "buys"],
-        "rare",
+    "target in other letters": (
+        lambda f: f,
+        ["t.csv", "--target", "Buys"],
+        "did you mean 'buys'?",
     ),
-    "all-NaN column": (lambda f: f.assign(age=np.nan), ["t.csv", "--target", "buys"], "age"),
+    "no such column to drop": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--drop", "agee"],
+        "given as drop: did you mean 'age'?",
+    ),
+    "group and time": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--group", "town", "--time", "age"],
+        "--group town and --time age cannot be kept apart at once",
+    ),
+    "no such class weight": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--class-weight", "even"],
+        "--class-weight 'even' is unknown: give 'balanced'",
+    ),
+    "two columns of one name": (
+        lambda f: f.rename(columns={"age": "town"}),
+        ["t.csv", "--target", "buys"],
+        "has 2 columns 'town'",
+    ),
     "infinite values": (lambda f: f.assign(income=np.inf), ["t.csv", "--target", "buys"], "income"),
     "empty table": (lambda f: f[:0], ["t.csv", "--target", "buys"], "empty table"),
     "unknown set": (None, ["digitz"], "digits"),

@@ -131,7 +131,10 @@ def test_the_command_the_library_and_the_page_say_the_same(classes: Path, tmp_pa
     from_page, notes = page(classes, new)
     assert from_page.equals(printed)
     pd.testing.assert_frame_equal(page(classes, new, "--proba")[0], chances, atol=1e-5)
-    assert "note: column 'age': 1 text cells, such as 'old': read as missing" in notes
+    assert notes == "".join(
+        f"note: column '{name}': 1 cells that cannot be read, such as '{first}': read as missing\n"
+        for name, first in (("age", "old"), ("member", "maybe"))
+    )
 
 
 def test_a_regression_is_in_the_targets_own_unit(dates: Path, tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_a_stray_text_is_a_gap_with_one_note_a_column(
     assert [len(part) for part in parts] == [9] * 10 + [5]
     assert pd.concat(parts).to_csv(index=False) == whole
     assert strays.notes() == (
-        "column 'age': 3 text cells where training had numbers, such as 'text 10': read as missing",
+        "column 'age': 3 cells that cannot be read, such as 'text 10': read as missing",
     )
 
 
@@ -283,15 +286,15 @@ def test_classes_and_columns_are_data_in_every_file(classes: Path) -> None:
     structure = json.loads((classes / "structure.json").read_text())
     about = onnxruntime.InferenceSession(classes / "model.onnx").get_modelmeta()
     said = {key: json.loads(about.custom_metadata_map[key]) for key in ("classes", "columns")}
-    assert (structure["classes"], structure["target"]) == (names, "buys")
+    assert (structure["classes"], structure["targets"]) == (names, ["buys"])
     assert said["classes"] == names
-    assert about.custom_metadata_map["target"] == "buys"
+    assert json.loads(about.custom_metadata_map["targets"]) == ["buys"]
     assert about.custom_metadata_map["task"] == structure["task"] == "classification"
     assert sorted(structure["columns"]) == sorted(said["columns"]) == sorted(columns)
     room: dict = {"__file__": str(classes / "model.py"), "__name__": "model"}
     exec((classes / "model.py").read_text(), room)
     assert room["CLASSES"] == tuple(names)
-    assert room["TARGET"] == "buys"
+    assert room["TARGETS"] == ("buys",)
     assert room["predict"](shop(9)).equals(mg.predict(classes, shop(9)))
 
 
@@ -313,7 +316,7 @@ def test_a_part_fits_into_memory() -> None:
     class Session:
         pass
 
-    scorer = scoring.Scorer(Session(), "classification", "y", ("a", "b"), None, (20,))  # type: ignore[arg-type]
+    scorer = scoring.Scorer(Session(), "classification", ("y",), ("a", "b"), None, (20,))  # type: ignore[arg-type]
     assert scoring.rows_at_once(scorer) == 100_000
     assert scoring.rows_at_once(replace(scorer, features=(3, 224, 224))) == 100
     assert scoring.rows_at_once(replace(scorer, features=(2_000,))) == 4_194

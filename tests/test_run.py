@@ -184,7 +184,7 @@ def test_the_control_is_cut_or_not_begun_where_time_is_short() -> None:
 
 
 def evaluated(data: Dataset) -> tuple[Fitted, Evaluation]:
-    fitted = fit(data, Settings(), recipe=replace(QUICK, epochs=10))
+    fitted = fit(data, Settings(), recipe=replace(QUICK, epochs=40))
     return fitted, evaluate(fitted, data)
 
 

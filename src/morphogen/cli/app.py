@@ -66,7 +66,8 @@ def as_options(message: str) -> str:
     def option(match: re.Match[str]) -> str:
         name = _RENAMED.get(match[1], match[1])
         value = match[2]
-        if name not in OPTIONS:
+        # no option takes a list as Python writes it
+        if name not in OPTIONS or value.startswith("["):
             return match[0]
         flag = f"--{name.replace('_', '-')}"
         return flag if value in ("", "True") else f"{flag} {value}"

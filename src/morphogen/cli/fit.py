@@ -1,5 +1,6 @@
 """`morphogen fit`: learn a network of the right shape for a data set."""
 
+import csv
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -21,16 +22,41 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="digits, mnist, fashion-mnist, cifar10, adult, california-housing, or a CSV or "
-            "Parquet file"
+            help="digits, mnist, fashion-mnist, cifar10, adult, california-housing, a table (CSV, "
+            "Parquet, Feather, JSON lines, Excel; also compressed), or a folder of images"
         ),
     ],
-    target: Annotated[str | None, typer.Option(help="column to predict (files)")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="column to predict (files); several numeric ones with commas"),
+    ] = None,
     task: Annotated[
         Task | None, typer.Option(help="override what the target column suggests")
     ] = None,
     test: Annotated[
         str | None, typer.Option(help="file with the test rows; otherwise a fifth is set aside")
+    ] = None,
+    valid: Annotated[
+        str | None, typer.Option(help="file with the rows that decide; otherwise some are held out")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="columns to leave out")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="the only columns to learn from")] = None,
+    categorical: Annotated[
+        list[str] | None, typer.Option(help="columns whose numbers are names")
+    ] = None,
+    numeric: Annotated[
+        list[str] | None, typer.Option(help="columns of numbers, whatever they look like")
+    ] = None,
+    date: Annotated[list[str] | None, typer.Option(help="columns of dates")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="column whose values are on one side of every split")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="column that sorts the rows: the past predicts the future")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="column with each row's weight")] = None,
+    class_weight: Annotated[
+        str | None, typer.Option(help="balanced: each class counts alike")
     ] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="most parameters")] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed")] = 0,
@@ -84,7 +110,21 @@ def fit(
     from morphogen.fitting.run import Left, Options, run
 
     dataset = load_data(
-        data, target=target, task=task.value if task else None, test=test, seed=seed
+        data,
+        target=_columns(target) or None,
+        task=task.value if task else None,
+        test=test,
+        valid=valid,
+        seed=seed,
+        drop=_columns(drop),
+        keep=_columns(keep),
+        categorical=_columns(categorical),
+        numeric=_columns(numeric),
+        date=_columns(date),
+        group=group,
+        time=time,
+        weights=weights,
+        class_weight=class_weight,
     )
     options = Options(resume, baselines, control, compress, quiet, until)
     try:
@@ -103,3 +143,10 @@ def fit(
         again = f"go on with the same options and --out {error.folder} --resume"
         sys.stderr.write(f"stopped; {again if error.kept else 'nothing was kept yet'}\n")
         raise typer.Exit(130) from None
+
+
+def _columns(given: list[str] | None) -> tuple[str, ...]:
+    """Names given one an option or with commas between them; one with a comma in it is quoted, as
+    in a CSV file.
+    """
+    return tuple(name.strip() for row in csv.reader(given or []) for name in row if name.strip())

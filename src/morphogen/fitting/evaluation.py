@@ -5,14 +5,15 @@ are right, and which columns it relies on. `evaluate(fitted, dataset) -> Evaluat
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn import metrics
 from torch import Tensor, nn
 
+from morphogen.data.apply_preparation import KINDS
 from morphogen.data.dataset import Dataset
 from morphogen.deadline import NEVER, Deadline
 from morphogen.fitting.fit import Fitted
@@ -227,10 +228,7 @@ def _groups(dataset: Dataset) -> Iterator[tuple[str, list[int]]]:
 
 def _sizes(constants: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """(column, how many features it becomes), in the order of x."""
-    for column in constants["numbers"]:
-        bins = sum(1 for _ in pairwise(column["edges"]))
-        yield column["name"], 1 + bins + int(column["missing"])
-    for column in constants["categories"]:
-        yield column["name"], len(column["levels"]) + int(column["other"])
-    for column in constants["hashed"]:
-        yield column["name"], 64
+    gap = pd.Series([None], dtype=object)
+    for kind, read in KINDS.items():
+        for column in constants[kind]:
+            yield column["name"], read(gap, column).shape[1]

@@ -86,7 +86,7 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
         prepare=prepare_source(dataset.prepare) if dataset.prepare else "",
         input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; "
         f"output {result}.",
-        target=dataset.target,
+        targets=dataset.targets or (dataset.target,) * bool(dataset.target),
         classes=dataset.classes,
     )
 
@@ -97,7 +97,7 @@ def trained_for(dataset: Dataset) -> dict[str, object]:
     """
     return {
         "task": dataset.task,
-        "target": dataset.target,
+        "targets": list(dataset.targets) or [dataset.target] * bool(dataset.target),
         "classes": list(dataset.classes),
         "columns": list(dataset.prepare.columns) if dataset.prepare else None,
     }

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
-from morphogen.data.apply_preparation import as_numbers, prepare, readable
+from morphogen.data.apply_preparation import floats, prepare, readable, unread
 from morphogen.errors import DataError, RunError
 from morphogen.fitting.row_parts import row_parts
 
@@ -34,7 +34,7 @@ class Scorer:
 
     session: onnxruntime.InferenceSession
     task: str
-    target: str
+    targets: tuple[str, ...]
     classes: tuple[str, ...]
     constants: dict[str, Any] | None
     features: tuple[int, ...]
@@ -49,7 +49,7 @@ class Scorer:
         """Columns whose cells are names, even where they look like numbers."""
         if self.constants is None:
             return frozenset()
-        kinds = ("categories", "hashed")
+        kinds = ("categories", "hashed", "words")
         return frozenset(column["name"] for kind in kinds for column in self.constants[kind])
 
 
@@ -68,15 +68,15 @@ class Strays:
 
     def notes(self) -> tuple[str, ...]:
         return tuple(
-            f"column {name!r}: {count:,} text cell{'s' if count > 1 else ''} where training had "
-            f"numbers, such as {first!r}: read as missing"
+            f"column {name!r}: {count:,} cell{'s' if count > 1 else ''} that cannot be read, "
+            f"such as {first!r}: read as missing"
             for name, (count, first) in self.seen.items()
         )
 
 
 def predict(run: str | Path, table: pd.DataFrame, proba: bool = False) -> pd.DataFrame:
-    """What a finished run says about the rows of a table, (rows, 1): a column named after the
-    target, of class names or numbers in its own unit. proba: (rows, classes), a column a class.
+    """What a finished run says about the rows of a table, (rows, targets): columns named after the
+    targets, of class names or numbers in their own unit. proba: (rows, classes), a column a class.
 
     Gaps and unknown categories are read as in training, text where training had numbers as a gap;
     further columns are ignored. Raises `RunError` where the folder holds no finished run, and
@@ -144,7 +144,7 @@ def load_scorer(run: str | Path) -> Scorer:
         task = about["task"]
         classes = tuple(map(str, json.loads(about["classes"])))
         prepared = json.loads(about["columns"]) is not None
-        target = about["target"]
+        targets = tuple(map(str, json.loads(about["targets"])))
     except (KeyError, ValueError) as error:
         raise RunError(
             f"{path} does not say what it was trained for (it lacks {error}): an older version "
@@ -152,7 +152,7 @@ def load_scorer(run: str | Path) -> Scorer:
         ) from error
     constants = _read_constants(folder) if prepared else None
     features = tuple(session.get_inputs()[0].shape[1:])
-    return Scorer(session, task, target, classes, constants, features)
+    return Scorer(session, task, targets, classes, constants, features)
 
 
 def rows_at_once(scorer: Scorer) -> int:
@@ -180,9 +180,10 @@ def _inputs(scorer: Scorer, table: pd.DataFrame, strays: Strays) -> np.ndarray:
     if scorer.constants is None:
         return _features(scorer, table)
     try:
-        table, seen = readable(table, scorer.constants)
-        strays.add(seen)
-        return prepare(table, scorer.constants)
+        table = readable(table, scorer.constants)
+        x = prepare(table, scorer.constants)
+        strays.add(unread(table, scorer.constants))
+        return x
     except ValueError as error:
         raise DataError(str(error)) from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -197,7 +198,7 @@ def _features(scorer: Scorer, table: pd.DataFrame) -> np.ndarray:
             f"the table has {table.shape[1]} columns; the network reads {wanted} features in "
             f"their order, {'x'.join(map(str, scorer.features))}"
         )
-    columns = [as_numbers(table[name])[0].to_numpy() for name in table.columns]
+    columns = [floats(table[name]) for name in table.columns]
     x = np.stack(columns, axis=1).astype(np.float32)
     if np.isnan(x).any():
         name = table.columns[int(np.isnan(x).any(axis=0).argmax())]
@@ -209,14 +210,14 @@ def _features(scorer: Scorer, table: pd.DataFrame) -> np.ndarray:
 
 
 def _named_result(scorer: Scorer, result: np.ndarray, index: pd.Index, proba: bool) -> pd.DataFrame:
-    name = scorer.target or "prediction"
+    names = pd.Index(scorer.targets or ("prediction",))
     if scorer.task == "regression":
-        return pd.DataFrame({name: result[:, 0]}, index=index)
+        return pd.DataFrame(result, columns=names, index=index)
     if proba:
         columns = pd.Index(scorer.classes)
         return pd.DataFrame(probabilities(result)[:, : len(columns)], columns=columns, index=index)
     labels = np.array(scorer.classes, dtype=object)[result.argmax(axis=1)]
-    return pd.DataFrame({name: labels}, index=index)
+    return pd.DataFrame(labels, columns=names, index=index)
 
 
 def _slices(table: pd.DataFrame, rows: int) -> Iterator[pd.DataFrame]:

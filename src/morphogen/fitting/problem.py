@@ -11,11 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from morphogen.data.dataset import Dataset
-from morphogen.errors import DataError
+from morphogen.data.split import holdout
 from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.layers.penalty import quadratic
@@ -26,7 +25,6 @@ from morphogen.training.train import Batches, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 LOOKED_AT = 2000  # validation examples of one evaluation; more would decide nothing
-_HELD_OUT = 6000  # most rows that are ever held out for decisions
 
 
 PolicyName = Literal["trial", "prune-expand", "gradmax", "natural", "firefly", "stochastic"]
@@ -69,7 +67,7 @@ class Problem:
         self.metric = metric_for(settings.metric, dataset.task)
         # a DAG knows no neighbours
         self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"
-        inside, held = split_rows(dataset, seed)
+        inside, held = holdout(dataset, seed)
         self.recipe = recipe or recipe_for(self.images, len(inside), dataset.flip)
         y = dataset.y_train.astype(np.float64)
         self.mean, self.scale = (
@@ -179,28 +177,6 @@ def threads_for(problem: Problem) -> AbstractContextManager[None]:
     """
     small = problem.batches.size * problem.x[0].numel() < _WORTH_THREADS
     return threads(1 if small else None)
-
-
-def split_rows(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to train on, rows held out): a tenth, at least 200 where that is at most a quarter,
-    stratified where possible.
-    """
-    n = len(dataset.x_train)
-    if n < 2:
-        raise DataError(f"{n} sample in the training part; give at least 2")
-    held = min(max(1, n // 10, min(200, n // 4)), _HELD_OUT)
-    rows = np.arange(n)
-    y = dataset.y_train
-    stratify = None
-    if dataset.task == "classification":
-        _, counts = np.unique(y, return_counts=True)
-        stratify = (
-            y if counts.min() >= 2 and held >= len(counts) and n - held >= len(counts) else None
-        )
-    inside, out = train_test_split(
-        rows, test_size=held, random_state=seed % 2**32, stratify=stratify
-    )
-    return inside, out
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """A table in a file, some rows at a time: `row_parts`."""
 
+import csv
+import gzip
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -7,8 +9,12 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from morphogen.data.tables import SEPARATORS, TEXT_ENDINGS, read_table, table_ending
+from morphogen.data.tables import TEXT_ENDINGS, read_table, table_ending
+from morphogen.data.text_table import COMMENTS, delimiter_of
 from morphogen.errors import DataError
+
+_SAMPLE = 2**18  # bytes that say how a file is written
+_LINES = 50
 
 
 def row_parts(
@@ -25,8 +31,9 @@ def row_parts(
         whole = read_table(path)  # says what is wrong
         ending = ""
     try:
-        if ending in TEXT_ENDINGS:
-            yield from _text_parts(path, rows, columns, texts)
+        way = _way(path, ending)
+        if way is not None:
+            yield from _text_parts(path, way, rows, columns, texts)
         elif ending == ".parquet":
             yield from _parquet_parts(path, rows, columns)
         else:
@@ -44,15 +51,19 @@ def row_parts(
 
 
 def _text_parts(
-    path: Path, rows: int, columns: Sequence[str] | None, texts: Collection[str]
+    path: Path,
+    way: tuple[str, list[str]],
+    rows: int,
+    columns: Sequence[str] | None,
+    texts: Collection[str],
 ) -> Iterator[pd.DataFrame]:
-    separator, header = _header(path)
+    separator, header = way
     _require(columns, [name.strip() for name in header], path)
     wanted = None if columns is None else set(columns)
     kept = [name for name in header if wanted is None or name.strip() in wanted]
     reader = pd.read_csv(
         path,
-        sep=separator,
+        sep=r"\s+" if separator == " " else separator,
         usecols=kept,
         dtype={name: str for name in kept if name.strip() in texts},
         chunksize=rows,
@@ -66,16 +77,26 @@ def _text_parts(
             yield part.rename(columns=lambda name: str(name).strip())
 
 
-def _header(path: Path) -> tuple[str, list[str]]:
-    """(separator, column names): the separator that makes most columns of the first line."""
-    headers = {}
-    for separator in SEPARATORS:
-        first = pd.read_csv(
-            path, sep=separator, nrows=0, encoding="utf-8-sig", skipinitialspace=True
-        )
-        headers[separator] = list(map(str, first.columns))
-    best = max(SEPARATORS, key=lambda separator: len(headers[separator]))
-    return best, headers[best]
+def _way(path: Path, ending: str) -> tuple[str, list[str]] | None:
+    """(separator, column names) of text that can be read part by part: in UTF-8, packed by gzip at
+    most, without comment lines. None for anything else.
+    """
+    if ending.removesuffix(".gz") not in TEXT_ENDINGS:
+        return None
+    with gzip.open(path) if ending.endswith(".gz") else path.open("rb") as file:
+        start = file.read(_SAMPLE)
+        whole = len(start) < _SAMPLE
+    try:
+        # the last letter of a sample may be cut
+        text = start.decode("utf-8-sig") if whole else start[:-4].decode("utf-8-sig", "ignore")
+    except UnicodeDecodeError:
+        return None
+    lines = [line for line in text.splitlines()[:_LINES] if line.strip()]
+    if not lines or text.lstrip().startswith(COMMENTS) or "\0" in text:
+        return None
+    separator = delimiter_of(lines)
+    names = next(csv.reader(lines[:1], delimiter=separator, skipinitialspace=True))
+    return separator, names
 
 
 def _parquet_parts(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:

@@ -21,7 +21,7 @@ def source(
     note: str = "",
     prepare: str = "",
     input_hint: str = "",
-    target: str = "",
+    targets: Sequence[str] = (),
     classes: Sequence[str] = (),
 ) -> str:
     """Python source of a class `Net` equal to `model`, a flat `nn.Sequential` of plain modules as
@@ -30,7 +30,7 @@ def source(
     The page reads `model.safetensors` beside it and imports torch and safetensors only. title,
     note: its docstring, any text. prepare: source of a function `prepare(table)` to be put before
     the network; then the page also has `predict(table)` and scores a file that it is started with.
-    input_hint: what the network expects. target: the column that is predicted. classes: in the
+    input_hint: what the network expects. targets: columns that are predicted. classes: in the
     order of the outputs; none for a regression. Raises `Unsupported` for a module that is not
     in the table below, and for a value that has no plain way to be written.
     """
@@ -65,7 +65,7 @@ def source(
         classes=_LEVELS if any(_is_levels(module) for module in model) else "",
         layers="\n".join(layers),
         input_hint=f"\n    {_text(input_hint)}\n    " if input_hint else "",
-        constants=_constants(target, classes),
+        constants=_constants(targets, classes),
         scores=scores,
     )
 
@@ -114,22 +114,22 @@ _SCORES_IMPORTS = ["import argparse", "import sys"]
 _SCORES = '''def predict(table: pd.DataFrame, proba: bool = False) -> pd.DataFrame:
     """A column named after the target; with `proba` the probability of each class, a column a class.
 
-    Text where training had numbers is a gap, which is said on standard error; further columns are ignored.
+    What cannot be read as training did is a gap, which is said on standard error; further columns are ignored.
     """
     constants = json.loads(Path(__file__).with_name("preparation.json").read_text(encoding="utf-8"))
-    table, strays = readable(table, constants)
-    for name, (count, first) in strays.items():
-        print(f"note: column {name!r}: {count:,} text cells, such as {first!r}: read as missing", file=sys.stderr)
+    table = readable(table, constants)
     x = torch.as_tensor(prepare(table, constants))
+    for name, (count, first) in unread(table, constants).items():
+        print(f"note: column {name!r}: {count:,} cells that cannot be read, such as {first!r}: read as missing", file=sys.stderr)
     with torch.no_grad():
         out = load()(x)
     if not CLASSES:
-        return pd.DataFrame({TARGET: out[:, 0].numpy()}, index=table.index)
+        return pd.DataFrame(out.numpy(), columns=list(TARGETS), index=table.index)
     if proba:
         chances = out.softmax(1)[:, : len(CLASSES)].numpy()
         return pd.DataFrame(chances, columns=list(CLASSES), index=table.index)
     names = np.array(CLASSES, dtype=object)[out.argmax(1).numpy()]
-    return pd.DataFrame({TARGET: names}, index=table.index)
+    return pd.DataFrame(names, columns=list(TARGETS), index=table.index)
 
 
 def read(path: str) -> pd.DataFrame:
@@ -137,7 +137,7 @@ def read(path: str) -> pd.DataFrame:
     if path.endswith(".parquet"):
         return pd.read_parquet(path)
     constants = json.loads(Path(__file__).with_name("preparation.json").read_text(encoding="utf-8"))
-    names = {column["name"] for kind in ("categories", "hashed") for column in constants[kind]}
+    names = {column["name"] for kind in ("categories", "hashed", "words") for column in constants[kind]}
     how = {"encoding": "utf-8-sig", "skipinitialspace": True, "na_values": ["?"]}
     headers = {sep: pd.read_csv(path, sep=sep, nrows=0, **how).columns for sep in ",;\\t|"}
     sep = max(headers, key=lambda sep: len(headers[sep]))
@@ -179,13 +179,13 @@ _LEVELS = '''class Levels(nn.Module):
 '''
 
 
-def _constants(target: str, classes: Sequence[str]) -> str:
+def _constants(targets: Sequence[str], classes: Sequence[str]) -> str:
     """What the outputs are, as data."""
-    lines = [f"TARGET = {_literal(target or 'prediction')}"] if target else []
+    lines = [f"TARGETS = {_literal(tuple(targets))}"] if targets else []
     if classes:
         names = "".join(f"    {_literal(name)},\n" for name in classes)
         lines.append(f"CLASSES = (\n{names})  # in the order of the outputs")
-    elif target:
+    elif targets:
         lines.append("CLASSES = ()  # none: the output is the target in its own unit")
     return "\n".join(lines) + "\n\n\n" if lines else ""
 
