@@ -81,7 +81,8 @@ def run(data: str, seed: int) -> dict[str, Any]:
             "--out",
             f"{folder}/run",
         ]
-        arguments += ["--baselines"] if data in BASELINES and seed == 0 else []
+        compared = data in BASELINES and seed == 0
+        arguments += ["--baselines" if compared else "--no-baselines"]
         began = time.perf_counter()
         command = [sys.executable, "-c", "from morphogen.cli.app import main; main()", *arguments]
         subprocess.run(command, check=True)

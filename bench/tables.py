@@ -350,9 +350,9 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     tables = losses.index.get_level_values("table").nunique()
     lines += [f"{tables} tables, {len(losses)} runs; log loss or RMSE.", ""]
     lines += [
-        "Ratio: of morphogen's loss to the model's. Won, lost: shares of the runs.",
+        "Ratio: of our loss to the model's. Won, lost: shares of the runs.",
         "",
-        "| model | mean rank | ratio | loss won | error won | error lost | worst ratio | median s |",
+        "| model | mean rank | ratio | loss won | error won | error lost | worst | median s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     ranks = losses.rank(axis=1).mean()

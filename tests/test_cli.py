@@ -72,6 +72,8 @@ def test_a_run_leaves_its_files_and_says_the_result(finished: Path) -> None:
     assert [row["name"] for row in metrics["table"]] == [
         "found by morphogen",
         "same shape from scratch",
+        "linear model",
+        "gradient boosting",
     ]
     structure = json.loads((run / "structure.json").read_text())
     assert structure["schema"] == 3
@@ -130,7 +132,7 @@ def test_a_second_run_takes_a_new_folder_and_out_refuses_the_old(finished: Path)
         cwd=finished,
     )
     assert again.returncode == 0, again.stderr
-    assert again.stdout == ""
+    assert again.stdout == "runs/shop-2\n"
     assert (finished / "runs" / "shop-2" / "report.html").exists()
 
 
@@ -151,12 +153,31 @@ FAULTS = {
     "missing target": (lambda f: f, ["t.csv", "--target", "bys"], "buys"),
     "no target": (lambda f: f, ["t.csv"], "target"),
     "constant target": (lambda f: f.assign(buys="yes"), ["t.csv", "--target", "buys"], "buys"),
-    "class with one row": (
-        lambda f: f.assign(buys=["rare", *f.buys[1:]]),
-        ["t.csv", "--target", "buys"],
-        "rare",
+    "target in other letters": (
+        lambda f: f,
+        ["t.csv", "--target", "Buys"],
+        "did you mean 'buys'?",
     ),
-    "all-NaN column": (lambda f: f.assign(age=np.nan), ["t.csv", "--target", "buys"], "age"),
+    "no such column to drop": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--drop", "agee"],
+        "given as drop: did you mean 'age'?",
+    ),
+    "group and time": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--group", "town", "--time", "age"],
+        "--group town and --time age cannot be kept apart at once",
+    ),
+    "no such class weight": (
+        lambda f: f,
+        ["t.csv", "--target", "buys", "--class-weight", "even"],
+        "--class-weight 'even' is unknown: give 'balanced'",
+    ),
+    "two columns of one name": (
+        lambda f: f.rename(columns={"age": "town"}),
+        ["t.csv", "--target", "buys"],
+        "has 2 columns 'town'",
+    ),
     "infinite values": (lambda f: f.assign(income=np.inf), ["t.csv", "--target", "buys"], "income"),
     "empty table": (lambda f: f[:0], ["t.csv", "--target", "buys"], "empty table"),
     "unknown set": (None, ["digitz"], "digits"),
@@ -236,7 +257,7 @@ def test_help_is_fast_to_read_and_complete(tmp_path: Path) -> None:
     text = call("fit", "--help", cwd=tmp_path).stdout
     for option in (
         "--target --task --test --budget --seed --time-limit --out --resume --device "
-        "--quiet --baselines"
+        "--quiet --baselines --metric"
     ).split():
         assert option in text
 

@@ -1,5 +1,7 @@
 """What a table's network learns from: folds of several models, weighed out of fold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,8 @@ def rows_of(dataset: Dataset) -> Rows:
     regression = dataset.task == "regression"
     y = Scaling.of(dataset).standardised(dataset.y_train) if regression else dataset.y_train
     count = 1 if regression else len(dataset.classes)
-    return Rows(dataset.x_train, y, count, regression, np.arange(dataset.x_train.shape[1]))
+    columns = np.arange(dataset.x_train.shape[1])
+    return Rows(dataset.x_train, y, count, regression, columns, np.ones(len(y), np.float32))
 
 
 def test_members_are_plain_networks_side_by_side() -> None:
@@ -61,8 +64,8 @@ def test_a_member_learns_as_if_it_were_alone() -> None:
     alone = Members(2, (4, 8, 3), 0.0, seed=0)
     for mine, theirs in zip(alone.parameters(), both.parameters(), strict=True):
         mine.data = theirs.data[:1].clone()
-    train_members(both, x, y, halves, cross_entropy, how, seed=0)
-    train_members(alone, x, y, halves[:1], cross_entropy, how, seed=0)
+    train_members(both, x, y, torch.ones(60), halves, cross_entropy, how, seed=0)
+    train_members(alone, x, y, torch.ones(60), halves[:1], cross_entropy, how, seed=0)
     assert torch.allclose(both(x)[0], alone(x)[0], atol=1e-5)
 
 
@@ -72,8 +75,10 @@ def test_a_member_keeps_its_best_epoch() -> None:
     few = Members(1, (6, 32, 2), 0.0, seed=0)
     many = Members(1, (6, 32, 2), 0.0, seed=0)
     how = {"rate": 0.02, "decay": 0.0, "dropout": 0.0, "patience": 1000}
-    train_members(few, x, y, fold, cross_entropy, Training(epochs=1, **how), seed=0)
-    train_members(many, x, y, fold, cross_entropy, Training(epochs=200, **how), seed=0)
+    train_members(few, x, y, torch.ones(40), fold, cross_entropy, Training(epochs=1, **how), seed=0)
+    train_members(
+        many, x, y, torch.ones(40), fold, cross_entropy, Training(epochs=200, **how), seed=0
+    )
     held = [float(cross_entropy(m(x[30:]), y[None, 30:]).mean()) for m in (few, many)]
     assert held[1] < 1.0  # 200 epochs end far above log 2 where the last one is kept
 
@@ -104,13 +109,13 @@ def test_out_of_fold_is_what_scikit_learn_says() -> None:
 def test_weights_add_up_to_one_and_find_the_better() -> None:
     draw = np.random.default_rng(0)
     y = draw.integers(2, size=2000)
-    rows = Rows(np.zeros((2000, 1), np.float32), y, 2, False, np.arange(1))
+    rows = Rows(np.zeros((2000, 1), np.float32), y, 2, False, np.arange(1), np.ones(2000))
     good = np.full((2000, 2), 0.1)
     good[np.arange(2000), np.where(draw.random(2000) < 0.9, y, 1 - y)] = 0.9
     weights = weigh([good, np.full((2000, 2), 0.5)], rows)
     assert weights.sum() == pytest.approx(1)
     assert weights[0] > 0.9
-    numbers = Rows(rows.x, y[:, None].astype(float), 1, True, np.arange(1))
+    numbers = replace(rows, y=y[:, None].astype(float), outputs=1, regression=True)
     weights = weigh([y[:, None] + 0.01, draw.normal(size=(2000, 1))], numbers)
     assert weights == pytest.approx([1, 0], abs=0.02)
 
@@ -121,6 +126,18 @@ def test_the_teacher_is_at_least_as_good_as_its_parts_out_of_fold() -> None:
     taught = teach(rows, folds(dataset, 3, 0), 0)
     best = min(out_of_fold_loss(part.out_of_fold, rows) for part in taught.parts.values())
     assert out_of_fold_loss(taught.out_of_fold, rows) <= best * 1.001
+
+
+def test_weights_of_rows_count_as_copies_of_them() -> None:
+    dataset = diabetes()
+    rows = rows_of(dataset)
+    weight = np.where(np.arange(len(rows.x)) % 3, 1, 4).astype(np.float32)
+    heavy = replace(rows, weight=weight)
+    inside, held = np.arange(150), np.arange(150, len(rows.x))
+    said = KINDS["linear"](heavy, [(inside, held)], 0, lambda: False).out_of_fold
+    copies = np.repeat(inside, weight[:150].astype(int))
+    ridges = [Ridge(c).fit(rows.x[copies], rows.y[copies]).predict(rows.x[held]) for c in PENALTIES]
+    assert min(np.abs(r.reshape(-1, 1) - said[held]).max() for r in ridges) < 1e-4
 
 
 def test_time_that_is_over_leaves_one_kind() -> None:

@@ -162,21 +162,32 @@ def _page(classes: tuple[str, ...], name: str) -> tuple[str, nn.Sequential]:
     return page(plain, dataset, Report(name, name, "classification", "accuracy", 0, rounds)), plain
 
 
-def _code(text: str) -> tuple[str, list[str | None]]:
-    """(a page's code without its docstrings, the docstrings)."""
+def _code(text: str) -> tuple[str, list[str | None], object]:
+    """(a page's code without its docstrings and without its classes, the docstrings, the
+    classes).
+    """
     tree = ast.parse(text)
     told = []
+    (names,) = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CLASSES"
+    ]
+    classes = ast.literal_eval(names.value)
+    tree.body.remove(names)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             told.append(ast.get_docstring(node, clean=False))
             if told[-1] is not None:
                 node.body = node.body[1:]
-    return ast.dump(tree), told
+    return ast.dump(tree), told, classes
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_label_and_no_file_name_reaches_the_code_of_a_page(seed: int) -> None:
-    """The code is the same as with harmless names, and the docstring says the name as it is."""
+    """The code is the same as with harmless names, the docstring says the name as it is, and the
+    classes are data.
+    """
     harmless = _code(_page(("a", "b", "c"), "shop")[0])[0]
     draw = np.random.default_rng(seed)
     letters = [*"\"'\\\n\r\0{}#%NUxu0 ", "\ud800", "\u2028"]
@@ -185,13 +196,12 @@ def test_no_label_and_no_file_name_reaches_the_code_of_a_page(seed: int) -> None
         warnings.simplefilter("error")
         for name in names:
             classes = (name, *map(str, draw.choice(names, 2)))
-            code, told = _code(_page(classes, name)[0])
+            code, told, data = _code(_page(classes, name)[0])
             assert code == harmless
-            assert told[0] == (
-                f"3 \u2013 3: a network for '{name}', found by training\n\n"
-                + f"Classes, in order of the outputs:\n{', '.join(classes)}".strip()
-                + "\n"
-            ).replace("3 \u2013 3", told[0].split(":")[0])
+            assert data == classes
+            assert told[0] == (f"3 \u2013 3: a network for '{name}', found by training\n").replace(
+                "3 \u2013 3", told[0].split(":")[0]
+            )
 
 
 def test_a_page_with_every_label_runs_isolated_and_is_the_network(tmp_path: Path) -> None:
@@ -206,14 +216,15 @@ def test_a_page_with_every_label_runs_isolated_and_is_the_network(tmp_path: Path
         "spec = importlib.util.spec_from_file_location('model', sys.argv[1]); model = "
         "importlib.util.module_from_spec(spec);"
         "spec.loader.exec_module(model); torch.save((model.load()(torch.load('x.pt')), "
-        "model.__doc__), 'y.pt')"
+        "(model.__doc__, model.CLASSES)), 'y.pt')"
     )
     subprocess.run(
         [sys.executable, "-I", "-c", code, str(tmp_path / "model.py")], cwd=tmp_path, check=True
     )
-    seen, told = torch.load(tmp_path / "y.pt")
+    seen, (told, classes) = torch.load(tmp_path / "y.pt")
     torch.testing.assert_close(seen, plain(x), rtol=0, atol=1e-6)
-    assert ", ".join(LABELS) in told
+    assert classes == tuple(LABELS)
+    assert told.startswith('linear 3 – linear 39: a network for \'C:\\Users\\x """ \\N\'')
     done = subprocess.run(
         [sys.executable, "-I", "-W", "error", str(tmp_path / "model.py")],
         capture_output=True,

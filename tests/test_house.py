@@ -112,7 +112,7 @@ def test_private_names_stay_in_their_file() -> None:
             assert not [name for name in names if name.startswith("_")], (path, module)
 
 
-@pytest.mark.parametrize("verb", ["", "fit", "reproduce", "verify", "compress", "diff"])
+@pytest.mark.parametrize("verb", ["", "fit", "predict", "reproduce", "verify", "compress", "diff"])
 def test_help_loads_no_torch(verb: str) -> None:
     code = (
         "import sys\n"

@@ -37,6 +37,7 @@ from .errors import Unsupported as Unsupported
 from .fitting.estimator import MorphogenClassifier as MorphogenClassifier
 from .fitting.estimator import MorphogenRegressor as MorphogenRegressor
 from .fitting.fit import fit as fit
+from .fitting.predict import predict as predict
 from .layers.dag.module import Dag as Dag
 from .layers.depth import LearnedDepth as LearnedDepth
 from .layers.linked import LKELU as LKELU

@@ -7,9 +7,11 @@ import json
 import os
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -219,13 +221,66 @@ class Change:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of the final table. `score` is on the test part; None where there is none."""
+    """One line of the final table. `score` (the metric) and `loss` are on the test part; None where
+    there is none.
+    """
 
     name: str
     score: float | None
     parameters: int | None
     seconds: float | None
     note: str = ""
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of about one probability: the mean of what was said, how often it was true, and how many
+    rows they are.
+    """
+
+    said: float
+    true: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve through points (x, y), and the area under it."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    area: float
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much the loss rises without what a column says; low, high: a 95 % interval."""
+
+    column: str
+    rise: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The network on rows that it has not seen. part: "test", or "validation" where there are no
+    test rows.
+
+    Of classes: confusion[true][predicted] counts rows; reliability; a curve a class. Of numbers:
+    residuals, pairs of (prediction, true value less prediction).
+    """
+
+    part: str
+    rows: int
+    classes: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    reliability: tuple[Bin, ...] = ()
+    roc: tuple[Line, ...] = ()
+    precision_recall: tuple[Line, ...] = ()
+    residuals: tuple[tuple[float, float], ...] = ()
+    importance: tuple[Importance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,8 +292,7 @@ class Report:
     name: str
     data: str
     task: Task
-    # higher is better, a fraction; or lower is better, in the target's unit
-    metric: Literal["accuracy", "RMSE"]
+    metric: str  # what `score` and `valid_score` are, such as "accuracy" or "RMSE"
     seed: int
     rounds: tuple[Round, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -247,11 +301,17 @@ class Report:
     environment: dict[str, str] = field(default_factory=dict)
     # the round whose network was kept; None: the last one
     kept: int | None = None
+    evaluation: Evaluation | None = None
 
     @property
     def result(self) -> Round:
         """The round whose network was kept."""
         return next((r for r in self.rounds if r.round == self.kept), self.rounds[-1])
+
+    @property
+    def loss(self) -> str:
+        """What was minimised, and is shown beside the metric."""
+        return "RMSE" if self.task == "regression" else "log loss"
 
 
 def to_json(value: Any) -> str:
@@ -362,7 +422,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     # a file's name may hold what is no text
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")
+    part = _part(path)
     try:
         with part.open("xb") as file:
             file.write(data)
@@ -371,3 +431,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to be written bit by bit, which appears as a whole at the end, or not at all."""
+    part = _part(path)
+    try:
+        with part.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PART}")

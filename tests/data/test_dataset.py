@@ -56,10 +56,6 @@ def test_the_fingerprint_follows_the_content() -> None:
         ((X, [None, "yes"] * 10), "y_train has missing, NaN or infinite values"),
         ((X, [np.inf, 1.0] * 10), "y_train has missing, NaN or infinite values"),
         ((X, ["yes"] * 20), "target 'y_train' is constant"),
-        (
-            (X, ["odd"] + ["no", "yes"] * 9 + ["no"]),
-            "class 'odd' of target 'y_train' has one row only",
-        ),
         ((X, Y, X), "x_test and y_test belong together"),
         ((X, Y, X[:, :2], Y), r"x_test has rows of shape \(2,\)"),
         ((X, Y, X, ["maybe"] * 20), "class 'maybe' .* in the test part only"),
@@ -69,6 +65,12 @@ def test_the_fingerprint_follows_the_content() -> None:
 def test_faults(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         from_arrays(*arguments)
+
+
+def test_a_class_with_one_row_is_kept_and_said() -> None:
+    data = from_arrays(X, ["odd"] + ["no", "yes"] * 9 + ["no"])
+    assert data.classes == ("no", "odd", "yes")
+    assert "class 'odd' of target 'y_train' has one row only: kept in training" in data.notes[0]
 
 
 def test_split_is_a_partition() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from morphogen.record import Layer, Report, TableRow
+from morphogen.record import Bin, Evaluation, Importance, Layer, Line, Report, TableRow
 from morphogen.report.html import html
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -50,8 +50,8 @@ def data_of(page: str) -> dict[str, Any]:
 
 def test_says_the_result_in_one_sentence(report: Report) -> None:
     sentence = (
-        "Found conv 16 – conv 16 – conv 32 – linear 16 – linear 10: 97.92 % accuracy with "
-        "13,194 parameters in 14 s"
+        "Found conv 16 – conv 16 – conv 32 – linear 16 – linear 10: 97.92 % accuracy, log loss "
+        "0.0712, with 13,194 parameters in 14 s"
     )
     assert f"<h1>{sentence}</h1>" in html(report).replace("\u00a0", " ")
 
@@ -67,7 +67,7 @@ def test_names_the_found_network_and_every_change_with_its_reason(report: Report
     page = html(report)
     assert page.count('<tr class="found">') == 1
     assert (
-        '<tr class="found"><td>found by morphogen</td><td>97.92 '
+        '<tr class="found"><td>found by morphogen</td><td>0.0712</td><td>97.92 '
         "%</td><td>13,194</td><td>13.8</td><td></td></tr>" in page
     )
     for change in report.changes:
@@ -76,7 +76,7 @@ def test_names_the_found_network_and_every_change_with_its_reason(report: Report
 
 
 def test_a_missing_score_is_a_dash(report: Report) -> None:
-    assert "<td>found</td><td>–</td><td>–</td><td>–</td><td></td>" in html(
+    assert "<td>found</td><td>–</td><td>–</td><td>–</td><td>–</td><td></td>" in html(
         replace(report, table=(TableRow("found", None, None, None),))
     )
 
@@ -103,6 +103,56 @@ def test_a_long_run_keeps_its_ends(report: Report) -> None:
     shown = [r["round"] for r in data_of(html(replace(report, rounds=rounds)))["rounds"]]
     assert len(shown) == 500
     assert (shown[0], shown[-1]) == (0, 1233)
+
+
+def test_the_round_that_was_kept_is_the_result(report: Report) -> None:
+    page = html(replace(report, kept=12))
+    assert data_of(page)["kept"] == 12
+    assert data_of(html(report))["kept"] == 39
+
+
+CLASSES = Evaluation(
+    "test",
+    30,
+    ("a<b>", '"x" & y', "third"),
+    ((8, 1, 1), (0, 9, 1), (2, 0, 8)),
+    (Bin(0.45, 0.5, 6), Bin(0.95, 0.9, 24)),
+    (Line("a<b>", ((0.0, 0.0), (0.1, 0.9), (1.0, 1.0)), 0.9), Line("third", ((0.0, 0.0),), 0.5)),
+    (Line("a<b>", ((0.0, 1.0), (1.0, 0.3)), 0.7),),
+    importance=(Importance("<col>", 0.5, 0.4, 0.6), Importance("none", -0.01, -0.05, 0.03)),
+)
+NUMBERS = Evaluation(
+    "validation",
+    3,
+    residuals=((1.0, 0.5), (2.0, -0.25), (3.0, 0.0)),
+    importance=tuple(Importance(f"c{i}", 0.1, 0.0, 0.2) for i in range(23)),
+)
+
+
+def test_figures_of_classes_need_no_script(report: Report) -> None:
+    page = html(replace(report, evaluation=CLASSES))
+    assert page.count('<svg class="still"') == 5
+    assert "Confusion matrix: 25 of 30 rows right" in page
+    assert "<title>9 rows, 90.0 %</title>" in page
+    assert "a&lt;b&gt; <b>0.900</b>" in page
+    assert "off by <b>0.050</b> on average" in page
+    assert "+0.5" in page
+    assert "30 test rows" in page
+    assert "col" not in [tag for tag, _ in Tags(page).found]
+
+
+def test_figures_of_numbers(report: Report) -> None:
+    page = html(replace(report, task="regression", metric="RMSE", evaluation=NUMBERS))
+    assert page.count('<svg class="still"') == 2
+    assert page.count('class="point"') == 3
+    assert "by how much RMSE rises" in page
+    assert page.count('class="whisker"') == 20
+    assert "and 3 more columns" in page
+    assert "3 validation rows" in page
+
+
+def test_without_an_evaluation_its_place_is_hidden(report: Report) -> None:
+    assert '<section id="evaluation" aria-labelledby="evaluation-title" hidden>' in html(report)
 
 
 # In a browser
@@ -179,7 +229,7 @@ def test_the_slider_shows_the_shape_of_each_round(opened: Open, report: Report) 
         assert units(page) == [layer.units for layer in r.shape]
         shown = readout(page)
         assert f"round {number} of 39 epoch {r.epoch:.1f}" in shown
-        assert f"parameters {r.parameters:,}" in shown
+        assert f"parameters in training {r.parameters:,}" in shown
         assert f"validation accuracy {100 * r.valid_score:.2f} %" in shown
 
 
@@ -257,3 +307,22 @@ def test_the_smallest_and_the_largest_report(opened: Open, report: Report) -> No
     assert units(page) == [layer.units for layer in shape]
     page.set_window_size(500, 900)
     assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("evaluation", [CLASSES, NUMBERS], ids=["classes", "numbers"])
+@pytest.mark.parametrize("width", [500, 1100])
+def test_figures_stay_inside_the_page(
+    opened: Open, report: Report, evaluation: Evaluation, width: int
+) -> None:
+    page = opened(replace(report, evaluation=evaluation))
+    page.set_window_size(width, 900)
+    assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    sizes = [svg.size for svg in page.find_elements("css selector", "svg.still")]
+    assert min(size["width"] for size in sizes) > 200
+    assert min(size["height"] for size in sizes) > 30
+
+
+def test_the_page_opens_at_the_round_that_was_kept(opened: Open, report: Report) -> None:
+    page = opened(replace(report, kept=12))
+    assert units(page) == [layer.units for layer in report.rounds[12].shape]
+    assert "round 12 of 39" in readout(page)

@@ -5,8 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from morphogen.record import Layer, Report, TableRow
-from morphogen.report.text import format_score, format_seconds, headline, latex, markdown
+from morphogen.record import Evaluation, Importance, Layer, Report, TableRow
+from morphogen.report.text import (
+    course,
+    format_score,
+    format_seconds,
+    headline,
+    latex,
+    markdown,
+    matters,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +72,9 @@ def test_markdown_keeps_its_columns(report: Report, hostile: Report) -> None:
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 7
     assert sum(line.startswith("- epoch") for line in lines) == 25
-    assert "| same shape from scratch | 97.78 % | 13,194 | 12.9 |  |" in table
+    assert "| same shape from scratch | – | 97.78 % | 13,194 | 12.9 |  |" in table
     evil = next(line for line in markdown(hostile).splitlines() if line.startswith("| \\<"))
-    assert evil.replace(r"\|", "").count("|") == 6
+    assert evil.replace(r"\|", "").count("|") == 7
     assert "\\</script>\\<img" in evil
 
 
@@ -74,12 +82,32 @@ def test_latex_escapes_what_it_must(report: Report) -> None:
     row = TableRow("50% & _a_ #1 $x {y} ~ ^ \\ <b> 8 → 9 …", 0.5, 1234, 1.0, "two\nlines")
     text = latex(replace(report, table=(row,)))
     assert text.startswith(
-        "\\begin{tabular}{lrrrl}\n\\toprule\nnetwork & test accuracy & parameters & seconds & "
-        "note \\\\\n"
+        "\\begin{tabular}{lrrrrl}\n\\toprule\nnetwork & test log loss & test accuracy & "
+        "parameters & seconds & note \\\\\n"
     )
     assert (
         r"50\% \& \_a\_ \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} "
         r"\textless{}b\textgreater{}" in text
     )
-    assert r"8 $\to$ 9 \ldots{} & 50.00 \% & 1,234 & 1.0 & two lines \\" in text
+    assert r"8 $\to$ 9 \ldots{} & -- & 50.00 \% & 1,234 & 1.0 & two lines \\" in text
     assert text.endswith("\\bottomrule\n\\end{tabular}\n")
+
+
+def test_a_loss_that_rose_is_said_with_what_was_done(report: Report) -> None:
+    rounds = report.rounds[:3]
+    losses = (0.9, 0.5, 0.9)
+    rounds = tuple(replace(r, valid_loss=loss) for r, loss in zip(rounds, losses, strict=True))
+    rose = replace(report, rounds=rounds)
+    said = "Validation loss was least in round 1, 0.5, and rose to 0.9 by round 2: the network of "
+    assert course(rose) == f"{said}round 2 was kept."
+    assert course(replace(rose, kept=1)) == f"{said}round 1 was kept."
+    assert said in markdown(rose)
+    assert course(replace(rose, rounds=rounds[:2])) == ""
+    assert course(replace(rose, rounds=())) == ""
+
+
+def test_what_matters_is_said_where_it_is_sure(report: Report) -> None:
+    rows = (Importance("age", 0.5, 0.4, 0.6), Importance("town", 0.1, -0.1, 0.3))
+    said = matters(replace(report, evaluation=Evaluation("test", 9, importance=rows)))
+    assert said == "Without a column log loss rises: age (+0.5, 0.4 to 0.6)."
+    assert matters(report) == ""

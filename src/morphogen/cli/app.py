@@ -1,9 +1,12 @@
 """The command: `morphogen VERB`."""
 
+import functools
 import inspect
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 # Before torch is imported: its CPU threads then wait without spinning, which other processes on the
 # machine would pay for.
@@ -11,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
-from morphogen.cli import compress, diff, fit, regions, reproduce, shallow, verify
+from morphogen.cli import compress, diff, fit, predict, regions, reproduce, shallow, verify
 from morphogen.errors import MorphogenError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,6 +27,7 @@ def root() -> None:
 
 VERBS = (
     fit.fit,
+    predict.predict,
     reproduce.reproduce,
     verify.verify,
     compress.compress,
@@ -31,8 +35,24 @@ VERBS = (
     regions.regions,
     diff.diff,
 )
+
+
+def ended_by_hand(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that says so where Ctrl-C ends it: typer would end it without a word."""
+
+    @functools.wraps(verb)
+    def told(*args: Any, **options: Any) -> None:
+        try:
+            verb(*args, **options)
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped\n")
+            raise typer.Exit(130) from None
+
+    return told
+
+
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(ended_by_hand(verb))
 
 OPTIONS = {name for verb in VERBS for name in inspect.signature(verb).parameters}
 _RENAMED = {"folder": "out", "seconds": "time_limit"}  # what the library calls some of them
@@ -46,7 +66,8 @@ def as_options(message: str) -> str:
     def option(match: re.Match[str]) -> str:
         name = _RENAMED.get(match[1], match[1])
         value = match[2]
-        if name not in OPTIONS:
+        # no option takes a list as Python writes it
+        if name not in OPTIONS or value.startswith("["):
             return match[0]
         flag = f"--{name.replace('_', '-')}"
         return flag if value in ("", "True") else f"{flag} {value}"
@@ -64,6 +85,7 @@ def main() -> None:
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
         sys.stderr.write(f"{as_options(' '.join(str(error).split()))}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; go on with --resume\n")
-        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read has left, as `head` does; what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from morphogen.data.preparation import Preparation
-from morphogen.data.target import decide_task, encode_target
+from morphogen.data.target import decide_task, encode_target, rare_note
 from morphogen.errors import DataError
 from morphogen.record import Task
 
@@ -19,9 +19,16 @@ class Dataset:
     """Arrays ready for training.
 
     x: float32, (n, features) for tables, (n, channels, height, width) in [0, 1] for images. y:
-    (n,), int64 indices into `classes`, or float64 in the target's own unit (then `classes` is ()).
-    The test part may be empty. `flip`: a mirrored image keeps its label. `prepare`: what turned a
-    table's columns into x, None for images and arrays. `notes`: what the user should be told.
+    (n,), int64 indices into `classes`, or float64 in the target's own unit (then `classes` is ()),
+    which may be (n, targets) for several numeric targets, named by `targets`. The test part may be
+    empty. `flip`: a mirrored image keeps its label. `prepare`: what turned a table's columns into
+    x, None for images and arrays. `notes`: what the user should be told.
+
+    Of the training rows, each None where there is none: `weight`, (n,) float64 with mean 1, in the
+    loss. `groups`, (n,) int64 codes: rows of one group are never parted. `time`, (n,) float64:
+    sorts the rows, and later ones are held out. `held`: the places of rows that the user gave as
+    validation rows.
+    `target`: the name of the column that is predicted, "" where it has none.
     """
 
     name: str
@@ -34,6 +41,12 @@ class Dataset:
     flip: bool = False
     prepare: Preparation | None = None
     notes: tuple[str, ...] = ()
+    weight: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    time: np.ndarray | None = None
+    held: np.ndarray | None = None
+    targets: tuple[str, ...] = ()
+    target: str = ""
 
     @property
     def metric(self) -> Literal["accuracy", "RMSE"]:
@@ -42,11 +55,16 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any value, shape or class name, so that a resumed
-        run can tell.
+        """16 hexadecimal digits that change with any value, shape or name of a class or target, so
+        that a resumed run can tell.
         """
-        digest = hashlib.sha256(repr((self.task, self.classes)).encode())
-        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+        digest = hashlib.sha256(repr((self.task, self.classes, self.targets)).encode())
+        given = (self.x_train, self.y_train, self.x_test, self.y_test)
+        optional = (self.weight, self.groups, self.time, self.held)
+        for array in (*given, *optional):
+            if array is None:
+                digest.update(b"none")
+                continue
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data if array.size else b"")
         return digest.hexdigest()[:16]
@@ -65,7 +83,7 @@ def from_arrays(
     x: (n, features) or images (n, channels, height, width); uint8 images are divided by 255. y:
     (n,) labels of any kind or numbers; without `task` its values decide (see `decide_task`).
     Without x_test the test part is empty. DataError: shapes that do not fit, NaN or infinite
-    values, values that float32 cannot tell apart, a class with one row, a constant target.
+    values, values that float32 cannot tell apart, a constant target.
     """
     if (x_test is None) != (y_test is None):
         raise DataError("x_test and y_test belong together: give both or neither")
@@ -81,6 +99,7 @@ def from_arrays(
         )
     task, notes = decide_task(y, task)
     labels, labels_other, classes = encode_target(y, y_other, task)
+    notes += rare_note(labels, classes, "y_train")
     return Dataset(name, task, x, labels, x_other, labels_other, classes, notes=notes)
 
 

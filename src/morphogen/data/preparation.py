@@ -1,4 +1,4 @@
-"""Fit a table's preparation with scikit-learn, then keep only its constants.
+"""Fit a table's preparation: the constants of each column, from the training rows.
 
     number    x -> clip((x - mean) / scale, -4, 4)                                  the standardised
     value
@@ -8,6 +8,9 @@
               a missing value
     category  one-hot, a missing cell being a level; rare and unknown levels share one column
     hashed    four hexadecimal digits of CRC-32, each one-hot
+    words     log(1 + count) of the words and pairs of words by CRC-32, standardised
+    date      days passed, year, month, day, weekday and hour, each as a number; those that come
+              round also as sine and cosine, so that December is beside January without bins
 
 Source: Gorishniy, Rubachev, Babenko, "On Embeddings for Numerical Features in Tabular Deep
 Learning", 2022, eq. 1. Differs: the first and the last bin are constant outside the training range,
@@ -15,34 +18,33 @@ and z stands beside the bins.
 """
 
 import inspect
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import MissingIndicator, SimpleImputer
-from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    OneHotEncoder,
-    SplineTransformer,
-    StandardScaler,
-)
 
 from morphogen import record
 from morphogen.data import apply_preparation
-from morphogen.data.columns import Columns, min_frequency, sort_columns
+from morphogen.data.apply_preparation import PERIODS, calendar, counted, floats, moments
+from morphogen.data.columns import EMPTY, Columns, min_frequency, sort_columns
 from morphogen.errors import DataError
 
 CLIP = 4.0  # standard deviations
 MAX_COLUMNS = 256  # one-hot columns of one category, "other" included
+BINS = 32  # pieces of a number where rows are plenty
+PLAIN = 2_000  # rows below which a number has no bins
+MOST_NUMBERS = 100_000_000  # in the training matrix (400 MB), which bins may not exceed
+QUANTILES = 100_000  # values of a column that its median and the borders of its bins come from
+WORDS = (64, 256)  # columns of a text with few rows (below PLAIN), with more
+_COUNTED = 20_000  # rows that the means and spreads of words come from
 
 
 @dataclass(frozen=True)
 class Number:
     """`median` replaces a missing value; `edges` are the bins' borders (none: no bins); `missing`:
-    has an indicator.
+    has an indicator; `mark`: the decimal mark where it is written as text.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Number:
     clip: float
     edges: tuple[float, ...]
     missing: bool
+    mark: str = "."
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,27 @@ class Hashed:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A text column that is read word by word; mean and scale of each code's log count."""
+
+    name: str
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    clip: float
+
+
+@dataclass(frozen=True)
+class Date:
+    """A column of dates; `parts` are numbers named "days", "year", "month", "day", "weekday",
+    "hour". dayfirst: 1/2/2020 is in February.
+    """
+
+    name: str
+    dayfirst: bool
+    parts: tuple[Number, ...]
+
+
+@dataclass(frozen=True)
 class Preparation:
     """The constants that turn a table's columns into x; `preparation(frame)` applies them.
 
@@ -81,21 +105,28 @@ class Preparation:
     categories: tuple[Category, ...]
     hashed: tuple[Hashed, ...]
     notes: tuple[str, ...] = ()
+    words: tuple[Words, ...] = ()
+    dates: tuple[Date, ...] = ()
 
     def __call__(self, frame: pd.DataFrame) -> np.ndarray:
-        """(rows, features) float32; further columns of the frame are ignored.
+        """(rows, features) float32; further columns of the frame are ignored, and a cell that
+        cannot be read is a gap (see `unread`).
 
-        DataError: a column is absent or holds text where training saw numbers.
+        DataError: a column is absent.
         """
         try:
             return apply_preparation.prepare(frame, asdict(self))
         except ValueError as error:
             raise DataError(str(error)) from error
 
+    def unread(self, frame: pd.DataFrame) -> dict[str, tuple[int, str]]:
+        """For each column with cells that are neither readable nor empty: how many, and one."""
+        return apply_preparation.unread(frame, asdict(self))
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The table's columns that are read."""
-        kinds = (self.numbers, self.categories, self.hashed)
+        kinds = (self.numbers, self.categories, self.hashed, self.words, self.dates)
         return tuple(column.name for kind in kinds for column in kind)
 
     @property
@@ -105,15 +136,20 @@ class Preparation:
         """
         names: list[str] = []
         for number in self.numbers:
-            names += [
-                number.name,
-                *(f"{number.name}[{low:g}..{high:g}]" for low, high in pairwise(number.edges)),
-            ]
-            names += [f"{number.name}?"] if number.missing else []
+            names += _number_names(number, number.name)
         for category in self.categories:
             names += [f"{category.name}={level}" for level in category.levels]
             names += [f"{category.name}=(other)"] if category.other else []
-        return (*names, *(f"{text.name}#{i}" for text in self.hashed for i in range(64)))
+        for column in self.hashed:
+            names += [f"{column.name}#{i}" for i in range(64)]
+        for text in self.words:
+            names += [f"{text.name}#{i}" for i in range(len(text.mean))]
+        for date in self.dates:
+            for part in date.parts:
+                name = f"{date.name}.{part.name}"
+                names += _number_names(part, name)
+                names += [f"{name} sin", f"{name} cos"] if part.name in PERIODS else []
+        return tuple(names)
 
     @property
     def bins(self) -> tuple[bool, ...]:
@@ -146,62 +182,77 @@ def source(preparation: Preparation) -> str:
     return f"# {sizes}.\n{inspect.getsource(apply_preparation)}"
 
 
-def fit_preparation(frame: pd.DataFrame, bins: int = 8) -> Preparation:
-    """Fit on the training rows of the feature columns; `bins` is the number of pieces of a number,
-    0 for none.
-
-    DataError: a column without values, or no column that can be used.
+def default_bins(rows: int, columns: int) -> int:
+    """Pieces of a number where the user has not said: none for few rows, nor where the bins of
+    `columns` numbers would be more than the rows; fewer where the matrix would become too large.
     """
-    if bins < 0:
+    if rows < PLAIN or columns == 0:
+        return 0
+    bins = min(BINS, rows // columns, MOST_NUMBERS // (rows * columns) - 1)
+    return bins if bins >= 2 else 0
+
+
+def fit_preparation(
+    frame: pd.DataFrame, bins: int | None = None, forced: Mapping[str, str] = EMPTY
+) -> Preparation:
+    """Fit on the training rows of the feature columns; `bins` is the number of pieces of a number,
+    0 for none, None for `default_bins`. forced: see `sort_columns`.
+
+    DataError: no column that can be used.
+    """
+    if bins is not None and bins < 0:
         raise DataError(f"bins={bins} is negative: give 0 for none, or a number of pieces")
-    columns = sort_columns(frame)
-    return _constants(pipeline(frame, columns, bins).fit(frame), columns)
-
-
-def pipeline(frame: pd.DataFrame, columns: Columns, bins: int) -> ColumnTransformer:
-    """The unfitted scikit-learn transformer that `Preparation` must equal."""
-    parts = [(name, _number(frame[name], bins)) for name in columns.numbers]
-    parts += [(name, _category(len(frame))) for name in columns.categories]
-    parts += [(name, FunctionTransformer(_hash)) for name in columns.hashed]
-    # Numbered, since scikit-learn refuses names such as "a__b" and numpy cuts a zero character off
-    # the end of one.
-    at = {name: place for place, name in enumerate(frame.columns)}
-    return ColumnTransformer(
-        [(str(i), part, [at[name]]) for i, (name, part) in enumerate(parts)], sparse_threshold=0
+    columns = sort_columns(frame, forced)
+    if bins is None:
+        parts = len(columns.numbers) + (1 + len(PERIODS)) * len(columns.dates)
+        bins = default_bins(len(frame), parts)
+    marks = columns.marks
+    return Preparation(
+        tuple(
+            _number(name, floats(frame[name], marks.get(name, ".")), bins, marks.get(name, "."))
+            for name in columns.numbers
+        ),
+        tuple(_category(frame[name]) for name in columns.categories),
+        tuple(Hashed(name) for name in columns.hashed),
+        columns.notes,
+        tuple(_words(frame[name]) for name in columns.words),
+        tuple(_date(frame[name], columns, bins) for name in columns.dates),
     )
 
 
-def _number(cells: pd.Series, bins: int) -> Pipeline:
-    x = apply_preparation.floats(cells)
-    edges = _edges(x[~np.isnan(x)], bins)
-    value = [("z", Pipeline([("scale", StandardScaler()), ("clip", FunctionTransformer(_clip))]))]
-    if edges.size:
-        hats = SplineTransformer(degree=1, knots=edges[:, None], extrapolation="constant")
-        value += [("bins", Pipeline([("hats", hats), ("ramps", FunctionTransformer(_ramps))]))]
-    parts = [
-        (
-            "value",
-            Pipeline(
-                [("impute", SimpleImputer(strategy="median")), ("encode", FeatureUnion(value))]
-            ),
-        )
-    ]
-    if np.isnan(x).any():
-        parts += [("missing", MissingIndicator(error_on_new=False))]
-    return Pipeline([("floats", FunctionTransformer(_floats)), ("parts", FeatureUnion(parts))])
-
-
-def _category(rows: int) -> Pipeline:
-    encoder = OneHotEncoder(
-        handle_unknown="infrequent_if_exist",
-        min_frequency=min_frequency(rows),
-        max_categories=MAX_COLUMNS,
-        sparse_output=False,
+def _number(name: str, x: np.ndarray, bins: int, mark: str = ".") -> Number:
+    """The constants of a column's values, NaN being the missing ones."""
+    gaps = np.isnan(x)
+    missing = bool(gaps.any())
+    present = x[~gaps] if missing else x
+    if len(present) > QUANTILES:
+        present = present[np.random.default_rng(0).integers(0, len(present), QUANTILES)]
+    ordered = np.sort(present)
+    median = float(np.median(ordered))
+    filled = np.where(gaps, median, x) if missing else x
+    mean = float(filled.mean())
+    edges = edges_of(ordered, bins)
+    return Number(
+        name,
+        median=median,
+        mean=mean,
+        scale=_scale(filled, mean),
+        clip=CLIP,
+        edges=tuple(edges.tolist()),
+        missing=missing,
+        mark=mark,
     )
-    return Pipeline([("text", FunctionTransformer(_text)), ("encode", encoder)])
 
 
-def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+def _scale(x: np.ndarray, mean: float) -> float:
+    """The standard deviation, 1 where rounding is all there is of it."""
+    variance = float(x.var())
+    smallest = np.finfo(np.float64).eps
+    rounding = len(x) * smallest * variance + (len(x) * mean * smallest) ** 2
+    return 1.0 if variance <= rounding else variance**0.5
+
+
+def edges_of(values: np.ndarray, bins: int) -> np.ndarray:
     """At most about bins + 1 borders, all of them values that occur, strictly increasing; empty for
     no bins.
 
@@ -218,62 +269,42 @@ def _edges(values: np.ndarray, bins: int) -> np.ndarray:
     return np.union1d(edges, np.quantile(distinct, free, method="inverted_cdf"))
 
 
-def _floats(frame: pd.DataFrame) -> np.ndarray:
-    return apply_preparation.floats(frame.iloc[:, 0])[:, None]
+def _category(cells: pd.Series) -> Category:
+    """The levels that are frequent enough, the most frequent ones where they are too many."""
+    counts = pd.Series(apply_preparation.text(cells), dtype=object).value_counts().sort_index()
+    kept = counts >= min_frequency(len(cells))
+    if kept.sum() + 1 > MAX_COLUMNS:
+        commonest = np.argsort(counts.to_numpy(), kind="stable")[-(MAX_COLUMNS - 1) :]
+        kept &= np.isin(np.arange(len(counts)), commonest)
+    return Category(str(cells.name), tuple(counts.index[kept]), other=not kept.all())
 
 
-def _text(frame: pd.DataFrame) -> np.ndarray:
-    return apply_preparation.text(frame.iloc[:, 0])[:, None]
+def _words(cells: pd.Series) -> Words:
+    size = WORDS[len(cells) >= PLAIN]
+    some = cells
+    if len(cells) > _COUNTED:
+        some = cells.iloc[np.random.default_rng(0).integers(0, len(cells), _COUNTED)]
+    counts = counted(some, size)
+    mean = counts.mean(0)
+    scale = counts.std(0)
+    scale[scale == 0] = 1
+    return Words(str(cells.name), tuple(mean.tolist()), tuple(scale.tolist()), CLIP)
 
 
-def _hash(frame: pd.DataFrame) -> np.ndarray:
-    return apply_preparation.hashed(frame.iloc[:, 0], {})
+def _date(cells: pd.Series, columns: Columns, bins: int) -> Date:
+    name = str(cells.name)
+    dayfirst = columns.dayfirst[name]
+    parts = []
+    for part, values in calendar(moments(cells, {"dayfirst": dayfirst})).items():
+        known = values[~np.isnan(values)]
+        if part == "days":
+            parts.append(_number(part, values, bins))
+        elif known.min() < known.max():
+            # whether there is a date at all is said once
+            parts.append(replace(_number(part, values, bins), missing=False))
+    return Date(name, dayfirst, tuple(parts))
 
 
-def _clip(z: np.ndarray) -> np.ndarray:
-    return np.asarray(np.clip(z, -CLIP, CLIP))
-
-
-def _ramps(hats: np.ndarray) -> np.ndarray:
-    """The hats from the t-th on add up to the t-th bin's clip((x - b[t-1]) / (b[t] - b[t-1]), 0,
-    1).
-    """
-    return np.asarray(hats[:, ::-1].cumsum(axis=1)[:, -2::-1])
-
-
-def _constants(fitted: ColumnTransformer, columns: Columns) -> Preparation:
-    names = (*columns.numbers, *columns.categories, *columns.hashed)
-    part = dict(
-        zip(names, (transformer for _, transformer, _ in fitted.transformers_), strict=False)
-    )
-    return Preparation(
-        tuple(_number_constants(name, part[name]) for name in columns.numbers),
-        tuple(_category_constants(name, part[name]) for name in columns.categories),
-        tuple(Hashed(name) for name in columns.hashed),
-        columns.notes,
-    )
-
-
-def _number_constants(name: str, fitted: Pipeline) -> Number:
-    parts = dict(fitted["parts"].transformer_list)
-    value = dict(parts["value"]["encode"].transformer_list)
-    scaler = value["z"]["scale"]
-    edges = value["bins"]["hats"].knots[:, 0] if "bins" in value else ()
-    return Number(
-        name,
-        median=float(parts["value"]["impute"].statistics_[0]),
-        mean=float(scaler.mean_[0]),
-        scale=float(scaler.scale_[0]),
-        clip=CLIP,
-        edges=tuple(float(edge) for edge in edges),
-        missing="missing" in parts,
-    )
-
-
-def _category_constants(name: str, fitted: Pipeline) -> Category:
-    encoder = fitted["encode"]
-    rare = encoder.infrequent_categories_[0]
-    pooled = set() if rare is None else set(rare)
-    return Category(
-        name, tuple(str(c) for c in encoder.categories_[0] if c not in pooled), other=bool(pooled)
-    )
+def _number_names(number: Number, name: str) -> list[str]:
+    bins = [f"{name}[{low:g}..{high:g}]" for low, high in pairwise(number.edges)]
+    return [name, *bins, *([f"{name}?"] if number.missing else [])]

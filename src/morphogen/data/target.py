@@ -53,53 +53,65 @@ def encode_target(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(y_train, y_test, classes): int64 indices into the sorted classes, or float64 numbers and ().
 
-    DataError: a class with one training row, a class that only the test part has, a number that is
-    not finite.
+    DataError: as `classes_of`, `class_indices` and `target_numbers`.
     """
     if task == "regression":
-        return _numbers(train), _numbers(test), ()
-    ordered = _ordered(train)
-    cells = _labels(train, ordered)
-    other = _labels(test, ordered and _ordered(test))
-    counts = cells.value_counts()
-    if single := [str(label) for label in counts.index[counts == 1]]:
-        more = f" (and {len(single) - 1:,} more classes)" if len(single) > 1 else ""
+        return target_numbers(train), target_numbers(test), ()
+    classes = classes_of(train)
+    return class_indices(train, classes), class_indices(test, classes, "the test part"), classes
+
+
+def classes_of(target: pd.Series) -> tuple[str, ...]:
+    """The classes as text, sorted; numbers as numbers, so that class 10 comes after class 9.
+
+    DataError: no class has a second row.
+    """
+    counts = pd.Series(text(target), dtype=object).value_counts()
+    if counts.max() == 1:
         raise DataError(
-            f"class {single[0]!r}{more} of target {train.name!r} has one row only: add rows, merge "
-            "it with another class or remove it"
+            f"class {counts.index[0]!r} of target {target.name!r} has one row only, as has every "
+            "other class: choose another column, or task='regression' for numbers"
         )
-    levels = pd.Index(sorted(counts.index), dtype=object)
-    y_test = levels.get_indexer(other)
-    if (y_test < 0).any():
-        unknown = other[y_test < 0].iloc[0]
+    # False and True are names
+    if is_number(target) and pd.api.types.infer_dtype(target) != "boolean":
+        return tuple(sorted(counts.index, key=float))
+    return tuple(sorted(counts.index))
+
+
+def class_indices(
+    target: pd.Series, classes: tuple[str, ...], part: str = "the training part"
+) -> np.ndarray:
+    """(n,) int64 places in `classes`. DataError: a class that training does not know."""
+    cells = text(target)
+    places = pd.Index(classes, dtype=object).get_indexer(cells)
+    if (places < 0).any():
         raise DataError(
-            f"class {str(unknown)!r} of target {train.name!r} is in the test part only: remove "
+            f"class {cells[places < 0][0]!r} of target {target.name!r} is in {part} only: remove "
             "those rows"
         )
-    return (
-        levels.get_indexer(cells).astype(np.int64),
-        y_test.astype(np.int64),
-        tuple(str(label) for label in levels),
-    )
+    return np.asarray(places, np.int64)
 
 
-def _ordered(target: pd.Series) -> bool:
-    """Numbers sort as numbers, so that class 10 comes after class 9; False and True are names."""
-    return is_number(target) and pd.api.types.infer_dtype(target) != "boolean"
+def rare_note(y: np.ndarray, classes: tuple[str, ...], target: str) -> tuple[str, ...]:
+    """What is said of classes with one training row."""
+    counts = np.bincount(y, minlength=len(classes)) if classes else np.arange(0)
+    single = [classes[place] for place in np.flatnonzero(counts == 1)]
+    if not single:
+        return ()
+    more = f" (and {len(single) - 1:,} more classes)" if len(single) > 1 else ""
+    said = f"class {single[0]!r}{more} of target {target!r} has one row only"
+    return (f"{said}: kept in training, where little can be learned of it",)
 
 
-def _labels(target: pd.Series, ordered: bool) -> pd.Series:
-    if ordered:
-        numbers = target.astype(float)
-        return (numbers.astype(int) if (numbers % 1 == 0).all() else numbers).astype(object)
-    return pd.Series(text(target), dtype=object)
-
-
-def _numbers(target: pd.Series) -> np.ndarray:
-    try:
-        numbers = floats(target)  # float64: seconds since 1970 are 128 apart in float32
-    except ValueError as error:
-        raise DataError(f"target {target.name!r} cannot be regressed: {error}") from error
-    if not np.isfinite(numbers).all():
-        raise DataError(f"target {target.name!r} has values that are not finite: remove those rows")
-    return numbers
+def target_numbers(target: pd.Series) -> np.ndarray:
+    """(n,) float64: in float32 seconds since 1970 are 128 apart. DataError: a cell that is no
+    finite number.
+    """
+    values = floats(target)
+    wrong = target[~np.isfinite(values)]
+    if len(wrong):
+        raise DataError(
+            f"target {target.name!r} cannot be regressed: it holds {wrong.iloc[0]!r}, which is "
+            "not a finite number; remove those rows"
+        )
+    return values

@@ -4,6 +4,7 @@ that is the same.
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from morphogen.bounds.box import bounding_box
 from morphogen.data.dataset import Dataset
+from morphogen.deadline import NEVER, Deadline
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import replay
 from morphogen.fitting.fit import Fitted
@@ -26,15 +28,20 @@ from morphogen.training.train import State, train
 from morphogen.transforms.compress import compress
 from morphogen.transforms.freeze import freeze
 
+_SCRATCH = "same shape from scratch"
 
-def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
+
+def compressed(fitted: Fitted, dataset: Dataset, until: Deadline = NEVER) -> Fitted:
     """With a smaller `plain` that is the same function on the box that just holds the training
     rows, and a row of its own.
     """
     began = time.perf_counter()
     rows = torch.as_tensor(dataset.x_train)
     small, certificate = compress(
-        fitted.plain, bounding_box(rows), samples=rows[:LOOKED_AT], seconds=10
+        fitted.plain,
+        bounding_box(rows),
+        samples=rows[:LOOKED_AT],
+        seconds=max(0.0, until.within(10).left()),
     )
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
@@ -43,28 +50,39 @@ def compressed(fitted: Fitted, dataset: Dataset) -> Fitted:
     if problem.regression:
         # the score is in the target's own spread
         to_unit(judged, problem.scaling.inverse())
+    loss, score = problem.test_scores(judged)
     row = TableRow(
         "the same, compressed",
-        problem.test_score(judged),
+        score,
         count_parameters(small),
         time.perf_counter() - began,
+        loss=loss,
     )
     report = replace(fitted.report, table=(*fitted.report.table, row))
     return replace(fitted, plain=small, compression=certificate, report=report)
 
 
-def scratch(fitted: Fitted, dataset: Dataset) -> TableRow:
+def scratch(
+    fitted: Fitted,
+    dataset: Dataset,
+    until: Deadline = NEVER,
+    stopping: Callable[[], bool] = lambda: False,
+) -> TableRow:
     """The honest control: the shape that was found, trained from new weights for as many steps by
     the same recipe.
 
-    Its depths start where they ended, so that all blocks take part from the first step.
+    Its depths start where they ended, so that all blocks take part from the first step. until,
+    stopping: it ends then, at a round's end, and its row says so; it is not begun where there is
+    not half of the time that the search took.
     """
+    if until.left() < fitted.seconds / 2:
+        return TableRow(_SCRATCH, None, None, None, "skipped: no time was left")
     problem = Problem(dataset, fitted.recipe, fitted.settings, fitted.distillation)
     with threads_for(problem), own_draws(fitted.settings.seed + 1, problem.device):
-        return _scratch(fitted, problem)
+        return _scratch(fitted, problem, lambda: stopping() or until.left() <= 0)
 
 
-def _scratch(fitted: Fitted, problem: Problem) -> TableRow:
+def _scratch(fitted: Fitted, problem: Problem, ended: Callable[[], bool]) -> TableRow:
     began = time.perf_counter()
     model = problem.build().to(problem.device)
     replay(model, fitted.ledger, problem.example[:2])
@@ -76,6 +94,10 @@ def _scratch(fitted: Fitted, problem: Problem) -> TableRow:
     recipe = fitted.recipe
     grown = max(r.step for r in fitted.report.rounds if r.phase == "grow")
     state = State(model, optimizer_for(model, recipe), fitted.settings.seed)
+
+    def end_early(state: State) -> None:
+        state.stop = state.stop or ended()
+
     for phase, until in ((Phase(), grown), (Phase(grown, max(1, last.step - grown)), last.step)):
         train(
             state,
@@ -84,9 +106,11 @@ def _scratch(fitted: Fitted, problem: Problem) -> TableRow:
             partial(phase.rate, recipe=recipe),
             steps=recipe.steps,
             rounds=until // recipe.steps,
+            hooks=[end_early],
         )
     seconds = time.perf_counter() - began
     plain, _ = freeze(model, problem.example)
-    return TableRow(
-        "same shape from scratch", problem.test_score(plain), count_parameters(plain), seconds
-    )
+    loss, score = problem.test_scores(plain)
+    cut = f"stopped after {state.step:,} of {last.step:,} steps"
+    note = cut if state.step < last.step else ""
+    return TableRow(_SCRATCH, score, count_parameters(plain), seconds, note, loss)

@@ -68,7 +68,15 @@ def _rows(dataset: Dataset) -> Rows:
     regression = dataset.task == "regression"
     y = Scaling.of(dataset).standardised(dataset.y_train) if regression else dataset.y_train
     outputs = y.shape[1] if regression else max(2, len(dataset.classes))
-    return Rows(dataset.x_train, y, outputs, regression, plain_columns(dataset))
+    weight = np.ones(len(y)) if dataset.weight is None else dataset.weight
+    return Rows(
+        dataset.x_train,
+        y,
+        outputs,
+        regression,
+        plain_columns(dataset),
+        np.asarray(weight, np.float32),
+    )
 
 
 def plain_columns(dataset: Dataset) -> np.ndarray:

@@ -37,10 +37,12 @@ def export(fitted: Fitted, dataset: Dataset, report: Report, folder: Path) -> Ce
     write_atomic(folder / "model.py", page(plain, dataset, report))
     if dataset.prepare:
         write_atomic(folder / "preparation.json", dataset.prepare.to_json())
-    certificate = export_onnx(asked, example, folder / "model.onnx")
+    certificate = export_onnx(asked, example, folder / "model.onnx", as_texts(trained_for(dataset)))
     if fitted.compression:
         write_atomic(folder / "certificate.json", json.dumps(asdict(fitted.compression), indent=1))
-    write_atomic(folder / "structure.json", json.dumps(structure(fitted, report), indent=1))
+    write_atomic(
+        folder / "structure.json", json.dumps(structure(fitted, dataset, report), indent=1)
+    )
     write_atomic(
         folder / "metrics.json", json.dumps(metrics(fitted, report, certificate), indent=1)
     )
@@ -68,10 +70,8 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
     shape = "x".join(map(str, dataset.x_train.shape[1:]))
     if dataset.task == "classification":
         result = f"one logit for each of {len(dataset.classes)} classes"
-        note = f"Classes, in order of the outputs:\n{', '.join(dataset.classes)}"
     else:
         result = "the target in its own unit"
-        note = ""
     reads = (
         "what `prepare(table)` returns"
         if dataset.prepare
@@ -83,19 +83,39 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
         plain,
         title=f"{format_shape(report.result.shape)}: a network for '{dataset.name}', found "
         f"by training",
-        note=note,
         prepare=prepare_source(dataset.prepare) if dataset.prepare else "",
         input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; "
         f"output {result}.",
+        targets=dataset.targets or (dataset.target,) * bool(dataset.target),
+        classes=dataset.classes,
     )
 
 
-def structure(fitted: Fitted, report: Report) -> dict[str, object]:
-    """The exported network and the ledger that led to it (see `morphogen.edit.structure`), its
-    bars, and every reason.
+def trained_for(dataset: Dataset) -> dict[str, object]:
+    """What the network's inputs and outputs are: columns of a table (None where it was trained on
+    arrays), and classes in the order of the logits (none for a regression).
+    """
+    return {
+        "task": dataset.task,
+        "targets": list(dataset.targets) or [dataset.target] * bool(dataset.target),
+        "classes": list(dataset.classes),
+        "columns": list(dataset.prepare.columns) if dataset.prepare else None,
+    }
+
+
+def as_texts(values: dict[str, object]) -> dict[str, str]:
+    """Text as it is, everything else as JSON; all in letters that a file can hold."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    return {k: v.encode(errors="backslashreplace").decode() for k, v in texts.items()}
+
+
+def structure(fitted: Fitted, dataset: Dataset, report: Report) -> dict[str, object]:
+    """The exported network and the ledger that led to it (see `morphogen.edit.structure`), what it
+    was trained for, its bars, and every reason.
     """
     return {
         **network(fitted.plain, fitted.ledger),
+        **trained_for(dataset),
         "shape": [asdict(layer) for layer in report.result.shape],
         "start": [asdict(layer) for layer in report.rounds[0].shape],
         "base": {"width": fitted.recipe.width, "dropout": fitted.recipe.dropout},
@@ -111,8 +131,10 @@ def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, obje
         "data": report.data,
         "task": report.task,
         "metric": report.metric,
+        "loss": report.loss,
         "seed": report.seed,
         "test_score": found.score,
+        "test_loss": found.loss,
         "validation_score": last.valid_score,
         "validation_loss": last.valid_loss,
         "parameters": found.parameters,

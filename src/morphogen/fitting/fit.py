@@ -10,6 +10,7 @@ the final scores.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -88,8 +89,11 @@ def search(
     folder: Path | None = None,
     resume: bool = False,
     display: Display | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Fitted:
-    """`fit` in a folder that the caller has claimed."""
+    """`fit` in a folder that the caller has claimed. stopping: asked at the end of each round,
+    whether that was the last one.
+    """
     settings = settings or Settings()
     began = time.perf_counter()
     with own_draws(settings.seed, settings.device):
@@ -98,6 +102,7 @@ def search(
         )
         keep = None if folder is None else partial(save, folder=folder)
         run = Search(problem, settings, keep, display, time.perf_counter() - began)
+        run.stopping = stopping
         with threads_for(run.problem):
             if resume and folder is not None:
                 load(run, folder)
@@ -137,9 +142,8 @@ def _result(search: Search) -> Fitted:
     problem = search.problem
     plain, certificate = freeze(search.state.model, problem.example)
     assert isinstance(plain, nn.Sequential)
-    row = TableRow(
-        "found by morphogen", problem.test_score(plain), count_parameters(plain), seconds
-    )
+    loss, score = problem.test_scores(plain)
+    row = TableRow("found by morphogen", score, count_parameters(plain), seconds, loss=loss)
     if problem.regression:
         if (abs(problem.scaling.mean) > FAR * problem.scaling.scale).any():
             plain.double()

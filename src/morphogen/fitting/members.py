@@ -84,6 +84,7 @@ def train_members(
     members: Members,
     x: Tensor,
     y: Tensor,
+    weight: Tensor,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     loss: Loss,
     how: Training,
@@ -92,7 +93,7 @@ def train_members(
 ) -> None:
     """Member k learns from one part of fold k and keeps the epoch that was best on the other.
 
-    x: (n, features). y: targets, (n, ...). stopped: asked after each epoch whether to end early.
+    x: (n, features). y: targets, (n, ...). weight: of the rows, (n,). stopped: asked after each epoch whether to end early.
     """
     inside = [torch.as_tensor(rows) for rows, _ in folds]
     fewest = min(map(len, inside))
@@ -107,7 +108,7 @@ def train_members(
         betas=(0.9, 0.99),
         fused=True,
     )
-    best = _Best(members, x, y, [torch.as_tensor(rows) for _, rows in folds], loss)
+    best = _Best(members, x, y, weight, [torch.as_tensor(rows) for _, rows in folds], loss)
     for epoch in range(how.epochs):
         members.train()
         orders = [_shuffled(rows, generator(seed, 7, epoch, k)) for k, rows in enumerate(inside)]
@@ -119,7 +120,7 @@ def train_members(
                 group["lr"] = how.rate * warm * (1 + math.cos(math.pi * share)) / 2
             optimizer.zero_grad()
             # a sum over members: each has the gradient it would have alone
-            loss(members(x[rows]), y[rows]).mean(1).sum().backward()
+            (weight[rows] * loss(members(x[rows]), y[rows])).mean(1).sum().backward()
             optimizer.step()
         if best.keep(epoch) > how.patience or stopped():
             break
@@ -134,7 +135,13 @@ class _Best:
     """The weights of each member at its best epoch."""
 
     def __init__(
-        self, members: Members, x: Tensor, y: Tensor, held: Sequence[Tensor], loss: Loss
+        self,
+        members: Members,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor,
+        held: Sequence[Tensor],
+        loss: Loss,
     ) -> None:
         self.members = members
         self.loss = loss
@@ -142,7 +149,7 @@ class _Best:
         # filled up with rows that then count for nothing
         places = torch.stack([F.pad(rows, (0, longest - len(rows))) for rows in held])
         counts = torch.tensor([[len(rows)] for rows in held])
-        self.counted = torch.arange(longest) < counts
+        self.counted = (torch.arange(longest) < counts) * weight[places]
         self.x = x[places]
         self.y = y[places]
         self.losses = torch.full((len(held),), torch.inf)

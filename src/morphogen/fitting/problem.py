@@ -2,6 +2,7 @@
 may ask for, `Settings`.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from morphogen.data.dataset import Dataset
 from morphogen.data.split import holdout
 from morphogen.fitting.distillation import Distillation
+from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.fitting.scaling import Scaling
 from morphogen.layers.penalty import quadratic
@@ -35,8 +37,9 @@ Wiring = Literal["layers", "dag"]
 @dataclass(frozen=True)
 class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
-    a name of POLICIES. wiring: a name of WIRINGS. distillation: whether a table's network learns
-    from the folds of several models beside the labels, see `fitting.distillation`.
+    a name of POLICIES. wiring: a name of WIRINGS. metric: a name of METRICS, shown beside the loss.
+    distillation: whether a table's network learns from the folds of several models beside the
+    labels, see `fitting.distillation`.
     """
 
     budget: int | None = None
@@ -45,6 +48,7 @@ class Settings:
     device: str = "cpu"
     policy: PolicyName = "trial"
     wiring: Wiring = "layers"
+    metric: str | None = None
     distillation: bool = True
 
 
@@ -76,6 +80,7 @@ class Problem:
         self.dataset = dataset
         self.distillation = distillation
         self.regression = dataset.task == "regression"
+        self.metric = metric_for(settings.metric, dataset.task)
         # a DAG knows no neighbours
         self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"
         inside, held = holdout(dataset, seed)
@@ -85,6 +90,7 @@ class Problem:
         labels = self._targets(dataset.y_train)
         self.outputs = labels.shape[1]
         looked = held[:LOOKED_AT]
+        self.truth = dataset.y_train[looked]
         self.looked = (x[looked], labels[looked])
         self.floor = torch.zeros(len(looked), device=self.device)
         self.x = x[inside]
@@ -108,7 +114,18 @@ class Problem:
             seed,
             self.recipe.shift,
             self.recipe.flip,
+            weight=self._weights(dataset, inside),
         )
+        weight = np.ones(len(looked)) if dataset.weight is None else dataset.weight[looked]
+        self.weight = torch.as_tensor(weight / weight.mean(), dtype=torch.float32).to(self.device)
+
+    def _weights(self, dataset: Dataset, inside: np.ndarray) -> Tensor | None:
+        """Of what is trained on; points between rows count as a row each."""
+        if dataset.weight is None:
+            return None
+        weight = torch.ones(len(self.x), dtype=torch.float64)
+        weight[: len(inside)] = torch.as_tensor(dataset.weight[inside])
+        return weight
 
     def _targets(self, y: np.ndarray) -> Tensor:
         if self.regression:
@@ -161,7 +178,7 @@ class Problem:
     def observation(self, model: nn.Module) -> tuple[float, float]:
         """Mean loss and score on the validation examples that are looked at."""
         out = predict(model, self.looked[0])
-        return float(self._losses(out).mean()), self._score(out, self.looked[1])
+        return float(self._losses(out).mean()), self._score(out)
 
     def _least(self, y: Tensor) -> Tensor:
         """The least loss that targets leave: their entropy, or nothing."""
@@ -170,22 +187,31 @@ class Problem:
     def _losses(self, out: Tensor) -> Tensor:
         y = self.looked[1]
         if self.regression:
-            return self.floor + (out - y).square().mean(1)
-        return self.floor + F.cross_entropy(out, y, reduction="none")
+            losses = (out - y).square().mean(1)
+        else:
+            losses = F.cross_entropy(out, y, reduction="none")
+        return self.weight * (self.floor + losses)
 
-    def _score(self, out: Tensor, y: Tensor) -> float:
-        """Accuracy, or RMSE in the target's unit."""
+    def _score(self, out: Tensor) -> float:
+        """The metric, of numbers in the target's own unit; NaN where it is not defined."""
+        score = self.metric.of(self.truth, self.answers(out))
+        return math.nan if score is None else score
+
+    def answers(self, out: Tensor) -> np.ndarray:
+        """What a network that was trained here says, as metrics take it: probabilities
+        (n, classes), or numbers (n,) in the target's own unit.
+        """
         if self.regression:
-            errors = (out - y).double() * torch.as_tensor(self.scaling.scale, device=out.device)
-            return float(errors.square().mean().sqrt())
-        return float((out.argmax(1) == y.argmax(1)).double().mean())
+            numbers = np.asarray(out.double().cpu()) * self.scaling.scale + self.scaling.mean
+            return numbers[:, 0] if self.outputs == 1 else numbers
+        return np.asarray(out.double().softmax(1).cpu())
 
-    def test_score(self, model: nn.Module) -> float | None:
-        """The score on the test part, None where there is none."""
+    def test_scores(self, model: nn.Module) -> tuple[float | None, float | None]:
+        """(loss, metric) on the test part, None where there is none."""
         if not len(self.dataset.x_test):
-            return None
+            return None, None
         out = predict(model, torch.as_tensor(self.dataset.x_test, device=self.device))
-        return self._score(out, self._targets(self.dataset.y_test))
+        return scores(self.metric, self.dataset.y_test, self.answers(out))
 
 
 def threads_for(problem: Problem) -> AbstractContextManager[None]:

@@ -102,6 +102,7 @@ class Search:
         self.history = History(notes=list(problem.dataset.notes))
         self.before = before
         self.began = self.saved = time.perf_counter()
+        self.stopping: Callable[[], bool] = lambda: False
 
     def _controller(self) -> Controller:
         return Controller(
@@ -145,6 +146,7 @@ class Search:
 
     def _after_round(self, state: State) -> None:
         draw = generator(state.seed, 4, state.round)
+        state.stop = self.stopping()
         epoch = state.step / self.problem.batches.per_epoch
         growing = self.phase.anneal_start is None
         if growing:
@@ -154,11 +156,12 @@ class Search:
                     self.display.change(change)
         self._record(epoch)
         self._keep_best()
-        if growing and self._grown():
-            self._settle()
-        elif not growing and self._annealed():
-            self._restore_best()
+        if not growing and self._annealed():
             state.stop = True
+        if state.stop:
+            self._restore_best()
+        elif growing and self._grown():
+            self._settle()
         if self.keep and (state.stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
             self.keep(self)
             self.saved = time.perf_counter()
@@ -291,7 +294,7 @@ class Search:
             dataset.name,
             dataset.name,
             dataset.task,
-            dataset.metric,
+            self.problem.metric.label,
             self.settings.seed,
             tuple(self.history.rounds),
             tuple(self.history.changes),

@@ -33,7 +33,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 @dataclass(frozen=True)
 class Rows:
     """Training rows. x: (n, features). y: (n,) class indices, or (n, outputs) standardised targets.
-    plain: the columns that are no bins, which trees and one of the networks read.
+    plain: the columns that are no bins, which trees and one of the networks read. weight: (n,).
     """
 
     x: np.ndarray
@@ -41,6 +41,7 @@ class Rows:
     outputs: int
     regression: bool
     plain: np.ndarray
+    weight: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Teacher:
 
     def _mean(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
         weighed = [self.weights[name] * value for name, value in predictions.items()]
-        return np.sum(weighed, 0).astype(np.float32)
+        return np.asarray(np.sum(weighed, 0), np.float32)
 
 
 def teach(
@@ -100,21 +101,23 @@ def weigh(predictions: Sequence[np.ndarray], rows: Rows) -> np.ndarray:
     """
     covered = np.isfinite(np.sum(predictions, (0, 2)))
     if rows.regression:
-        columns = np.stack([p[covered].ravel() for p in predictions], 1)
+        root = np.sqrt(rows.weight[covered])[:, None]
+        columns = np.stack([(root * p[covered]).ravel() for p in predictions], 1)
         # one more equation, far heavier than all others: the weights add up to 1
         heavy = 1e3 * np.sqrt(len(columns))
         system = np.vstack([columns, np.full(len(predictions), heavy)])
-        weights, _ = nnls(system, np.append(rows.y[covered].ravel(), heavy))
+        weights, _ = nnls(system, np.append((root * rows.y[covered]).ravel(), heavy))
         return np.asarray(weights / weights.sum())
     chosen = rows.y[covered]
     likelihood = np.stack([p[covered][np.arange(len(chosen)), chosen] for p in predictions])
     likelihood = likelihood.clip(1e-7)
+    counts = rows.weight[covered]
     weights = np.full(len(predictions), 1 / len(predictions))
     for _ in range(200):
         shares = weights[:, None] * likelihood
-        shares /= shares.sum(0)
+        shares *= counts / shares.sum(0)
         # one row more for each, so that few rows do not decide alone
-        weights = (shares.sum(1) + 1) / (len(chosen) + len(predictions))
+        weights = (shares.sum(1) + 1) / (counts.sum() + len(predictions))
     return weights
 
 
@@ -122,23 +125,26 @@ def out_of_fold_loss(prediction: np.ndarray, rows: Rows) -> float:
     """Log loss, or mean squared error, of the rows that are covered."""
     covered = np.isfinite(prediction).all(1)
     if rows.regression:
-        return float(((prediction[covered] - rows.y[covered]) ** 2).mean())
-    chosen = prediction[covered][np.arange(covered.sum()), rows.y[covered]]
-    return float(-np.log(chosen.clip(1e-7)).mean())
+        losses = ((prediction[covered] - rows.y[covered]) ** 2).mean(1)
+    else:
+        chosen = prediction[covered][np.arange(covered.sum()), rows.y[covered]]
+        losses = -np.log(chosen.clip(1e-7))
+    return float(np.average(losses, weights=rows.weight[covered]))
 
 
 def _scikit(make: Callable[..., object], rows: Rows, folds: Folds, columns: np.ndarray) -> Part:
-    """Of scikit-learn's estimators. make: (x, y, x held out, y held out) -> one, fitted."""
+    """Of scikit-learn's estimators. make: (x, y, weight, x held out, y held out) -> one, fitted."""
     x = rows.x[:, columns]
     models = []
     outside = np.full((len(x), rows.outputs), np.nan, np.float32)
     for inside, held in folds:
-        model = make(x[inside], rows.y[inside], x[held], rows.y[held])
+        model = make(x[inside], rows.y[inside], rows.weight[inside], x[held], rows.y[held])
         outside[held] = _said(model, x[held], rows)
         models.append(model)
 
     def predict(given: np.ndarray) -> np.ndarray:
-        return np.mean([_said(model, given[:, columns], rows) for model in models], 0)
+        said = [_said(model, given[:, columns], rows) for model in models]
+        return np.asarray(np.mean(said, 0))
 
     return Part(outside, predict)
 
@@ -170,11 +176,16 @@ def linear(rows: Rows, folds: Folds, seed: int, stopped: Callable[[], bool]) -> 
 
 
 def _linear(
-    penalty: float, regression: bool, x: np.ndarray, y: np.ndarray, *_: np.ndarray
+    penalty: float,
+    regression: bool,
+    x: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    *_: np.ndarray,
 ) -> object:
     if regression:
-        return Ridge(penalty).fit(x, y)
-    return LogisticRegression(C=1 / penalty, max_iter=200).fit(x, y)
+        return Ridge(penalty).fit(x, y, weight)
+    return LogisticRegression(C=1 / penalty, max_iter=200).fit(x, y, weight)
 
 
 def networks(
@@ -238,15 +249,17 @@ def boosting(rows: Rows, folds: Folds, seed: int, stopped: Callable[[], bool]) -
         "random_state": seed % 2**32,
     }
 
-    def make(x: np.ndarray, y: np.ndarray, x_held: np.ndarray, y_held: np.ndarray) -> object:
+    def make(
+        x: np.ndarray, y: np.ndarray, weight: np.ndarray, x_held: np.ndarray, y_held: np.ndarray
+    ) -> object:
         if not rows.regression:
-            return HistGradientBoostingClassifier(**how).fit(x, y, X_val=x_held, y_val=y_held)
-        return _Each(
-            [
-                HistGradientBoostingRegressor(**how).fit(x, a, X_val=x_held, y_val=b)
-                for a, b in zip(y.T, y_held.T, strict=True)
-            ]
-        )
+            model = HistGradientBoostingClassifier(**how)
+            return model.fit(x, y, weight, X_val=x_held, y_val=y_held)
+        models = []
+        for column, held in zip(y.T, y_held.T, strict=True):
+            model = HistGradientBoostingRegressor(**how)
+            models.append(model.fit(x, column, weight, X_val=x_held, y_val=held))
+        return _Each(models)
 
     return _scikit(make, rows, folds, rows.plain)
 

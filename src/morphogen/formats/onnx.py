@@ -5,6 +5,7 @@ import copy
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,27 @@ from morphogen.record import Certificate, write_atomic
 WITHIN = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-9}
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Certificate:
+def export_onnx(
+    model: nn.Module, example: Tensor, path: Path, about: Mapping[str, str] | None = None
+) -> Certificate:
     """Write `model` to `path` with a free batch size, run the file in onnxruntime on `example`, and
     compare.
 
-    Input "input", output "output". Raises `NotExact`, leaving no file, where the outputs differ by
-    more than rounding and `WITHIN` of their spread.
+    Input "input", output "output". about: what the file says of itself (its `metadata_props`).
+    Raises `NotExact`, leaving no file, where the outputs differ by more than rounding and `WITHIN`
+    of their spread.
     """
     modes = {module: module.training for module in model.modules()}
     try:
-        return _exported(model.eval(), example, path)
+        return _exported(model.eval(), example, path, about or {})
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def _exported(model: nn.Module, example: Tensor, path: Path) -> Certificate:
+def _exported(
+    model: nn.Module, example: Tensor, path: Path, about: Mapping[str, str]
+) -> Certificate:
     batch = torch.export.Dim("batch", min=1)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -58,7 +64,10 @@ def _exported(model: nn.Module, example: Tensor, path: Path) -> Certificate:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     assert program is not None
-    data = _bare(program.model_proto).SerializeToString()
+    written = _bare(program.model_proto)
+    for key, value in about.items():
+        written.metadata_props.add(key=key, value=value)
+    data = written.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = model(example).cpu()

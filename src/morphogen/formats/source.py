@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,14 +15,23 @@ from morphogen.errors import Unsupported
 
 
 def source(
-    model: nn.Module, *, title: str, note: str = "", prepare: str = "", input_hint: str = ""
+    model: nn.Module,
+    *,
+    title: str,
+    note: str = "",
+    prepare: str = "",
+    input_hint: str = "",
+    targets: Sequence[str] = (),
+    classes: Sequence[str] = (),
 ) -> str:
     """Python source of a class `Net` equal to `model`, a flat `nn.Sequential` of plain modules as
     `freeze` returns it.
 
     The page reads `model.safetensors` beside it and imports torch and safetensors only. title,
     note: its docstring, any text. prepare: source of a function `prepare(table)` to be put before
-    the network. input_hint: what the network expects. Raises `Unsupported` for a module that is not
+    the network; then the page also has `predict(table)` and scores a file that it is started with.
+    input_hint: what the network expects. targets: columns that are predicted. classes: in the
+    order of the outputs; none for a regression. Raises `Unsupported` for a module that is not
     in the table below, and for a value that has no plain way to be written.
     """
     if type(model) is not nn.Sequential:
@@ -38,6 +47,9 @@ def source(
     ]
     future, imports, body = _split_imports(prepare)
     kind = _dtype(model)
+    scores = _SCORES if body.strip() else _SHOWS
+    if body.strip():
+        imports += _SCORES_IMPORTS
     return _PAGE.format(
         cast="" if kind is torch.float32 else f".to({kind})",
         title=_text(title),
@@ -53,6 +65,8 @@ def source(
         classes=_LEVELS if any(_is_levels(module) for module in model) else "",
         layers="\n".join(layers),
         input_hint=f"\n    {_text(input_hint)}\n    " if input_hint else "",
+        constants=_constants(targets, classes),
+        scores=scores,
     )
 
 
@@ -66,7 +80,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
-{prepare}{classes}class Net(nn.Module):
+{constants}{prepare}{classes}class Net(nn.Module):
     """The network. Input and output have a leading batch dimension.{input_hint}"""
 
     def __init__(self) -> None:
@@ -86,10 +100,63 @@ def load(path: str | Path = Path(__file__).with_name("model.safetensors")) -> Ne
     return net.eval()
 
 
-if __name__ == "__main__":
+{scores}'''
+
+
+_SHOWS = """if __name__ == "__main__":
     net = load()
     print(net)
     print(sum(p.numel() for p in net.parameters()), "parameters")
+"""
+
+_SCORES_IMPORTS = ["import argparse", "import sys"]
+
+_SCORES = '''def predict(table: pd.DataFrame, proba: bool = False) -> pd.DataFrame:
+    """A column named after the target; with `proba` the probability of each class, a column a class.
+
+    What cannot be read as training did is a gap, which is said on standard error; further columns are ignored.
+    """
+    constants = json.loads(Path(__file__).with_name("preparation.json").read_text(encoding="utf-8"))
+    table = readable(table, constants)
+    x = torch.as_tensor(prepare(table, constants))
+    for name, (count, first) in unread(table, constants).items():
+        print(f"note: column {name!r}: {count:,} cells that cannot be read, such as {first!r}: read as missing", file=sys.stderr)
+    with torch.no_grad():
+        out = load()(x)
+    if not CLASSES:
+        return pd.DataFrame(out.numpy(), columns=list(TARGETS), index=table.index)
+    if proba:
+        chances = out.softmax(1)[:, : len(CLASSES)].numpy()
+        return pd.DataFrame(chances, columns=list(CLASSES), index=table.index)
+    names = np.array(CLASSES, dtype=object)[out.argmax(1).numpy()]
+    return pd.DataFrame(names, columns=list(TARGETS), index=table.index)
+
+
+def read(path: str) -> pd.DataFrame:
+    """A Parquet file, or CSV with one of four separators: the one that makes most columns of the header."""
+    if path.endswith(".parquet"):
+        return pd.read_parquet(path)
+    constants = json.loads(Path(__file__).with_name("preparation.json").read_text(encoding="utf-8"))
+    names = {column["name"] for kind in ("categories", "hashed", "words") for column in constants[kind]}
+    how = {"encoding": "utf-8-sig", "skipinitialspace": True, "na_values": ["?"]}
+    headers = {sep: pd.read_csv(path, sep=sep, nrows=0, **how).columns for sep in ",;\\t|"}
+    sep = max(headers, key=lambda sep: len(headers[sep]))
+    texts = {name: str for name in headers[sep] if name.strip() in names}
+    table = pd.read_csv(path, sep=sep, dtype=texts, low_memory=False, **how)
+    return table.rename(columns=str.strip)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Predict each row of a table, as CSV.")
+    parser.add_argument("table", nargs="?", help="a CSV or Parquet file; without one the network is shown")
+    parser.add_argument("--proba", action="store_true", help="the probability of each class")
+    options = parser.parse_args()
+    if options.table:
+        predict(read(options.table), options.proba).to_csv(sys.stdout, index=False)
+    else:
+        net = load()
+        print(net)
+        print(sum(p.numel() for p in net.parameters()), "parameters")
 '''
 
 
@@ -110,6 +177,17 @@ _LEVELS = '''class Levels(nn.Module):
 
 
 '''
+
+
+def _constants(targets: Sequence[str], classes: Sequence[str]) -> str:
+    """What the outputs are, as data."""
+    lines = [f"TARGETS = {_literal(tuple(targets))}"] if targets else []
+    if classes:
+        names = "".join(f"    {_literal(name)},\n" for name in classes)
+        lines.append(f"CLASSES = (\n{names})  # in the order of the outputs")
+    elif targets:
+        lines.append("CLASSES = ()  # none: the output is the target in its own unit")
+    return "\n".join(lines) + "\n\n\n" if lines else ""
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -9,8 +9,10 @@ from importlib.resources import files
 from typing import Any
 
 from morphogen.record import Change, Report, Round
+from morphogen.report.figures import figures
 from morphogen.report.text import (
     PHASES,
+    course,
     format_loss,
     format_row,
     format_score,
@@ -37,11 +39,13 @@ def html(report: Report) -> str:
         "origin": escape(origin(report)),
         "metric": escape(report.metric),
         "data": embedded(_data(report)),
-        "head": "".join(f'<th scope="col">{escape(name)}</th>' for name in header(report.metric)),
+        "head": "".join(f'<th scope="col">{escape(name)}</th>' for name in header(report)),
         "rows": "".join(
-            _tr(format_row(report.metric, row), "found" if i == 0 else "")
+            _tr(format_row(report, row), "found" if i == 0 else "")
             for i, row in enumerate(report.table)
         ),
+        "course": escape(course(report)),
+        **_evaluation(report),
         "changes": "".join(map(_change, report.changes)),
         "count": str(len(report.changes)),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report.notes),
@@ -52,6 +56,13 @@ def html(report: Report) -> str:
     }
     # one pass, so that a {{name}} inside the data stays what it is
     return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _resource("page.html"))
+
+
+def _evaluation(report: Report) -> dict[str, str]:
+    if report.evaluation is None:
+        return {"hidden": " hidden", "part": "", "figures": ""}
+    part = f"{report.evaluation.rows:,} {report.evaluation.part} rows"
+    return {"hidden": "", "part": part, "figures": figures(report.evaluation, report.loss)}
 
 
 def embedded(value: Any) -> str:
@@ -68,6 +79,7 @@ def _data(report: Report) -> dict[str, Any]:
     shapes = list(dict.fromkeys(r.shape for r in rounds))
     index = {shape: i for i, shape in enumerate(shapes)}
     return {
+        "kept": report.result.round if rounds else 0,
         "shapes": [[[layer.name, layer.kind, layer.units] for layer in shape] for shape in shapes],
         "rounds": [
             {

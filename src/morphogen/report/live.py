@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,17 +18,20 @@ from rich.text import Text
 from morphogen.record import Change, Layer, Report, Round
 from morphogen.report.text import (
     PHASES,
+    course,
     format_loss,
     format_row,
     format_score,
     format_seconds,
     header,
     headline,
+    matters,
     origin,
 )
 
 _ASCII = str.maketrans({"–": "-", "−": "-", "→": "->", "…": "...", "·": "-", "×": "x", "’": "'"})
 _STYLES = {"conv": "cyan", "dag": "cyan", "linear": "blue", "output": "magenta"}
+_WIDE = 100  # letters from which the final table has room for notes
 _RECENT = 4  # rounds for which a bar shows what it gained or lost
 
 
@@ -67,13 +71,20 @@ class Display(ABC):
     def finish(self, report: Report) -> None:
         """The run ended."""
 
+    def written(self, folder: Path, files: str) -> None:
+        """The files are there."""
+        self.say(f"written to {folder}/: {files}")
+
     def text(self, text: str, style: str = "") -> Text:
         """`text` without markup, in letters that the console's encoding has."""
         return Text(_written(text, self.console), style=style)
 
 
 class Silent(Display):
-    """Shows nothing."""
+    """Shows nothing but the folder."""
+
+    def written(self, folder: Path, files: str) -> None:
+        self.console.print(self.text(str(folder)), highlight=False, soft_wrap=True)
 
     def round(self, r: Round, time_left: float | None) -> None: ...
     def change(self, c: Change) -> None: ...
@@ -198,7 +209,7 @@ def display(quiet: bool, console: Console | None = None, metric: str | None = No
     """The display for this output: nothing if quiet, a live panel in a terminal, plain lines
     elsewhere.
 
-    metric: "accuracy" or "RMSE", where it is known before the run; only the wording of the
+    metric: such as "accuracy", where it is known before the run; only the wording of the
     validation score needs it.
     """
     console = console or Console(highlight=False)
@@ -305,9 +316,15 @@ def _summary(report: Report, shown: Display) -> RenderableType:
         Text(""),
     ]
     if report.rounds:
-        parts += [_bars(report.rounds[-1].shape, console, min(console.width, 80) - 2, 24), Text("")]
+        parts += [_bars(report.result.shape, console, min(console.width, 80) - 2, 24), Text("")]
     if report.table:
-        parts.append(_table(report, shown))
+        wide = shown.console.width >= _WIDE
+        parts.append(_table(report, shown, wide))
+        if not wide:
+            noted = [f"{row.name}: {row.note}" for row in report.table if row.note]
+            parts += [shown.text(line, "dim") for line in noted]
+    for said in (course(report), matters(report)):
+        parts += [Text(""), shown.text(said, "dim")] if said else []
     parts += (
         [Text(""), *(shown.text(f"note: {note}", "dim") for note in report.notes)]
         if report.notes
@@ -316,11 +333,14 @@ def _summary(report: Report, shown: Display) -> RenderableType:
     return Group(*parts)
 
 
-def _table(report: Report, shown: Display) -> Table:
+def _table(report: Report, shown: Display, wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
     # a column of empty notes, or one too narrow to read, would only squeeze the figures
-    last = 5 if any(row.note for row in report.table) and shown.console.width >= 70 else 4
-    for name in header(report.metric)[:last]:
+    names = header(report)
+    last = len(names)
+    if not wide or not any(row.note for row in report.table):
+        last -= 1
+    for name in names[:last]:
         words = name in ("network", "note")
         least = min(24, max(len(row.name) for row in report.table)) if name == "network" else None
         table.add_column(
@@ -332,7 +352,7 @@ def _table(report: Report, shown: Display) -> Table:
         )
     for number, row in enumerate(report.table):
         table.add_row(
-            *map(shown.text, format_row(report.metric, row)[:last]),
+            *map(shown.text, format_row(report, row)[:last]),
             style="bold green" if number == 0 else "",
         )
     return table

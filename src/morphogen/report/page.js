@@ -1,5 +1,5 @@
 "use strict";
-const { rounds, shapes, changes } = JSON.parse(document.getElementById("data").textContent);
+const { rounds, shapes, changes, kept } = JSON.parse(document.getElementById("data").textContent);
 const at = id => document.getElementById(id);
 const slider = at("round"), play = at("play"), shape = at("shape");
 const kindOf = ([, , , before, after]) => after > before ? "grew" : after < before ? "shrank" : "same";
@@ -46,7 +46,7 @@ function newBar(layer) {
 }
 
 function drawShape(now, before) {
-  const layers = layersOf(rounds[now].shape), last = unitsOf(rounds[rounds.length - 1].shape);
+  const layers = layersOf(rounds[now].shape), last = unitsOf(rounds[positionOf(kept)].shape);
   const previous = before === null ? null : unitsOf(rounds[before].shape), part = units => 100 * units / largest + "%";
   for (const [key, bar] of bars) if (!layers.some(l => l.key === key)) { bar.remove(); bars.delete(key); }
   layers.forEach((layer, i) => {
@@ -83,7 +83,7 @@ function drawReadout(now) {
   list.replaceChildren();
   const entries = {
     [`round ${r.round} of ${rounds[rounds.length - 1].round}`]: `epoch ${r.epoch.toFixed(1)}`, phase: r.phase,
-    [`validation ${list.dataset.metric}`]: r.score, "validation loss": r.loss, parameters: count(r.parameters), time: r.time,
+    [`validation ${list.dataset.metric}`]: r.score, "validation loss": r.loss, "parameters in training": count(r.parameters), time: r.time,
   };
   for (const [name, value] of Object.entries(entries)) {
     const entry = add(list, "div");
@@ -223,7 +223,7 @@ function drawHover(index) {
   say("", "epoch", r.epoch.toFixed(1));
   say("train", "training loss", brief(r.train));
   say("valid", "validation loss", brief(r.valid));
-  say("linear", "parameters", count(r.parameters));
+  say("linear", "parameters in training", count(r.parameters));
   for (const [name, w] of r.depths) say(colourOf(name), `${name} w`, w === null ? "–" : w.toFixed(2));
 }
 
@@ -308,7 +308,7 @@ function prepare() {
       at("growth").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     });
   icon(false);
-  show(end);
+  show(positionOf(kept));
 }
 
 for (const [id, full] of [["growth", rounds.length], ["curves", rounds.length], ["result", document.querySelector("#result tbody tr")],

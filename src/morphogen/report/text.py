@@ -8,14 +8,16 @@ from morphogen.record import Layer, Report, TableRow
 
 NONE = "–"
 PHASES = {"grow": "growing", "anneal": "annealing"}
+_PERCENT = {"accuracy", "balanced accuracy"}
+_ROSE = 0.01  # share by which a loss must rise to be spoken of
 _LONG = 10  # layers; a sentence that names more of them is not read
 
 
 def format_score(metric: str, value: float | None) -> str:
-    """Accuracy as a percentage, everything else as a number; a dash where there is none."""
+    """Accuracies as a percentage, everything else as a number; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if metric in _PERCENT else f"{value:.4g}"
 
 
 def format_loss(value: float) -> str:
@@ -42,16 +44,20 @@ def format_seconds(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def header(metric: str) -> tuple[str, ...]:
-    """The column names of the final table."""
-    return ("network", f"test {metric}", "parameters", "seconds", "note")
+def header(report: Report) -> tuple[str, ...]:
+    """The column names of the final table: the loss, and the metric where it is another figure."""
+    figures = dict.fromkeys((f"test {report.loss}", f"test {report.metric}"))
+    return ("network", *figures, "parameters", "seconds", "note")
 
 
-def format_row(metric: str, row: TableRow) -> tuple[str, ...]:
+def format_row(report: Report, row: TableRow) -> tuple[str, ...]:
     """The cells of one line of the final table, in the order of `header`."""
+    loss = format_score(report.loss, row.loss)
+    score = format_score(report.metric, row.score)
+    figures = (score,) if report.metric == report.loss else (loss, score)
     parameters = NONE if row.parameters is None else f"{row.parameters:,}"
     seconds = NONE if row.seconds is None else f"{row.seconds:.1f}"
-    return (row.name, format_score(metric, row.score), parameters, seconds, row.note)
+    return (row.name, *figures, parameters, seconds, row.note)
 
 
 def headline(report: Report) -> str:
@@ -60,15 +66,17 @@ def headline(report: Report) -> str:
     """
     if not report.rounds:
         return f"No network was found for {report.data} yet."
-    last = report.rounds[-1]
+    last = report.result
     row = report.table[0] if report.table else TableRow("", None, None, None)
     score, part = (last.valid_score, "validation ") if row.score is None else (row.score, "")
     value = format_score(report.metric, score)
     reached = (
         f"{value} {part}{report.metric}"
-        if report.metric == "accuracy"
+        if report.metric in _PERCENT
         else f"{part}{report.metric} {value}"
     )
+    if report.metric != report.loss and row.loss is not None:
+        reached += f", {report.loss} {format_score(report.loss, row.loss)},"
     parameters = last.parameters if row.parameters is None else row.parameters
     seconds = format_seconds(last.seconds if row.seconds is None else row.seconds)
     return (
@@ -82,30 +90,64 @@ def origin(report: Report) -> str:
         return ""
     first = report.rounds[0]
     changes = _count(len(report.changes), "change")
-    rounds = _count(len(report.rounds), "round")
+    rounds = _count(report.rounds[-1].round, "round")
     return (
         f"Grown from {_brief(first.shape)} with {_count(first.parameters, 'parameter')} by "
         f"{changes} in {rounds}."
     )
 
 
+def course(report: Report) -> str:
+    """Where the validation loss rose during the run, and what was done about it; "" where it did
+    not.
+    """
+    known = [r for r in report.rounds if math.isfinite(r.valid_loss)]
+    if not known:
+        return ""
+    best = min(known, key=lambda r: r.valid_loss)
+    last = report.rounds[-1]
+    if last.valid_loss <= best.valid_loss * (1 + _ROSE):
+        return ""
+    done = f"the network of round {report.result.round} was kept"
+    return (
+        f"Validation loss was least in round {best.round}, {format_loss(best.valid_loss)}, and "
+        f"rose to {format_loss(last.valid_loss)} by round {last.round}: {done}."
+    )
+
+
+def matters(report: Report) -> str:
+    """The columns that the network relies on most, in one sentence; "" where none is known."""
+    measured = report.evaluation.importance if report.evaluation else ()
+    rows = [row for row in measured[:3] if row.low > 0]
+    if not rows:
+        return ""
+    said = ", ".join(
+        f"{row.column} (+{row.rise:.2g}, {row.low:.2g} to {row.high:.2g})" for row in rows
+    )
+    return f"Without a column {report.loss} rises: {said}."
+
+
 def markdown(report: Report) -> str:
     """The result, the final table, every change and the notes."""
-    names = header(report.metric)
+    names = header(report)
+    figures = len(names) - 2
     table = [
         names,
-        ("---", "--:", "--:", "--:", "---"),
-        *(map(_md, format_row(report.metric, row)) for row in report.table),
+        ("---", *["--:"] * figures, "---"),
+        *(map(_md, format_row(report, row)) for row in report.table),
     ]
     lines = [f"# {_md(report.name)}", "", _md(headline(report)), ""]
     if report.rounds:
         lines += [
             _md(origin(report)),
             "",
-            f"**Shape:** {_md(format_shape(report.rounds[-1].shape))}",
+            f"**Shape:** {_md(format_shape(report.result.shape))}",
             "",
         ]
     lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    lines += [
+        line for said in (course(report), matters(report)) if said for line in ("", _md(said))
+    ]
     if report.changes:
         lines += [
             "",
@@ -123,11 +165,11 @@ def latex(report: Report) -> str:
     """The final table, for the booktabs package."""
     rows = [
         list(map(_tex, cells))
-        for cells in (header(report.metric), *(format_row(report.metric, r) for r in report.table))
+        for cells in (header(report), *(format_row(report, row) for row in report.table))
     ]
     head, *body = (" & ".join(cells) + r" \\" for cells in rows)
     lines = [
-        r"\begin{tabular}{lrrrl}",
+        rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 2)}l}}",
         r"\toprule",
         head,
         r"\midrule",

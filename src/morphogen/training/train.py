@@ -32,7 +32,8 @@ class Batches:
 
     x: (n, ...) and y: (n,). shift: images are moved by up to so many pixels. flip: and mirrored
     with probability 1/2. shuffled: anew each epoch; otherwise all epochs have the order of the
-    rows.
+    rows. weight: (n,), how often a row is drawn beside others; None for an equal chance, without
+    replacement.
     """
 
     x: Tensor
@@ -42,6 +43,7 @@ class Batches:
     shift: int = 0
     flip: bool = False
     shuffled: bool = True
+    weight: Tensor | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -64,11 +66,12 @@ class Batches:
             yield channels_last(x), y
 
     def _order(self, epoch: int) -> Tensor:
-        return (
-            torch.randperm(len(self.x), generator=generator(self.seed, 1, epoch))
-            if self.shuffled
-            else torch.arange(len(self.x))
-        )
+        if not self.shuffled:
+            return torch.arange(len(self.x))
+        draw = generator(self.seed, 1, epoch)
+        if self.weight is None:
+            return torch.randperm(len(self.x), generator=draw)
+        return torch.multinomial(self.weight, len(self.x), replacement=True, generator=draw)
 
 
 def augment(x: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:
