@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from by_sklearn import pipeline
 
-from morphogen.data.apply_preparation import hashed, written
+from morphogen.data.apply_preparation import hashed, moments, written
 from morphogen.data.columns import sort_columns
 from morphogen.data.preparation import Preparation, default_bins, fit_preparation, source
 from morphogen.errors import DataError
@@ -249,3 +249,8 @@ def test_the_encoding_is_plain_for_few_rows_or_many_columns() -> None:
     assert default_bins(20_000, 8) == 32
     assert 2 <= default_bins(1_000_000, 20) <= 5
     assert default_bins(5_000, 0) == 0
+
+
+def test_the_day_comes_first_only_where_the_year_does_not() -> None:
+    cells = pd.Series(["04.03.2020", "2020-03-04", "2020-03-04T00:00:00Z", "4/3/2020"])
+    assert len(set(moments(cells, {"dayfirst": True}))) == 1

@@ -167,13 +167,14 @@ def moments(cells: pd.Series, column: dict[str, Any]) -> np.ndarray:
     if cells.dtype.kind != "M":
         codes, levels = pd.factorize(text(cells))
         clocks = ["1970-01-01 " + level if CLOCK.fullmatch(level) else level for level in levels]
-        read = pd.to_datetime(
-            pd.Series(clocks, dtype=object),
-            format="mixed",
-            dayfirst=column["dayfirst"],
-            errors="coerce",
-            utc=True,
-        )
+        given = pd.Series(clocks, dtype=object)
+        read = pd.to_datetime(given, format="mixed", errors="coerce", utc=True)
+        if column["dayfirst"]:
+            # not where the year comes first, which pandas would read as year, day, month
+            turned = ~given.str.match(r"\d{4}").to_numpy(bool)
+            read[turned] = pd.to_datetime(
+                given[turned], format="mixed", dayfirst=True, errors="coerce", utc=True
+            )
         cells = read.iloc[codes]
     at = pd.DatetimeIndex(cells)
     at = at if at.tz is None else at.tz_convert(None)

@@ -315,7 +315,7 @@ def _weights(sample_weight: Any, rows: int) -> np.ndarray | None:
     if weight.shape != (rows,):
         raise ValueError(f"sample_weight has shape {weight.shape}; X has {rows} rows")
     if weight.min() < 0 or not weight.sum() > 0:
-        raise ValueError("sample_weight must not be negative, nor 0 for every row")
+        raise ValueError("sample_weight must not be negative, and one weight must not be zero")
     return np.asarray(weight)
 
 
