@@ -93,7 +93,8 @@ def train_members(
 ) -> None:
     """Member k learns from one part of fold k and keeps the epoch that was best on the other.
 
-    x: (n, features). y: targets, (n, ...). weight: of the rows, (n,). stopped: asked after each epoch whether to end early.
+    x: (n, features). y: targets, (n, ...). weight: of the rows, (n,). stopped: asked after each
+    epoch whether to end early.
     """
     inside = [torch.as_tensor(rows) for rows, _ in folds]
     fewest = min(map(len, inside))

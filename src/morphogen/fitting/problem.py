@@ -202,7 +202,8 @@ class Problem:
         (n, classes), or numbers (n,) in the target's own unit.
         """
         if self.regression:
-            numbers = np.asarray(out.double().cpu()) * self.scaling.scale + self.scaling.mean
+            spreads = np.asarray(out.double().cpu())
+            numbers = np.asarray(spreads * self.scaling.scale + self.scaling.mean)
             return numbers[:, 0] if self.outputs == 1 else numbers
         return np.asarray(out.double().softmax(1).cpu())
 

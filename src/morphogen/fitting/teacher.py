@@ -206,9 +206,8 @@ def networks(
         with torch.no_grad():
             members.biases[-1].copy_(torch.as_tensor(np.log(shares)))
     loss = squared_error if rows.regression else cross_entropy
-    train_members(
-        members, x, y.to(x.dtype) if rows.regression else y, folds, loss, how, seed, stopped
-    )
+    weight = torch.as_tensor(rows.weight)
+    train_members(members, x, y, weight, folds, loss, how, seed, stopped)
     outside = np.full((len(x), rows.outputs), np.nan, np.float32)
     for number, (_, held) in enumerate(folds):
         outside[held] = _means(members, x[held], rows.regression)[number].numpy()
