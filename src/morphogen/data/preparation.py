@@ -151,6 +151,14 @@ class Preparation:
                 names += [f"{name} sin", f"{name} cos"] if part.name in PERIODS else []
         return tuple(names)
 
+    @property
+    def bins(self) -> tuple[bool, ...]:
+        """For each column of the result whether it is a bin of a number."""
+        binned: list[bool] = []
+        for number in self.numbers:
+            binned += [False, *[True] * max(0, len(number.edges) - 1), *[False] * number.missing]
+        return (*binned, *[False] * (len(self.names) - len(binned)))
+
     def to_json(self) -> str:
         """The text of `preparation.json`."""
         return record.to_json(self)

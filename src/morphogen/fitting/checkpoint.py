@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.edit.checkpoint import fill_optimizers, model_tensors, optimizer_tensors
+from morphogen.data.dataset import Dataset
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json, replay
 from morphogen.errors import RunError
+from morphogen.fitting.distillation import Distillation
+from morphogen.fitting.problem import Settings
 from morphogen.fitting.schedule import Phase
-from morphogen.fitting.search import History, Search
+from morphogen.fitting.search import Best, History, Search, fill_training, training_tensors
 from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.record import Report, from_json, revive, to_json
 
 CHECKPOINT = "checkpoints/last.safetensors"
-_VERSION = 3
+LESSON = "checkpoints/lesson.safetensors"
+_VERSION = 4
+_BEST = "best."  # begins the names of the best round's tensors
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ class _Counters:
 
 
 @dataclass(frozen=True)
+class _BestRound:
+    """What of `Best` is no tensor."""
+
+    loss: float
+    round: int
+    edits: int
+
+
+@dataclass(frozen=True)
 class _Saved:
     """What is in a checkpoint beside the tensors and what tells runs apart. report: as JSON
     text.
@@ -44,38 +57,44 @@ class _Saved:
     memory: Any
     report: str
     seconds: float
+    best: _BestRound | None
 
 
-def _identity(search: Search) -> dict[str, Any]:
+def _identity(dataset: Dataset, settings: Settings) -> dict[str, Any]:
     return {
         "version": _VERSION,
-        "data": search.problem.dataset.fingerprint,
-        "settings": {
-            k: v for k, v in asdict(search.settings).items() if k not in ("seconds", "device")
-        },
-        "recipe": asdict(search.recipe),
+        "data": dataset.fingerprint,
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("seconds", "device")},
     }
+
+
+def _identity_of(search: Search) -> dict[str, Any]:
+    identity = _identity(search.problem.dataset, search.settings)
+    return {**identity, "recipe": asdict(search.recipe)}
 
 
 def save(search: Search, folder: Path) -> None:
     """Write the checkpoint."""
     state = search.state
+    best = search.best
     about = {
-        **_identity(search),
+        **_identity_of(search),
         "ledger": ledger_to_json(search.controller.ledger),
         "state": {f.name: getattr(state, f.name) for f in fields(_Counters)},
         "phase": asdict(search.phase),
         "memory": search.controller.memory,
         "report": to_json(search.report(())),
         "seconds": search.elapsed,
+        "best": None
+        if best is None
+        else {f.name: getattr(best, f.name) for f in fields(_BestRound)},
     }
+    tensors = training_tensors(state)
+    if best is not None:
+        tensors |= {_BEST + name: tensor for name, tensor in best.tensors.items()}
     path = folder / CHECKPOINT
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(
-        path,
-        {**model_tensors(state.model), **optimizer_tensors(state.model, [state.optimizer])},
-        about,
-    )
+    save_tensors(path, tensors, about)
 
 
 def load(search: Search, folder: Path) -> None:
@@ -83,7 +102,7 @@ def load(search: Search, folder: Path) -> None:
     tensors, about = load_tensors(folder / CHECKPOINT)
     if not isinstance(about, dict):
         raise RunError(f"the checkpoint in {folder} is of something else; choose another folder")
-    for key, value in _identity(search).items():
+    for key, value in _identity_of(search).items():
         if about.get(key) != value:
             raise RunError(
                 f"the checkpoint in {folder} belongs to another run (its {key}: "
@@ -104,14 +123,7 @@ def _take(search: Search, tensors: dict[str, Tensor], saved: "_Saved") -> None:
     state = search.state
     ledger = ledger_from_json(saved.ledger)
     replay(state.model, ledger, search.problem.example[:2], optimizers=[state.optimizer])
-    with torch.no_grad():
-        for name, tensor in model_tensors(state.model).items():
-            if tensor.shape != tensors[name].shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
-                )
-            tensor.copy_(tensors[name])
-    fill_optimizers(state.model, [state.optimizer], tensors)
+    fill_training(state, tensors)
     for key, value in asdict(saved.state).items():
         setattr(state, key, value)
     search.phase = saved.phase
@@ -119,3 +131,36 @@ def _take(search: Search, tensors: dict[str, Tensor], saved: "_Saved") -> None:
     report = from_json(Report, saved.report)
     search.history = History(list(report.rounds), list(report.changes), list(report.notes))
     search.before = saved.seconds
+    if saved.best is not None:
+        kept = {
+            name.removeprefix(_BEST): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_BEST)
+        }
+        search.best = Best(**asdict(saved.best), tensors=kept)
+
+
+def save_lesson(lesson: Distillation, folder: Path, dataset: Dataset, settings: Settings) -> None:
+    """Write what the network learns from beside the labels, which took a while to find."""
+    path = folder / LESSON
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"targets": lesson.targets, "x": lesson.x, "y": lesson.y}
+    about = {
+        **_identity(dataset, settings),
+        "loss": lesson.loss,
+        "weights": dict(lesson.weights),
+    }
+    save_tensors(path, {name: torch.as_tensor(array) for name, array in arrays.items()}, about)
+
+
+def load_lesson(folder: Path, dataset: Dataset, settings: Settings) -> Distillation | None:
+    """What `save_lesson` wrote for the same data and settings, None where there is none."""
+    path = folder / LESSON
+    if not path.exists():
+        return None
+    tensors, about = load_tensors(path)
+    identity = _identity(dataset, settings)
+    if not isinstance(about, dict) or any(about.get(k) != v for k, v in identity.items()):
+        return None
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Distillation(**arrays, loss=about["loss"], weights=about["weights"])

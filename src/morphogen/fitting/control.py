@@ -17,7 +17,8 @@ from morphogen.deadline import NEVER, Deadline
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import replay
 from morphogen.fitting.fit import Fitted
-from morphogen.fitting.problem import LOOKED_AT, Problem, threads_for, to_unit
+from morphogen.fitting.problem import LOOKED_AT, Problem, threads_for
+from morphogen.fitting.scaling import to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
 from morphogen.layers.protocol import size_parameters
 from morphogen.layers.stack import reinitialised
@@ -44,11 +45,11 @@ def compressed(fitted: Fitted, dataset: Dataset, until: Deadline = NEVER) -> Fit
     )
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
-    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    problem = Problem(dataset, fitted.recipe, fitted.settings, fitted.distillation)
     judged = copy.deepcopy(small)
     if problem.regression:
         # the score is in the target's own spread
-        to_unit(judged, -problem.mean / problem.scale, 1 / problem.scale)
+        to_unit(judged, problem.scaling.inverse())
     loss, score = problem.test_scores(judged)
     row = TableRow(
         "the same, compressed",
@@ -76,7 +77,7 @@ def scratch(
     """
     if until.left() < fitted.seconds / 2:
         return TableRow(_SCRATCH, None, None, None, "skipped: no time was left")
-    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    problem = Problem(dataset, fitted.recipe, fitted.settings, fitted.distillation)
     with threads_for(problem), own_draws(fitted.settings.seed + 1, problem.device):
         return _scratch(fitted, problem, lambda: stopping() or until.left() <= 0)
 
@@ -91,7 +92,7 @@ def _scratch(fitted: Fitted, problem: Problem, ended: Callable[[], bool]) -> Tab
     reinitialised(model)
     last = fitted.report.rounds[-1]
     recipe = fitted.recipe
-    grown = next((r.step for r in fitted.report.rounds if r.phase == "anneal"), last.step)
+    grown = max(r.step for r in fitted.report.rounds if r.phase == "grow")
     state = State(model, optimizer_for(model, recipe), fitted.settings.seed)
 
     def end_early(state: State) -> None:

@@ -118,7 +118,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         self.network_ = network.double()
         self.history_: tuple[Round, ...] = fitted.report.rounds
         self.changes_ = fitted.report.changes
-        self.structure_: tuple[Layer, ...] = fitted.report.rounds[-1].shape
+        self.structure_: tuple[Layer, ...] = fitted.report.result.shape
         self.n_iter_ = fitted.report.rounds[-1].round
         return self
 

@@ -81,7 +81,7 @@ def page(plain: nn.Sequential, dataset: Dataset, report: Report) -> str:
     )
     return source(
         plain,
-        title=f"{format_shape(report.rounds[-1].shape)}: a network for '{dataset.name}', found "
+        title=f"{format_shape(report.result.shape)}: a network for '{dataset.name}', found "
         f"by training",
         prepare=prepare_source(dataset.prepare) if dataset.prepare else "",
         input_hint=f"Input (batch, {shape.replace('x', ', ')}){f', {reads}' if reads else ''}; "
@@ -116,7 +116,7 @@ def structure(fitted: Fitted, dataset: Dataset, report: Report) -> dict[str, obj
     return {
         **network(fitted.plain, fitted.ledger),
         **trained_for(dataset),
-        "shape": [asdict(layer) for layer in report.rounds[-1].shape],
+        "shape": [asdict(layer) for layer in report.result.shape],
         "start": [asdict(layer) for layer in report.rounds[0].shape],
         "base": {"width": fitted.recipe.width, "dropout": fitted.recipe.dropout},
         "changes": [asdict(change) for change in report.changes],
@@ -126,7 +126,7 @@ def structure(fitted: Fitted, dataset: Dataset, report: Report) -> dict[str, obj
 def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, object]:
     """The figures of the run. "seconds" are the only ones that differ between two equal runs."""
     found = report.table[0]
-    last = report.rounds[-1]
+    last = report.result
     return {
         "data": report.data,
         "task": report.task,

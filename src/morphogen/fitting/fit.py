@@ -9,6 +9,7 @@ part of the training rows is held out for all these decisions; the test part is 
 the final scores.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,15 +21,18 @@ from torch import nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.edit.apply import count_parameters
-from morphogen.fitting.checkpoint import load, save
-from morphogen.fitting.problem import Settings, threads_for, to_unit
+from morphogen.fitting.checkpoint import load, load_lesson, save, save_lesson
+from morphogen.fitting.distillation import Distillation, distil
+from morphogen.fitting.problem import Problem, Settings, threads_for
 from morphogen.fitting.recipe import Recipe
+from morphogen.fitting.scaling import to_unit
 from morphogen.fitting.search import Display, Search
 from morphogen.folder import claimed
 from morphogen.random_state import own_draws
 from morphogen.record import Certificate, Report, TableRow
 from morphogen.transforms.freeze import freeze
 
+_TEACHING = 0.3  # share of the time limit after which no further kind of teacher begins
 # spreads from 0 up to which a target stays in float32, which rounds it there to 3e-5 of its spread
 FAR = 1000
 
@@ -38,7 +42,8 @@ class Fitted:
     """The outcome. model: as trained, with gates and norms. plain: the same function in plain
     modules (regression: in the target's unit, and in float64 where the target is so far from 0 that
     float32 would lose it). ledger: every edit from the first network. seconds: of the search.
-    compression: where `compressed` made `plain` smaller, what proves it.
+    compression: where `compressed` made `plain` smaller, what proves it. distillation: what it
+    learned from beside the labels.
     """
 
     model: nn.Module
@@ -50,6 +55,7 @@ class Fitted:
     settings: Settings
     seconds: float
     compression: Certificate | None = None
+    distillation: Distillation | None = None
 
 
 def fit(
@@ -89,15 +95,45 @@ def search(
     whether that was the last one.
     """
     settings = settings or Settings()
+    began = time.perf_counter()
     with own_draws(settings.seed, settings.device):
+        problem = Problem(
+            dataset, recipe, settings, _distillation(dataset, settings, folder, resume, display)
+        )
         keep = None if folder is None else partial(save, folder=folder)
-        run = Search(dataset, settings, recipe, keep, display)
+        run = Search(problem, settings, keep, display, time.perf_counter() - began)
         run.stopping = stopping
         with threads_for(run.problem):
             if resume and folder is not None:
                 load(run, folder)
             run.run()
             return _result(run)
+
+
+def _distillation(
+    dataset: Dataset,
+    settings: Settings,
+    folder: Path | None,
+    resume: bool,
+    display: Display | None,
+) -> Distillation | None:
+    """What the network learns from beside the labels; of a resumed run, what it had."""
+    if not settings.distillation:
+        return None
+    lesson = load_lesson(folder, dataset, settings) if resume and folder is not None else None
+    if lesson is None:
+        began = time.perf_counter()
+        limit = None if settings.seconds is None else _TEACHING * settings.seconds
+        lesson = distil(
+            dataset,
+            settings.seed,
+            lambda: limit is not None and time.perf_counter() - began > limit,
+        )
+        if lesson is not None and folder is not None:
+            save_lesson(lesson, folder, dataset, settings)
+    if lesson is not None and display is not None:
+        display.say(lesson.note)
+    return lesson
 
 
 def _result(search: Search) -> Fitted:
@@ -109,9 +145,9 @@ def _result(search: Search) -> Fitted:
     loss, score = problem.test_scores(plain)
     row = TableRow("found by morphogen", score, count_parameters(plain), seconds, loss=loss)
     if problem.regression:
-        if abs(problem.mean) > FAR * problem.scale:
+        if (abs(problem.scaling.mean) > FAR * problem.scaling.scale).any():
             plain.double()
-        to_unit(plain, problem.mean, problem.scale)
+        to_unit(plain, problem.scaling)
     return Fitted(
         search.state.model.eval(),
         plain,
@@ -121,4 +157,5 @@ def _result(search: Search) -> Fitted:
         search.recipe,
         search.settings,
         seconds,
+        distillation=problem.distillation,
     )

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.data.split import holdout
+from morphogen.fitting.distillation import Distillation
 from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
+from morphogen.fitting.scaling import Scaling
 from morphogen.layers.penalty import quadratic
 from morphogen.layers.protocol import learns_size
 from morphogen.models import convnet, dagnet, mlp
@@ -25,6 +27,7 @@ from morphogen.training.train import Batches, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 LOOKED_AT = 2000  # validation examples of one evaluation; more would decide nothing
+LABELS = 0.25  # share of the labels in the targets of a row of which a teacher speaks too
 
 
 PolicyName = Literal["trial", "prune-expand", "gradmax", "natural", "firefly", "stochastic"]
@@ -34,7 +37,9 @@ Wiring = Literal["layers", "dag"]
 @dataclass(frozen=True)
 class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
-    a name of POLICIES. wiring: a name of WIRINGS. metric: a name of METRICS, shown beside the loss.
+    a name of POLICIES. wiring: a name of WIRINGS. distillation: whether a table's network learns
+    from the folds of several models beside the labels, see `fitting.distillation`. metric: a name
+    of METRICS, shown beside the loss.
     """
 
     budget: int | None = None
@@ -44,6 +49,7 @@ class Settings:
     policy: PolicyName = "trial"
     wiring: Wiring = "layers"
     metric: str | None = None
+    distillation: bool = True
 
 
 WIRINGS: Mapping[Wiring, frozenset[PolicyName]] = {
@@ -56,31 +62,46 @@ them, and the policies that cannot change it: a DAG's operation cannot be differ
 
 
 class Problem:
-    """A data set as tensors on a device, with its split, loss and score."""
+    """A data set as tensors on a device, with its split, loss and score.
 
-    def __init__(self, dataset: Dataset, recipe: Recipe | None, settings: Settings) -> None:
+    Targets are (n, outputs): shares of the classes, or standardised numbers. distillation: what the
+    training rows say by way of a teacher, see `fitting.distillation`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe | None,
+        settings: Settings,
+        distillation: Distillation | None = None,
+    ) -> None:
         seed = settings.seed
-        device = settings.device
         self.wiring = settings.wiring
         self.dataset = dataset
+        self.distillation = distillation
         self.regression = dataset.task == "regression"
         self.metric = metric_for(settings.metric, dataset.task)
         # a DAG knows no neighbours
         self.images = dataset.x_train.ndim == 4 and settings.wiring == "layers"
         inside, held = holdout(dataset, seed)
-        self.recipe = recipe or recipe_for(self.images, len(inside), dataset.flip)
-        y = dataset.y_train.astype(np.float64)
-        self.mean, self.scale = (
-            (float(y.mean()), float(y.std()) or 1.0) if self.regression else (0.0, 1.0)
-        )
-        self.device = torch.device(device)
+        self.scaling = Scaling.of(dataset)
+        self.device = torch.device(settings.device)
         x = torch.as_tensor(dataset.x_train, device=self.device)
-        target = self._target(dataset.y_train)
-        self.x = x[inside]
-        self.y = target[inside]
+        labels = self._targets(dataset.y_train)
+        self.outputs = labels.shape[1]
         looked = held[:LOOKED_AT]
-        self.looked = (x[looked], target[looked])
-        self.outputs = 1 if self.regression else max(2, len(dataset.classes))
+        self.looked = (x[looked], labels[looked])
+        self.x = x[inside]
+        self.y = labels[inside]
+        if distillation is not None:
+            taught = torch.as_tensor(distillation.targets, device=self.device)
+            self.looked = (x[looked], taught[looked])
+            targets = LABELS * labels + (1 - LABELS) * taught
+            points = torch.as_tensor(distillation.x, device=self.device)
+            said = torch.as_tensor(distillation.y, device=self.device)
+            self.x = torch.cat([x[inside], points])
+            self.y = torch.cat([targets[inside], said])
+        self.recipe = recipe or recipe_for(self.images, len(self.x), dataset.flip)
         self.batches = Batches(
             self.x,
             self.y,
@@ -90,14 +111,11 @@ class Problem:
             self.recipe.flip,
         )
 
-    def _target(self, y: np.ndarray) -> Tensor:
+    def _targets(self, y: np.ndarray) -> Tensor:
         if self.regression:
-            return torch.as_tensor(
-                (y.astype(np.float64) - self.mean) / self.scale,
-                dtype=torch.float32,
-                device=self.device,
-            )
-        return torch.as_tensor(y, dtype=torch.long, device=self.device)
+            return torch.as_tensor(self.scaling.standardised(y), device=self.device)
+        classes = torch.as_tensor(y, dtype=torch.long, device=self.device)
+        return F.one_hot(classes, max(2, len(self.dataset.classes))).float()
 
     @property
     def example(self) -> Tensor:
@@ -123,7 +141,7 @@ class Problem:
         """
         out = model(x)
         loss = (
-            F.mse_loss(out[:, 0], y)
+            F.mse_loss(out, y)
             if self.regression
             else F.cross_entropy(out, y, label_smoothing=smoothing)
         )
@@ -143,15 +161,15 @@ class Problem:
 
     def _losses(self, out: Tensor, y: Tensor) -> Tensor:
         return (
-            (out[:, 0] - y).square()
+            (out - y).square().mean(1)
             if self.regression
             else F.cross_entropy(out, y, reduction="none")
         )
 
     def _score(self, out: Tensor, y: Tensor) -> float:
         """The metric, of numbers in the target's own unit; NaN where it is not defined."""
-        y = y.double() * self.scale + self.mean if self.regression else y
-        score = self.metric.of(y.cpu().numpy(), self.answers(out))
+        true = self._in_unit(y) if self.regression else y.argmax(1).cpu().numpy()
+        score = self.metric.of(true, self.answers(out))
         return math.nan if score is None else score
 
     def answers(self, out: Tensor) -> np.ndarray:
@@ -159,8 +177,15 @@ class Problem:
         (n, classes), or numbers (n,) in the target's own unit.
         """
         if self.regression:
-            return np.asarray((out[:, 0].double() * self.scale + self.mean).cpu())
+            return self._in_unit(out)
         return np.asarray(out.double().softmax(1).cpu())
+
+    def _in_unit(self, out: Tensor) -> np.ndarray:
+        """Standardised numbers (n, targets) in the targets' own units; (n,) of one target."""
+        scale = torch.as_tensor(self.scaling.scale, device=out.device)
+        mean = torch.as_tensor(self.scaling.mean, device=out.device)
+        numbers = np.asarray((out.double() * scale + mean).cpu())
+        return numbers[:, 0] if numbers.shape[1] == 1 else numbers
 
     def test_scores(self, model: nn.Module) -> tuple[float | None, float | None]:
         """(loss, metric) on the test part, None where there is none."""
@@ -177,14 +202,3 @@ def threads_for(problem: Problem) -> AbstractContextManager[None]:
     """
     small = problem.batches.size * problem.x[0].numel() < _WORTH_THREADS
     return threads(1 if small else None)
-
-
-@torch.no_grad()
-def to_unit(plain: nn.Sequential, mean: float, scale: float) -> None:
-    """Fold the target's standardisation into the last layer, computed in float64 whatever its own
-    type.
-    """
-    last = plain[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight.copy_(last.weight.double() * scale)
-    last.bias.copy_(last.bias.double() * scale + mean)

@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from morphogen.data.dataset import Dataset
 from morphogen.edit.apply import count_parameters
+from morphogen.edit.checkpoint import fill_optimizers, model_tensors, optimizer_tensors
+from morphogen.edit.ledger import replay
 from morphogen.environment import environment
 from morphogen.errors import MorphogenError, RunError
 from morphogen.fitting.problem import WIRINGS, Problem, Settings
@@ -24,6 +25,7 @@ from morphogen.policies.policy import Policy, with_settings
 from morphogen.record import Change, Report, Round, TableRow
 from morphogen.training.train import Diverged, State, generator, train
 
+_WORTH_SAYING = 0.01  # share by which the validation loss must have risen
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
 _SEARCHED = 4  # training batches that the weights of new units are searched on
 
@@ -45,18 +47,30 @@ class History:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Best:
+    """The network with the least validation loss so far. edits: how many of the ledger led to it.
+    tensors: its own and its optimizer's.
+    """
+
+    loss: float
+    round: int
+    edits: int
+    tensors: dict[str, Tensor]
+
+
 class Search:
     """One run: what `train` and the controller remember. keep: writes a checkpoint, at a round's
-    end.
+    end. before: seconds that this run has taken already.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        problem: Problem,
         settings: Settings,
-        recipe: Recipe | None,
-        keep: Keep | None,
-        display: Display | None,
+        keep: Keep | None = None,
+        display: Display | None = None,
+        before: float = 0.0,
     ) -> None:
         if settings.wiring not in WIRINGS:
             raise RunError(
@@ -69,12 +83,12 @@ class Search:
                 f"policy={settings.policy}: cannot change a network of wiring={settings.wiring}; "
                 f"choose one of {able}"
             )
-        self.problem = Problem(dataset, recipe, settings)
-        self.recipe = self.problem.recipe
+        self.problem = problem
+        self.recipe = problem.recipe
         self.settings = settings
         self.keep = keep
         self.display = display
-        model = self.problem.build().to(self.problem.device)
+        model = problem.build().to(problem.device)
         parameters = count_parameters(model)
         if settings.budget is not None and parameters > settings.budget:
             raise RunError(
@@ -82,20 +96,24 @@ class Search:
                 "parameters"
             )
         self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
-        self.controller = Controller(
-            model,
-            policy_of(settings, self.recipe),
+        self.controller = self._controller()
+        self.phase = Phase()
+        self.best: Best | None = None
+        self.history = History(notes=list(problem.dataset.notes))
+        self.before = before
+        self.began = self.saved = time.perf_counter()
+
+    def _controller(self) -> Controller:
+        return Controller(
+            self.state.model,
+            policy_of(self.settings, self.recipe),
             self.problem.losses,
             self.problem.example[:2],
-            budget=settings.budget,
+            budget=self.settings.budget,
             cost=weighed(self.problem.example[:2], self.recipe.operations),
             loss=self._training_loss,
             optimizers=[self.state.optimizer],
         )
-        self.phase = Phase()
-        self.history = History(notes=list(dataset.notes))
-        self.before = 0.0  # seconds of earlier sessions of this run
-        self.began = self.saved = time.perf_counter()
         self.stopping: Callable[[], bool] = lambda: False
 
     @property
@@ -128,21 +146,75 @@ class Search:
 
     def _after_round(self, state: State) -> None:
         draw = generator(state.seed, 4, state.round)
-        state.stop = self.stopping()
         epoch = state.step / self.problem.batches.per_epoch
-        if self.phase.anneal_start is None:
+        growing = self.phase.anneal_start is None
+        if growing:
             for change in self.controller.step(state.round, epoch, draw):
                 self.history.changes.append(change)
                 if self.display:
                     self.display.change(change)
-            if self.controller.done or state.round >= self.recipe.rounds or self._late(0.5):
-                self._settle()
-        elif state.step >= self.phase.anneal_start + self.phase.anneal_steps or self._late(1.0):
-            state.stop = True
         self._record(epoch)
+        self._keep_best()
+        if growing and self._grown() and not self.stopping():
+            self._settle()
+        elif self.stopping() or (not growing and self._annealed()):
+            self._restore_best()
+            state.stop = True
         if self.keep and (state.stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
             self.keep(self)
             self.saved = time.perf_counter()
+
+    def _grown(self) -> bool:
+        over = self.state.round >= self.recipe.rounds
+        return self.controller.done or over or self._late(0.5)
+
+    def _annealed(self) -> bool:
+        assert self.phase.anneal_start is not None
+        end = self.phase.anneal_start + self.phase.anneal_steps
+        return self.state.step >= end or self._late(1.0)
+
+    def _keep_best(self) -> None:
+        now = self.history.rounds[-1]
+        if self.best is None or now.valid_loss < self.best.loss:
+            tensors = {
+                name: tensor.detach().clone()
+                for name, tensor in training_tensors(self.state).items()
+            }
+            edits = len(self.controller.ledger)
+            self.best = Best(now.valid_loss, now.round, edits, tensors)
+
+    def _restore_best(self) -> None:
+        """Go back to the round with the least validation loss, and to its structure."""
+        best = self.best
+        last = self.history.rounds[-1]
+        if best is None or best.round == last.round:
+            return
+        undone = len(self.controller.ledger) - best.edits
+        if undone:
+            self._rebuild(best.edits)
+            self.history.changes = [c for c in self.history.changes if c.round <= best.round]
+        fill_training(self.state, best.tensors)
+        if last.valid_loss > best.loss * (1 + _WORTH_SAYING):
+            taken = f" and {undone} later changes are taken back" if undone else ""
+            self._say(
+                f"validation loss was least in round {best.round} ({best.loss:.4g}) and rose to "
+                f"{last.valid_loss:.4g} by round {last.round}: the network of round {best.round} "
+                f"is kept{taken}"
+            )
+
+    def _rebuild(self, edits: int) -> None:
+        """The network after so many edits, with new weights."""
+        model = self.problem.build().to(self.problem.device)
+        self.state.model = model
+        self.state.optimizer = optimizer_for(model, self.recipe)
+        ledger = self.controller.ledger[:edits]
+        example = self.problem.example[:2]
+        replay(model, ledger, example, optimizers=[self.state.optimizer])
+        memory = self.controller.memory
+        done = self.controller.done
+        self.controller = self._controller()
+        self.controller.resume(ledger, memory)
+        self.controller.done = done
 
     def _training_loss(self, model: nn.Module) -> Tensor:
         """Of the next few batches."""
@@ -158,6 +230,9 @@ class Search:
         """Fix the structure and plan the fall of the learning rate, within what is left of the time
         limit.
         """
+        self._restore_best()
+        if self.recipe.smoothing:  # losses of another objective do not compare
+            self.best = None
         per_epoch = self.problem.batches.per_epoch
         steps = self.recipe.steps
         wanted = max(self.recipe.anneal * self.state.step, self.recipe.epochs * per_epoch)
@@ -224,7 +299,24 @@ class Search:
             table,
             tuple(self.history.notes),
             environment(self.settings.device),
+            None if self.best is None else self.best.round,
         )
+
+
+def training_tensors(state: State) -> dict[str, Tensor]:
+    """By name, those of the model and of its optimizer."""
+    return {**model_tensors(state.model), **optimizer_tensors(state.model, [state.optimizer])}
+
+
+@torch.no_grad()
+def fill_training(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """Put in what `training_tensors` gave. Raises `ValueError` where a shape differs."""
+    for name, tensor in model_tensors(state.model).items():
+        if tensor.shape != tensors[name].shape:
+            given = tuple(tensors[name].shape)
+            raise ValueError(f"{name} has shape {given}, not {tuple(tensor.shape)}")
+        tensor.copy_(tensors[name])
+    fill_optimizers(state.model, [state.optimizer], tensors)
 
 
 def policy_of(settings: Settings, recipe: Recipe) -> Policy:
