@@ -52,7 +52,7 @@ def shop(rows: int = ROWS, seed: int = 0) -> pd.DataFrame:
 
 
 def made(folder: Path, data: Dataset) -> Path:
-    fitted = fit(data, Settings(), recipe=QUICK)
+    fitted = fit(data, Settings(distillation=False), recipe=QUICK)
     export(fitted, data, fitted.report, folder)
     return folder
 
@@ -269,7 +269,7 @@ def test_a_network_of_arrays_takes_its_features_in_their_order(tmp_path: Path) -
     draw = np.random.default_rng(0)
     x = draw.normal(size=(120, 4)).astype(np.float32)
     data = from_arrays(x, np.where(x[:, 0] > 0, "up", "down"))
-    fitted = fit(data, Settings(), recipe=QUICK)
+    fitted = fit(data, Settings(distillation=False), recipe=QUICK)
     export(fitted, data, fitted.report, tmp_path)
     table = pd.DataFrame(x, columns=list("abcd"))
     logits = network_output(fitted.plain, torch.as_tensor(x)).numpy()

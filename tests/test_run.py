@@ -114,14 +114,14 @@ def test_a_metric_of_another_task_is_refused_by_name(tmp_path: Path) -> None:
     ):
         metric_for("r2", "classification")
     with pytest.raises(RunError, match="metric=luck"):
-        run(table(), out=tmp_path / "x", metric="luck")
+        run(table(), out=tmp_path / "x", metric="luck", distillation=False)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("regression", "metric"), [(False, "auc"), (True, "r2")])
 def test_the_chosen_metric_stands_beside_the_loss(regression: bool, metric: str) -> None:
     data = table(regression)
-    fitted = fit(data, Settings(metric=metric), recipe=QUICK)
+    fitted = fit(data, Settings(metric=metric, distillation=False), recipe=QUICK)
     row = fitted.report.table[0]
     with torch.no_grad():
         out = fitted.plain(torch.as_tensor(data.x_test)).double()
@@ -171,7 +171,7 @@ def test_trees_in_steps_are_the_trees_of_one_go() -> None:
 
 def test_the_control_is_cut_or_not_begun_where_time_is_short() -> None:
     data = table()
-    fitted = fit(data, Settings(), recipe=QUICK)
+    fitted = fit(data, Settings(distillation=False), recipe=QUICK)
     assert "no time was left" in scratch(fitted, data, Clock(0).until()).note
     cut = scratch(fitted, data, Clock(1).until())
     assert cut.note == f"stopped after 10 of {fitted.report.rounds[-1].step} steps"
@@ -184,7 +184,7 @@ def test_the_control_is_cut_or_not_begun_where_time_is_short() -> None:
 
 
 def evaluated(data: Dataset) -> tuple[Fitted, Evaluation]:
-    fitted = fit(data, Settings(), recipe=replace(QUICK, epochs=40))
+    fitted = fit(data, Settings(distillation=False), recipe=replace(QUICK, epochs=40))
     return fitted, evaluate(fitted, data)
 
 
@@ -254,7 +254,7 @@ def test_many_classes_and_many_columns_are_brought_down_to_what_can_be_seen() ->
     assert len(seen.importance) == 60
     assert seen.importance[0].column == "x[0]"
     assert max(len(line.points) for line in seen.roc) <= 102
-    late = evaluate(fit(data, Settings(), recipe=QUICK), data, Clock(3).until())
+    late = evaluate(fit(data, Settings(distillation=False), recipe=QUICK), data, Clock(3).until())
     assert len(late.importance) == 3
 
 
@@ -282,7 +282,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_says_one_count_of_parameters_and_of_rounds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fitted, report = run(table(), out=tmp_path / "run", metric="auc")
+    fitted, report = run(table(), out=tmp_path / "run", metric="auc", distillation=False)
     said = capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     count = sum(p.numel() for p in fitted.plain.parameters())
@@ -305,7 +305,12 @@ def test_a_run_says_one_count_of_parameters_and_of_rounds(
 
 @pytest.mark.usefixtures("quick")
 def test_quiet_prints_the_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(table(), Options(quiet=True, baselines=False, control=False), out=tmp_path / "run")
+    run(
+        table(),
+        Options(quiet=True, baselines=False, control=False),
+        out=tmp_path / "run",
+        distillation=False,
+    )
     assert capsys.readouterr().out == f"{tmp_path / 'run'}\n"
 
 
@@ -324,7 +329,7 @@ def test_the_search_gets_what_is_left_of_the_time(
     for left in (100.0, 2.0, -5.0):
         until = Deadline(left, lambda: 0.0)
         options = Options(quiet=True, baselines=False, control=False, until=until)
-        run(table(), options, out=tmp_path / f"{left}")
+        run(table(), options, out=tmp_path / f"{left}", distillation=False)
     first, second, third = given
     assert first is not None
     assert 90 < first < 97
@@ -388,7 +393,7 @@ def test_ctrl_c_ends_the_search_and_the_network_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupting(monkeypatch, 1)
-    fitted, report = run(table(), out=tmp_path / "run")
+    fitted, report = run(table(), out=tmp_path / "run", distillation=False)
     assert report.rounds[-1].round == 2
     assert [row.name for row in report.table] == ["found by morphogen"]
     assert isinstance(fitted.plain, nn.Sequential)
@@ -403,14 +408,16 @@ def test_ctrl_c_twice_leaves_and_says_where_to_go_on(
     monkeypatch.setattr("morphogen.fitting.search.CHECKPOINT_SECONDS", 0.0)
     interrupting(monkeypatch, 2)
     with pytest.raises(Left) as caught:
-        run(table(), Options(quiet=True), out=tmp_path / "run")
+        run(table(), Options(quiet=True), out=tmp_path / "run", distillation=False)
     assert (caught.value.folder, caught.value.kept) == (tmp_path / "run", True)
     monkeypatch.undo()
     whole = running.search
     monkeypatch.setattr(
         running, "search", lambda *args, **options: whole(*args, recipe=QUICK, **options)
     )
-    resumed, _ = run(table(), Options(resume=True, quiet=True), out=tmp_path / "run")
-    straight = fit(table(), Settings(), recipe=QUICK)
+    resumed, _ = run(
+        table(), Options(resume=True, quiet=True), out=tmp_path / "run", distillation=False
+    )
+    straight = fit(table(), Settings(distillation=False), recipe=QUICK)
     for a, b in zip(resumed.plain.parameters(), straight.plain.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -45,8 +45,8 @@ class _Part:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
-    mean: float = 0.0
-    scale: float = 1.0
+    mean: Any = 0.0
+    scale: Any = 1.0
 
 
 def baselines(
@@ -71,6 +71,9 @@ def baselines(
         if until.left() <= 0:
             yield _skipped(name)
             continue
+        if fitted is _boosting and part.y.ndim > 1:
+            yield TableRow(name, None, None, None, "skipped: it predicts one number only")
+            continue
         began = time.perf_counter()
         model, seen, note = fitted(part, seed, until.within(each))
         yield _row(name, model, seen, metric, time.perf_counter() - began, note)
@@ -83,8 +86,9 @@ def _part(dataset: Dataset) -> _Part:
     if dataset.task == "classification":
         return _Part(x, dataset.y_train, x_test, dataset.y_test, max(2, len(dataset.classes)))
     whole = dataset.y_train.astype(np.float64)
-    mean = float(whole.mean())
-    scale = float(whole.std()) or 1.0
+    mean = whole.mean(0)
+    spread = whole.std(0)
+    scale = np.where(spread > 0, spread, 1.0)
     return _Part(x, (whole - mean) / scale, x_test, dataset.y_test, 0, mean, scale)
 
 

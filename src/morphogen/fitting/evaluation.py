@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from morphogen.data.apply_preparation import KINDS
 from morphogen.data.dataset import Dataset
+from morphogen.data.split import holdout
 from morphogen.deadline import NEVER, Deadline
 from morphogen.fitting.fit import Fitted
-from morphogen.fitting.problem import Problem
+from morphogen.fitting.problem import LOOKED_AT
 from morphogen.record import Bin, Evaluation, Importance, Line
 from morphogen.tracing.program import dtype_of
 from morphogen.training.train import predict
@@ -36,26 +37,30 @@ def evaluate(fitted: Fitted, dataset: Dataset, until: Deadline = NEVER) -> Evalu
     """On the test part; where there is none, on the validation rows that were looked at. until:
     columns that are not measured by then are left out.
     """
-    problem = Problem(dataset, fitted.recipe, fitted.settings)
+    regression = dataset.task == "regression"
     if len(dataset.x_test):
         part, x, y = "test", torch.as_tensor(dataset.x_test), dataset.y_test
     else:
         part = "validation"
-        x = problem.looked[0].cpu()
-        y = problem.truth
+        held = holdout(dataset, fitted.settings.seed)[1][:LOOKED_AT]
+        x, y = torch.as_tensor(dataset.x_train[held]), dataset.y_train[held]
     net = copy.deepcopy(fitted.plain).cpu().eval()
-    answers = _answers(net, x, problem.regression)
+    answers = _answers(net, x, regression)
     importance = _importance(net, x[:_ROWS], y[:_ROWS], dataset, until)
     found = Evaluation(part, len(y), importance=importance)
-    if problem.regression:
+    if regression:
         return _of_numbers(found, y, answers)
     return _of_classes(found, y, answers, dataset.classes)
 
 
 def _answers(net: nn.Module, x: Tensor, regression: bool) -> np.ndarray:
-    """Numbers (n,) in the target's unit, or probabilities (n, classes)."""
+    """Numbers (n,) in the target's unit, (n, targets) of several, or probabilities
+    (n, classes).
+    """
     out = predict(net, x).double()
-    return np.asarray(out[:, 0] if regression else out.softmax(1))
+    if regression:
+        return np.asarray(out[:, 0] if out.shape[1] == 1 else out)
+    return np.asarray(out.softmax(1))
 
 
 # Classes -----------------------------------------------------------------------------------------
@@ -134,6 +139,7 @@ def _thinned(name: str, x: np.ndarray, y: np.ndarray, area: float) -> Line:
 
 
 def _of_numbers(found: Evaluation, y: np.ndarray, answers: np.ndarray) -> Evaluation:
+    y, answers = y.ravel(), answers.ravel()
     rows = np.linspace(0, len(y) - 1, min(_SHOWN, len(y))).astype(int)
     residuals = (y - answers)[rows]
     return replace(
@@ -192,7 +198,7 @@ def _losses(net: nn.Module, x: Tensor, y: np.ndarray, task: str) -> np.ndarray:
     """Of each row, (n,)."""
     answers = _answers(net, x, task == "regression")
     if task == "regression":
-        return np.asarray((answers - y) ** 2)
+        return np.asarray(((answers - y) ** 2).reshape(len(y), -1).mean(1))
     tiny = np.finfo(np.float32).tiny
     return np.asarray(-np.log(np.clip(answers[np.arange(len(y)), y], tiny, 1)))
 

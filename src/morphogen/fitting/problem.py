@@ -37,9 +37,9 @@ Wiring = Literal["layers", "dag"]
 @dataclass(frozen=True)
 class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
-    a name of POLICIES. wiring: a name of WIRINGS. metric: a name of METRICS, shown beside the loss.
-    distillation: whether a table's network learns from the folds of several models beside the
-    labels, see `fitting.distillation`.
+    a name of POLICIES. wiring: a name of WIRINGS. distillation: whether a table's network learns
+    from the folds of several models beside the labels, see `fitting.distillation`. metric: a name
+    of METRICS, shown beside the loss.
     """
 
     budget: int | None = None
@@ -202,10 +202,15 @@ class Problem:
         (n, classes), or numbers (n,) in the target's own unit.
         """
         if self.regression:
-            spreads = np.asarray(out.double().cpu())
-            numbers = np.asarray(spreads * self.scaling.scale + self.scaling.mean)
-            return numbers[:, 0] if self.outputs == 1 else numbers
+            return self._in_unit(out)
         return np.asarray(out.double().softmax(1).cpu())
+
+    def _in_unit(self, out: Tensor) -> np.ndarray:
+        """Standardised numbers (n, targets) in the targets' own units; (n,) of one target."""
+        scale = torch.as_tensor(self.scaling.scale, device=out.device)
+        mean = torch.as_tensor(self.scaling.mean, device=out.device)
+        numbers = np.asarray((out.double() * scale + mean).cpu())
+        return numbers[:, 0] if numbers.shape[1] == 1 else numbers
 
     def test_scores(self, model: nn.Module) -> tuple[float | None, float | None]:
         """(loss, metric) on the test part, None where there is none."""

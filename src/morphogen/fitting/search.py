@@ -146,7 +146,6 @@ class Search:
 
     def _after_round(self, state: State) -> None:
         draw = generator(state.seed, 4, state.round)
-        state.stop = self.stopping()
         epoch = state.step / self.problem.batches.per_epoch
         growing = self.phase.anneal_start is None
         if growing:
@@ -156,8 +155,7 @@ class Search:
                     self.display.change(change)
         self._record(epoch)
         self._keep_best()
-        if not growing and self._annealed():
-            state.stop = True
+        state.stop = self.stopping() or (not growing and self._annealed())
         if state.stop:
             self._restore_best()
         elif growing and self._grown():

@@ -118,7 +118,7 @@ def weigh(predictions: Sequence[np.ndarray], rows: Rows) -> np.ndarray:
         shares *= counts / shares.sum(0)
         # one row more for each, so that few rows do not decide alone
         weights = (shares.sum(1) + 1) / (counts.sum() + len(predictions))
-    return weights
+    return np.asarray(weights)
 
 
 def out_of_fold_loss(prediction: np.ndarray, rows: Rows) -> float:
