@@ -243,12 +243,24 @@ def test_a_stray_cell_is_a_gap_and_can_be_asked_for() -> None:
 
 
 def test_the_encoding_is_plain_for_few_rows_or_many_columns() -> None:
-    assert default_bins(1_000, 5) == 0
+    assert default_bins(150, 5) == 0
+    assert default_bins(900, 5) == 8
     assert default_bins(1_000, 2_000) == 0
     assert default_bins(10_000, 8_000) == 0
-    assert default_bins(20_000, 8) == 32
+    assert default_bins(20_000, 8) == 16
     assert 2 <= default_bins(1_000_000, 20) <= 5
     assert default_bins(5_000, 0) == 0
+
+
+def test_bins_are_the_columns_that_are_named_after_a_range() -> None:
+    days = pd.date_range("2020-01-01", periods=300).astype(str)
+    frame = pd.DataFrame(
+        {"x": np.linspace(0, 1, 300) ** 2, "kind": ["a", "b", "c"] * 100, "day": days}
+    )
+    frame.loc[3, "x"] = np.nan
+    prepared = fit_preparation(frame, 4)
+    assert list(prepared.bins) == ["[" in name for name in prepared.names]
+    assert sum(prepared.bins) >= 8
 
 
 def test_the_day_comes_first_only_where_the_year_does_not() -> None:

@@ -33,11 +33,11 @@ from morphogen.errors import DataError
 
 CLIP = 4.0  # standard deviations
 MAX_COLUMNS = 256  # one-hot columns of one category, "other" included
-BINS = 32  # pieces of a number where rows are plenty
-PLAIN = 2_000  # rows below which a number has no bins
+BINS = {1_000: 16, 200: 8}  # pieces of a number from so many rows on; fewer rows have none
+FEW = 2_000  # rows below which a long text has fewer columns
 MOST_NUMBERS = 100_000_000  # in the training matrix (400 MB), which bins may not exceed
 QUANTILES = 100_000  # values of a column that its median and the borders of its bins come from
-WORDS = (64, 256)  # columns of a text with few rows (below PLAIN), with more
+WORDS = (64, 256)  # columns of a text with few rows, with more
 _COUNTED = 20_000  # rows that the means and spreads of words come from
 
 
@@ -156,8 +156,14 @@ class Preparation:
         """For each column of the result whether it is a bin of a number."""
         binned: list[bool] = []
         for number in self.numbers:
-            binned += [False, *[True] * max(0, len(number.edges) - 1), *[False] * number.missing]
-        return (*binned, *[False] * (len(self.names) - len(binned)))
+            binned += _number_bins(number)
+        of_dates: list[bool] = []
+        for date in self.dates:
+            for part in date.parts:
+                of_dates += _number_bins(part)
+                of_dates += [False, False] if part.name in PERIODS else []
+        between = len(self.names) - len(binned) - len(of_dates)
+        return (*binned, *[False] * between, *of_dates)
 
     def to_json(self) -> str:
         """The text of `preparation.json`."""
@@ -186,9 +192,10 @@ def default_bins(rows: int, columns: int) -> int:
     """Pieces of a number where the user has not said: none for few rows, nor where the bins of
     `columns` numbers would be more than the rows; fewer where the matrix would become too large.
     """
-    if rows < PLAIN or columns == 0:
+    most = next((bins for least, bins in BINS.items() if rows >= least), 0)
+    if most == 0 or columns == 0:
         return 0
-    bins = min(BINS, rows // columns, MOST_NUMBERS // (rows * columns) - 1)
+    bins = min(most, rows // columns, MOST_NUMBERS // (rows * columns) - 1)
     return bins if bins >= 2 else 0
 
 
@@ -280,7 +287,7 @@ def _category(cells: pd.Series) -> Category:
 
 
 def _words(cells: pd.Series) -> Words:
-    size = WORDS[len(cells) >= PLAIN]
+    size = WORDS[len(cells) >= FEW]
     some = cells
     if len(cells) > _COUNTED:
         some = cells.iloc[np.random.default_rng(0).integers(0, len(cells), _COUNTED)]
@@ -303,6 +310,11 @@ def _date(cells: pd.Series, columns: Columns, bins: int) -> Date:
             # whether there is a date at all is said once
             parts.append(replace(_number(part, values, bins), missing=False))
     return Date(name, dayfirst, tuple(parts))
+
+
+def _number_bins(number: Number) -> list[bool]:
+    """For each of `_number_names` whether it is a bin."""
+    return [False, *[True] * len(list(pairwise(number.edges))), *[False] * number.missing]
 
 
 def _number_names(number: Number, name: str) -> list[str]:
