@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on a table with text, gaps and a text target."""
     folder = tmp_path_factory.mktemp("cli")
     frame().to_csv(folder / "shop.csv", index=False)
-    done = call("fit", "shop.csv", "--target", "buys", "--time-limit", "4", cwd=folder)
+    done = call("fit", "shop.csv", "--target", "buys", "--time-limit", "20", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "printed").write_text(done.stdout)
     return folder

@@ -15,7 +15,7 @@ import pytest
 from morphogen import RunError
 from morphogen.data.dataset import from_arrays
 from morphogen.fitting.fit import fit
-from morphogen.fitting.run import run
+from morphogen.fitting.run import Options, run
 from morphogen.folder import LOCK, claimed, claimed_free
 from morphogen.record import write_atomic
 
@@ -177,7 +177,7 @@ def test_two_runs_at_once_and_copies_of_a_launcher_are_refused(
     dataset = from_arrays(x, x[:, 0] > 0)
     folder = tmp_path / "run"
     call = {
-        "run": lambda: run(dataset, out=folder, zero_init=True),
+        "run": lambda: run(dataset, Options(quiet=True), out=folder),
         "fit": lambda: fit(dataset, folder=folder),
     }[way]
     process = holder(folder)

@@ -21,6 +21,7 @@ from morphogen.fitting.control import compressed
 from morphogen.fitting.estimator import MorphogenRegressor
 from morphogen.fitting.export import export
 from morphogen.fitting.fit import Fitted, fit
+from morphogen.fitting.metrics import metric_for
 from morphogen.fitting.recipe import Recipe
 from morphogen.formats.onnx import export_onnx
 from morphogen.formats.source import source
@@ -111,7 +112,7 @@ def test_compressed_it_is_still_there(ran: Ran) -> None:
 
 def test_the_baselines_see_it(ran: Ran) -> None:
     _, dataset, _, _ = ran
-    row = next(baselines(dataset, 0))
+    row = next(baselines(dataset, metric_for(None, "regression"), 0))
     assert row.score is not None
     assert row.score < 10
 

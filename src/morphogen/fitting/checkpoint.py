@@ -57,7 +57,7 @@ class _Saved:
     memory: Any
     report: str
     seconds: float
-    best: _BestRound | None
+    best: _BestRound
 
 
 def _identity(dataset: Dataset, settings: Settings) -> dict[str, Any]:
@@ -77,6 +77,7 @@ def save(search: Search, folder: Path) -> None:
     """Write the checkpoint."""
     state = search.state
     best = search.best
+    assert best is not None  # there has been a round
     about = {
         **_identity_of(search),
         "ledger": ledger_to_json(search.controller.ledger),
@@ -85,13 +86,10 @@ def save(search: Search, folder: Path) -> None:
         "memory": search.controller.memory,
         "report": to_json(search.report(())),
         "seconds": search.elapsed,
-        "best": None
-        if best is None
-        else {f.name: getattr(best, f.name) for f in fields(_BestRound)},
+        "best": {f.name: getattr(best, f.name) for f in fields(_BestRound)},
     }
-    tensors = training_tensors(state)
-    if best is not None:
-        tensors |= {_BEST + name: tensor for name, tensor in best.tensors.items()}
+    kept = {_BEST + name: tensor for name, tensor in best.tensors.items()}
+    tensors = {**training_tensors(state), **kept}
     path = folder / CHECKPOINT
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors, about)
@@ -131,13 +129,12 @@ def _take(search: Search, tensors: dict[str, Tensor], saved: "_Saved") -> None:
     report = from_json(Report, saved.report)
     search.history = History(list(report.rounds), list(report.changes), list(report.notes))
     search.before = saved.seconds
-    if saved.best is not None:
-        kept = {
-            name.removeprefix(_BEST): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(_BEST)
-        }
-        search.best = Best(**asdict(saved.best), tensors=kept)
+    kept = {
+        name.removeprefix(_BEST): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_BEST)
+    }
+    search.best = Best(**asdict(saved.best), tensors=kept)
 
 
 def save_lesson(lesson: Distillation, folder: Path, dataset: Dataset, settings: Settings) -> None:

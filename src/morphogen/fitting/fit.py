@@ -26,7 +26,7 @@ from morphogen.fitting.distillation import Distillation, distil
 from morphogen.fitting.problem import Problem, Settings, threads_for
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.scaling import to_unit
-from morphogen.fitting.search import Display, Search
+from morphogen.fitting.search import Display, Search, first_network
 from morphogen.folder import claimed
 from morphogen.random_state import own_draws
 from morphogen.record import Certificate, Report, TableRow
@@ -96,6 +96,9 @@ def search(
     """
     settings = settings or Settings()
     began = time.perf_counter()
+    with own_draws(settings.seed, settings.device):
+        # what cannot be kept is said before anything is learned or written
+        first_network(Problem(dataset, recipe, settings), settings)
     with own_draws(settings.seed, settings.device):
         problem = Problem(
             dataset, recipe, settings, _distillation(dataset, settings, folder, resume, display)

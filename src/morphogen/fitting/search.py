@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -72,29 +72,12 @@ class Search:
         display: Display | None = None,
         before: float = 0.0,
     ) -> None:
-        if settings.wiring not in WIRINGS:
-            raise RunError(
-                f"wiring={settings.wiring!r}: unknown; choose one of {', '.join(WIRINGS)}"
-            )
-        unable = WIRINGS[settings.wiring]
-        if settings.policy in unable:
-            able = ", ".join(name for name in POLICIES if name not in unable)
-            raise RunError(
-                f"policy={settings.policy}: cannot change a network of wiring={settings.wiring}; "
-                f"choose one of {able}"
-            )
         self.problem = problem
         self.recipe = problem.recipe
         self.settings = settings
         self.keep = keep
         self.display = display
-        model = problem.build().to(problem.device)
-        parameters = count_parameters(model)
-        if settings.budget is not None and parameters > settings.budget:
-            raise RunError(
-                f"budget={settings.budget}: the smallest network for this data has {parameters} "
-                "parameters"
-            )
+        model = first_network(problem, settings)
         self.state = State(model, optimizer_for(model, self.recipe), settings.seed)
         self.controller = self._controller()
         self.phase = Phase()
@@ -231,8 +214,8 @@ class Search:
         limit.
         """
         self._restore_best()
-        if self.recipe.smoothing:  # losses of another objective do not compare
-            self.best = None
+        if self.recipe.smoothing and self.best:  # losses of another objective do not compare
+            self.best = replace(self.best, loss=math.inf)
         per_epoch = self.problem.batches.per_epoch
         steps = self.recipe.steps
         wanted = max(self.recipe.anneal * self.state.step, self.recipe.epochs * per_epoch)
@@ -301,6 +284,28 @@ class Search:
             environment(self.settings.device),
             None if self.best is None else self.best.round,
         )
+
+
+def first_network(problem: Problem, settings: Settings) -> nn.Module:
+    """What a search begins with. Raises `RunError` for settings that cannot be kept."""
+    policy_of(settings, problem.recipe)
+    if settings.wiring not in WIRINGS:
+        raise RunError(f"wiring={settings.wiring!r}: unknown; choose one of {', '.join(WIRINGS)}")
+    unable = WIRINGS[settings.wiring]
+    if settings.policy in unable:
+        able = ", ".join(name for name in POLICIES if name not in unable)
+        raise RunError(
+            f"policy={settings.policy}: cannot change a network of wiring={settings.wiring}; "
+            f"choose one of {able}"
+        )
+    model = problem.build().to(problem.device)
+    parameters = count_parameters(model)
+    if settings.budget is not None and parameters > settings.budget:
+        raise RunError(
+            f"budget={settings.budget}: the smallest network for this data has {parameters} "
+            "parameters"
+        )
+    return model
 
 
 def training_tensors(state: State) -> dict[str, Tensor]:
