@@ -157,6 +157,9 @@ FOREIGN = {
     ("apply_preparation.py", "ValueError"),
     ("tables.py", "ValueError"),
     ("text_table.py", "ValueError"),
+    ("interrupt.py", "KeyboardInterrupt"),
+    ("run.py", "Left"),
+    ("search.py", "ValueError"),
     ("checkpoint.py", "ValueError"),
     ("penalty.py", "ValueError"),
     ("relu_split.py", "IndexError"),
@@ -176,7 +179,7 @@ def test_errors_raised_on_purpose_are_ours() -> None:
 # what a user names freely: a width, a module, a file, a column, a device, a plot
 FREE = set(
     "width module name names path before after source target test device data panel reason unseen "
-    "fixed not_preserved ignore steps edits notes modules frozen metric valid run".split()
+    "fixed not_preserved ignore steps edits notes modules frozen rewrites metric valid run".split()
 )
 OTHER = (dict, abc.Mapping, abc.Callable)
 

@@ -65,7 +65,7 @@ def test_nothing_of_the_future_trains() -> None:
     data = from_frame(frame, "y", time="when", keep=["a"])
     assert data.time is not None
     assert (len(data.x_train), len(data.x_test)) == (480, 120)
-    assert data.x_train.max() < data.x_test.min()
+    assert data.x_train[:, 0].max() < data.x_test[:, 0].min()
     for inside, held in [holdout(data, 0), *folds(data, 4, 0)]:
         assert data.time[inside].max() < data.time[held].min()
 

@@ -76,7 +76,8 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         check_consistent_length(X, y)
         if len(X) < 2:
             raise ValueError(f"X has {len(X)} sample; give at least 2")
-        self.prepare_ = fit_preparation(X.rename(columns=str))
+        # no bins, so that numbers say the same in a DataFrame and in an array
+        self.prepare_ = fit_preparation(X.rename(columns=str), bins=0)
         return self.prepare_(X.rename(columns=str)), y
 
     def _matrix(self, X: Any) -> np.ndarray:
