@@ -45,7 +45,7 @@ def compressed(fitted: Fitted, dataset: Dataset, until: Deadline = NEVER) -> Fit
     )
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
-    problem = Problem(dataset, fitted.recipe, fitted.settings, fitted.distillation)
+    problem = Problem(dataset, fitted.recipe, fitted.settings)
     judged = copy.deepcopy(small)
     if problem.regression:
         # the score is in the target's own spread

@@ -96,13 +96,14 @@ def search(
     """
     settings = settings or Settings()
     began = time.perf_counter()
+    problem = Problem(dataset, recipe, settings)
     with own_draws(settings.seed, settings.device):
         # what cannot be kept is said before anything is learned or written
-        first_network(Problem(dataset, recipe, settings), settings)
+        first_network(problem, settings)
     with own_draws(settings.seed, settings.device):
-        problem = Problem(
-            dataset, recipe, settings, _distillation(dataset, settings, folder, resume, display)
-        )
+        lesson = _distillation(dataset, settings, folder, resume, display)
+        if lesson is not None:
+            problem = Problem(dataset, recipe, settings, lesson)
         keep = None if folder is None else partial(save, folder=folder)
         run = Search(problem, settings, keep, display, time.perf_counter() - began)
         run.stopping = stopping

@@ -66,27 +66,14 @@ def recipe_for(images: bool, rows: int, flip: bool = False, distilled: bool = Fa
             operations=1.0,
             penalty=0.2,
         )
-    if distilled:
-        batch = _between(32, rows // 32, 256)
-        return Recipe(
-            batch=batch,
-            rate=5e-3,
-            decay=0.03,
-            steps=_between(20, rows // batch, 100),
-            anneal=1.0,
-            epochs=20,
-            width=8,
-            dropout=0.1,
-            penalty=0.03,
-        )
-    batch = _between(16, rows // 64, 256)
+    batch = _between(32, rows // 32, 256) if distilled else _between(16, rows // 64, 256)
     return Recipe(
         batch=min(batch, rows),
         rate=5e-3,
-        decay=0.1,
+        decay=0.03 if distilled else 0.1,
         steps=_between(20, rows // batch, 100),
         anneal=1.0,
-        epochs=_between(15, 300_000 // max(rows, 1), 40),
+        epochs=20 if distilled else _between(15, 300_000 // max(rows, 1), 40),
         width=8,
         dropout=0.1,
         penalty=0.03,
