@@ -78,7 +78,7 @@ def test_the_gradient_is_never_smaller_than_that_of_the_usual_start(name: str) -
         rows = plan(model, widths(trace(model, x)), [Grow(width, 3)]).rows
         tensors = dict(m.named_parameters())
         new = [
-            tensors[r.tensor].grad.movedim(r.dim, 0)[torch.tensor(r.index) == -1]
+            tensors[r.tensor].grad.movedim(r.dim, 0)[r.new()]
             for r in rows
             if r.role.startswith("in")
         ]

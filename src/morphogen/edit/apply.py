@@ -34,7 +34,7 @@ from morphogen.edit.optim import (
     take,
     whole,
 )
-from morphogen.edit.plan import NEW, Plan, Row, changes, plan, tensors_of
+from morphogen.edit.plan import Plan, Row, changes, plan, tensors_of
 from morphogen.edit.probe import change_of, probe
 from morphogen.edit.replicas import refuse_spread
 from morphogen.edit.shapes import shapes_of, stops
@@ -46,7 +46,7 @@ from morphogen.random_state import ALONE
 from morphogen.record import Receipt
 from morphogen.tracing.modes import eval_mode, train_mode, writes
 from morphogen.tracing.trace import trace
-from morphogen.tracing.widths import FLAT, widths
+from morphogen.tracing.widths import widths
 
 NOTHING: Mapping[str, Tensor] = {}
 BY_VALUE: Mapping[str, Way] = {}
@@ -348,34 +348,24 @@ def _computed(model: nn.Module, plan: Plan, handling: Sequence[Handled], how: _H
     """
     late: list[Callable[[], None]] = []
     computed = _Computed([], [], drop_states(handling, late), late)
-    # long ones, which need not be made again
-    wired = {f"{name}.weight".removeprefix("."): wiring.index for name, wiring in plan.wirings}
     for tensor, rows in _by_tensor(model, plan.rows):
-        indices = [_index_of(row, wired) for row in rows]
-        value = _value_of(tensor, rows, indices, how)
+        value = _value_of(tensor, rows, how)
         computed.values.append((tensor, laid_out_as(tensor, value)))
-        pairs = list(zip(rows, indices, strict=True))
-        cuts = [(row.dim, index, row.tensor) for row, index in pairs]
+        cuts = [(row.dim, row.index, row.tensor) for row in rows]
         computed.states.extend(cut_states(handling, tensor, cuts, how.new_state_fraction, late))
-        reading = [(row.dim, index, row.role.startswith("in")) for row, index in pairs]
+        reading = [(row.dim, row.index, row.role.startswith("in")) for row in rows]
         computed.gradients.extend(cut_gradients(tensor, reading))
     return computed
 
 
-def _index_of(row: Row, wired: Mapping[str, Tensor]) -> Tensor:
-    known = wired.get(row.tensor) if row.role == FLAT else None
-    return torch.tensor(row.index, dtype=torch.long) if known is None else known
-
-
-def _value_of(tensor: Tensor, rows: Sequence[Row], indices: Sequence[Tensor], how: _How) -> Tensor:
+def _value_of(tensor: Tensor, rows: Sequence[Row], how: _How) -> Tensor:
     """What a tensor becomes by its rows, one after the other, or the value that is given for it."""
     value = tensor.detach()
-    for row, index in zip(rows, indices, strict=True):
-        value = take(value, row.dim, index)
+    for row in rows:
+        value = take(value, row.dim, row.index)
         if row.role.startswith("in"):
             share_out(value, row.dim, row.index, how.generator)
-        if len(new := (index == NEW).nonzero()[:, 0]):
-            new = new.to(value.device)
+        if len(new := row.new().to(value.device)):
             made = how.inits[row.role](row, value, new, how.generator)
             value.index_copy_(row.dim, new, made)
     name = rows[-1].tensor
@@ -412,7 +402,7 @@ def _by_tensor(model: nn.Module, rows: Iterable[Row]) -> list[tuple[Tensor, list
         tensor = tensors[row.tensor]
         _, by_dim = grouped.setdefault(id(tensor), (tensor, {}))
         other = by_dim.setdefault(row.dim, row)
-        if other.index != row.index:
+        if not torch.equal(other.index, row.index):
             raise PlanError(
                 f"{row} and {other} are one tensor, but the edits change them differently"
             )

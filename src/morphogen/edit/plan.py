@@ -22,7 +22,7 @@ from morphogen.edit.edit import (
     Split,
 )
 from morphogen.edit.follow import moved as followed
-from morphogen.edit.wiring import grown, pruned, rewired
+from morphogen.edit.wiring import extended, grown, pruned, rewired
 from morphogen.errors import PlanError, Unsupported
 from morphogen.layers.dag.cascade import Cascade
 from morphogen.layers.dag.module import Dag, Moved
@@ -34,19 +34,34 @@ NEW = -1
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """How one tensor dimension changes: entry j of the result is entry `index[j]` of the tensor, or
     new (`NEW`).
+
+    index: whole numbers, on the CPU.
     """
 
     tensor: str
     dim: int
     role: str
-    index: tuple[int, ...]
+    index: Tensor
 
     def __str__(self) -> str:
         return f"{self.tensor}[{self.dim}]"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        named = (self.tensor, self.dim, self.role) == (other.tensor, other.dim, other.role)
+        return named and torch.equal(self.index, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.tensor, self.dim, self.role))
+
+    def new(self) -> Tensor:
+        """The places of the new entries."""
+        return (self.index == NEW).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ class Plan:
 
 
 def _said_of(row: Row) -> str:
-    new = row.index.count(NEW)
+    new = len(row.new())
     return f"{row}: {len(row.index) - new} entries stay, {new} are new"
 
 
@@ -223,7 +238,7 @@ def _with_sizes(
         if slot.role == FLAT:
             wiring = _wired(model, slot, maps, widths, tensors)
             wirings[slot.tensor.rpartition(".")[0]] = wiring
-            sources = _listed(wiring.index)
+            sources = wiring.index
         else:
             total = tensors[slot.tensor].shape[slot.dim] if slot.tensor in tensors else 0
             sources = _laid_out(slot, maps, widths, tensors, total)
@@ -267,7 +282,7 @@ def _with_wiring(
             wiring = pruned(dag, edit.share)
         case Rewire():
             wiring = rewired(dag, edit.share, gradients.get(edit.module), generator)
-    rows = [Row(weight, 0, FLAT, _listed(wiring.index))]
+    rows = [Row(weight, 0, FLAT, wiring.index)]
     sizes = {weight: (dag.weight.numel(), len(wiring.index))}
     if isinstance(edit, GrowNodes):
         rows += [row for row in _of_nodes(dag, edit.module, wiring) if row.tensor in tensors]
@@ -286,8 +301,8 @@ def _grown(dag: Dag, edit: GrowNodes) -> Moved:
 
 def _of_nodes(dag: Dag, module: str, wiring: Moved) -> tuple[Row, Row]:
     """A bias for each new node, and columns of a readout."""
-    biases = _extended(dag.nodes, wiring.layout.nodes)
-    columns = _extended(dag.layout.values, wiring.layout.values)
+    biases = extended(dag.nodes, wiring.layout.nodes)
+    columns = extended(dag.layout.values, wiring.layout.values)
     return (
         Row(_dotted(module, "bias"), 0, "bias", biases),
         Row(_dotted(module, "readout.weight"), 1, "in", columns),
@@ -315,7 +330,7 @@ def _with_stage(model: nn.Module, edit: AddStage) -> _Part:
         ),
     )
     return _Part(
-        (Row(readout, 1, "in", _extended(before, after)),),
+        (Row(readout, 1, "in", extended(before, after)),),
         {stages: (count, count + 1), readout: (before, after)},
         modules=(stage,),
         frozen=tuple(f"{stages}.{key}.{name}" for name, _ in last.named_parameters()),
@@ -333,15 +348,6 @@ def _module(model: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
     module = model.get_submodule(name)
     assert isinstance(module, kind)
     return module
-
-
-def _listed(index: Tensor) -> tuple[int, ...]:
-    # a tensor's own tolist() takes ten times as long
-    return tuple(index.numpy().tolist())
-
-
-def _extended(count: int, total: int) -> tuple[int, ...]:
-    return (*range(count), *[NEW] * (total - count))
 
 
 def _dotted(module: str, name: str) -> str:
@@ -404,11 +410,10 @@ def _of(width: Width, row: Row) -> bool:
 
 def _unread(tensor: Tensor, row: Row) -> bool:
     """Whether all columns that leave are zero."""
-    leave = sorted(set(range(tensor.shape[row.dim])).difference(row.index))
-    gone = tensor.detach().index_select(
-        row.dim, torch.tensor(leave, dtype=torch.long, device=tensor.device)
-    )
-    return not leave or (not tensor.is_meta and not bool(gone.any()))
+    leaves = torch.ones(tensor.shape[row.dim], dtype=torch.bool)
+    leaves[row.index[row.index != NEW]] = False
+    gone = tensor.detach().index_select(row.dim, leaves.nonzero()[:, 0].to(tensor.device))
+    return not leaves.any() or (not tensor.is_meta and not bool(gone.any()))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -551,7 +556,7 @@ def _laid_out(
     widths: Mapping[str, Width],
     tensors: Mapping[str, Tensor],
     total: int,
-) -> tuple[int, ...]:
+) -> Tensor:
     """The index map of one dimension, of `total` entries: its spans one after the other, each entry
     as a block.
     """
@@ -560,18 +565,18 @@ def _laid_out(
             f"tensor '{slot.tensor}' left the model since it was traced; call widths(trace(...)) "
             "again"
         )
-    index: list[int] = []
+    index = []
     start = 0
     for span in slot.spans:
         size = live_size(widths, span.width, tensors)
         sources = torch.tensor(maps[span.width]) if span.width in maps else torch.arange(size)
         entries = start + sources[:, None] * span.repeat + torch.arange(span.repeat)
         entries[sources == NEW] = NEW
-        index += entries.flatten().tolist()
+        index.append(entries.flatten())
         start += size * span.repeat
     if start != total:
         raise Unsupported(
             f"tensor '{slot.tensor}' has size {total} in dimension {slot.dim} where its widths "
             f"give {start}; call widths(trace(model, example)) again"
         )
-    return tuple(index)
+    return torch.cat(index)

@@ -16,8 +16,14 @@ def grown(dag: Dag, count: int) -> Moved:
     """`count` more nodes. Errors: `PlanError` for a count below 1."""
     if count < 1:
         raise PlanError(f"GrowNodes: count={count}; give at least 1")
-    new_rows = [_NEW] * (count * dag.layout.width)
-    return moved(dag, [*range(dag.layout.values), *new_rows], dag.in_features)
+    values = dag.layout.values
+    return moved(dag, extended(values, values + count * dag.layout.width), dag.in_features)
+
+
+def extended(count: int, total: int) -> Tensor:
+    """An index of `total` entries: `count` that stay, then new ones."""
+    places = torch.arange(total)
+    return torch.where(places < count, places, _NEW)
 
 
 def pruned(dag: Dag, share: float) -> Moved:

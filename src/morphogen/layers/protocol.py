@@ -164,7 +164,7 @@ class Wired(Protocol):
     def connections(self) -> tuple[Tensor, Tensor]:
         """For each weight the row that it goes into, of its unit, and the row that it reads."""
 
-    def rewiring(self, rows: Sequence[int], units: int | None) -> Any:
+    def rewiring(self, rows: Tensor, units: int | None) -> Any:
         """The `Rewiring` when row j is what was row rows[j], or is new (-1), and there are so many
         units, None for as many as now. Nothing changes.
         """

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from morphogen.activations import MODULES
 from morphogen.edit.apply import Applied, apply_
-from morphogen.edit.plan import NEW, Placed, Plan, Row, tensors_of
+from morphogen.edit.plan import Placed, Plan, Row, tensors_of
+from morphogen.edit.wiring import extended
 from morphogen.errors import NotExact, ShapeError, Unsupported
 from morphogen.layers.linked import (
     LKELU,
@@ -84,7 +85,7 @@ def link(
         for name in use.consumers if init == "looks-linear" else ():
             values |= _drawn(model, name, modules[use.name])
     columns = {
-        name: (*range(tensors[name].shape[1]), *[NEW] * tensors[name].shape[1])
+        name: extended(tensors[name].shape[1], 2 * tensors[name].shape[1])
         for use in uses
         for name in use.consumers
     }
@@ -118,7 +119,7 @@ def unlink(
         modules[use.name], factor = _plain(module, weights, use.name)
         for name in use.consumers:
             values[name] = factor * tensors[name].chunk(2, 1)[0]
-    columns = {name: tuple(range(value.shape[1])) for name, value in values.items()}
+    columns = {name: torch.arange(value.shape[1]) for name, value in values.items()}
     planned = _plan(model, "unlink", modules, columns, values, keeps=True)
     return apply_(model, planned, optimizers=optimizers, example=example)
 
@@ -136,7 +137,7 @@ def _plan(
     model: nn.Module,
     what: str,
     modules: Mapping[str, nn.Module],
-    columns: Mapping[str, tuple[int, ...]],
+    columns: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
     keeps: bool,
 ) -> Plan:
@@ -147,7 +148,7 @@ def _plan(
     rows = [Row(name, 1, "in", index) for name, index in columns.items()]
     # biases keep their size, and get other values
     for name in values.keys() - columns.keys():
-        rows.append(Row(name, 0, "bias", tuple(range(len(tensors[name])))))
+        rows.append(Row(name, 0, "bias", torch.arange(len(tensors[name]))))
     return Plan(
         edits=(),
         rows=tuple(rows),

@@ -5,7 +5,7 @@ zero; or, where they are twins of old ones, the outgoing weights are shared out 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -92,9 +92,7 @@ def keeps_function(inits: Inits) -> bool:
 _SPREAD = 0.25
 
 
-def share_out(
-    tensor: Tensor, dim: int, index: Sequence[int], generator: torch.Generator | None
-) -> None:
+def share_out(tensor: Tensor, dim: int, index: Tensor, generator: torch.Generator | None) -> None:
     """Columns `dim` that `index` took several times become shares of one, in place: what twins give
     together is what the unit gave alone.
 
@@ -103,11 +101,9 @@ def share_out(
     unequal shares. Twins with equal outgoing weights get equal gradients and stay equal for ever;
     the paper adds noise instead, which changes the function.
     """
-    places: dict[int, list[int]] = {}
-    for place, source in enumerate(index):
-        if source != NEW:
-            places.setdefault(source, []).append(place)
-    for first, *others in (same for same in places.values() if len(same) > 1):
+    sources, counts = index[index != NEW].unique(return_counts=True)
+    for source in sources[counts > 1]:
+        first, *others = (index == source).nonzero()[:, 0].tolist()
         rest = tensor.select(dim, first)
         share = rest / (1 + len(others))
         for other in others:

@@ -147,7 +147,8 @@ def _sides(plan: Plan, tensors: dict[str, Tensor]) -> Iterator[_Side]:
             unit = _units(slot, plan, width)
             old = _units(slot, plan, width, 0)
             first = [int((unit == u).nonzero()[0]) for u in range(before, after)]
-            twin = tuple(NEW if row.index[j] == NEW else int(old[row.index[j]]) for j in first)
+            sources = row.index[first].tolist()
+            twin = tuple(NEW if source == NEW else int(old[source]) for source in sources)
             if len(set(split := [t for t in twin if t != NEW])) < len(split):
                 raise PlanError(
                     f"firefly: a unit of '{width}' is split twice; split it once, then again"

@@ -54,7 +54,7 @@ def gradmax(
         tensor.requires_grad_(name in searched)
     rows = [_slice(tensors[row.tensor], row).detach().clone() for row in producers]
     squares = sum(float(value.double().square().sum()) for value in rows)
-    norm = math.sqrt(squares / _count(producers[0]))
+    norm = math.sqrt(squares / len(producers[0].new()))
     best = -math.inf
     best_rows = rows
     for number in range(rounds + 1):
@@ -78,7 +78,7 @@ def _sides(plan: Plan, tensors: dict[str, Tensor]) -> tuple[list[Row], list[Row]
     """The rows that make the new units of a plan, and those that read them. Raises `PlanError`, see
     `gradmax`.
     """
-    growing = [row for row in plan.rows if NEW in row.index]
+    growing = [row for row in plan.rows if len(row.new())]
     producers = [row for row in growing if row.role in MAKES and tensors[row.tensor].dim() > 1]
     consumers = [row for row in growing if row.role.startswith("in")]
     if not producers or not consumers or len(plan.sizes) != 1:
@@ -138,24 +138,14 @@ def _orthonormal(ascent: list[Tensor], norm: float) -> list[Tensor]:
     return result
 
 
-def _new(row: Row, device: torch.device) -> Tensor:
-    return torch.tensor(
-        [j for j, source in enumerate(row.index) if source == NEW], dtype=torch.long, device=device
-    )
-
-
-def _count(row: Row) -> int:
-    return sum(source == NEW for source in row.index)
-
-
 def _slice(tensor: Tensor, row: Row) -> Tensor:
     """The new entries of a row, units first."""
-    return tensor.index_select(row.dim, _new(row, tensor.device)).movedim(row.dim, 0)
+    return tensor.index_select(row.dim, row.new().to(tensor.device)).movedim(row.dim, 0)
 
 
 @torch.no_grad()
 def _put(tensor: Tensor, row: Row, value: Tensor) -> None:
-    tensor.index_copy_(row.dim, _new(row, tensor.device), value.movedim(0, row.dim))
+    tensor.index_copy_(row.dim, row.new().to(tensor.device), value.movedim(0, row.dim))
 
 
 def _others(row: Row, plan: Plan) -> list[Row]:
@@ -167,7 +157,7 @@ def _masked(value: Tensor, row: Row, plan: Plan) -> Tensor:
     """What a new unit reads from other new units starts at zero, as `apply_` will have it."""
     value = value.movedim(0, row.dim).clone()
     for other in _others(row, plan):
-        value.index_fill_(other.dim, _new(other, value.device), 0.0)
+        value.index_fill_(other.dim, other.new().to(value.device), 0.0)
     return value.movedim(row.dim, 0)
 
 
@@ -183,10 +173,8 @@ def _as_drawn(value: Tensor, row: Row, plan: Plan, model: nn.Module) -> Tensor:
             continue
         shape = list(value.shape)
         shape[other.dim] = tensors_of(model)[row.tensor].shape[other.dim]
-        old = [j for j, source in enumerate(other.index) if source != NEW]
-        sources = torch.tensor([other.index[j] for j in old], dtype=torch.long, device=value.device)
-        kept = value.index_select(
-            other.dim, torch.tensor(old, dtype=torch.long, device=value.device)
-        )
+        old = (other.index != NEW).nonzero()[:, 0]
+        sources = other.index[old].to(value.device)
+        kept = value.index_select(other.dim, old.to(value.device))
         value = value.new_zeros(shape).index_copy_(other.dim, sources, kept)
     return value

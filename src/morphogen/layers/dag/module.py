@@ -370,7 +370,7 @@ class Dag(nn.Module):
         node, row = self.entries()
         return self.in_features + self.layout.width * node, row
 
-    def rewiring(self, rows: Sequence[int], units: int | None) -> "Moved":
+    def rewiring(self, rows: Tensor, units: int | None) -> "Moved":
         """See `moved`."""
         nodes = self.nodes if units is None else units
         return moved(self, rows, len(rows) - self.layout.width * nodes)
@@ -419,22 +419,24 @@ def flat_places(layout: Layout, node: Tensor, row: Tensor) -> Tensor:
     """Where the weights by which nodes read rows of values stand in a flat layout; -1 where it has
     none.
     """
-    where = torch.full_like(row, -1)
+    # of each node: where its row of the panel and of the triangle begin, and how long both are
+    starts, slants, befores, limits = [], [], [], []
     at = 0
     parts = layout.parts(torch.empty(layout.weights, device="meta"))
     for (panel, triangle), part in zip(layout.sizes(), parts, strict=True):
-        own = node - part.node
-        mine = (own >= 0) & (own < part.size)
-        # the panel has rows of `before` entries, the triangle rows of 0, width, 2 width, ...
-        in_panel = mine & (row >= 0) & (row < part.before)
-        where = torch.where(in_panel, at + own * part.before + row, where)
-        if layout.inner:
-            column = row - part.before
-            in_triangle = mine & (column >= 0) & (column < layout.width * own)
-            begin = at + panel + layout.width * (own * (own - 1) // 2)
-            where = torch.where(in_triangle, begin + column, where)
+        own = torch.arange(part.size)
+        starts.append(at + own * part.before)
+        # rows of the triangle have 0, width, 2 width, ... entries
+        slants.append(at + panel + layout.width * (own * (own - 1) // 2) - part.before)
+        befores.append(torch.full_like(own, part.before))
+        limits.append(part.before + layout.width * own * layout.inner)
         at += panel + triangle
-    return where
+    none = torch.tensor([0])  # for node -1
+    start, slant, before, limit = (
+        torch.cat([*each, none])[node] for each in (starts, slants, befores, limits)
+    )
+    place = row + torch.where(row < before, start, slant)
+    return torch.where((row >= 0) & (row < limit), place, -1)
 
 
 def places(layout: Layout, indices: Tensor, indptr: Tensor) -> Tensor:
@@ -462,9 +464,9 @@ class Moved:
     first: int
 
 
-def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
-    """What becomes of the weights when row j of the values is what was row rows[j], or is new (-1);
-    new nodes come last.
+def moved(dag: Dag, source: Tensor, inputs: int) -> Moved:
+    """What becomes of the weights when row j of the values is what was row source[j], or is new
+    (-1); new nodes come last.
 
     inputs: how many of the rows are inputs. New nodes read inputs and nodes before them, as the
     wiring says; old nodes read nothing new, but new inputs where they read all. The sources of new
@@ -473,7 +475,6 @@ def moved(dag: Dag, rows: Sequence[int], inputs: int) -> Moved:
     """
     old = dag.layout
     before = (old, dag.indices, dag.indptr)
-    source = torch.tensor(rows)
     nodes = source[inputs :: old.width]
     known = torch.div(nodes - old.inputs, old.width, rounding_mode="floor")
     nodes = torch.where(nodes < 0, nodes, known)
