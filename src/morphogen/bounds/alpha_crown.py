@@ -1,5 +1,5 @@
-"""Linear bounds with the best lines, `alpha_crown(net, box)`, and under splits, `optimised(net,
-boxes, spec, signs=...)`.
+"""alpha-CROWN, linear bounds whose relaxations are optimized: `alpha_crown(net, box)`, and under
+splits `optimised(net, boxes, spec, signs=...)`.
 
 Which line lies below an activation is free where it is unstable (a ReLU's may have any slope from 0
 to 1), and where a unit's sign is known, any multiple of that fact may be added. Both are found for

@@ -41,8 +41,8 @@ def solver(
     program.a_matrix_.index_ = where.astype(np.int32)
     program.a_matrix_.value_ = matrix[filled, where]
     until.check()
-    found = highs.Highs()
+    solver = highs.Highs()
     for option, value in {"output_flag": False, "threads": 1, **options}.items():
-        found.setOptionValue(option, value)
-    found.passModel(program)
-    return found, highs
+        solver.setOptionValue(option, value)
+    solver.passModel(program)
+    return solver, highs

@@ -23,17 +23,17 @@ def windows(step: Step, shape: Sequence[int]) -> Tensor:
     dims = int(step.kind.removeprefix("max_pool").removesuffix("d"))
     given = {**_OPTIONS, **dict(zip(_OPTIONS, step.args[1:], strict=False)), **step.kwargs}
     given["stride"] = given["stride"] or given["kernel_size"]
-    found = torch.arange(math.prod(shape[:-dims]))[:, None]
-    inside = torch.ones_like(found, dtype=torch.bool)
+    flat = torch.arange(math.prod(shape[:-dims]))[:, None]
+    inside = torch.ones_like(flat, dtype=torch.bool)
     for d in range(dims):
         kernel, stride, padding, dilation = (_of(given[name], d) for name in _OPTIONS)
         count = step.shape[d - dims]
         size = shape[d - dims]
         at = torch.arange(count)[:, None] * stride - padding + torch.arange(kernel) * dilation
         there = (at >= 0) & (at < size)
-        found = (found[:, None, :, None] * size + at[None, :, None]).flatten(2).flatten(0, 1)
+        flat = (flat[:, None, :, None] * size + at[None, :, None]).flatten(2).flatten(0, 1)
         inside = (inside[:, None, :, None] & there[None, :, None]).flatten(2).flatten(0, 1)
-    return torch.where(inside, found, math.prod(shape))
+    return torch.where(inside, flat, math.prod(shape))
 
 
 def _of(option: int | Sequence[int], d: int) -> int:
@@ -50,8 +50,9 @@ def added_up(at: Tensor, c: Tensor, shape: Sequence[int]) -> Tensor:
     """Coefficients of windows (batch, count, values, k) where their entries stand, (batch, count,
     *shape).
     """
-    found = c.new_zeros(*c.shape[:2], math.prod(shape) + 1).index_add(2, at.flatten(), c.flatten(2))
-    return found[..., :-1].reshape(*c.shape[:2], *shape)
+    empty = c.new_zeros(*c.shape[:2], math.prod(shape) + 1)
+    summed = empty.index_add(2, at.flatten(), c.flatten(2))
+    return summed[..., :-1].reshape(*c.shape[:2], *shape)
 
 
 def lined(at: Tensor, a: Tensor, box: InputSet) -> tuple[Tensor, Tensor]:
@@ -67,6 +68,7 @@ def lined(at: Tensor, a: Tensor, box: InputSet) -> tuple[Tensor, Tensor]:
     floor, winner = lower.max(2, keepdim=True)
     sure = (floor >= upper.scatter(2, winner, -math.inf).amax(2, keepdim=True))[..., 0][:, None]
     down = a.clamp_max(0)
+    # a . max >= a . entry, of the winner, where a >= 0 or the winner is sure; else >= a . upper
     through = a.clamp_min(0) + torch.where(sure, down, 0)
     c = through[..., None] * torch.zeros_like(lower).scatter(2, winner, 1)[:, None]
     return c, total(torch.where(sure, 0, down) * upper.amax(2)[:, None])
@@ -91,11 +93,13 @@ def relaxed(at: Tensor, a: Tensor, c: Tensor, box: InputSet) -> Tensor:
     c = c * there
     t = torch.cat([floor, torch.maximum(upper, floor)], 3)
     reached = torch.minimum(upper[:, 0, :, None], t[:, 0, ..., None])
+    # a >= 0: min over t of a t - sum_i c_i^+ min(u_i, t) - sum_i c_i^- l_i, at a kink t = u_i
     rising = (
         a * t
         - torch.einsum("bnvk,bvtk->bnvt", c.clamp_min(0), reached)
         - (c.clamp_max(0) * lower).sum(3, keepdim=True)
     )
+    # a < 0: min over j of min((a - c_j) e_j) + sum_{i != j} min(-c_i e_i), e_i at l_i or u_i
     own, largest = (torch.minimum(factor * lower, factor * upper) for factor in (-c, a - c))
     falling = own.sum(3, keepdim=True) - own + largest
     return torch.where(a[..., 0] >= 0, rising.amin(3), falling.amin(3)).sum(2)

@@ -41,14 +41,14 @@ def ended_by_hand(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb that says so where Ctrl-C ends it: typer would end it without a word."""
 
     @functools.wraps(verb)
-    def told(*args: Any, **options: Any) -> None:
+    def wrapped(*args: Any, **options: Any) -> None:
         try:
             verb(*args, **options)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
             raise typer.Exit(130) from None
 
-    return told
+    return wrapped
 
 
 for verb in VERBS:

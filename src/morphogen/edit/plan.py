@@ -130,9 +130,9 @@ class Plan:
 
     def _uncovered(self) -> list[Row]:
         """The rows that no width tells of."""
-        slots = [slot for covered in self.covers.values() for slot in covered]
-        told = {(slot.tensor, slot.dim) for slot in slots}
-        return [row for row in self.rows if (row.tensor, row.dim) not in told]
+        slots = [slot for each in self.covers.values() for slot in each]
+        covered = {(slot.tensor, slot.dim) for slot in slots}
+        return [row for row in self.rows if (row.tensor, row.dim) not in covered]
 
 
 def _said_of(row: Row) -> str:

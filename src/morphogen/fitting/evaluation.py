@@ -47,10 +47,10 @@ def evaluate(fitted: Fitted, dataset: Dataset, until: Deadline = NEVER) -> Evalu
     net = copy.deepcopy(fitted.plain).cpu().eval()
     answers = _answers(net, x, regression)
     importance = _importance(net, x[:_ROWS], y[:_ROWS], dataset, until)
-    found = Evaluation(part, len(y), importance=importance)
+    begun = Evaluation(part, len(y), importance=importance)
     if regression:
-        return _of_numbers(found, y, answers)
-    return _of_classes(found, y, answers, dataset.classes)
+        return _of_numbers(begun, y, answers)
+    return _of_classes(begun, y, answers, dataset.classes)
 
 
 def _answers(net: nn.Module, x: Tensor, regression: bool) -> np.ndarray:
@@ -67,7 +67,7 @@ def _answers(net: nn.Module, x: Tensor, regression: bool) -> np.ndarray:
 
 
 def _of_classes(
-    found: Evaluation, y: np.ndarray, p: np.ndarray, classes: Sequence[str]
+    begun: Evaluation, y: np.ndarray, p: np.ndarray, classes: Sequence[str]
 ) -> Evaluation:
     p = p[:, : len(classes)]
     kept = _most_frequent(y, len(classes))
@@ -81,7 +81,7 @@ def _of_classes(
     judged = [1] if len(classes) == 2 else kept
     judged = [k for k in judged if 0 < (y == k).sum() < len(y)]
     return replace(
-        found,
+        begun,
         classes=tuple(names),
         confusion=tuple(tuple(map(int, row)) for row in confusion),
         reliability=_reliability(y, p),
@@ -138,12 +138,12 @@ def _thinned(name: str, x: np.ndarray, y: np.ndarray, area: float) -> Line:
 # Numbers -----------------------------------------------------------------------------------------
 
 
-def _of_numbers(found: Evaluation, y: np.ndarray, answers: np.ndarray) -> Evaluation:
+def _of_numbers(begun: Evaluation, y: np.ndarray, answers: np.ndarray) -> Evaluation:
     y, answers = y.ravel(), answers.ravel()
     rows = np.linspace(0, len(y) - 1, min(_SHOWN, len(y))).astype(int)
     residuals = (y - answers)[rows]
     return replace(
-        found, residuals=tuple(zip(answers[rows].tolist(), residuals.tolist(), strict=True))
+        begun, residuals=tuple(zip(answers[rows].tolist(), residuals.tolist(), strict=True))
     )
 
 

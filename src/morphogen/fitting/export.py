@@ -125,7 +125,7 @@ def structure(fitted: Fitted, dataset: Dataset, report: Report) -> dict[str, obj
 
 def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, object]:
     """The figures of the run. "seconds" are the only ones that differ between two equal runs."""
-    found = report.table[0]
+    learned = report.table[0]
     last = report.result
     return {
         "data": report.data,
@@ -133,15 +133,15 @@ def metrics(fitted: Fitted, report: Report, onnx: Certificate) -> dict[str, obje
         "metric": report.metric,
         "loss": report.loss,
         "seed": report.seed,
-        "test_score": found.score,
-        "test_loss": found.loss,
+        "test_score": learned.score,
+        "test_loss": learned.loss,
         "validation_score": last.valid_score,
         "validation_loss": last.valid_loss,
-        "parameters": found.parameters,
+        "parameters": learned.parameters,
         "rounds": report.rounds[-1].round,
         "kept_round": last.round,
         "steps": report.rounds[-1].step,
-        "seconds": found.seconds,
+        "seconds": learned.seconds,
         "certificates": {"freeze": asdict(fitted.certificate), "onnx": asdict(onnx)},
         "table": [asdict(row) for row in report.table],
         "recipe": asdict(fitted.recipe),

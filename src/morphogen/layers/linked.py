@@ -257,10 +257,10 @@ def odd_part(base: nn.Module | Callable[[Tensor], Tensor]) -> float | None:
 
 
 def second_moment(base: nn.Module | Callable[[Tensor], Tensor]) -> float:
-    """E[g(z)^2 + g(-z)^2] / 2 for a standard normal z: how much of a sum's energy each of the two
-    halves passes on.
+    """E[g(z)^2 + g(-z)^2] / 2 for a standard normal z: the share of a sum's variance that each of
+    the two halves passes on.
 
-    By the trapezoid rule on 4,001 points. Rectifiers pass on the same share of any energy, others
+    By the trapezoid rule on 4,001 points. Rectifiers pass on the same share of any variance, others
     of this one.
     """
     z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
@@ -332,10 +332,10 @@ def looks_linear_(layer: nn.Module, scale: float = 1.0) -> nn.Module:
 @torch.no_grad()
 def variance_(layer: nn.Module, activation: nn.Module | Callable[[Tensor], Tensor]) -> nn.Module:
     """Normal weights of variance 1 / (fan_in * second_moment(activation)), biases 0: a layer that
-    reads this linked activation keeps the energy of unit-variance sums; in place, returned.
+    reads this linked activation keeps the variance of unit-variance sums; in place, returned.
 
     That is 2 / fan_in for ReLU, 1 / fan_in for SELU, with the doubled fan_in. For SiLU and GELU the
-    share that is passed on grows with the energy, so depth blows it up or lets it vanish: use
+    share that is passed on grows with the variance, so depth blows it up or lets it vanish: use
     `looks_linear_` there. Source: He et al. 2015, eq. 10, with the second moment of the activation
     in place of 1/2.
     """

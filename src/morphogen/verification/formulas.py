@@ -121,21 +121,21 @@ class _Search:
             groups.setdefault(_key(leaf.ends), []).append(leaf)
         for leaves in groups.values():
             self.net.until.check()
-            found = self.asked(leaves[0].ends, [leaf.rows for leaf in leaves], self.net.until)
-            if found.witness is not None and self.agrees(found.witness, leaves):
-                self.least = found.bound
+            verdict = self.asked(leaves[0].ends, [leaf.rows for leaf in leaves], self.net.until)
+            if verdict.witness is not None and self.agrees(verdict.witness, leaves):
+                self.least = verdict.bound
                 return True
-            self.least = min(self.least, found.bound if found.witness is None else -torch.inf)
-            self.open = self.open or found.status != "unsat"
+            self.least = min(self.least, verdict.bound if verdict.witness is None else -torch.inf)
+            self.open = self.open or verdict.status != "unsat"
         return False
 
     def asked(self, ends: Ends, sets: Sequence[Sequence[Constraint]], until: Deadline) -> Verdict:
         unsafe = [
             Unsafe(*(torch.tensor(part) for part in arrays(rows, self.outputs))) for rows in sets
         ]
-        found = verify(self.net, self.box(ends), unsafe, until, self.callback)
-        self.boxes += found.boxes
-        return found
+        verdict = verify(self.net, self.box(ends), unsafe, until, self.callback)
+        self.boxes += verdict.boxes
+        return verdict
 
     def box(self, ends: Ends) -> Box:
         return Box(
@@ -155,12 +155,12 @@ class _Search:
         if around.open:
             return _branches(case, _smallest(case.choices), None)
         if not alone:
-            found = self.possible(case, around)
-            if found is None:
+            narrowed = self.possible(case, around)
+            if narrowed is None:
                 return iter(())
-            if _few(found):
-                return iter((found,))
-            case = found
+            if _few(narrowed):
+                return iter((narrowed,))
+            case = narrowed
         point = self.box(around).centre[0]
         met = True
         if case.rows:
@@ -202,10 +202,10 @@ class _Search:
                     if not never.intersection(part.rows) and rest.joined(part) is not None
                 ]
                 if len(kept) < len(each.parts):
-                    found = rest.joined(All(choices=(choice(kept),)))
-                    if found is None or never.intersection(found.rows):
+                    joined = rest.joined(All(choices=(choice(kept),)))
+                    if joined is None or never.intersection(joined.rows):
                         return None
-                    case = found
+                    case = joined
                     break
             else:
                 return case
@@ -252,9 +252,9 @@ def _branches(case: Case, decided: Choice, y: Sequence[float] | None) -> Iterato
     # as many as one search takes
     if not decided.boxed and len(case.choices) == 1 and decided.count == len(decided.parts):
         return (
-            found
+            joined
             for at in range(0, len(decided.parts), _FLAT)
-            if (found := rest.joined(All(choices=(choice(decided.parts[at : at + _FLAT]),))))
+            if (joined := rest.joined(All(choices=(choice(decided.parts[at : at + _FLAT]),))))
             is not None
         )
     if not decided.boxed:
@@ -265,14 +265,14 @@ def _branches(case: Case, decided: Choice, y: Sequence[float] | None) -> Iterato
                     parts, key=lambda part: max((margin(row, y) for row in part.rows), default=0.0)
                 )
             )
-        return (found for part in parts if (found := rest.joined(part)) is not None)
+        return (joined for part in parts if (joined := rest.joined(part)) is not None)
     groups: dict[tuple[Bound, ...], list[All]] = {}
     for part in decided.parts:
         groups.setdefault(part.bounds, []).append(All((), part.rows, part.choices))
     return (
-        found
+        joined
         for bounds, parts in groups.items()
-        if (found := rest.joined(All(bounds, (), (choice(parts),)))) is not None
+        if (joined := rest.joined(All(bounds, (), (choice(parts),)))) is not None
     )
 
 
@@ -295,11 +295,11 @@ def _around(case: Case) -> Ends:
 
 def _leaf(case: Case, x: Sequence[float], y: Sequence[float]) -> Case | None:
     """The clause of a case that an input keeps, of which it keeps every choice."""
-    found: Case | None = case
-    while found is not None and found.choices:
-        part = next(part for part in found.choices[0].parts if holds(part, x, y))
-        found = found.without(0).joined(part)
-    return found
+    left: Case | None = case
+    while left is not None and left.choices:
+        part = next(part for part in left.choices[0].parts if holds(part, x, y))
+        left = left.without(0).joined(part)
+    return left
 
 
 def _rows(case: Case) -> Iterator[Constraint]:

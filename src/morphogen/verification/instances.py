@@ -152,10 +152,10 @@ class _Worker:
     def result(self) -> Result | None:
         """None where the process was killed."""
         try:
-            found: Result = self.channel.recv()
+            result: Result = self.channel.recv()
         except (EOFError, OSError):
             return None
-        return found
+        return result
 
     def stop(self) -> str:
         """Ends the process: what ended it."""
@@ -181,13 +181,13 @@ def _serve(channel: "Connection[Any, Any]", folder: Path, solve: Callable[..., R
 def _one(folder: Path, network: str, prop: str, seconds: float) -> Result:
     began = time.perf_counter()
     try:
-        found = verify_file(_there(folder / network), _there(folder / prop), seconds)
+        answer = verify_file(_there(folder / network), _there(folder / prop), seconds)
     except Exception as error:  # one problem that fails must not end the others
         said = (
             str(error) if isinstance(error, MorphogenError) else f"{type(error).__name__}: {error}"
         )
         return Result(network, prop, "error", time.perf_counter() - began, float("nan"), 0, said)
-    return Result(network, prop, found.status, found.seconds, found.bound, found.boxes)
+    return Result(network, prop, answer.status, answer.seconds, answer.bound, answer.boxes)
 
 
 def _there(path: Path) -> Path:
@@ -201,16 +201,16 @@ def _listed(listing: Path, seconds: float | None) -> list[tuple[str, str, float]
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise DataError(f"{listing} cannot be read ({error.strerror})") from None
-    found = []
+    instances = []
     for row in rows:
         try:
             network, prop, listed = (cell.strip() for cell in row)
-            found.append((network, prop, seconds or float(listed)))
+            instances.append((network, prop, seconds or float(listed)))
         except ValueError:
             raise DataError(
                 f"{listing}: {','.join(row)!r}; each line is network, property, seconds"
             ) from None
-    return found
+    return instances
 
 
 def _done(out: Path) -> list[Result]:
@@ -222,11 +222,11 @@ def _done(out: Path) -> list[Result]:
     if not text.startswith(header) and not header.startswith(text.rstrip()):
         raise DataError(f"{out} is no table of results with columns {header}; name another file")
     whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    found = []
+    results = []
     for r in csv.DictReader(whole):
         try:
             numbers = float(r["seconds"]), float(r["bound"]), int(r["boxes"])
         except (TypeError, ValueError):
             continue  # cut off
-        found.append(Result(r["network"], r["prop"], r["status"], *numbers, r["said"]))
-    return found
+        results.append(Result(r["network"], r["prop"], r["status"], *numbers, r["said"]))
+    return results

@@ -124,7 +124,7 @@ class _Search:
 
     def roots(self) -> Iterator[Subproblem]:
         """The clauses that cheaper ways leave open: intervals and one linear bound, linear bounds
-        of every value, an attack, then bounds with the best lines.
+        of every value, an attack, then alpha-CROWN.
         """
         for technique in (interval, crown):
             self.boxes = technique(self.net, self.box)

@@ -2,7 +2,7 @@
 `stability(model, box)`.
 
 A cascade from cheap to dear: points show both signs of most units; of the others, intervals and
-linear bounds prove most, then the best lines; an attack looks for the sign that was not seen;
+linear bounds prove most, then alpha-CROWN; an attack looks for the sign that was not seen;
 linear programs decide the rest, at last case by case, a ReLU on or off.
 
 Source: lossless compression, Serra, Kumar et al. 2020 and 2021 (arXiv 2001.00218, 2102.07804),
@@ -80,7 +80,7 @@ class Stability:
 
     def count(self, sign: int) -> int:
         """How many units are so."""
-        return sum(int((found.sign == sign).sum()) for found in self.units.values())
+        return sum(int((signs.sign == sign).sum()) for signs in self.units.values())
 
     def __str__(self) -> str:
         names = {ACTIVE: "active", INACTIVE: "inactive", UNSTABLE: "both", UNDECIDED: "undecided"}
@@ -128,18 +128,18 @@ def stability(
         "alpha-CROWN": alpha_crown,
     }.items():
         with _clock(spent, name):
-            if not boxes or any(len(found.open) for found in units.values()):
+            if not boxes or any(len(signs.open) for signs in units.values()):
                 boxes = technique(net, box)
-            for value, found in units.items():
-                _proved(found, boxes[value], name)
+            for value, signs in units.items():
+                _proved(signs, boxes[value], name)
     with _clock(spent, "attack"):
-        for value, found in units.items():
-            _attacked(net, value, found, box)
+        for value, signs in units.items():
+            _attacked(net, value, signs, box)
     until = time.perf_counter() + seconds
     for name, whole in (("linear program", False), ("cases", True)):
         with _clock(spent, name):
-            for value, found in units.items():
-                _solved(net, value, found, boxes, whole, name, until)
+            for value, signs in units.items():
+                _solved(net, value, signs, boxes, whole, name, until)
     return Stability(units, boxes, spent)
 
 
@@ -153,7 +153,7 @@ def _clock(spent: dict[str, float], name: str) -> Iterator[None]:
 def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
     """What points show."""
     values = net.values(x)
-    found = {}
+    sampled = {}
     for name in reads:
         z = values[name].flatten(1)
         count = z.shape[1]
@@ -161,9 +161,10 @@ def _sampled(net: Program, reads: list[str], x: Tensor) -> dict[str, Signs]:
         for witnesses, sign in zip(kept, (1, -1), strict=True):
             farthest, at = (sign * z).max(0)
             witnesses[farthest > 0] = x[at[farthest > 0]]
-        found[name] = Signs(torch.full((count,), UNDECIDED, dtype=torch.int8), [""] * count, *kept)
-        found[name].witnessed("sampling")
-    return found
+        undecided = torch.full((count,), UNDECIDED, dtype=torch.int8)
+        sampled[name] = Signs(undecided, [""] * count, *kept)
+        sampled[name].witnessed("sampling")
+    return sampled
 
 
 def _proved(signs: Signs, box: InputSet, how: str) -> None:

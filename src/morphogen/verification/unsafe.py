@@ -63,7 +63,7 @@ class Unsafe:
         return surplus.amax(1)
 
     def missed(self, box: InputSet) -> bool:
-        """Whether some strict row cannot hold for any output of a box, (1, ...), told without a
+        """Whether some strict row cannot hold for any output of a box, (1, ...), found without a
         margin: outputs may touch its limit. Only where nothing is rounded: a single output with
         weight 1 or -1, or no negative term and no positive limit.
         """

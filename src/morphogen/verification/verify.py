@@ -74,13 +74,13 @@ def verify(
             "the set"
         )
     if splittable(net) and (box.lower.numel() > _FEW or not box.is_box):
-        found = split_relus(net, sets, box, until, callback=callback)
+        verdict = split_relus(net, sets, box, until, callback=callback)
     else:
-        found = split_inputs(net, sets, box.box, until, callback=callback)
-    witness = found.witness
+        verdict = split_inputs(net, sets, box.box, until, callback=callback)
+    witness = verdict.witness
     if isinstance(model, nn.Module) and witness is not None and not _agrees(model, witness, sets):
-        found = replace(found, status="unknown", witness=None)
-    return replace(found, seconds=until.now() - began)
+        verdict = replace(verdict, status="unknown", witness=None)
+    return replace(verdict, seconds=until.now() - began)
 
 
 def _agrees(model: nn.Module, witness: Tensor, sets: Sequence[Unsafe]) -> bool:

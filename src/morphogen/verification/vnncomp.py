@@ -75,13 +75,13 @@ def verify_file(
         seen.append((witness, output, clauses[0].ends))
         return any(_unsafe(clause, wanted.outputs, output) for clause in clauses)
 
-    found = search(steps, wanted.case, wanted.outputs, until, agrees, callback)
+    answer = search(steps, wanted.case, wanted.outputs, until, agrees, callback)
     spent = until.now() - began
-    if found.status != "sat":
-        return Answer(found.status, found.bound, None, None, found.boxes, spent)
+    if answer.status != "sat":
+        return Answer(answer.status, answer.bound, None, None, answer.boxes, spent)
     witness, output, ends = seen[-1]
     return Answer(
-        "sat", found.bound, witness, output, found.boxes, spent, ends.written(witness.tolist())
+        "sat", answer.bound, witness, output, answer.boxes, spent, ends.written(witness.tolist())
     )
 
 
@@ -101,8 +101,8 @@ def inward(
         low = np.where(low.astype(np.float64) < lower, np.nextafter(low, kind(np.inf)), low)
         high = np.where(high.astype(np.float64) > upper, np.nextafter(high, kind(-np.inf)), high)
         near = np.clip(witness, np.minimum(lower, upper), np.maximum(lower, upper)).astype(kind)
-    found: np.ndarray = np.where(low <= high, np.clip(near, low, high), near)
-    return found
+    moved: np.ndarray = np.where(low <= high, np.clip(near, low, high), near)
+    return moved
 
 
 def _unsafe(clause: Case, outputs: int, y: np.ndarray) -> bool:

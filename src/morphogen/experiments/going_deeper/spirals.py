@@ -353,7 +353,7 @@ def drawn(task: Task) -> list[Curve]:
     return curves
 
 
-def told(task: Task) -> list[str]:
+def notes_on(task: Task) -> list[str]:
     """What a reader must know of the first seed."""
     grid = task.grid[0]
     notes = [
@@ -379,7 +379,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     for task in tasks:
         judged += claims(task)
         curves += drawn(task)
-        notes += told(task)
+        notes += notes_on(task)
     deepest = tasks[-1].learned[0]
     curves += gate_curves(deepest.steps, deepest.path)
     axes = {**PAPER.axes, "gates": ("step", f"gate, {tasks[-1].name}")}

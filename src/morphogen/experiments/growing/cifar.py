@@ -374,7 +374,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     for seed in range(seeds):
         fits, title, notes = compared(config, seed)
         runs.append(fits)
-    told = [
+    chosen = [
         f"{key}: chosen after {fitted.chosen.epoch:.1f} epochs at sizes {fitted.chosen.sizes}; "
         f"{fitted.moments[-1].sizes} at the end; {fitted.note}"
         for key, fitted in runs[0].items()
@@ -385,4 +385,4 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
         for panel in dict.fromkeys(curve.panel for curve in curves)
     }
     paper = replace(PAPER, title=f"{title}: {PAPER.title}", axes=axes)
-    return page(paper, config, began, claims(runs), curves, (*notes, *told), faithful)
+    return page(paper, config, began, claims(runs), curves, (*notes, *chosen), faithful)

@@ -432,7 +432,7 @@ def claims(name: str, runs: Sequence[dict[str, Fit]], config: Config) -> list[Cl
     return claimed([*rows, size], runs, f"{name}: ")
 
 
-def told(name: str, first: dict[str, Fit], judged: Sequence[Claim]) -> list[str]:
+def notes_on(name: str, first: dict[str, Fit], judged: Sequence[Claim]) -> list[str]:
     """What growth does not win, and how each network of a seed ends."""
     lost = [claim for claim in judged if claim.verdict == "missed"]
     return [
@@ -458,7 +458,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
             runs = [compared(name, config, seed) for seed in range(seeds)]
         of_this = claims(name, runs, config)
         judged += of_this
-        notes += told(name, runs[0], of_this)
+        notes += notes_on(name, runs[0], of_this)
         curves += [Curve(name, key, rounds, fit.path) for key, fit in runs[0].items()]
     settings = {key: value for key, value in vars(config).items() if key != "rate"}
     settings |= {f"rate, {key}": f"{rate:g}" for key, rate in RATES.items()}

@@ -51,8 +51,9 @@ class Dag(nn.Module):
     `matrix()` shows them as a matrix.
 
     Each row starts by its own fan-in: the variance 1 / (fan_in E[g(z)^2]), 2 / fan_in for ReLU,
-    keeps the energy of all nodes alike, and gradients fall as (d + n) / (d + i), a power and never
-    exponentially. Linked rows start linear where g allows, weights (v, -v) of variance 1 / fan_in.
+    keeps the second moment of all nodes alike, and gradients fall as (d + n) / (d + i), a power and
+    never exponentially. Linked rows start linear where g allows, weights (v, -v) of variance
+    1 / fan_in.
 
     Source: the wiring, Fahlman & Lebiere 1990; "connect every node with every prior node" and its
     random form, a post of 2017 (DagNN), which leaves activation, start and readout open. Errors:
