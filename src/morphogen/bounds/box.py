@@ -161,13 +161,11 @@ class Box:
 
 
 @dataclass(frozen=True)
-class LpBall:
-    """What of a box lies within `radius` of its point `middle` in the norm 1 or 2."""
+class _Ball:
+    """What of a box is near its point `middle`, (batch, *shape); how near, a subclass says."""
 
     box: Box
     middle: Tensor
-    radius: float
-    norm: float
     is_box: ClassVar[bool] = False
 
     @property
@@ -177,6 +175,30 @@ class LpBall:
     @property
     def upper(self) -> Tensor:
         return self.box.upper
+
+    def intersect(self, other: InputSet) -> Self:
+        return self
+
+    def with_signs(self, signs: Tensor) -> Self:
+        return self
+
+    def as_input(self, dtype: torch.dtype) -> Self:
+        box = _exactly(self.box, self.middle, dtype, type(self).__name__)
+        return replace(self, box=box, middle=self.middle.to(dtype))
+
+    def __getitem__(self, rows: "slice | Tensor") -> Self:
+        return replace(self, box=self.box[rows], middle=self.middle[rows])
+
+    def repeated(self, count: int) -> Self:
+        return replace(self, box=self.box.repeated(count), middle=_repeated(self.middle, count))
+
+
+@dataclass(frozen=True)
+class LpBall(_Ball):
+    """What of a box lies within `radius` of its point `middle` in the norm 1 or 2."""
+
+    radius: float
+    norm: float
 
     def lowest(self, a: Tensor) -> Tensor:
         # the larger of the box's and a middle - radius |a|, in the dual norm
@@ -205,42 +227,12 @@ class LpBall:
         far: Tensor = (x - self.middle).flatten(1).norm(self.norm, 1)
         return self.box.contains(x) & (far <= self.radius)
 
-    def intersect(self, other: InputSet) -> "LpBall":
-        return self
-
-    def with_signs(self, signs: Tensor) -> "LpBall":
-        return self
-
-    def as_input(self, dtype: torch.dtype) -> "LpBall":
-        return replace(
-            self,
-            box=_exactly(self.box, self.middle, dtype, "LpBall"),
-            middle=self.middle.to(dtype),
-        )
-
-    def __getitem__(self, rows: "slice | Tensor") -> "LpBall":
-        return replace(self, box=self.box[rows], middle=self.middle[rows])
-
-    def repeated(self, count: int) -> "LpBall":
-        return replace(self, box=self.box.repeated(count), middle=_repeated(self.middle, count))
-
 
 @dataclass(frozen=True)
-class L0Ball:
+class L0Ball(_Ball):
     """What of a box differs from its point `middle` in at most `count` coordinates."""
 
-    box: Box
-    middle: Tensor
     count: int
-    is_box: ClassVar[bool] = False
-
-    @property
-    def lower(self) -> Tensor:
-        return self.box.lower
-
-    @property
-    def upper(self) -> Tensor:
-        return self.box.upper
 
     def lowest(self, a: Tensor) -> Tensor:
         # a middle + the `count` least of min a (x - middle), one for each coordinate
@@ -265,25 +257,6 @@ class L0Ball:
 
     def contains(self, x: Tensor) -> Tensor:
         return self.box.contains(x) & ((x != self.middle).flatten(1).sum(1) <= self.count)
-
-    def intersect(self, other: InputSet) -> "L0Ball":
-        return self
-
-    def with_signs(self, signs: Tensor) -> "L0Ball":
-        return self
-
-    def as_input(self, dtype: torch.dtype) -> "L0Ball":
-        return replace(
-            self,
-            box=_exactly(self.box, self.middle, dtype, "L0Ball"),
-            middle=self.middle.to(dtype),
-        )
-
-    def __getitem__(self, rows: "slice | Tensor") -> "L0Ball":
-        return replace(self, box=self.box[rows], middle=self.middle[rows])
-
-    def repeated(self, count: int) -> "L0Ball":
-        return replace(self, box=self.box.repeated(count), middle=_repeated(self.middle, count))
 
 
 def _repeated(x: Tensor, count: int) -> Tensor:
