@@ -75,6 +75,9 @@ def fit(
     wiring: Annotated[
         str, typer.Option(help="layers, or dag: every neuron reads every earlier one")
     ] = "layers",
+    members: Annotated[
+        int, typer.Option(min=1, help="networks that are averaged into the one exported")
+    ] = 1,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -138,6 +141,7 @@ def fit(
             policy=policy,
             wiring=wiring,
             metric=metric,
+            members=members,
         )
     except Left as error:
         again = f"go on with the same options and --out {error.folder} --resume"

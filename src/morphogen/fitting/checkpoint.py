@@ -22,6 +22,8 @@ from morphogen.record import Report, from_json, revive, to_json
 CHECKPOINT = "checkpoints/last.safetensors"
 LESSON = "checkpoints/lesson.safetensors"
 _VERSION = 4
+# settings with which a run may be gone on with all the same; each member has a checkpoint
+_NO_MATTER = ("seconds", "device", "members")
 _BEST = "best."  # begins the names of the best round's tensors
 
 
@@ -64,13 +66,18 @@ def _identity(dataset: Dataset, settings: Settings) -> dict[str, Any]:
     return {
         "version": _VERSION,
         "data": dataset.fingerprint,
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("seconds", "device")},
+        "settings": {k: v for k, v in asdict(settings).items() if k not in _NO_MATTER},
     }
 
 
 def _identity_of(search: Search) -> dict[str, Any]:
     identity = _identity(search.problem.dataset, search.settings)
     return {**identity, "recipe": asdict(search.recipe)}
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a run to go on with."""
+    return (folder / CHECKPOINT).exists()
 
 
 def save(search: Search, folder: Path) -> None:

@@ -51,6 +51,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         device: str = "cpu",
         random_state: Any = None,
         wiring: Wiring = "layers",
+        members: int = 1,
         verbose: bool = False,
         logging: bool = False,
     ) -> None:
@@ -60,6 +61,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
         self.wiring = wiring
+        self.members = members
         self.verbose = verbose
         self.logging = logging
 
@@ -99,7 +101,13 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
         settings = Settings(
-            self.budget, int(seed), self.seconds, self.device, self.policy, self.wiring
+            self.budget,
+            int(seed),
+            self.seconds,
+            self.device,
+            self.policy,
+            self.wiring,
+            members=self.members,
         )
         data = _dataset(scaled.astype(np.float32), y, task, classes, rows.weight, rows.groups)
         if rows.further is not None:
@@ -150,7 +158,7 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
     budget: most parameters. seconds: for the search. policy: a name of `POLICIES`. device: a torch
-    device. wiring: "layers" or "dag". random_state: an int for reproducible results. verbose: show
+    device. wiring: "layers" or "dag". members: networks that are averaged. random_state: an int for reproducible results. verbose: show
     the progress. logging: to the logger "morphogen". class_weight: "balanced", or the weight of
     each class. After `fit`: `history_` (one `Round` a round), `changes_`, `structure_` (the
     layers), `classes_`. Columns of an array are standardised inside, also in the network of
@@ -165,11 +173,14 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
         device: str = "cpu",
         random_state: Any = None,
         wiring: Wiring = "layers",
+        members: int = 1,
         verbose: bool = False,
         logging: bool = False,
         class_weight: Any = None,
     ) -> None:
-        super().__init__(budget, seconds, policy, device, random_state, wiring, verbose, logging)
+        super().__init__(
+            budget, seconds, policy, device, random_state, wiring, members, verbose, logging
+        )
         self.class_weight = class_weight
 
     def fit(

@@ -9,27 +9,32 @@ part of the training rows is held out for all these decisions; the test part is 
 the final scores.
 """
 
+import copy
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.edit.apply import count_parameters
-from morphogen.fitting.checkpoint import load, load_lesson, save, save_lesson
+from morphogen.fitting.checkpoint import has_checkpoint, load, load_lesson, save, save_lesson
 from morphogen.fitting.distillation import Distillation, distil
 from morphogen.fitting.problem import Problem, Settings, threads_for
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.scaling import to_unit
 from morphogen.fitting.search import Display, Search, first_network
 from morphogen.folder import claimed
+from morphogen.layers.ensemble import Ensemble
 from morphogen.random_state import own_draws
 from morphogen.record import Certificate, Report, TableRow
+from morphogen.tracing.program import dtype_of
 from morphogen.transforms.freeze import freeze
 
 _TEACHING = 0.3  # share of the time limit after which no further kind of teacher begins
@@ -43,7 +48,7 @@ class Fitted:
     modules (regression: in the target's unit, and in float64 where the target is so far from 0 that
     float32 would lose it). ledger: every edit from the first network. seconds: of the search.
     compression: where `compressed` made `plain` smaller, what proves it. distillation: what it
-    learned from beside the labels.
+    learned from beside the labels. members: of an ensemble, each of its networks.
     """
 
     model: nn.Module
@@ -56,6 +61,7 @@ class Fitted:
     seconds: float
     compression: Certificate | None = None
     distillation: Distillation | None = None
+    members: tuple["Fitted", ...] = ()
 
 
 def fit(
@@ -102,16 +108,75 @@ def search(
         first_network(problem, settings)
     with own_draws(settings.seed, settings.device):
         lesson = _distillation(dataset, settings, folder, resume, display)
-        if lesson is not None:
-            problem = Problem(dataset, recipe, settings, lesson)
-        keep = None if folder is None else partial(save, folder=folder)
-        run = Search(problem, settings, keep, display, time.perf_counter() - began)
-        run.stopping = stopping
-        with threads_for(run.problem):
-            if resume and folder is not None:
-                load(run, folder)
-            run.run()
-            return _result(run)
+    members: list[Fitted] = []
+    while len(members) < settings.members and not (members and stopping()):
+        number = len(members)
+        spent = time.perf_counter() - began
+        if number and settings.seconds is not None and spent >= settings.seconds:
+            break
+        if number and display is not None:
+            display.say(f"member {number + 1} of {settings.members}")
+        one = _member(settings, number, spent)
+        place = None if folder is None else folder / member_folder(number)
+        with own_draws(one.seed, one.device):
+            keep = None if place is None else partial(save, folder=place)
+            before = 0.0 if number else spent
+            run = Search(Problem(dataset, recipe, one, lesson), one, keep, display, before)
+            run.stopping = stopping
+            with threads_for(run.problem):
+                if resume and place is not None and (number == 0 or has_checkpoint(place)):
+                    load(run, place)
+                run.run()
+                members.append(_result(run))
+    return members[0] if settings.members == 1 else averaged(members, dataset, settings)
+
+
+def member_folder(number: int) -> str:
+    """Where the checkpoints of a member of an ensemble go, below those of the first."""
+    return f"checkpoints/member-{number + 1}" if number else ""
+
+
+def _member(settings: Settings, number: int, spent: float) -> Settings:
+    """Those of one search: with its own seed, and its share of the time that is left."""
+    seconds = settings.seconds
+    if seconds is not None:
+        seconds = (seconds - spent) / (settings.members - number) + (0.0 if number else spent)
+    return replace(settings, seed=settings.seed + number, members=1, seconds=seconds)
+
+
+def averaged(members: Sequence[Fitted], dataset: Dataset, settings: Settings) -> Fitted:
+    """One network out of several, `layers.ensemble`. Its report is the first one's, with a first
+    row for all of them; so are `model` and the ledger.
+    """
+    first = members[0]
+    problem = Problem(dataset, first.recipe, settings)
+    plains = [member.plain for member in members]
+    kind = torch.float64 if any(dtype_of(p) is torch.float64 for p in plains) else torch.float32
+    ensemble = Ensemble([plain.to(kind) for plain in plains], not problem.regression)
+    plain = nn.Sequential(OrderedDict(ensemble=ensemble)).eval()
+    judged = copy.deepcopy(plain)
+    if problem.regression:  # scores are of standardised numbers
+        to_unit(judged, problem.scaling.inverse())
+    loss, score = problem.test_scores(judged)
+    seconds = sum(member.seconds for member in members)
+    row = TableRow(
+        f"the mean of {len(members)} found by morphogen",
+        score,
+        count_parameters(plain),
+        seconds,
+        loss=loss,
+    )
+    worst = max(members, key=lambda member: member.certificate.max_error)
+    report = replace(first.report, table=(row, *first.report.table))
+    return replace(
+        first,
+        plain=plain,
+        certificate=worst.certificate,
+        report=report,
+        settings=settings,
+        seconds=seconds,
+        members=tuple(members),
+    )
 
 
 def _distillation(

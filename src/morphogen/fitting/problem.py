@@ -39,7 +39,8 @@ class Settings:
     """What a user may ask for. budget: most parameters. seconds: for the search. policy:
     a name of POLICIES. wiring: a name of WIRINGS. distillation: whether a table's network learns
     from the folds of several models beside the labels, see `fitting.distillation`. metric: a name
-    of METRICS, shown beside the loss.
+    of METRICS, shown beside the loss. members: how many networks, each from a search of its own,
+    are averaged into one, see `fitting.ensemble`.
     """
 
     budget: int | None = None
@@ -50,6 +51,7 @@ class Settings:
     wiring: Wiring = "layers"
     metric: str | None = None
     distillation: bool = True
+    members: int = 1
 
 
 WIRINGS: Mapping[Wiring, frozenset[PolicyName]] = {

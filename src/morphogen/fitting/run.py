@@ -12,7 +12,7 @@ from morphogen.data.dataset import Dataset
 from morphogen.deadline import NEVER, Deadline
 from morphogen.errors import RunError
 from morphogen.fitting.baselines import baselines as sklearn_baselines
-from morphogen.fitting.checkpoint import CHECKPOINT
+from morphogen.fitting.checkpoint import has_checkpoint
 from morphogen.fitting.control import compressed, scratch
 from morphogen.fitting.evaluation import evaluate
 from morphogen.fitting.export import export
@@ -69,12 +69,16 @@ def run(
     asked = Settings(**settings)
     metric_for(asked.metric, dataset.task)
     _require_device(asked.device)
+    if options.compress and asked.members > 1:
+        raise RunError(
+            f"compress=True, members={asked.members}: an ensemble is not compressed; choose one"
+        )
     free = out is None and not options.resume
     with claimed_free(base) if free else claimed(out or base, options.resume) as folder:
         try:
             return _run(dataset, folder, options, asked)
         except KeyboardInterrupt as error:
-            raise Left(folder, (folder / CHECKPOINT).exists()) from error
+            raise Left(folder, has_checkpoint(folder)) from error
 
 
 def _run(
@@ -112,7 +116,7 @@ def _searched(
     stopping: Callable[[], bool],
 ) -> Fitted:
     """With what is left of the time, but for what the files take."""
-    exists = (folder / CHECKPOINT).exists()
+    exists = has_checkpoint(folder)
     if options.resume and not exists:
         display.say(f"nothing to resume in {folder}: starting from the beginning")
     left = options.until.left()

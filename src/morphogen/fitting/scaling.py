@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from morphogen.data.dataset import Dataset
+from morphogen.layers.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,14 @@ class Scaling:
 @torch.no_grad()
 def to_unit(plain: nn.Sequential, scaling: Scaling) -> None:
     """Fold the target's standardisation into the last layer, computed in float64 whatever its own
-    type.
+    type; of an ensemble, into each member's.
     """
     last = plain[-1]
+    if isinstance(last, Ensemble):
+        for member in last.members:
+            assert isinstance(member, nn.Sequential)
+            to_unit(member, scaling)
+        return
     assert isinstance(last, nn.Linear)
     scale = torch.as_tensor(scaling.scale).to(last.weight.device)
     mean = torch.as_tensor(scaling.mean).to(last.weight.device)

@@ -140,7 +140,7 @@ class Search:
         self._keep_best()
         state.stop = self.stopping() or (not growing and self._annealed())
         if state.stop:
-            self._restore_best()
+            self._restore_best("is kept")
         elif growing and self._grown():
             self._settle()
         if self.keep and (state.stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
@@ -166,8 +166,10 @@ class Search:
             edits = len(self.controller.ledger)
             self.best = Best(now.valid_loss, now.round, edits, tensors)
 
-    def _restore_best(self) -> None:
-        """Go back to the round with the least validation loss, and to its structure."""
+    def _restore_best(self, fate: str) -> None:
+        """Go back to the round with the least validation loss, and to its structure. fate: what
+        becomes of that network, for the user.
+        """
         best = self.best
         last = self.history.rounds[-1]
         if best is None or best.round == last.round:
@@ -182,7 +184,7 @@ class Search:
             self._say(
                 f"validation loss was least in round {best.round} ({best.loss:.4g}) and rose to "
                 f"{last.valid_loss:.4g} by round {last.round}: the network of round {best.round} "
-                f"is kept{taken}"
+                f"{fate}{taken}"
             )
 
     def _rebuild(self, edits: int) -> None:
@@ -213,7 +215,7 @@ class Search:
         """Fix the structure and plan the fall of the learning rate, within what is left of the time
         limit.
         """
-        self._restore_best()
+        self._restore_best("is trained on")
         if self.recipe.smoothing and self.best:  # losses of another objective do not compare
             self.best = replace(self.best, loss=math.inf)
         per_epoch = self.problem.batches.per_epoch

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from morphogen.activations import MODULES
 from morphogen.errors import Unsupported
+from morphogen.layers.ensemble import Ensemble
 
 
 def source(
@@ -39,12 +40,7 @@ def source(
             f"source: {type(model).__name__} is not a flat nn.Sequential; pass the result of "
             "freeze(model, x)"
         )
-    # not `named_children`, which has a module that stands in two places once
-    layers = [
-        f"            ({_literal(name)}, {_line(name, module)}),"
-        for name, module in model._modules.items()
-        if module
-    ]
+    layers = [f"            ({_literal(name)}, {line})," for name, line in _lines(model)]
     future, imports, body = _split_imports(prepare)
     kind = _dtype(model)
     scores = _SCORES if body.strip() else _SHOWS
@@ -57,12 +53,13 @@ def source(
         future=future,
         imports="\n".join(
             sorted(
-                {"from collections import OrderedDict", "from pathlib import Path", *imports},
+                {"from collections import OrderedDict", "from pathlib import Path", *imports}
+                | ({"import math"} if any(type(m) is Ensemble for m in model.modules()) else set()),
                 key=_import_order,
             )
         ),
         prepare=f"{body.strip()}\n\n\n" if body.strip() else "",
-        classes=_LEVELS if any(_is_levels(module) for module in model) else "",
+        classes="".join(page for is_used, page in _CLASSES if any(map(is_used, model.modules()))),
         layers="\n".join(layers),
         input_hint=f"\n    {_text(input_hint)}\n    " if input_hint else "",
         constants=_constants(targets, classes),
@@ -214,6 +211,43 @@ def _is_levels(module: nn.Module) -> bool:
     )
 
 
+_ENSEMBLE = '''class Ensemble(nn.Module):
+    """The mean of what its members put out; of logits that of their probabilities, as logits again."""
+
+    def __init__(self, members: list[nn.Module], probabilities: bool) -> None:
+        super().__init__()
+        self.members, self.probabilities = nn.ModuleList(members), probabilities
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.stack([member(x) for member in self.members])
+        if not self.probabilities:
+            return out.mean(0)
+        return out.log_softmax(-1).logsumexp(0) - math.log(len(self.members))
+
+
+'''
+
+_CLASSES: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
+    (_is_levels, _LEVELS),
+    (lambda module: type(module) is Ensemble, _ENSEMBLE),
+)
+"""Classes that a page defines where the network has one."""
+
+
+def _ensemble(ensemble: Ensemble) -> str:
+    members = []
+    for member in ensemble.members:
+        if type(member) is not nn.Sequential:
+            raise Unsupported(
+                f"source: a member of the ensemble is {type(member).__name__}, not a flat "
+                "nn.Sequential; pass what freeze(member, x) gives"
+            )
+        pairs = ", ".join(f"({_literal(name)}, {line})" for name, line in _lines(member))
+        members.append(f"                nn.Sequential(OrderedDict([{pairs}])),")
+    lines = "\n".join(members)
+    return f"Ensemble([\n{lines}\n            ], probabilities={ensemble.probabilities})"
+
+
 def _levels(module: GraphModule) -> str:
     sizes = [
         (layer.in_features, layer.out_features)
@@ -228,6 +262,12 @@ def _levels(module: GraphModule) -> str:
     )
 
 
+def _lines(model: nn.Sequential) -> list[tuple[str, str]]:
+    """(name, source) of its layers."""
+    # not `named_children`, which has a module that stands in two places once
+    return [(name, _line(name, module)) for name, module in model._modules.items() if module]
+
+
 def _line(name: str, module: nn.Module) -> str:
     if module._forward_hooks or module._forward_pre_hooks:
         raise Unsupported(
@@ -236,6 +276,8 @@ def _line(name: str, module: nn.Module) -> str:
         )
     if isinstance(module, GraphModule) and _is_levels(module):
         return _levels(module)
+    if type(module) is Ensemble:
+        return _ensemble(module)
     if type(module) not in _KINDS:
         raise Unsupported(
             f"source: no line for {type(module).__name__} '{name}'; add it to "

@@ -101,17 +101,16 @@ def course(report: Report) -> str:
     """Where the validation loss rose during the run, and what was done about it; "" where it did
     not.
     """
-    known = [r for r in report.rounds if math.isfinite(r.valid_loss)]
-    if not known:
+    if not report.rounds:
         return ""
-    best = min(known, key=lambda r: r.valid_loss)
+    best = report.result
     last = report.rounds[-1]
-    if last.valid_loss <= best.valid_loss * (1 + _ROSE):
+    if not last.valid_loss > best.valid_loss * (1 + _ROSE):
         return ""
-    done = f"the network of round {report.result.round} was kept"
     return (
         f"Validation loss was least in round {best.round}, {format_loss(best.valid_loss)}, and "
-        f"rose to {format_loss(last.valid_loss)} by round {last.round}: {done}."
+        f"rose to {format_loss(last.valid_loss)} by round {last.round}: the network of round "
+        f"{best.round} was kept."
     )
 
 
