@@ -18,7 +18,7 @@ and z stands beside the bins.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
@@ -225,6 +225,14 @@ def fit_preparation(
         tuple(_words(frame[name]) for name in columns.words),
         tuple(_date(frame[name], columns, bins) for name in columns.dates),
     )
+
+
+def numbers_of(x: np.ndarray, names: Sequence[str] | None = None) -> Preparation:
+    """Fit on an array of numbers without gaps, (n, features), that are all meant as numbers."""
+    bins = default_bins(*x.shape)
+    names = names or [f"x{place}" for place in range(x.shape[1])]
+    columns = zip(names, np.asarray(x, np.float64).T, strict=True)
+    return Preparation(tuple(_number(name, values, bins) for name, values in columns), (), (), ())
 
 
 def _number(name: str, x: np.ndarray, bins: int, mark: str = ".") -> Number:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -19,7 +18,8 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import nn
 
 from morphogen.data.dataset import Dataset
-from morphogen.data.preparation import Preparation, fit_preparation
+from morphogen.data.preparation import Preparation, fit_preparation, numbers_of
+from morphogen.fitting.encoding import encoder, far_from_zero
 from morphogen.fitting.fit import FAR, fit
 from morphogen.fitting.problem import PolicyName, Settings, Wiring
 from morphogen.record import Change, Layer, Round, Task
@@ -78,8 +78,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         check_consistent_length(X, y)
         if len(X) < 2:
             raise ValueError(f"X has {len(X)} sample; give at least 2")
-        # no bins, so that numbers say the same in a DataFrame and in an array
-        self.prepare_ = fit_preparation(X.rename(columns=str), bins=0)
+        self.prepare_ = fit_preparation(X.rename(columns=str))
         return self.prepare_(X.rename(columns=str)), y
 
     def _matrix(self, X: Any) -> np.ndarray:
@@ -95,8 +94,8 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
     def _fit(
         self, x: np.ndarray, y: np.ndarray, task: Task, classes: tuple[str, ...], rows: _Rows
     ) -> Self:
-        scaler = StandardScaler().fit(x) if self.prepare_ is None else None
-        scaled = x if scaler is None else scaler.transform(x)
+        front = numbers_of(x) if self.prepare_ is None else None
+        inside = x if front is None else _encoded(front, x)
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
@@ -109,20 +108,20 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
             self.wiring,
             members=self.members,
         )
-        data = _dataset(scaled.astype(np.float32), y, task, classes, rows.weight, rows.groups)
+        data = _dataset(inside, y, task, classes, rows.weight, rows.groups)
+        data = replace(data, prepare=front or self.prepare_)
         if rows.further is not None:
             x_held, y_held = rows.further
-            held = x_held if scaler is None else scaler.transform(x_held)
-            data = _with_held(data, held.astype(np.float32), y_held)
+            data = _with_held(data, x_held if front is None else _encoded(front, x_held), y_held)
         with self._display(data.metric) as display:
             fitted = fit(data, settings, display=display)
         network = fitted.plain.cpu()
         kind = dtype_of(network)
-        if scaler is not None:
+        if front is not None:
             # far from 0, in spreads, float32 would lose what the columns or the target say
-            far = np.abs(scaler.mean_) > FAR * scaler.scale_
-            kind = torch.float64 if far.any() else kind
-            network = _with_scaler(network.double(), scaler)
+            kind = torch.float64 if far_from_zero(front, FAR) else kind
+            layers = dict(network.double().named_children())
+            network = nn.Sequential(OrderedDict(encode=encoder(front), **layers)).eval()
         self._kind = torch.float64 if kind is torch.float64 else torch.float32
         self.network_ = network.double()
         self.history_: tuple[Round, ...] = fitted.report.rounds
@@ -158,11 +157,12 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
     budget: most parameters. seconds: for the search. policy: a name of `POLICIES`. device: a torch
-    device. wiring: "layers" or "dag". members: networks that are averaged. random_state: an int for reproducible results. verbose: show
-    the progress. logging: to the logger "morphogen". class_weight: "balanced", or the weight of
-    each class. After `fit`: `history_` (one `Round` a round), `changes_`, `structure_` (the
-    layers), `classes_`. Columns of an array are standardised inside, also in the network of
-    `to_torch()`; those of a DataFrame, with gaps, text and dates, by `prepare_`.
+    device. wiring: "layers" or "dag". members: networks that are averaged. random_state: an int for
+    reproducible results. verbose: show the progress. logging: to the logger "morphogen".
+    class_weight: "balanced", or the weight of each class. After `fit`: `history_` (one `Round` a
+    round), `changes_`, `structure_` (the layers), `classes_`. Columns of an array are prepared
+    inside, also in the network of `to_torch()`; those of a DataFrame, with gaps, text and dates, by
+    `prepare_`: as `morphogen fit` prepares a table.
     """
 
     def __init__(
@@ -309,6 +309,12 @@ def _with_held(data: Dataset, x: np.ndarray, y: np.ndarray) -> Dataset:
     )
 
 
+def _encoded(front: Preparation, x: np.ndarray) -> np.ndarray:
+    """What the network learns from, in float32."""
+    with torch.no_grad():
+        return np.asarray(encoder(front)(torch.as_tensor(x, dtype=torch.float64)).float())
+
+
 def _labels(y: Any, numeric: bool) -> np.ndarray:
     """(n,) labels, or finite numbers. ValueError: anything else."""
     y = column_or_1d(y, warn=True)
@@ -343,15 +349,3 @@ def _groups(groups: Any, rows: int) -> np.ndarray | None:
     if len(codes) != rows:
         raise ValueError(f"groups has {len(codes)} values; X has {rows} rows")
     return np.asarray(codes, np.int64)
-
-
-def _with_scaler(network: nn.Sequential, scaler: StandardScaler) -> nn.Sequential:
-    """The network behind the standardisation of the columns, as a batch norm that never learns.
-
-    Folded into the first layer it would subtract two large numbers wherever a column's mean is far
-    above its spread.
-    """
-    first = nn.BatchNorm1d(len(scaler.mean_), eps=0.0, affine=False, dtype=torch.float64)
-    first.running_mean = torch.as_tensor(scaler.mean_)
-    first.running_var = torch.as_tensor(scaler.scale_) ** 2
-    return nn.Sequential(OrderedDict(standardise=first, **dict(network.named_children()))).eval()

@@ -92,22 +92,22 @@ def _cut_parent(rows, first_label, given, parent, parts, first_part, corners, sc
     if first_part == len(parts.start) or corners + given.count[parent] > len(parts.points):
         return FULL, first_part, corners
     _copy_parent(given, parent, parts, first_part, corners)
+    points, above, crossing = given.points, parts.above, scratch.crossing
     begin, end = given.start[parent], given.start[parent] + given.count[parent]
     for unit in range(len(rows)):
-        high, low = _sides(rows[unit], given.points, begin, end)
-        scratch.crossing[unit] = high > 0 and low > 0
-        parts.above[first_part, unit] = high > 0
+        high, low = _sides(rows, unit, points, begin, end)
+        crossing[unit] = high > 0 and low > 0
+        above[first_part, unit] = high > 0
     made = first_part + 1
     corners += given.count[parent]
     for unit in range(len(rows)):
-        if not scratch.crossing[unit]:
+        if not crossing[unit]:
             continue
-        for part in range(first_part, made):
-            status, made, corners = _cut_part(
-                rows[unit], unit, first_label + unit, part, parts, made, corners, scratch
-            )
-            if status != DONE:
-                return status, made, corners
+        status, made, corners = _cut_parts(
+            rows, unit, first_label + unit, first_part, parts, made, corners, scratch
+        )
+        if status != DONE:
+            return status, made, corners
     return DONE, made, corners
 
 
@@ -126,30 +126,37 @@ def _copy_parent(given, parent, parts, part, corner):
 
 
 @njit(error_model="numpy", cache=True)
-def _cut_part(row, unit, label, part, parts, made, corners, scratch):
-    """Cut a part in two where the hyperplane crosses it; what is below it becomes the last part."""
-    begin, end = parts.start[part], parts.start[part] + parts.count[part]
-    if end - begin > len(scratch.away):
-        return CROWDED, made, corners
-    high, low = _distances(row, parts.points, begin, end, scratch.away)
-    parts.above[part, unit] = high > 0
-    if high == 0 or low == 0:
-        return DONE, made, corners
-    if parts.facets[part] == FACETS:
-        _tidied(part, parts, scratch.masks)
-        if parts.facets[part] == FACETS:
+def _cut_parts(rows, unit, label, first_part, parts, made, corners, scratch):
+    """Cut every part from `first_part` on in two where the hyperplane crosses it; what is below it
+    becomes the last part.
+    """
+    # taken out of the tuples once: each time costs as much as a corner's distance
+    start, count, facets, labels, points, _, _, above = parts
+    away = scratch.away
+    for part in range(first_part, made):
+        begin, end = start[part], start[part] + count[part]
+        if end - begin > len(away):
             return CROWDED, made, corners
-    on = end - begin - high - low
-    if made == len(parts.start) or corners + end - begin + on + 2 * high * low > len(parts.points):
-        return FULL, made, corners
-    below, after = _split(part, parts, corners, scratch.away)
-    parts.labels[part, parts.facets[part]] = label
-    parts.facets[part] += 1
-    _copy_sides(part, parts, made)
-    parts.above[made, unit] = False
-    parts.start[part], parts.count[part] = corners, below - corners
-    parts.start[made], parts.count[made] = below, after - below
-    return DONE, made + 1, after
+        high, low = _distances(rows, unit, points, begin, end, away)
+        above[part, unit] = high > 0
+        if high == 0 or low == 0:
+            continue
+        if facets[part] == FACETS:
+            _tidied(part, parts, scratch.masks)
+            if facets[part] == FACETS:
+                return CROWDED, made, corners
+        on = end - begin - high - low
+        if made == len(start) or corners + end - begin + on + 2 * high * low > len(points):
+            return FULL, made, corners
+        below, after = _split(part, parts, corners, away)
+        labels[part, facets[part]] = label
+        facets[part] += 1
+        _copy_sides(part, parts, made)
+        above[made, unit] = False
+        start[part], count[part] = corners, below - corners
+        start[made], count[made] = below, after - below
+        made, corners = made + 1, after
+    return DONE, made, corners
 
 
 @njit(error_model="numpy", cache=True)
@@ -164,32 +171,32 @@ def _copy_sides(part, parts, made):
 
 
 @njit(error_model="numpy", cache=True)
-def _distance(row, points, v):
-    """row . (corner, 1), and 0 where the corner is so near that it lies on the hyperplane."""
+def _distance(rows, unit, points, v):
+    """rows[unit] . (corner, 1), and 0 for a corner so near that it lies on the hyperplane."""
     d = points.shape[1]
-    z = row[d]
+    z = rows[unit, d]
     for k in range(d):
-        z += row[k] * points[v, k]
+        z += rows[unit, k] * points[v, k]
     return 0.0 if -NEAR <= z <= NEAR else z
 
 
 @njit(error_model="numpy", cache=True)
-def _sides(row, points, begin, end):
+def _sides(rows, unit, points, begin, end):
     """How many corners are (above a hyperplane, below it)."""
     high, low = 0, 0
     for v in range(begin, end):
-        z = _distance(row, points, v)
+        z = _distance(rows, unit, points, v)
         high += z > 0
         low += z < 0
     return high, low
 
 
 @njit(error_model="numpy", cache=True)
-def _distances(row, points, begin, end, away):
+def _distances(rows, unit, points, begin, end, away):
     """`_sides`, and into `away` how far each corner is from the hyperplane."""
     high, low = 0, 0
     for v in range(begin, end):
-        z = _distance(row, points, v)
+        z = _distance(rows, unit, points, v)
         away[v - begin] = z
         high += z > 0
         low += z < 0
@@ -201,44 +208,46 @@ def _split(part, parts, corners, away):
     """Write, from `corners` on, the corners of what is above the hyperplane, then of what is below
     it, each with those on it, old and new. Returns where the second begins and where it ends.
     """
+    points, masks = parts.points, parts.masks
     begin, end = parts.start[part], parts.start[part] + parts.count[part]
     shared = corners
     for v in range(begin, end):
         if away[v - begin] > 0:
-            _copy_corner(parts, v, shared)
+            _copy_corner(points, masks, v, shared)
             shared += 1
     at = shared
     for v in range(begin, end):
         if away[v - begin] == 0:
-            _copy_corner(parts, v, at)
+            _copy_corner(points, masks, v, at)
             at += 1
-    below = _cut_edges(parts, begin, end, away, at)
+    below = _cut_edges(points, masks, begin, end, away, at)
     new = parts.facets[part]
     for v in range(shared, below):
-        parts.masks[v, new // _WORD] |= _bit(new)
+        masks[v, new // _WORD] |= _bit(new)
     at = below
     for v in range(shared, below):
-        _copy_corner(parts, v, at)
+        _copy_corner(points, masks, v, at)
         at += 1
     for v in range(begin, end):
         if away[v - begin] < 0:
-            _copy_corner(parts, v, at)
+            _copy_corner(points, masks, v, at)
             at += 1
     return below, at
 
 
 @njit(error_model="numpy", cache=True)
-def _copy_corner(parts, v, to):
-    parts.points[to] = parts.points[v]
-    parts.masks[to] = parts.masks[v]
+def _copy_corner(points, masks, v, to):
+    for k in range(points.shape[1]):  # a view of a row costs more than its numbers
+        points[to, k] = points[v, k]
+    masks[to, 0] = masks[v, 0]
+    masks[to, 1] = masks[v, 1]
 
 
 @njit(error_model="numpy", cache=True)
-def _cut_edges(parts, begin, end, away, at):
+def _cut_edges(points, masks, begin, end, away, at):
     """Write, from `at` on, a corner for each edge from above the hyperplane to below it; returns
     where they end.
     """
-    points, masks = parts.points, parts.masks
     d = points.shape[1]
     for p in range(begin, end):
         if away[p - begin] <= 0:
