@@ -1,4 +1,5 @@
 from .bounds.box import Box as Box
+from .bounds.box import InputSet as InputSet
 from .bounds.box import L0Ball as L0Ball
 from .bounds.box import LpBall as LpBall
 from .bounds.box import bounding_box as bounding_box
