@@ -110,9 +110,7 @@ def test_the_files_are_the_network(tmp_path: Path) -> None:
 
 
 def test_a_page_of_deep_members_is_the_ensemble() -> None:
-    members = [
-        nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2)).double() for n in (2, 5)
-    ]
+    members = [nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2)).double() for n in (2, 5)]
     plain = nn.Sequential(Ensemble(members, probabilities=True))
     room: dict[str, object] = {"__file__": "model.py", "__name__": "page"}
     exec(source(plain, title="t"), room)

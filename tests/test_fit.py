@@ -14,7 +14,7 @@ from morphogen.data.load import load_data
 from morphogen.edit.apply import count_parameters
 from morphogen.fitting.checkpoint import CHECKPOINT
 from morphogen.fitting.control import compressed, scratch
-from morphogen.fitting.fit import fit
+from morphogen.fitting.fit import fit, search
 from morphogen.fitting.problem import Problem, Settings
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.schedule import shrink_and_perturb
@@ -37,6 +37,8 @@ def table(regression: bool = False, rows: int = 300) -> Dataset:
 
 
 QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=20, anneal=0.5, epochs=4, width=4, rounds=8)
+
+UNTAUGHT = Settings(distillation=False)
 
 
 def equal(a: Report, b: Report) -> bool:
@@ -217,6 +219,21 @@ def test_a_loss_that_stays_nan_ends_with_one_line(monkeypatch: pytest.MonkeyPatc
         MorphogenError, match="it stays so at 1/256 of the learning rate: check the data"
     ):
         fit(table(), recipe=QUICK)
+
+
+@pytest.mark.parametrize("after", [2, 7, 10])
+def test_a_run_stopped_by_hand_goes_on_bit_for_bit(after: int, tmp_path: Path) -> None:
+    """It ends with the best network so far, and leaves a checkpoint of where it was."""
+    whole = fit(table(), UNTAUGHT, recipe=QUICK)
+    asked = iter(range(1000))
+    stopped = search(
+        table(), UNTAUGHT, recipe=QUICK, folder=tmp_path, stopping=lambda: next(asked) >= after
+    )
+    assert stopped.report.rounds[-1].round < whole.report.rounds[-1].round
+    again = fit(table(), UNTAUGHT, recipe=QUICK, folder=tmp_path, resume=True)
+    assert equal(again.report, whole.report)
+    for ours, theirs in zip(again.plain.parameters(), whole.plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ the final scores.
 """
 
 import copy
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -107,7 +108,7 @@ def search(
         # what cannot be kept is said before anything is learned or written
         first_network(problem, settings)
     with own_draws(settings.seed, settings.device):
-        lesson = _distillation(dataset, settings, folder, resume, display)
+        lesson = _distillation(dataset, settings, folder, resume, display, stopping)
     members: list[Fitted] = []
     while len(members) < settings.members and not (members and stopping()):
         number = len(members)
@@ -185,6 +186,7 @@ def _distillation(
     folder: Path | None,
     resume: bool,
     display: Display | None,
+    stopping: Callable[[], bool],
 ) -> Distillation | None:
     """What the network learns from beside the labels; of a resumed run, what it had."""
     if not settings.distillation:
@@ -192,13 +194,14 @@ def _distillation(
     lesson = load_lesson(folder, dataset, settings) if resume and folder is not None else None
     if lesson is None:
         began = time.perf_counter()
-        limit = None if settings.seconds is None else _TEACHING * settings.seconds
+        limit = math.inf if settings.seconds is None else _TEACHING * settings.seconds
         lesson = distil(
             dataset,
             settings.seed,
-            lambda: limit is not None and time.perf_counter() - began > limit,
+            lambda: stopping() or time.perf_counter() - began > limit,
         )
-        if lesson is not None and folder is not None:
+        # one that was cut short is no lesson for a run that goes on
+        if lesson is not None and folder is not None and not stopping():
             save_lesson(lesson, folder, dataset, settings)
     if lesson is not None and display is not None:
         display.say(lesson.note)

@@ -40,7 +40,7 @@ class Settings:
     a name of POLICIES. wiring: a name of WIRINGS. distillation: whether a table's network learns
     from the folds of several models beside the labels, see `fitting.distillation`. metric: a name
     of METRICS, shown beside the loss. members: how many networks, each from a search of its own,
-    are averaged into one, see `fitting.ensemble`.
+    are averaged into one.
     """
 
     budget: int | None = None

@@ -138,12 +138,20 @@ class Search:
                     self.display.change(change)
         self._record(epoch)
         self._keep_best()
-        state.stop = self.stopping() or (not growing and self._annealed())
+        ended = not growing and self._annealed()
+        if growing and self._grown():
+            self._settle()
+        by_hand = not ended and self.stopping()
+        if by_hand:
+            self._save()  # as the run is, so that it can be gone on with
+        state.stop = ended or by_hand
         if state.stop:
             self._restore_best("is kept")
-        elif growing and self._grown():
-            self._settle()
-        if self.keep and (state.stop or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
+        if ended or (not by_hand and time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
+            self._save()
+
+    def _save(self) -> None:
+        if self.keep:
             self.keep(self)
             self.saved = time.perf_counter()
 
