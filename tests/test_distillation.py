@@ -1,18 +1,22 @@
 """What a table's network learns from: folds of several models, weighed out of fold."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_wine
 from sklearn.linear_model import Ridge
 from torch import nn
 
+from morphogen.data.apply_preparation import encoded
 from morphogen.data.dataset import Dataset, from_arrays
+from morphogen.data.preparation import fit_preparation
 from morphogen.data.split import folds
+from morphogen.fitting.between import between
 from morphogen.fitting.checkpoint import load_lesson, save_lesson
-from morphogen.fitting.distillation import between, distil
+from morphogen.fitting.distillation import distil
 from morphogen.fitting.fit import fit
 from morphogen.fitting.members import Members, Training, train_members
 from morphogen.fitting.problem import Settings
@@ -146,13 +150,52 @@ def test_time_that_is_over_leaves_one_kind() -> None:
     assert [*taught.weights] == ["linear"]
 
 
-def test_points_lie_between_rows() -> None:
+def test_rows_of_numbers_lie_between_their_parents() -> None:
     x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    points = between(x, 500, 0)
+    points = between(x, None, 500, 0)
     assert points.shape == (500, 4)
     assert (points >= x.min(0) - 1e-6).all()
     assert (points <= x.max(0) + 1e-6).all()
-    assert np.array_equal(points, between(x, 500, 0))
+    assert np.isin(points[::2], x).mean() < 0.1  # of one parent twice
+    assert np.isin(points[1::2], x).all()
+    assert np.array_equal(points, between(x, None, 500, 0))
+
+
+def mixed(rows: int = 400) -> pd.DataFrame:
+    draw = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "size": draw.gamma(0.3, size=rows),  # a few are cut off
+            "age": np.where(draw.random(rows) < 0.2, np.nan, draw.normal(size=rows)),
+            "rooms": draw.integers(1, 5, rows).astype(float) + 0.5,
+            "town": draw.choice(["Ulm", "Bonn", "Kiel"], rows),
+            "when": pd.Timestamp("2020-01-01") + pd.to_timedelta(draw.integers(0, 900, rows), "D"),
+            "text": draw.choice(["a long text", "another one", "no text at all"], rows),
+        }
+    )
+
+
+def test_a_row_that_is_made_is_one_that_a_table_can_have() -> None:
+    """Its numbers are in the bins of their values, it has one town, and a gap or none."""
+    frame = mixed()
+    prepare = fit_preparation(frame)
+    x = prepare(frame)
+    assert sum(size for size, _ in prepare.blocks) == x.shape[1] == len(prepare.names)
+    points = between(x, prepare, 3000, 0)
+    start = 0
+    for size, number in prepare.blocks:
+        block, theirs = points[:, start : start + size], x[:, start : start + size]
+        known = {row.tobytes() for row in theirs}
+        new = np.array([row.tobytes() not in known for row in block])
+        if number is not None and number.name != "rooms":
+            assert 0.2 < new.mean() <= 0.5
+            assert len(number.edges) > 2
+            value = block[new, 0].astype(np.float64) * number.scale + number.mean
+            again = encoded(value, asdict(number))
+            np.testing.assert_allclose(block[new], again, atol=2e-3)
+        else:
+            assert not new.any()
+        start += size
 
 
 def test_probabilities_are_probabilities() -> None:

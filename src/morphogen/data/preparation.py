@@ -152,6 +152,20 @@ class Preparation:
         return tuple(names)
 
     @property
+    def blocks(self) -> tuple[tuple[int, Number | None], ...]:
+        """For each column of the table, in the order of the result: how many columns it has there,
+        and what it is as a number.
+        """
+        numbers = [(len(_number_names(number, "")), number) for number in self.numbers]
+        categories = [len(category.levels) + category.other for category in self.categories]
+        texts = [64 for _ in self.hashed] + [len(text.mean) for text in self.words]
+        dates = [
+            sum(len(_number_names(part, "")) + 2 * (part.name in PERIODS) for part in date.parts)
+            for date in self.dates
+        ]
+        return (*numbers, *((size, None) for size in (*categories, *texts, *dates)))
+
+    @property
     def bins(self) -> tuple[bool, ...]:
         """For each column of the result whether it is a bin of a number."""
         binned: list[bool] = []

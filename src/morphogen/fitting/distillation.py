@@ -1,9 +1,7 @@
 """What a small network learns from in the place of labels alone: `distil(dataset, x, y, seed)`.
 
-The teacher's answers to the training rows, and to points between them, of which there can be as
-many as one likes. Source: Hinton et al. 2015 (arXiv 1503.02531); points between rows, mixup, Zhang
-et al. 2018 (arXiv 1710.09412). Differs: the targets of such a point are what the teacher says of
-it, not the mean of two labels.
+The teacher's answers to the training rows, and to rows made of pairs of them, of which there can be
+as many as one likes, see `fitting.between`. Source: Hinton et al. 2015 (arXiv 1503.02531).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,18 +11,21 @@ import numpy as np
 
 from morphogen.data.dataset import Dataset
 from morphogen.data.split import folds
+from morphogen.fitting.between import between
 from morphogen.fitting.scaling import Scaling
 from morphogen.fitting.teacher import Rows, out_of_fold_loss, teach
 
 FOLDS = 5
 MOST_ROWS = 60_000  # beyond these a network finds in the labels all that a teacher could say
-_POINTS = 20_000  # most points between rows
+_TIMES = 10  # rows made of each training row
+_POINTS = 40_000  # and of all of them, at most
+_NUMBERS = 20_000_000  # in all of these
 _FEWEST = 20  # rows
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """targets: of the training rows, (n, outputs). x, y: points between rows, (m, features) and
+    """targets: of the training rows, (n, outputs). x, y: rows made of others, (m, features) and
     (m, outputs). loss: of the teacher, out of fold. weights: of the teacher's parts.
     """
 
@@ -54,7 +55,7 @@ def distil(
         return None
     rows = _rows(dataset)
     teacher = teach(rows, folds(dataset, FOLDS, seed), seed, stopped)
-    points = between(x, min(4 * len(x), _POINTS), seed)
+    points = between(x, dataset.prepare, _count(x), seed)
     return Distillation(
         teacher(x),
         points,
@@ -62,6 +63,11 @@ def distil(
         out_of_fold_loss(teacher.out_of_fold, rows),
         teacher.weights,
     )
+
+
+def _count(x: np.ndarray) -> int:
+    """How many rows are made of `x`."""
+    return int(max(1, min(_TIMES * len(x), _POINTS, _NUMBERS // x.shape[1])))
 
 
 def _rows(dataset: Dataset) -> Rows:
@@ -85,11 +91,3 @@ def plain_columns(dataset: Dataset) -> np.ndarray:
     if dataset.prepare is None:
         return np.arange(width)
     return np.flatnonzero(~np.asarray(dataset.prepare.bins))
-
-
-def between(x: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Points on the lines between random pairs of rows."""
-    draw = np.random.default_rng([seed, 8])
-    first, second = draw.integers(len(x), size=(2, count))
-    share = draw.random((count, 1), dtype=np.float32)
-    return np.asarray(x[first] * share + x[second] * (1 - share))

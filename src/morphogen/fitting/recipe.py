@@ -42,7 +42,8 @@ class Recipe:
 
 def recipe_for(images: bool, rows: int, flip: bool = False, distilled: bool = False) -> Recipe:
     """The recipe for `rows` training rows of images or of a table. distilled: rows of which a
-    teacher speaks, which have less noise than labels and bear larger batches and fewer epochs.
+    teacher speaks, those made of others included: with less noise than labels have they bear larger
+    batches, and with so many of them dropout only blurs what is said.
     """
     if images:
         batch = _between(32, rows // 40, 128)
@@ -73,9 +74,11 @@ def recipe_for(images: bool, rows: int, flip: bool = False, distilled: bool = Fa
         decay=0.03 if distilled else 0.1,
         steps=_between(20, rows // batch, 100),
         anneal=1.0,
-        epochs=20 if distilled else _between(15, 300_000 // max(rows, 1), 40),
+        epochs=_between(20, 1_500_000 // max(rows, 1), 40)
+        if distilled
+        else _between(15, 300_000 // max(rows, 1), 40),
         width=8,
-        dropout=0.1,
+        dropout=0.0 if distilled else 0.1,
         penalty=0.03,
     )
 
