@@ -337,6 +337,10 @@ def fill_training(state: State, tensors: Mapping[str, Tensor]) -> None:
 def policy_of(settings: Settings, recipe: Recipe) -> Policy:
     if settings.policy not in POLICIES:
         raise RunError(f"policy={settings.policy!r}: unknown; choose one of {', '.join(POLICIES)}")
-    return with_settings(
-        POLICIES[settings.policy], penalty=recipe.penalty, granularity=recipe.granularity
-    )
+    asked = {
+        "penalty": recipe.penalty,
+        "granularity": recipe.granularity,
+        "min_delta": recipe.min_delta,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    return with_settings(POLICIES[settings.policy], **given)
