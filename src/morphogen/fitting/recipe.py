@@ -15,8 +15,8 @@ class Recipe:
     rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing:
     of the labels in the annealing phase. shrink_and_perturb_share: share of every weight that is
     fresh when the annealing phase begins. shift: images move by up to so many pixels. penalty,
-    granularity, min_delta (None: its own): of the policy; operations: the share of floating point operations, beside
-    parameters, in what it penalties.
+    granularity, min_delta (None: its own): of the policy; operations: the share of floating point
+    operations, beside parameters, in what it penalties.
     """
 
     batch: int
