@@ -49,6 +49,19 @@ def without(kind: str, data: Dataset) -> nn.Module:
         return learned(data)
 
 
+def on_lines(data: Dataset) -> nn.Module:
+    """Rows between rows made of what the network reads, bins and all."""
+
+    def between(x: np.ndarray, prepare: object, count: int, seed: int) -> np.ndarray:
+        draw = np.random.default_rng([seed, 8])
+        first, second = draw.integers(len(x), size=(2, count))
+        share = draw.random((count, 1), dtype=np.float32)
+        return np.asarray(x[first] * share + x[second] * (1 - share))
+
+    with patch.object(distillation, "between", between):
+        return learned(data)
+
+
 def fixed(data: Dataset) -> nn.Module:
     """A shape that nobody searched for, taught by the same teacher."""
     settings = Settings()
@@ -82,6 +95,7 @@ VARIANTS: Mapping[str, Callable[[Dataset], nn.Module]] = {
     "labels alone": partial(learned, distillation=False),
     "teacher without boosting": partial(without, "boosting"),
     "teacher without linear": partial(without, "linear"),
+    "rows on lines between encoded rows": on_lines,
     "fixed shape 64, 64, same teacher": fixed,
 }
 

@@ -336,55 +336,75 @@ MODELS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 
 def summary(results: Mapping[str, dict[str, Any]]) -> str:
-    """The table of this bench, in Markdown."""
+    """The tables of this bench, in Markdown: ranks among all models where all have run, and among
+    all but the last, which takes longest; pairs wherever both have run.
+    """
     rows = pd.DataFrame(results.values())
-    lines = ["# One network with defaults beside five peers", ""]
-    losses = rows.pivot_table(index=["table", "seed"], columns="model", values="loss")
-    losses = losses[[name for name in MODELS if name in losses]].dropna()
-    wrong = rows.pivot_table(index=["table", "seed"], columns="model", values="error").loc[
-        losses.index
-    ]
-    seconds = rows.pivot_table(index=["table", "seed"], columns="model", values="seconds").loc[
-        losses.index
-    ]
-    tables = losses.index.get_level_values("table").nunique()
-    lines += [f"{tables} tables, {len(losses)} runs; log loss or RMSE.", ""]
-    lines += [
-        "Ratio: of our loss to the model's. Won, lost: shares of the runs.",
+    loss, error, seconds, sizes = (
+        rows.pivot_table(index=["table", "seed"], columns="model", values=value)
+        for value in ("loss", "error", "seconds", "parameters")
+    )
+    names = [name for name in MODELS if name in loss]
+    lines = [
+        "# One network with defaults beside five peers",
         "",
-        "| model | mean rank | ratio | loss won | error won | error lost | worst | median s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "## Ranks of log loss or RMSE",
+        "",
     ]
-    ranks = losses.rank(axis=1).mean()
-    for name in losses:
-        ratio = losses["morphogen"] / losses[name]
+    for models in (names, names[:-1]):
+        ranks = loss[models].dropna().rank(axis=1)
+        tables = ranks.index.get_level_values("table").nunique()
+        said = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.mean().items())
+        lines.append(f"- of {len(models)}, {tables} tables, {len(ranks)} runs: {said}")
+    lines += ["", *_pairs(loss, error, seconds), "", *_sizes(sizes), ""]
+    lines += ["## Mean loss over the splits that every model of the row has", ""]
+    lines += [f"| table | splits | {' | '.join(names)} | parameters |"]
+    lines += [f"|---|{'--:|' * (len(names) + 2)}"]
+    for table, group in loss[names].groupby("table"):
+        held = group.dropna(axis=1, how="all").dropna()
+        means = held.mean().reindex(names)
+        cells = [
+            "" if np.isnan(v) else f"**{v:.4g}**" if v == means.min() else f"{v:.4g}" for v in means
+        ]
+        count = sizes["morphogen"].loc[table].mean()
+        lines.append(f"| {table} | {len(held)} | {' | '.join(cells)} | {count:.0f} |")
+    return "\n".join([*lines, "", f"{environment('cpu')}", ""])
+
+
+def _pairs(loss: pd.DataFrame, error: pd.DataFrame, seconds: pd.DataFrame) -> list[str]:
+    """Ours beside each peer, on the runs that both have."""
+    lines = [
+        "## In pairs",
+        "",
+        "Ratio: of our loss to the peer's, geometric mean. Won, lost: shares of the runs; of the "
+        "tables, by their mean. Time: ours over the peer's, median.",
+        "",
+        "| peer | runs | ratio | worst run | won | tables won | error won | error lost | time |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in [name for name in PEERS if name in loss]:
+        both = loss[["morphogen", name]].dropna()
+        ratio = both["morphogen"] / both[name]
+        by_table = np.log(ratio).groupby("table").mean()
+        wrong = error.loc[both.index]
         won = (wrong["morphogen"] < wrong[name]).mean()
         lost = (wrong["morphogen"] > wrong[name]).mean()
+        spent = (seconds["morphogen"] / seconds[name]).loc[both.index].median()
         worst = "/".join(map(str, ratio.idxmax()))
         lines.append(
-            f"| {name} | {ranks[name]:.2f} | {np.exp(np.log(ratio).mean()):.3f} | "
-            f"{(ratio < 1).mean():.2f} | {won:.2f} | {lost:.2f} | "
-            f"{ratio.max():.2f} ({worst}) | {seconds[name].median():.1f} |"
+            f"| {name} | {len(both)} | {np.exp(np.log(ratio).mean()):.3f} | {ratio.max():.2f} "
+            f"({worst}) | {(ratio < 1).mean():.2f} | {(by_table < 0).sum()} of {len(by_table)} | "
+            f"{won:.2f} | {lost:.2f} | {spent:.2f} |"
         )
-    sizes = rows.pivot_table(index=["table", "seed"], columns="model", values="parameters")
-    if {"morphogen", "MLP(100)"} <= set(sizes):
-        share = (sizes["morphogen"] / sizes["MLP(100)"]).median()
-        lines += [
-            "",
-            f"Parameters: median {sizes['morphogen'].median():.0f}, {share:.2f} of MLP(100)'s.",
-        ]
-    lines += [
-        "",
-        f"| table | {' | '.join(losses)} | parameters |",
-        f"|---|{'--:|' * (len(losses.columns) + 1)}",
-    ]
-    for name, group in losses.groupby("table", sort=False):
-        means = group.mean()
-        cells = [f"**{v:.4g}**" if v == means.min() else f"{v:.4g}" for v in means]
-        count = sizes["morphogen"].loc[name].mean()
-        lines.append(f"| {name} | {' | '.join(cells)} | {count:.0f} |")
-    lines += ["", f"{environment('cpu')}", ""]
-    return "\n".join(lines)
+    return lines
+
+
+def _sizes(sizes: pd.DataFrame) -> list[str]:
+    if not {"morphogen", "MLP(100)"} <= set(sizes):
+        return []
+    both = sizes[["morphogen", "MLP(100)"]].dropna()
+    share = (both["morphogen"] / both["MLP(100)"]).median()
+    return [f"Parameters: median {both['morphogen'].median():.0f}, {share:.2f} of MLP(100)'s."]
 
 
 def main() -> None:
