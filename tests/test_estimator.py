@@ -28,7 +28,11 @@ def expected_to_fail(estimator) -> dict[str, str]:
 
 
 @parametrize_with_checks(
-    [MorphogenClassifier(random_state=0), MorphogenRegressor(random_state=0)],
+    # without a teacher, which takes seconds each time and is asked in the tests below
+    [
+        MorphogenClassifier(random_state=0, distillation=False),
+        MorphogenRegressor(random_state=0, distillation=False),
+    ],
     expected_failed_checks=expected_to_fail,
 )
 def test_scikit_learn_s_own_checks(estimator, check) -> None:

@@ -78,6 +78,10 @@ def fit(
     members: Annotated[
         int, typer.Option(min=1, help="networks that are averaged into the one exported")
     ] = 1,
+    distillation: Annotated[
+        bool,
+        typer.Option(help="tables: learn from folds of several models beside the labels, or not"),
+    ] = True,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +146,7 @@ def fit(
             wiring=wiring,
             metric=metric,
             members=members,
+            distillation=distillation,
         )
     except Left as error:
         again = f"go on with the same options and --out {error.folder} --resume"

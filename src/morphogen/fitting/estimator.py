@@ -52,6 +52,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         random_state: Any = None,
         wiring: Wiring = "layers",
         members: int = 1,
+        distillation: bool = True,
         verbose: bool = False,
         logging: bool = False,
     ) -> None:
@@ -62,6 +63,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.wiring = wiring
         self.members = members
+        self.distillation = distillation
         self.verbose = verbose
         self.logging = logging
 
@@ -106,6 +108,7 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
             self.device,
             self.policy,
             self.wiring,
+            distillation=self.distillation,
             members=self.members,
         )
         data = _dataset(inside, y, task, classes, rows.weight, rows.groups)
@@ -157,8 +160,9 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
     budget: most parameters. seconds: for the search. policy: a name of `POLICIES`. device: a torch
-    device. wiring: "layers" or "dag". members: networks that are averaged. random_state: an int for
-    reproducible results. verbose: show the progress. logging: to the logger "morphogen".
+    device. wiring: "layers" or "dag". members: networks that are averaged. distillation:
+    whether the network learns from folds of several models beside the labels, which takes most of
+    the time and is worth it. random_state: an int for reproducible results. verbose: show the progress. logging: to the logger "morphogen".
     class_weight: "balanced", or the weight of each class. After `fit`: `history_` (one `Round` a
     round), `changes_`, `structure_` (the layers), `classes_`. Columns of an array are prepared
     inside, also in the network of `to_torch()`; those of a DataFrame, with gaps, text and dates, by
@@ -174,12 +178,22 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
         random_state: Any = None,
         wiring: Wiring = "layers",
         members: int = 1,
+        distillation: bool = True,
         verbose: bool = False,
         logging: bool = False,
         class_weight: Any = None,
     ) -> None:
         super().__init__(
-            budget, seconds, policy, device, random_state, wiring, members, verbose, logging
+            budget,
+            seconds,
+            policy,
+            device,
+            random_state,
+            wiring,
+            members,
+            distillation,
+            verbose,
+            logging,
         )
         self.class_weight = class_weight
 
