@@ -21,10 +21,7 @@ warnings.filterwarnings("ignore", module="sklearn")
 def expected_to_fail(estimator) -> dict[str, str]:
     """As for scikit-learn's own perceptrons, and what the loss has to read first."""
     repeated = "rows that are held out and batches depend on how many rows there are"
-    expected = {"check_sample_weight_equivalence_on_dense_data": repeated}
-    if isinstance(estimator, MorphogenClassifier):
-        expected["check_class_weight_classifiers"] = "until the loss reads the weights"
-    return expected
+    return {"check_sample_weight_equivalence_on_dense_data": repeated}
 
 
 @parametrize_with_checks(

@@ -160,13 +160,13 @@ class MorphogenClassifier(ClassifierMixin, _Morphogen):  # type: ignore[misc]
     """A classifier whose network finds its own width and depth.
 
     budget: most parameters. seconds: for the search. policy: a name of `POLICIES`. device: a torch
-    device. wiring: "layers" or "dag". members: networks that are averaged. distillation:
-    whether the network learns from folds of several models beside the labels, which takes most of
-    the time and is worth it. random_state: an int for reproducible results. verbose: show the progress. logging: to the logger "morphogen".
-    class_weight: "balanced", or the weight of each class. After `fit`: `history_` (one `Round` a
-    round), `changes_`, `structure_` (the layers), `classes_`. Columns of an array are prepared
-    inside, also in the network of `to_torch()`; those of a DataFrame, with gaps, text and dates, by
-    `prepare_`: as `morphogen fit` prepares a table.
+    device. wiring: "layers" or "dag". members: networks that are averaged. distillation: whether
+    the network learns from folds of several models beside the labels, which takes most of the time.
+    random_state: an int for reproducible results. verbose: show the progress. logging: to the
+    logger "morphogen". class_weight: "balanced", or the weight of each class. After `fit`:
+    `history_` (one `Round` a round), `changes_`, `structure_` (the layers), `classes_`. Columns of
+    an array are prepared inside, also in the network of `to_torch()`; those of a DataFrame, with
+    gaps, text and dates, by `prepare_`: as `morphogen fit` prepares a table.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ def _with_held(data: Dataset, x: np.ndarray, y: np.ndarray) -> Dataset:
 def _encoded(front: Preparation, x: np.ndarray) -> np.ndarray:
     """What the network learns from, in float32."""
     with torch.no_grad():
-        return np.asarray(encoder(front)(torch.as_tensor(x, dtype=torch.float64)).float())
+        return np.asarray(encoder(front)(torch.tensor(x, dtype=torch.float64)).float())
 
 
 def _labels(y: Any, numeric: bool) -> np.ndarray:
