@@ -15,8 +15,9 @@ class Trial:
     """Each open width grows by a share of itself; `probation` evaluations later the new units are
     judged by leaving them out.
 
-    They stay if the validation loss without them is higher by a larger fraction than their penalty,
-    penalty * log(cost with / without); the width then grows again. Otherwise they leave, and the
+    They stay if the validation loss without them, and that of before they came, is higher by a
+    larger fraction than their penalty, penalty * log(cost with / without); the width then grows
+    again. Otherwise they leave, and the
     width rests for `cooldown` evaluations. A resting width is asked the opposite question: can its
     weakest units go? All comparisons are paired, on the same validation examples and weights.
     Finished as `stopping` says, or when every width failed `max_failures` trials.
@@ -53,15 +54,15 @@ class Trial:
         loss = float(observation.losses.mean())
         proposals: list[Proposal] = []
         for width, size in observation.sizes.items():
-            before, since = added.get(width, (size, 0))
+            before, since, began = added.get(width, (size, 0, loss))
             units = size - before
             if width in added and not units:
                 failed[width] = self.max_failures  # the budget has no room for it
             elif units and observation.round - since < self.probation:
-                new["added"][width] = (before, since)
+                new["added"][width] = (before, since, began)
             elif units:
                 edit = Shrink(width, range(size - units, size))
-                rise, worth = self._worth(observation, edit)
+                rise, worth = self._worth(observation, edit, began)
                 if worth < 0:
                     resting[width] = observation.round + self.cooldown
                     failed[width] = failed.get(width, 0) + 1
@@ -69,7 +70,7 @@ class Trial:
                         Proposal(
                             edit,
                             f"the last {units} did not pay: validation loss {rise:+.4f} without "
-                            "them",
+                            f"them, {loss - began:+.4f} since they came",
                         )
                     )
                 else:
@@ -88,6 +89,7 @@ class Trial:
                 new["added"][proposal.edit.width] = (
                     observation.sizes[proposal.edit.width],
                     observation.round,
+                    loss,
                 )
         # the penalty is charged by the trials; charged here too, units on probation would look like
         # a standstill
@@ -116,9 +118,11 @@ class Trial:
             else []
         )
 
-    def _worth(self, observation: Observation, removal: Edit) -> tuple[float, float]:
+    def _worth(
+        self, observation: Observation, removal: Edit, began: float = math.inf
+    ) -> tuple[float, float]:
         """(rise of the mean validation loss by a removal, its worth: log loss ratio, at least, less
-        the penalty of the cost).
+        the penalty of the cost). began: the loss when the units came.
         """
         without, cost = observation.attempt([removal])
         rise = without - observation.losses
@@ -128,6 +132,6 @@ class Trial:
         before = float(observation.losses.mean())
         after = float(without.mean())
         least = max(0.0, after - self.confidence * error)
-        return after - before, log_loss(least) - log_loss(before) - self.penalty * math.log(
-            observation.cost / cost
-        )
+        # a network comes to rely on all its units, those that brought it nothing too
+        gain = min(log_loss(least), log_loss(began)) - log_loss(before)
+        return after - before, gain - self.penalty * math.log(observation.cost / cost)
