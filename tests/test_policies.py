@@ -43,10 +43,19 @@ def test_what_pays_stays_and_grows_on() -> None:
     policy, random = Trial(probation=1, granularity=1, rate=0.5), generator(0)
     proposals, memory, done = policy.decide(observation(1, 4, 1.0), policy.start(), random)
     assert [p.edit for p in proposals] == [Grow("a", 2)]
-    proposals, memory, done = policy.decide(observation(2, 6, 1.0), memory, random)
+    proposals, memory, done = policy.decide(observation(2, 6, 1.0, 0.8), memory, random)
     assert [p.edit for p in proposals] == [Grow("a", 3)]
     assert "by the last 2" in proposals[0].reason
     assert not done
+
+
+def test_units_that_lowered_nothing_leave_though_they_would_be_missed() -> None:
+    """A network comes to rely on all its units, those that brought it nothing too."""
+    policy, random = Trial(probation=1, granularity=1, rate=0.5), generator(0)
+    _, memory, _ = policy.decide(observation(1, 4, 1.0), policy.start(), random)
+    proposals, _, _ = policy.decide(observation(2, 6, 1.0, 0.99), memory, random)
+    assert [p.edit for p in proposals] == [Shrink("a", [4, 5])]
+    assert "-0.0100 since they came" in proposals[0].reason
 
 
 def test_what_does_not_pay_leaves_and_the_policy_ends() -> None:
