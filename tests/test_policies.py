@@ -218,7 +218,7 @@ def test_the_bound_refuses_what_may_be_noise() -> None:
     assert Stochastic(confidence=1.64).decide(noisy(-0.03, 0.1), {}, generator(0))[0]
     assert not Stochastic().decide(noisy(0.0, 0.0), {}, generator(0))[0]
     # units on trial whose removal costs 0.03 on average stay; where that may be noise, they leave
-    memory = {**Trial().start(), "added": {"a": (4, 0)}}
+    memory = {**Trial().start(), "added": {"a": (4, 0, 9.0)}}
     for confidence, kind in ((0.0, Grow), (4.0, Shrink)):
         policy = Trial(penalty=0.0, probation=1, granularity=4, confidence=confidence)
         assert isinstance(policy.decide(noisy(0.03, 0.1), memory, generator(0))[0][0].edit, kind)
