@@ -337,6 +337,7 @@ NO_CALLS = {
     "Split",
     "Unsupported",
     "Width",
+    "InputSet",
     "LpBall",
     "Box",
     "L0Ball",
