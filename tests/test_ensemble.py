@@ -121,6 +121,11 @@ def test_a_page_of_deep_members_is_the_ensemble() -> None:
     assert math.isclose(float(plain(x).detach().exp().sum(1)[0]), 1.0)
 
 
+def test_an_ensemble_of_none_is_refused() -> None:
+    with pytest.raises(RunError, match="members=0"):
+        fit(table(), Settings(members=0), recipe=QUICK)
+
+
 def test_an_ensemble_is_not_compressed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="members=2"):
         run(table(), Options(compress=True, quiet=True), out=tmp_path / "run", members=2)

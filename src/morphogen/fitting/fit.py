@@ -25,6 +25,7 @@ from torch import nn
 
 from morphogen.data.dataset import Dataset
 from morphogen.edit.apply import count_parameters
+from morphogen.errors import RunError
 from morphogen.fitting.checkpoint import has_checkpoint, load, load_lesson, save, save_lesson
 from morphogen.fitting.distillation import Distillation, distil
 from morphogen.fitting.problem import Problem, Settings, threads_for
@@ -102,6 +103,8 @@ def search(
     whether that was the last one.
     """
     settings = settings or Settings()
+    if settings.members < 1:
+        raise RunError(f"members={settings.members}: no network to average; give at least 1")
     began = time.perf_counter()
     problem = Problem(dataset, recipe, settings)
     with own_draws(settings.seed, settings.device):
@@ -139,6 +142,8 @@ def member_folder(number: int) -> str:
 
 def _member(settings: Settings, number: int, spent: float) -> Settings:
     """Those of one search: with its own seed, and its share of the time that is left."""
+    if settings.members == 1:
+        return settings
     seconds = settings.seconds
     if seconds is not None:
         seconds = (seconds - spent) / (settings.members - number) + (0.0 if number else spent)
@@ -146,8 +151,8 @@ def _member(settings: Settings, number: int, spent: float) -> Settings:
 
 
 def averaged(members: Sequence[Fitted], dataset: Dataset, settings: Settings) -> Fitted:
-    """One network out of several, `layers.ensemble`. Its report is the first one's, with a first
-    row for all of them; so are `model` and the ledger.
+    """One network out of several, see `layers.ensemble`. Its report is the first one's, with a row
+    for all of them before it; so are `model` and the ledger.
     """
     first = members[0]
     problem = Problem(dataset, first.recipe, settings)
