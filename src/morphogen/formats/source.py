@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,6 +46,8 @@ def source(
     scores = _SCORES if body.strip() else _SHOWS
     if body.strip():
         imports += _SCORES_IMPORTS
+    if _has_ensemble(model):
+        imports += ["import math"]
     return _PAGE.format(
         cast="" if kind is torch.float32 else f".to({kind})",
         title=_text(title),
@@ -53,13 +55,12 @@ def source(
         future=future,
         imports="\n".join(
             sorted(
-                {"from collections import OrderedDict", "from pathlib import Path", *imports}
-                | ({"import math"} if any(type(m) is Ensemble for m in model.modules()) else set()),
+                {"from collections import OrderedDict", "from pathlib import Path", *imports},
                 key=_import_order,
             )
         ),
         prepare=f"{body.strip()}\n\n\n" if body.strip() else "",
-        classes="".join(page for is_used, page in _CLASSES if any(map(is_used, model.modules()))),
+        classes=_classes(model),
         layers="\n".join(layers),
         input_hint=f"\n    {_text(input_hint)}\n    " if input_hint else "",
         constants=_constants(targets, classes),
@@ -211,27 +212,14 @@ def _is_levels(module: nn.Module) -> bool:
     )
 
 
-_ENSEMBLE = '''class Ensemble(nn.Module):
-    """The mean of what its members put out; of logits that of their probabilities, as logits again."""
-
-    def __init__(self, members: list[nn.Module], probabilities: bool) -> None:
-        super().__init__()
-        self.members, self.probabilities = nn.ModuleList(members), probabilities
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = torch.stack([member(x) for member in self.members])
-        if not self.probabilities:
-            return out.mean(0)
-        return out.log_softmax(-1).logsumexp(0) - math.log(len(self.members))
+def _has_ensemble(model: nn.Module) -> bool:
+    return any(type(module) is Ensemble for module in model.modules())
 
 
-'''
-
-_CLASSES: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
-    (_is_levels, _LEVELS),
-    (lambda module: type(module) is Ensemble, _ENSEMBLE),
-)
-"""Classes that a page defines where the network has one."""
+def _classes(model: nn.Module) -> str:
+    """Classes that a page defines where the network has one."""
+    levels = _LEVELS if any(map(_is_levels, model.modules())) else ""
+    return levels + (f"{inspect.getsource(Ensemble)}\n\n" if _has_ensemble(model) else "")
 
 
 def _ensemble(ensemble: Ensemble) -> str:

@@ -1,7 +1,6 @@
 """Several networks as one: `Ensemble(members, probabilities)`."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ class Ensemble(nn.Module):
     Input: whatever all members take. Output: as theirs, (batch, outputs).
     """
 
-    def __init__(self, members: Iterable[nn.Module], probabilities: bool = False) -> None:
+    def __init__(self, members: list[nn.Module], probabilities: bool = False) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.probabilities = probabilities
