@@ -18,7 +18,7 @@ and z stands beside the bins.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
@@ -134,36 +134,33 @@ class Preparation:
         """One name for each column of the result, such as "age", "age[25..31]", "age?", "sex=Male",
         "sex=(other)".
         """
-        names: list[str] = []
-        for number in self.numbers:
-            names += _number_names(number, number.name)
-        for category in self.categories:
-            names += [f"{category.name}={level}" for level in category.levels]
-            names += [f"{category.name}=(other)"] if category.other else []
-        for column in self.hashed:
-            names += [f"{column.name}#{i}" for i in range(64)]
-        for text in self.words:
-            names += [f"{text.name}#{i}" for i in range(len(text.mean))]
-        for date in self.dates:
-            for part in date.parts:
-                name = f"{date.name}.{part.name}"
-                names += _number_names(part, name)
-                names += [f"{name} sin", f"{name} cos"] if part.name in PERIODS else []
-        return tuple(names)
+        return tuple(name for names, _ in self._named() for name in names)
 
     @property
     def blocks(self) -> tuple[tuple[int, Number | None], ...]:
         """For each column of the table, in the order of the result: how many columns it has there,
         and what it is as a number.
         """
-        numbers = [(len(_number_names(number, "")), number) for number in self.numbers]
-        categories = [len(category.levels) + category.other for category in self.categories]
-        texts = [64 for _ in self.hashed] + [len(text.mean) for text in self.words]
-        dates = [
-            sum(len(_number_names(part, "")) + 2 * (part.name in PERIODS) for part in date.parts)
-            for date in self.dates
-        ]
-        return (*numbers, *((size, None) for size in (*categories, *texts, *dates)))
+        return tuple((len(names), number) for names, number in self._named())
+
+    def _named(self) -> Iterator[tuple[list[str], Number | None]]:
+        """For each column of the table the names of its columns of the result; see `blocks`."""
+        for number in self.numbers:
+            yield _number_names(number, number.name), number
+        for category in self.categories:
+            levels = [f"{category.name}={level}" for level in category.levels]
+            yield levels + [f"{category.name}=(other)"] * category.other, None
+        for column in self.hashed:
+            yield [f"{column.name}#{i}" for i in range(64)], None
+        for text in self.words:
+            yield [f"{text.name}#{i}" for i in range(len(text.mean))], None
+        for date in self.dates:
+            names: list[str] = []
+            for part in date.parts:
+                name = f"{date.name}.{part.name}"
+                names += _number_names(part, name)
+                names += [f"{name} sin", f"{name} cos"] if part.name in PERIODS else []
+            yield names, None
 
     @property
     def bins(self) -> tuple[bool, ...]:
@@ -241,12 +238,13 @@ def fit_preparation(
     )
 
 
-def numbers_of(x: np.ndarray, names: Sequence[str] | None = None) -> Preparation:
-    """Fit on an array of numbers without gaps, (n, features), that are all meant as numbers."""
+def numbers_of(x: np.ndarray) -> Preparation:
+    """Fit on an array of numbers without gaps, (n, features), that are all meant as numbers. Its
+    columns are x0, x1, ...
+    """
     bins = default_bins(*x.shape)
-    names = names or [f"x{place}" for place in range(x.shape[1])]
-    columns = zip(names, np.asarray(x, np.float64).T, strict=True)
-    return Preparation(tuple(_number(name, values, bins) for name, values in columns), (), (), ())
+    columns = enumerate(np.asarray(x, np.float64).T)
+    return Preparation(tuple(_number(f"x{i}", values, bins) for i, values in columns), (), ())
 
 
 def _number(name: str, x: np.ndarray, bins: int, mark: str = ".") -> Number:
