@@ -12,7 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from morphogen.data.preparation import numbers_of
 from morphogen.fitting import estimator
+from morphogen.fitting.encoding import encoder
 from morphogen.fitting.estimator import MorphogenClassifier, MorphogenRegressor
 
 warnings.filterwarnings("ignore", module="sklearn")
@@ -59,6 +61,17 @@ def test_to_torch_takes_the_columns_as_given() -> None:
         seen = network(torch.as_tensor(x, dtype=torch.float32))[:, 0].numpy()
     np.testing.assert_allclose(seen, model.predict(x), rtol=1e-2)
     assert not network.training
+
+
+@pytest.mark.parametrize("rows", [50, 400, 2000])
+def test_an_array_is_prepared_in_the_network_as_a_table_is_outside(rows: int) -> None:
+    draw = np.random.default_rng(0)
+    x = np.stack([draw.normal(size=rows), draw.gamma(0.3, size=rows), np.arange(rows) % 2], 1)
+    prepare = numbers_of(x)
+    frame = pd.DataFrame(x, columns=list(prepare.columns))
+    with torch.no_grad():
+        inside = encoder(prepare)(torch.as_tensor(x)).float()
+    np.testing.assert_array_equal(inside, prepare(frame))
 
 
 def test_the_same_seed_gives_the_same_predictions() -> None:

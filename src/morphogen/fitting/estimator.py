@@ -96,8 +96,9 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
     def _fit(
         self, x: np.ndarray, y: np.ndarray, task: Task, classes: tuple[str, ...], rows: _Rows
     ) -> Self:
-        front = numbers_of(x) if self.prepare_ is None else None
-        inside = x if front is None else _encoded(front, x)
+        prepare = self.prepare_ or numbers_of(x)
+        # what prepares an array is a part of the network
+        front = encoder(prepare) if self.prepare_ is None else None
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
@@ -111,20 +112,19 @@ class _Morphogen(BaseEstimator):  # type: ignore[misc]
             distillation=self.distillation,
             members=self.members,
         )
-        data = _dataset(inside, y, task, classes, rows.weight, rows.groups)
-        data = replace(data, prepare=front or self.prepare_)
+        data = _dataset(_encoded(front, x), y, task, classes, rows.weight, rows.groups, prepare)
         if rows.further is not None:
             x_held, y_held = rows.further
-            data = _with_held(data, x_held if front is None else _encoded(front, x_held), y_held)
+            data = _with_held(data, _encoded(front, x_held), y_held)
         with self._display(data.metric) as display:
             fitted = fit(data, settings, display=display)
         network = fitted.plain.cpu()
         kind = dtype_of(network)
         if front is not None:
             # far from 0, in spreads, float32 would lose what the columns or the target say
-            kind = torch.float64 if far_from_zero(front, FAR) else kind
+            kind = torch.float64 if far_from_zero(prepare, FAR) else kind
             layers = dict(network.double().named_children())
-            network = nn.Sequential(OrderedDict(encode=encoder(front), **layers)).eval()
+            network = nn.Sequential(OrderedDict(encode=front, **layers)).eval()
         self._kind = torch.float64 if kind is torch.float64 else torch.float32
         self.network_ = network.double()
         self.history_: tuple[Round, ...] = fitted.report.rounds
@@ -304,9 +304,19 @@ def _dataset(
     classes: tuple[str, ...],
     weight: np.ndarray | None,
     groups: np.ndarray | None,
+    prepare: Preparation,
 ) -> Dataset:
     return Dataset(
-        "arrays", task, x, y, x[:0], y[:0], classes, weight=_of_mean_one(weight), groups=groups
+        "arrays",
+        task,
+        x,
+        y,
+        x[:0],
+        y[:0],
+        classes,
+        prepare=prepare,
+        weight=_of_mean_one(weight),
+        groups=groups,
     )
 
 
@@ -323,10 +333,12 @@ def _with_held(data: Dataset, x: np.ndarray, y: np.ndarray) -> Dataset:
     )
 
 
-def _encoded(front: Preparation, x: np.ndarray) -> np.ndarray:
-    """What the network learns from, in float32."""
+def _encoded(front: nn.Module | None, x: np.ndarray) -> np.ndarray:
+    """What the network learns from, in float32; x itself where it has been prepared."""
+    if front is None:
+        return x
     with torch.no_grad():
-        return np.asarray(encoder(front)(torch.tensor(x, dtype=torch.float64)).float())
+        return np.asarray(front(torch.tensor(x, dtype=torch.float64)).float())
 
 
 def _labels(y: Any, numeric: bool) -> np.ndarray:
