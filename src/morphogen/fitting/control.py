@@ -2,7 +2,6 @@
 that is the same.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,6 @@ from morphogen.edit.apply import count_parameters
 from morphogen.edit.ledger import replay
 from morphogen.fitting.fit import Fitted
 from morphogen.fitting.problem import LOOKED_AT, Problem, threads_for
-from morphogen.fitting.scaling import to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
 from morphogen.layers.protocol import size_parameters
 from morphogen.layers.stack import reinitialised
@@ -46,11 +44,7 @@ def compressed(fitted: Fitted, dataset: Dataset, until: Deadline = NEVER) -> Fit
     assert isinstance(small, nn.Sequential)
     small = small.to(next(fitted.plain.parameters()).dtype)
     problem = Problem(dataset, fitted.recipe, fitted.settings)
-    judged = copy.deepcopy(small)
-    if problem.regression:
-        # the score is in the target's own spread
-        to_unit(judged, problem.scaling.inverse())
-    loss, score = problem.test_scores(judged)
+    loss, score = problem.test_scores_in_unit(small)
     row = TableRow(
         "the same, compressed",
         score,

@@ -9,7 +9,6 @@ part of the training rows is held out for all these decisions; the test part is 
 the final scores.
 """
 
-import copy
 import math
 import time
 from collections import OrderedDict
@@ -125,14 +124,16 @@ def search(
         with own_draws(one.seed, one.device):
             keep = None if place is None else partial(save, folder=place)
             before = 0.0 if number else spent
-            run = Search(Problem(dataset, recipe, one, lesson), one, keep, display, before)
+            if number or lesson is not None:
+                problem = Problem(dataset, recipe, one, lesson)
+            run = Search(problem, one, keep, display, before)
             run.stopping = stopping
             with threads_for(run.problem):
                 if resume and place is not None and (number == 0 or has_checkpoint(place)):
                     load(run, place)
                 run.run()
                 members.append(_result(run))
-    return members[0] if settings.members == 1 else averaged(members, dataset, settings)
+    return members[0] if settings.members == 1 else averaged(members, problem, settings)
 
 
 def member_folder(number: int) -> str:
@@ -150,20 +151,16 @@ def _member(settings: Settings, number: int, spent: float) -> Settings:
     return replace(settings, seed=settings.seed + number, members=1, seconds=seconds)
 
 
-def averaged(members: Sequence[Fitted], dataset: Dataset, settings: Settings) -> Fitted:
+def averaged(members: Sequence[Fitted], problem: Problem, settings: Settings) -> Fitted:
     """One network out of several, see `layers.ensemble`. Its report is the first one's, with a row
-    for all of them before it; so are `model` and the ledger.
+    for all of them before it; so are `model` and the ledger. problem: of any member.
     """
     first = members[0]
-    problem = Problem(dataset, first.recipe, settings)
     plains = [member.plain for member in members]
     kind = torch.float64 if any(dtype_of(p) is torch.float64 for p in plains) else torch.float32
     ensemble = Ensemble([plain.to(kind) for plain in plains], not problem.regression)
     plain = nn.Sequential(OrderedDict(ensemble=ensemble)).eval()
-    judged = copy.deepcopy(plain)
-    if problem.regression:  # scores are of standardised numbers
-        to_unit(judged, problem.scaling.inverse())
-    loss, score = problem.test_scores(judged)
+    loss, score = problem.test_scores_in_unit(plain)
     seconds = sum(member.seconds for member in members)
     row = TableRow(
         f"the mean of {len(members)} found by morphogen",

@@ -2,6 +2,7 @@
 may ask for, `Settings`.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from morphogen.data.split import holdout
 from morphogen.fitting.distillation import Distillation
 from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
-from morphogen.fitting.scaling import Scaling
+from morphogen.fitting.scaling import Scaling, to_unit
 from morphogen.layers.penalty import quadratic
 from morphogen.layers.protocol import learns_size
 from morphogen.models import convnet, dagnet, mlp
@@ -220,6 +221,13 @@ class Problem:
             return None, None
         out = predict(model, torch.as_tensor(self.dataset.x_test, device=self.device))
         return scores(self.metric, self.dataset.y_test, self.answers(out))
+
+    def test_scores_in_unit(self, plain: nn.Sequential) -> tuple[float | None, float | None]:
+        """`test_scores` of a network that says numbers in the targets' own units."""
+        if self.regression:
+            plain = copy.deepcopy(plain)
+            to_unit(plain, self.scaling.inverse())
+        return self.test_scores(plain)
 
 
 def threads_for(problem: Problem) -> AbstractContextManager[None]:
