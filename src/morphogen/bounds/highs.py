@@ -41,8 +41,8 @@ def solver(
     program.a_matrix_.index_ = where.astype(np.int32)
     program.a_matrix_.value_ = matrix[filled, where]
     until.check()
-    solver = highs.Highs()
+    instance = highs.Highs()
     for option, value in {"output_flag": False, "threads": 1, **options}.items():
-        solver.setOptionValue(option, value)
-    solver.passModel(program)
-    return solver, highs
+        instance.setOptionValue(option, value)
+    instance.passModel(program)
+    return instance, highs

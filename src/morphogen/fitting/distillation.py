@@ -1,4 +1,4 @@
-"""What a small network learns from in the place of labels alone: `distil(dataset, x, y, seed)`.
+"""What a small network learns from in the place of labels alone: `distil(dataset, seed)`.
 
 The teacher's answers to the training rows, and to rows made of pairs of them, of which there can be
 as many as one likes, see `fitting.between`. Source: Hinton et al. 2015 (arXiv 1503.02531).

@@ -17,10 +17,10 @@ class Trial:
 
     They stay if the validation loss without them, and that of before they came, is higher by a
     larger fraction than their penalty, penalty * log(cost with / without); the width then grows
-    again. Otherwise they leave, and the
-    width rests for `cooldown` evaluations. A resting width is asked the opposite question: can its
-    weakest units go? All comparisons are paired, on the same validation examples and weights.
-    Finished as `stopping` says, or when every width failed `max_failures` trials.
+    again. Otherwise they leave, and the width rests for `cooldown` evaluations. A resting width is
+    asked the opposite question: can its weakest units go? Comparisons are paired, on the same
+    validation examples and weights, but for that with the loss before units came. Finished as
+    `stopping` says, or when every width failed `max_failures` trials.
 
     Sizes change in steps of `granularity`, since kernels are slower in between. rate: the share by
     which a width grows. confidence: standard errors of the mean difference by which units must be
