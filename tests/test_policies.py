@@ -191,7 +191,7 @@ def test_what_was_attempted_is_what_is_done() -> None:
         model, Stochastic(), lambda m: m.eval()(x).square().mean(1).detach(), x, optimizers=[]
     )
     tried, cost = controller._attempt([Grow("conv1", 2)], "random", 7)
-    controller._apply(Proposal(Grow("conv1", 2), "r", "random", 7), 0, 0.0, generator(0))
+    controller.apply(Proposal(Grow("conv1", 2), "r", "random", 7), 0, 0.0, generator(0))
     assert torch.equal(controller.losses(model), tried)
     assert count_parameters(model) == cost
 

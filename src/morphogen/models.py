@@ -11,18 +11,27 @@ from torch import nn
 from morphogen.errors import ShapeError
 from morphogen.layers.dag.module import Dag
 from morphogen.layers.depth import LearnedDepth
+from morphogen.layers.feature_selection import FeatureSelection
 from morphogen.record import Depth, Layer
 
 
 def mlp(
-    features: int, outputs: int, width: int = 8, dropout: float = 0.0, max_blocks: int = 6
+    features: int,
+    outputs: int,
+    width: int = 8,
+    dropout: float = 0.0,
+    max_blocks: int = 6,
+    select: bool = False,
 ) -> nn.Sequential:
     """One linear layer into the hidden width, a learned number of blocks that keep it, one linear
     layer out.
 
-    Input (batch, features), output (batch, outputs).
+    select: begin with a `FeatureSelection`, so that features can leave. Input (batch, features),
+    output (batch, outputs).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if select:
+        layers["features"] = FeatureSelection(features)
     layers["hidden"] = nn.Linear(features, width, bias=False)
     layers["norm"] = nn.BatchNorm1d(width)
     layers["relu"] = nn.ReLU()

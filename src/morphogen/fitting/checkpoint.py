@@ -21,7 +21,7 @@ from morphogen.record import Report, from_json, revive, to_json
 
 CHECKPOINT = "checkpoints/last.safetensors"
 LESSON = "checkpoints/lesson.safetensors"
-_VERSION = 5
+_VERSION = 6
 # settings with which a run may be gone on with all the same; each member has a checkpoint
 _NO_MATTER = ("seconds", "device", "members")
 _BEST = "best."  # begins the names of the best round's tensors

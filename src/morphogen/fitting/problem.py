@@ -152,7 +152,8 @@ class Problem:
             model = convnet((channels, height, breadth), self.outputs, width, dropout)
             # up to twice as fast on a CPU, where widths are multiples of 8
             return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-        return mlp(self.x.shape[1], self.outputs, width, dropout)
+        select = self.recipe.feature_penalty > 0
+        return mlp(self.x.shape[1], self.outputs, width, dropout, select=select)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
         """Task loss of a batch, with smoothed labels where asked, plus the penalty of the

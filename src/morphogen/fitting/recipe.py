@@ -16,7 +16,8 @@ class Recipe:
     of the labels in the annealing phase. shrink_and_perturb_share: share of every weight that is
     fresh when the annealing phase begins. shift: images move by up to so many pixels. penalty,
     granularity, min_delta (None: its own): of the policy; operations: the share of floating point
-    operations, beside parameters, in what it penalties.
+    operations, beside parameters, in what it penalties. feature_penalty: of the parameters that
+    input features cost, when those that do not pay leave at the end of growth; 0 keeps all.
     """
 
     batch: int
@@ -39,6 +40,7 @@ class Recipe:
     granularity: int = 4
     min_delta: float | None = None
     operations: float = 0.0
+    feature_penalty: float = 0.0
 
 
 def recipe_for(images: bool, rows: int, flip: bool = False, distilled: bool = False) -> Recipe:
@@ -83,6 +85,7 @@ def recipe_for(images: bool, rows: int, flip: bool = False, distilled: bool = Fa
         # what a teacher says has so little noise that smaller gains are seen
         penalty=0.05 if distilled else 0.03,
         min_delta=0.002 if distilled else None,
+        feature_penalty=0.01,
     )
 
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.checkpoint import fill_optimizers, model_tensors, optimizer_tensors
 from morphogen.edit.ledger import replay
+from morphogen.edit.edit import Shrink
 from morphogen.environment import environment
 from morphogen.errors import MorphogenError, RunError
+from morphogen.fitting.feature_elimination import eliminate
 from morphogen.fitting.problem import WIRINGS, Problem, Settings
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.schedule import Phase, optimizer_for, shrink_and_perturb
@@ -21,7 +23,7 @@ from morphogen.models import depths_of, shape_of
 from morphogen.policies import POLICIES
 from morphogen.policies.controller import Controller
 from morphogen.policies.cost import weighed
-from morphogen.policies.policy import Policy, with_settings
+from morphogen.policies.policy import Policy, Proposal, with_settings
 from morphogen.record import Change, Report, Round, TableRow
 from morphogen.training.train import Diverged, State, generator, train
 
@@ -224,6 +226,7 @@ class Search:
         limit.
         """
         self._restore_best("is trained on")
+        self._select_features()
         if self.recipe.smoothing and self.best:  # losses of another objective do not compare
             self.best = replace(self.best, loss=math.inf)
         per_epoch = self.problem.batches.per_epoch
@@ -238,6 +241,35 @@ class Search:
                 self.recipe.shrink_and_perturb_share,
                 generator(self.settings.seed, 5).initial_seed() % 2**63,
             )
+
+    @torch.no_grad()
+    def _select_features(self) -> None:
+        """Let the input features leave that do not pay; training goes on without them."""
+        model = self.state.model
+        if "features" not in dict(model.named_children()):
+            return
+        fewer = eliminate(
+            model,
+            self.problem.x,
+            self.problem.losses,
+            self.recipe.feature_penalty,
+            not self.problem.regression,
+            generator(self.settings.seed, 6),
+        )
+        if fewer is None:
+            return
+        reason = f"{len(fewer.drop)} did not pay: validation loss {fewer.rise:+.4f} without them"
+        epoch = self.state.step / self.problem.batches.per_epoch
+        edit = Shrink("features", fewer.drop)
+        change = self.controller.apply(Proposal(edit, reason), self.state.round, epoch)
+        model.hidden.weight.copy_(fewer.weight)
+        model.norm.running_mean.sub_(fewer.moved)
+        self.history.changes.append(change)
+        if self.display:
+            self.display.change(change)
+        # the round before reads what this network does not
+        assert self.best is not None
+        self.best = replace(self.best, loss=math.inf)
 
     def _seconds_per_step(self) -> float:
         """Of the latest rounds, since larger networks are slower."""

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from morphogen.activations import MODULES
 from morphogen.errors import Unsupported
 from morphogen.layers.ensemble import Ensemble
+from morphogen.layers.feature_selection import Select, is_selection
 
 
 def source(
@@ -46,7 +47,7 @@ def source(
     scores = _SCORES if body.strip() else _SHOWS
     if body.strip():
         imports += _SCORES_IMPORTS
-    if _has_ensemble(model):
+    if _has(model, _is_ensemble):
         imports += ["import math"]
     return _PAGE.format(
         cast="" if kind is torch.float32 else f".to({kind})",
@@ -212,14 +213,21 @@ def _is_levels(module: nn.Module) -> bool:
     )
 
 
-def _has_ensemble(model: nn.Module) -> bool:
-    return any(type(module) is Ensemble for module in model.modules())
+def _is_ensemble(module: nn.Module) -> bool:
+    return type(module) is Ensemble
+
+
+def _has(model: nn.Module, kind: Callable[[nn.Module], bool]) -> bool:
+    return any(map(kind, model.modules()))
 
 
 def _classes(model: nn.Module) -> str:
     """Classes that a page defines where the network has one."""
-    levels = _LEVELS if any(map(_is_levels, model.modules())) else ""
-    return levels + (f"{inspect.getsource(Ensemble)}\n\n" if _has_ensemble(model) else "")
+    levels = _LEVELS if _has(model, _is_levels) else ""
+    own = ((Select, is_selection), (Ensemble, _is_ensemble))
+    return levels + "".join(
+        f"{inspect.getsource(kind)}\n\n" for kind, is_one in own if _has(model, is_one)
+    )
 
 
 def _ensemble(ensemble: Ensemble) -> str:
@@ -264,6 +272,8 @@ def _line(name: str, module: nn.Module) -> str:
         )
     if isinstance(module, GraphModule) and _is_levels(module):
         return _levels(module)
+    if is_selection(module):
+        return f"Select({len(module.get_buffer('index'))})"
     if type(module) is Ensemble:
         return _ensemble(module)
     if type(module) not in _KINDS:

@@ -158,7 +158,7 @@ class Controller:
                 *(Proposal(edit, why) for edit, why in asked(self.model, lambda: self.widths)),
             ]
         return [
-            self._apply(p, round, epoch, generator)
+            self.apply(p, round, epoch, generator)
             for p in within(proposals, self.budget, self._count)
         ]
 
@@ -176,9 +176,14 @@ class Controller:
             proposals, self.memory, self.done = policy.decide(observation, self.memory, generator)
         return proposals
 
-    def _apply(
-        self, proposal: Proposal, round: int, epoch: float, generator: torch.Generator
+    def apply(
+        self,
+        proposal: Proposal,
+        round: int,
+        epoch: float,
+        generator: torch.Generator | None = None,
     ) -> Change:
+        """Carry out one edit, whoever proposes it, and remember it."""
         edit = proposal.edit
         before = count_parameters(self.model)
         blocks = self._blocks(edit)

@@ -663,6 +663,16 @@ def _index(node: Node, ties: Ties) -> Layout:
     return (*layout[: at[0]], *[None] * looked_up, *layout[at[-1] + 1 :])
 
 
+def _index_select(node: Node, ties: Ties) -> Layout:
+    """index_select(x, dim, index): each entry of the index makes one of the result's."""
+    given, dim, index = node.args
+    layout = list(ties.layout(given))
+    ties.fix(layout[dim], f"looked up by index at '{node.name}'")
+    ties.role(index, 0, "index")
+    layout[dim] = ties.layout(index)[0] if ties.layout(index) else None
+    return tuple(layout)
+
+
 _ELEMENTWISE = [
     *(name for kind in ACTIVATIONS for name in (kind, f"{kind}_")),
     *"""
@@ -707,7 +717,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("rnn_tanh rnn_relu".split(), _rnn),
     **dict.fromkeys(
         "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu "
-        "gather repeat index_select one_hot sym_size".split(),
+        "gather repeat one_hot sym_size".split(),
         _constant,
     ),
     **dict.fromkeys(
@@ -718,6 +728,7 @@ RULES: dict[str, Rule] = {
     "roll": _moved,
     "flip": _moved,
     "index": _index,
+    "index_select": _index_select,
     "linear": _linear,
     "batch_norm": _running_norm,
     "instance_norm": _running_norm,

@@ -21,6 +21,7 @@ from morphogen.tracing.operations import Layout, Result, Spans, has_rule, is_vie
 from morphogen.tracing.trace import Graph, Node, Ref, refs
 
 FLAT = "flat"
+_MAKES = frozenset({"out", "index"})  # roles of what a width is named after
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Slot:
     role: "out" (rows that make features), "in" (columns that read them; "in a group" where a
     grouped convolution's kernel shows one group's), "own" (a kernel a channel), "value" (a token or
     a table), "bias", "scale", "slope", "mean", "variance"; "in and more" where columns also make
-    features, as in a tied embedding, or weigh on each other, as under weight norm; "flat" where a
+    features, as in a tied embedding, or weigh on each other, as under weight norm; "index" (which
+    features are read, and so made); "flat" where a
     dimension holds all weights between the entries of `spans`, those that a `Dag` has. spans: the
     whole dimension, so also the parts that belong to other widths.
     """
@@ -409,7 +411,9 @@ class _Solver:
                 ):
                     uses.append((tensor, dim, "value", spans))
         makes = {
-            (self.tensors[name], dim) for (name, dim), roles in self.roles.items() if "out" in roles
+            (self.tensors[name], dim)
+            for (name, dim), roles in self.roles.items()
+            if not _MAKES.isdisjoint(roles)
         }
         members: dict[int, list[int]] = {}
         for number, (_, _, _, spans) in enumerate(uses):

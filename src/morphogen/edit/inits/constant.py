@@ -62,6 +62,7 @@ INITS: dict[str, Init] = {
     "in a group": constant(0.0),
     "in and more": constant(0.0),
     "value": constant(0.0),
+    "index": constant(0.0),
     FLAT: constant(0.0),  # new nodes of a `Dag` draw theirs afterwards
     "bias": constant(0.0),
     "scale": constant(1.0),

@@ -1,0 +1,164 @@
+"""Which input features a trained network can do without: `eliminate(model, x, losses, ...)`.
+
+Backward elimination. Those features leave whose going moves the sums of the first layer least, a
+few at a time, and the others take over what they can say of them: of sixteen bins of a number three
+may be left, where three say as much. Of all networks on this way the one with the least log(loss) +
+penalty * log(parameters) is taken.
+
+Source: Hassibi and Stork 1993, "Second order derivatives for network pruning: optimal brain
+surgeon", eq. 5. Differs: whole features leave in the place of single weights; the Hessian is that
+of the sums, each weighed by the Fisher information of the loss in it; and losses on validation rows
+say how many leave.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from morphogen.edit.apply import count_parameters
+from morphogen.layers.feature_selection import FeatureSelection
+from morphogen.tracing.trace import eval_mode
+
+_ROWS = 10_000  # that say how features go together
+_LOOKED_AT = 2000  # of these, that say how much each sum matters
+_MOST = 2000  # features weighed against each other; of more, those with the smallest part leave
+_SHARE = 40  # of so many features one leaves at a time
+_RIDGE = 1e-4  # of the mean variance of a feature
+_WORST = math.e  # times the first loss, at which nothing further is tried
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """drop: places of the features that leave. weight: (units, those left), of the first layer.
+    moved: (units,), by how much the mean of each of its sums falls. rise: of the loss, before any
+    further training.
+    """
+
+    drop: tuple[int, ...]
+    weight: Tensor
+    moved: Tensor
+    rise: float
+
+
+@torch.no_grad()
+def eliminate(
+    model: nn.Module,
+    x: Tensor,
+    losses: Callable[[nn.Module], Tensor],
+    penalty: float,
+    classification: bool,
+    generator: torch.Generator,
+) -> Fewer | None:
+    """What should leave, None where nothing should. Nothing changes.
+
+    model: begins with `features`, a `FeatureSelection`, `hidden`, an `nn.Linear` without bias, and
+    `norm`, an `nn.BatchNorm1d`. x: training rows (n, features). losses: model -> those of the
+    validation rows. penalty: half of the parameters may cost 0.7 times this of log loss.
+    classification: whether outputs are logits, else numbers.
+    """
+    hidden, norm = model.hidden, model.norm
+    assert isinstance(model.features, FeatureSelection)
+    assert isinstance(hidden, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
+    rows = x[torch.randperm(len(x), generator=generator)[:_ROWS].to(x.device)]
+    weight = hidden.weight.clone()
+    fisher = _fisher(model, hidden, rows[:_LOOKED_AT], classification, generator)
+    read = model.features(rows).double()
+    sums = read.mean(0) @ weight.double().T
+    first = float(losses(model).mean())
+    units, features = weight.shape
+    parameters = count_parameters(model)
+    least = math.log(first) + penalty * math.log(parameters)
+    fewer: Fewer | None = None
+    before = norm.running_mean
+    try:
+        for left, wanted in _path(read, weight.double(), fisher):
+            moved = (sums - read[:, left].mean(0) @ wanted.T).to(weight)
+            hidden.weight.zero_()
+            hidden.weight[:, left] = wanted.to(weight)
+            norm.running_mean = before - moved
+            loss = float(losses(model).mean())
+            if not loss < _WORST * first:
+                break
+            cost = parameters - units * (features - len(left))
+            if math.log(loss) + penalty * math.log(cost) < least:
+                least = math.log(loss) + penalty * math.log(cost)
+                gone = set(range(features)) - set(left.tolist())
+                fewer = Fewer(tuple(sorted(gone)), wanted.to(weight), moved, loss - first)
+    finally:
+        hidden.weight.copy_(weight)
+        norm.running_mean = before
+    return fewer
+
+
+def _path(rows: Tensor, weight: Tensor, fisher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(places of the features left, the weights (units, left) with which they give the sums best),
+    with ever fewer features, down to one.
+    """
+    rows = rows - rows.mean(0)
+    part = rows.square().mean(0) * (fisher[:, None] * weight.square()).sum(0)
+    left = part.argsort(descending=True)[:_MOST].sort().values
+    read = rows[:, left]
+    joint = read.T @ read / len(rows)
+    ridge = _RIDGE * float(joint.diagonal().mean()) or 1.0
+    inverse = torch.linalg.inv(joint + ridge * torch.eye(len(left)).to(joint))
+    shared = (rows @ weight.T).T @ read / len(rows)
+    while len(left) > 1:
+        wanted = shared @ inverse
+        if len(left) < weight.shape[1]:
+            yield left, wanted
+        gone = _next(wanted, inverse, fisher, max(1, len(left) // _SHARE))
+        kept = torch.ones(len(left), dtype=torch.bool).index_fill_(0, gone.cpu(), False)
+        columns = inverse[:, gone]
+        inverse = inverse - columns @ torch.linalg.solve(columns[gone], columns.T)
+        inverse, shared, left = inverse[kept][:, kept], shared[:, kept], left[kept]
+
+
+def _next(wanted: Tensor, inverse: Tensor, fisher: Tensor, count: int) -> Tensor:
+    """Places of so many features to leave, one after the other: what one said may be said by
+    another alone, which then has to stay. Chosen among twice as many that look best at first.
+    """
+    rise = (fisher[:, None] * wanted.square()).sum(0) / inverse.diagonal()
+    some = rise.argsort()[: 2 * count]
+    wanted, inverse = wanted[:, some], inverse[some][:, some]
+    gone: list[int] = []
+    for _ in range(count):
+        rise = (fisher[:, None] * wanted.square()).sum(0) / inverse.diagonal()
+        rise[gone] = math.inf
+        gone.append(int(rise.argmin()))
+        share = inverse[gone[-1]] / inverse[gone[-1], gone[-1]]
+        wanted = wanted - wanted[:, gone[-1:]] * share
+        inverse = inverse - torch.outer(inverse[:, gone[-1]], share)
+    return some[gone]
+
+
+@torch.enable_grad()
+def _fisher(
+    model: nn.Module,
+    hidden: nn.Linear,
+    x: Tensor,
+    classification: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """(units,): the mean square of the derivative of the loss by each sum of `hidden`, for answers
+    drawn as the network itself says them.
+    """
+    sums: list[Tensor] = []
+    hook = hidden.register_forward_hook(lambda _, given, out: sums.append(out))
+    try:
+        with eval_mode(model):
+            out = model(x)
+    finally:
+        hook.remove()
+    said = out.detach().cpu()
+    if classification:
+        drawn = torch.multinomial(said.softmax(1), 1, generator=generator)[:, 0].to(x.device)
+        loss = F.cross_entropy(out, drawn, reduction="sum")
+    else:
+        drawn = torch.randn(said.shape, generator=generator).to(out)
+        loss = (out * drawn).sum()
+    return torch.autograd.grad(loss, sums[0])[0].double().square().mean(0)
