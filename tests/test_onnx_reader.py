@@ -251,6 +251,30 @@ READ: dict[str, tuple] = {
         [3, 2],
         {"b": floats(2, 2)},
     ),
+    "some entries of each row": (
+        [node("Gather", "x i", "y", axis=-1)],
+        [1, 4],
+        [1, 3],
+        {"i": np.array([3, 0, -2])},
+    ),
+    "an entry by itself": (
+        [node("Gather", "x i", "y", axis=1)],
+        [1, 4, 2],
+        [1, 2],
+        {"i": np.array(1)},
+    ),
+    "entries in a table": (
+        [node("Gather", "x i", "y")],
+        [4],
+        [2, 2],
+        {"i": np.array([[0, 3], [1, 1]])},
+    ),
+    "a row of a whole": (
+        [node("Gather", "x i", "y", axis=0)],
+        [1, 4],
+        [2, 4],
+        {"i": np.array([0, -1])},
+    ),
     "Dropout that does nothing": (
         [node("Dropout", "x r t", "y m")],
         [1, 2],

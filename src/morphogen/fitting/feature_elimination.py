@@ -107,10 +107,12 @@ def _path(rows: Tensor, weight: Tensor, fisher: Tensor) -> Iterator[tuple[Tensor
     ridge = _RIDGE * float(joint.diagonal().mean()) or 1.0
     inverse = torch.linalg.inv(joint + ridge * torch.eye(len(left)).to(joint))
     shared = (rows @ weight.T).T @ read / len(rows)
-    while len(left) > 1:
+    while True:
         wanted = shared @ inverse
         if len(left) < weight.shape[1]:
             yield left, wanted
+        if len(left) == 1:
+            return
         gone = _next(wanted, inverse, fisher, max(1, len(left) // _SHARE))
         kept = torch.ones(len(left), dtype=torch.bool).index_fill_(0, gone.cpu(), False)
         columns = inverse[:, gone]

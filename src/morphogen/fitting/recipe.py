@@ -17,7 +17,7 @@ class Recipe:
     fresh when the annealing phase begins. shift: images move by up to so many pixels. penalty,
     granularity, min_delta (None: its own): of the policy; operations: the share of floating point
     operations, beside parameters, in what it penalties. feature_penalty: of the parameters that
-    input features cost, when those that do not pay leave at the end of growth; 0 keeps all.
+    input features cost, when those that do not pay leave while the rate falls; 0 keeps all.
     """
 
     batch: int

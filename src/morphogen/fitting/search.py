@@ -29,6 +29,7 @@ from morphogen.training.train import Diverged, State, generator, train
 
 _WORTH_SAYING = 0.01  # share by which the validation loss must have risen
 CHECKPOINT_SECONDS = 1.0  # a checkpoint is written at a round's end, at most so often
+_SELECT_AT = 0.75  # share of the annealing phase after which input features are selected
 _SEARCHED = 4  # training batches that the weights of new units are searched on
 
 Keep = Callable[["Search"], None]
@@ -138,6 +139,8 @@ class Search:
                 self.history.changes.append(change)
                 if self.display:
                     self.display.change(change)
+        elif self._features_due():
+            self._select_features()
         self._record(epoch)
         self._keep_best()
         ended = not growing and self._annealed()
@@ -226,7 +229,6 @@ class Search:
         limit.
         """
         self._restore_best("is trained on")
-        self._select_features()
         if self.recipe.smoothing and self.best:  # losses of another objective do not compare
             self.best = replace(self.best, loss=math.inf)
         per_epoch = self.problem.batches.per_epoch
@@ -242,9 +244,19 @@ class Search:
                 generator(self.settings.seed, 5).initial_seed() % 2**63,
             )
 
+    def _features_due(self) -> bool:
+        """Whether the annealing phase is so far with this round, and was not before."""
+        start = self.phase.anneal_start
+        if start is None or not self.recipe.feature_penalty:
+            return False
+        at = start + _SELECT_AT * self.phase.anneal_steps
+        return self.state.step >= at > self.state.step - self.recipe.steps
+
     @torch.no_grad()
     def _select_features(self) -> None:
-        """Let the input features leave that do not pay; training goes on without them."""
+        """Let the input features leave that do not pay; training goes on without them. While the
+        learning rate was high its noise would hide what they bring.
+        """
         model = self.state.model
         if "features" not in dict(model.named_children()):
             return
@@ -267,9 +279,8 @@ class Search:
         self.history.changes.append(change)
         if self.display:
             self.display.change(change)
-        # the round before reads what this network does not
         assert self.best is not None
-        self.best = replace(self.best, loss=math.inf)
+        self.best = replace(self.best, loss=math.inf)  # rounds before read what has left
 
     def _seconds_per_step(self) -> float:
         """Of the latest rounds, since larger networks are slower."""

@@ -248,6 +248,26 @@ def reshape(b: Builder, a: Attributes, x: Value, shape: Value) -> Value:
     return b.reshape(x, sizes)
 
 
+def gather(b: Builder, a: Attributes, x: Value, indices: Value) -> Value:
+    """The entries along `axis` at constant places, in the shape of these."""
+    axis = _axis(a.get("axis", 0), len(x.shape))
+    place = _constant(indices, "its indices")
+    assert place is not None
+    size = x.shape[axis]
+    if place.numel() == 0 or int(place.min()) < -size or int(place.max()) >= size:
+        raise Unsupported(f"indices of {size} entries along axis {axis}: {place.tolist()}")
+    flat = place.flatten().long() % size
+    if x.leads and axis > 0 and place.dim() == 1:
+        return b.call(lambda t, i: t.index_select(axis, i), x, flat, front=False)
+    whole = b.in_front(x)
+
+    def run(t: Tensor, i: Tensor) -> Tensor:
+        found = whole(t).index_select(axis + 1, i)
+        return found.reshape(*found.shape[: axis + 1], *place.shape, *found.shape[axis + 2 :])
+
+    return b.call(run, x, flat, front=True)
+
+
 def concat(b: Builder, a: Attributes, *parts: Value) -> Value:
     """One after the other along `axis`. Constants are added where they stand, so that they need no
     batch.
@@ -689,6 +709,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Flatten": Operator(flatten, (1, 25), {"axis": _whole}),
     "Reshape": Operator(reshape, (5, 25), {"allowzero": _flag}),
     "Transpose": Operator(transpose, (1, 25), {"perm": _wholes}),
+    "Gather": Operator(gather, (1, 13), {"axis": _whole}),
     "Concat": Operator(concat, (4, 13), {"axis": _whole}),
     "Add": Operator(add, (6, 14)),
     "Sub": Operator(elementwise(torch.sub), (6, 14)),
