@@ -95,6 +95,17 @@ def eliminate(
     return fewer
 
 
+@torch.no_grad()
+def take_over(model: nn.Module, fewer: Fewer) -> None:
+    """Give a model whose features have left the weights that say what they said."""
+    hidden, norm = model.hidden, model.norm
+    assert isinstance(hidden, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    hidden.weight.copy_(fewer.weight)
+    norm.running_mean.sub_(fewer.moved)
+
+
 def _path(rows: Tensor, weight: Tensor, fisher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(places of the features left, the weights (units, left) with which they give the sums best),
     with ever fewer features, down to one.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from morphogen.edit.apply import count_parameters
 from morphogen.edit.checkpoint import fill_optimizers, model_tensors, optimizer_tensors
-from morphogen.edit.ledger import replay
 from morphogen.edit.edit import Shrink
+from morphogen.edit.ledger import replay
 from morphogen.environment import environment
 from morphogen.errors import MorphogenError, RunError
-from morphogen.fitting.feature_elimination import eliminate
+from morphogen.fitting.feature_elimination import eliminate, take_over
 from morphogen.fitting.problem import WIRINGS, Problem, Settings
 from morphogen.fitting.recipe import Recipe
 from morphogen.fitting.schedule import Phase, optimizer_for, shrink_and_perturb
@@ -252,7 +252,6 @@ class Search:
         at = start + _SELECT_AT * self.phase.anneal_steps
         return self.state.step >= at > self.state.step - self.recipe.steps
 
-    @torch.no_grad()
     def _select_features(self) -> None:
         """Let the input features leave that do not pay; training goes on without them. While the
         learning rate was high its noise would hide what they bring.
@@ -260,22 +259,22 @@ class Search:
         model = self.state.model
         if "features" not in dict(model.named_children()):
             return
+        draw = generator(self.settings.seed, 6)
         fewer = eliminate(
             model,
             self.problem.x,
             self.problem.losses,
             self.recipe.feature_penalty,
             not self.problem.regression,
-            generator(self.settings.seed, 6),
+            draw,
         )
         if fewer is None:
             return
         reason = f"{len(fewer.drop)} did not pay: validation loss {fewer.rise:+.4f} without them"
         epoch = self.state.step / self.problem.batches.per_epoch
         edit = Shrink("features", fewer.drop)
-        change = self.controller.apply(Proposal(edit, reason), self.state.round, epoch)
-        model.hidden.weight.copy_(fewer.weight)
-        model.norm.running_mean.sub_(fewer.moved)
+        change = self.controller.apply(Proposal(edit, reason), self.state.round, epoch, draw)
+        take_over(model, fewer)
         self.history.changes.append(change)
         if self.display:
             self.display.change(change)

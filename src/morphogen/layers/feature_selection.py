@@ -9,6 +9,8 @@ from morphogen.layers.protocol import Fold
 class Select(nn.Module):
     """Some of the features of an input (..., features), in the order of `index`: (..., count)."""
 
+    index: Tensor
+
     def __init__(self, count: int) -> None:
         super().__init__()
         self.register_buffer("index", torch.arange(count))
@@ -22,8 +24,6 @@ class FeatureSelection(Select):
 
     Input (..., features), output (..., units). Nothing is trained; a policy leaves it alone.
     """
-
-    index: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__(features)

@@ -177,11 +177,7 @@ class Controller:
         return proposals
 
     def apply(
-        self,
-        proposal: Proposal,
-        round: int,
-        epoch: float,
-        generator: torch.Generator | None = None,
+        self, proposal: Proposal, round: int, epoch: float, generator: torch.Generator
     ) -> Change:
         """Carry out one edit, whoever proposes it, and remember it."""
         edit = proposal.edit
