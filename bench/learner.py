@@ -11,6 +11,7 @@ import argparse
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from morphogen.data.dataset import Dataset
 from morphogen.data.from_frame import from_frame
 from morphogen.environment import environment
 from morphogen.fitting import distillation, teacher
+from morphogen.fitting import problem as problems
 from morphogen.fitting.fit import fit
 from morphogen.fitting.problem import Problem, Settings, threads_for
+from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.fitting.scaling import to_unit
 from morphogen.fitting.schedule import Phase, optimizer_for
 from morphogen.training.train import State, train
@@ -59,6 +62,16 @@ def on_lines(data: Dataset) -> nn.Module:
         return np.asarray(x[first] * share + x[second] * (1 - share))
 
     with patch.object(distillation, "between", between):
+        return learned(data)
+
+
+def every_feature(data: Dataset) -> nn.Module:
+    """Without the selection of input features."""
+
+    def recipe(*given: Any) -> Recipe:
+        return replace(recipe_for(*given), feature_penalty=0.0)
+
+    with patch.object(problems, "recipe_for", recipe):
         return learned(data)
 
 
@@ -96,6 +109,7 @@ VARIANTS: Mapping[str, Callable[[Dataset], nn.Module]] = {
     "teacher without boosting": partial(without, "boosting"),
     "teacher without linear": partial(without, "linear"),
     "rows on lines between encoded rows": on_lines,
+    "every feature stays": every_feature,
     "fixed shape 64, 64, same teacher": fixed,
 }
 
