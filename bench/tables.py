@@ -18,6 +18,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,7 @@ def errors(values: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 MODELS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "morphogen": ours,
+    "5 members": partial(ours, members=5),
     **{name: lambda *given, name=name: peer(name, *given) for name in PEERS},
 }
 
@@ -344,7 +346,7 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
         rows.pivot_table(index=["table", "seed"], columns="model", values=value)
         for value in ("loss", "error", "seconds", "parameters")
     )
-    names = [name for name in MODELS if name in loss]
+    names = [name for name in MODELS if name in loss and name != "5 members"]
     lines = [
         "# One network with defaults beside five peers",
         "",
@@ -356,7 +358,18 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
         tables = ranks.index.get_level_values("table").nunique()
         said = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.mean().items())
         lines.append(f"- of {len(models)}, {tables} tables, {len(ranks)} runs: {said}")
-    lines += ["", *_pairs(loss, error, seconds), "", *_sizes(sizes), ""]
+    lines += ["", "## In pairs", "", *_pairs("morphogen", loss, error, seconds), ""]
+    lines += [*_sizes("morphogen", sizes), ""]
+    if "5 members" in loss:
+        beside = loss[["5 members", *names[1:]]].dropna()
+        ranks = beside.rank(axis=1).mean()
+        same = loss.loc[beside.index, names].rank(axis=1).mean()
+        lines += ["## With `--members 5`", ""]
+        lines += [
+            f"{len(beside)} runs: mean rank {ranks.iloc[0]:.2f}, one network's {same.iloc[0]:.2f}."
+        ]
+        lines += ["", *_pairs("5 members", loss, error, seconds), ""]
+        lines += [*_sizes("5 members", sizes), ""]
     lines += ["## Mean loss over the splits that every model of the row has", ""]
     lines += [f"| table | splits | {' | '.join(names)} | parameters |"]
     lines += [f"|---|{'--:|' * (len(names) + 2)}"]
@@ -371,25 +384,23 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"{environment('cpu')}", ""])
 
 
-def _pairs(loss: pd.DataFrame, error: pd.DataFrame, seconds: pd.DataFrame) -> list[str]:
-    """Ours beside each peer, on the runs that both have."""
+def _pairs(own: str, loss: pd.DataFrame, error: pd.DataFrame, seconds: pd.DataFrame) -> list[str]:
+    """Ours, which is called `own`, beside each peer, on the runs that both have."""
     lines = [
-        "## In pairs",
-        "",
         "Ratio: of our loss to the peer's, geometric mean. Won, lost: shares of the runs; of the "
         "tables, by their mean. Time: ours over the peer's, median.",
         "",
         "| peer | runs | ratio | worst run | won | tables won | error won | error lost | time |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name in [name for name in PEERS if name in loss]:
-        both = loss[["morphogen", name]].dropna()
-        ratio = both["morphogen"] / both[name]
+    for name in [name for name in (*PEERS, "morphogen") if name in loss and name != own]:
+        both = loss[[own, name]].dropna()
+        ratio = both[own] / both[name]
         by_table = np.log(ratio).groupby("table").mean()
         wrong = error.loc[both.index]
-        won = (wrong["morphogen"] < wrong[name]).mean()
-        lost = (wrong["morphogen"] > wrong[name]).mean()
-        spent = (seconds["morphogen"] / seconds[name]).loc[both.index].median()
+        won = (wrong[own] < wrong[name]).mean()
+        lost = (wrong[own] > wrong[name]).mean()
+        spent = (seconds[own] / seconds[name]).loc[both.index].median()
         worst = "/".join(map(str, ratio.idxmax()))
         lines.append(
             f"| {name} | {len(both)} | {np.exp(np.log(ratio).mean()):.3f} | {ratio.max():.2f} "
@@ -399,12 +410,12 @@ def _pairs(loss: pd.DataFrame, error: pd.DataFrame, seconds: pd.DataFrame) -> li
     return lines
 
 
-def _sizes(sizes: pd.DataFrame) -> list[str]:
-    if not {"morphogen", "MLP(100)"} <= set(sizes):
+def _sizes(own: str, sizes: pd.DataFrame) -> list[str]:
+    if not {own, "MLP(100)"} <= set(sizes):
         return []
-    both = sizes[["morphogen", "MLP(100)"]].dropna()
-    share = (both["morphogen"] / both["MLP(100)"]).median()
-    return [f"Parameters: median {both['morphogen'].median():.0f}, {share:.2f} of MLP(100)'s."]
+    both = sizes[[own, "MLP(100)"]].dropna()
+    share = (both[own] / both["MLP(100)"]).median()
+    return [f"Parameters: median {both[own].median():.0f}, {share:.2f} of MLP(100)'s."]
 
 
 def main() -> None:
