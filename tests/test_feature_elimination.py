@@ -218,3 +218,11 @@ def test_all_features_stay_where_the_recipe_says_so() -> None:
     assert isinstance(fitted.plain[0], nn.Linear)
     assert fitted.plain[0].in_features == 20
     assert not any(isinstance(m, FeatureSelection) for m in fitted.model.modules())
+
+
+def test_a_loss_of_nothing_is_no_fault() -> None:
+    x = rows(50, 4)
+    model = selecting(4).eval()
+    fewer = eliminate(model, x, lambda m: torch.zeros(50), 0.01, False, draw())
+    assert fewer is not None
+    assert len(fewer.drop) == 3

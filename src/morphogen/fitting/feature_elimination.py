@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from morphogen.edit.apply import count_parameters
 from morphogen.layers.feature_selection import FeatureSelection
+from morphogen.policies.stopping import log_loss
 from morphogen.tracing.trace import eval_mode
 
 _ROWS = 10_000  # that say how features go together
 _LOOKED_AT = 2000  # of these, that say how much each sum matters
-_MOST = 2000  # features weighed against each other; of more, those with the smallest part leave
+_MOST = 1000  # features weighed against each other; of more, those with the smallest part leave
 _SHARE = 40  # of so many features one leaves at a time
 _RIDGE = 1e-4  # of the mean variance of a feature
-_WORST = math.e  # times the first loss, at which nothing further is tried
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ def eliminate(
     fisher = _fisher(model, hidden, rows[:_LOOKED_AT], classification, generator)
     read = model.features(rows).double()
     sums = read.mean(0) @ weight.double().T
-    first = float(losses(model).mean())
     units, features = weight.shape
+    first = float(losses(model).mean())
     parameters = count_parameters(model)
-    least = math.log(first) + penalty * math.log(parameters)
+    smallest = parameters - units * (features - 1)
+    least = log_loss(first) + penalty * math.log(parameters)
     fewer: Fewer | None = None
     before = norm.running_mean
     try:
@@ -82,13 +83,15 @@ def eliminate(
             hidden.weight[:, left] = wanted.to(weight)
             norm.running_mean = before - moved
             loss = float(losses(model).mean())
-            if not loss < _WORST * first:
-                break
             cost = parameters - units * (features - len(left))
-            if math.log(loss) + penalty * math.log(cost) < least:
-                least = math.log(loss) + penalty * math.log(cost)
+            value = log_loss(loss) + penalty * math.log(cost)
+            if value < least:
+                least = value
                 gone = set(range(features)) - set(left.tolist())
                 fewer = Fewer(tuple(sorted(gone)), wanted.to(weight), moved, loss - first)
+            # not even if the others left for nothing
+            if not log_loss(loss) + penalty * math.log(smallest) < least:
+                break
     finally:
         hidden.weight.copy_(weight)
         norm.running_mean = before
