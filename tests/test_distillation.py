@@ -88,7 +88,7 @@ def test_a_member_keeps_its_best_epoch() -> None:
 
 
 @pytest.mark.parametrize("make", [wine, diabetes])
-@pytest.mark.parametrize("kind", ["linear", "boosting", "networks"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_judged_by_models_that_have_not_seen_them(make, kind: str) -> None:
     dataset = make()
     rows = rows_of(dataset)

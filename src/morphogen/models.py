@@ -26,12 +26,15 @@ def mlp(
     """One linear layer into the hidden width, a learned number of blocks that keep it, one linear
     layer out.
 
-    select: begin with a `FeatureSelection`, so that features can leave. Input (batch, features),
-    output (batch, outputs).
+    width: 0 for that last layer alone. select: begin with a `FeatureSelection`, so that features
+    can leave. Input (batch, features), output (batch, outputs).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if select:
         layers["features"] = FeatureSelection(features)
+    if width == 0:
+        layers["output"] = nn.Linear(features, outputs)
+        return nn.Sequential(layers)
     layers["hidden"] = nn.Linear(features, width, bias=False)
     layers["norm"] = nn.BatchNorm1d(width)
     layers["relu"] = nn.ReLU()

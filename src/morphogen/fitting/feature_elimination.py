@@ -55,58 +55,76 @@ def eliminate(
 ) -> Fewer | None:
     """What should leave, None where nothing should. Nothing changes.
 
-    model: begins with `features`, a `FeatureSelection`, `hidden`, an `nn.Linear` without bias, and
-    `norm`, an `nn.BatchNorm1d`. x: training rows (n, features). losses: model -> those of the
-    validation rows. penalty: half of the parameters may cost 0.7 times this of log loss.
-    classification: whether outputs are logits, else numbers.
+    model: of `models.mlp`, with a `FeatureSelection`. x: training rows (n, features).
+    losses: model -> those of the validation rows. penalty: half of the parameters may cost 0.7
+    times this of log loss. classification: whether outputs are logits, else numbers.
     """
-    hidden, norm = model.hidden, model.norm
     assert isinstance(model.features, FeatureSelection)
-    assert isinstance(hidden, nn.Linear)
-    assert isinstance(norm, nn.BatchNorm1d)
+    first = _first(model)
+    layer = first.layer
     rows = x[torch.randperm(len(x), generator=generator)[:_ROWS].to(x.device)]
-    weight = hidden.weight.clone()
-    fisher = _fisher(model, hidden, rows[:_LOOKED_AT], classification, generator)
+    weight = layer.weight.clone()
+    constant = first.constant.clone()
+    fisher = _fisher(model, layer, rows[:_LOOKED_AT], classification, generator)
     read = model.features(rows).double()
     sums = read.mean(0) @ weight.double().T
     units, features = weight.shape
-    first = float(losses(model).mean())
+    loss_before = float(losses(model).mean())
     parameters = count_parameters(model)
     smallest = parameters - units * (features - 1)
-    least = log_loss(first) + penalty * math.log(parameters)
+    least = log_loss(loss_before) + penalty * math.log(parameters)
     fewer: Fewer | None = None
-    before = norm.running_mean
     try:
         for left, wanted in _path(read, weight.double(), fisher):
             moved = (sums - read[:, left].mean(0) @ wanted.T).to(weight)
-            hidden.weight.zero_()
-            hidden.weight[:, left] = wanted.to(weight)
-            norm.running_mean = before - moved
+            layer.weight.zero_()
+            layer.weight[:, left] = wanted.to(weight)
+            first.constant.copy_(constant + first.sign * moved)
             loss = float(losses(model).mean())
             cost = parameters - units * (features - len(left))
             value = log_loss(loss) + penalty * math.log(cost)
             if value < least:
                 least = value
                 gone = set(range(features)) - set(left.tolist())
-                fewer = Fewer(tuple(sorted(gone)), wanted.to(weight), moved, loss - first)
+                fewer = Fewer(tuple(sorted(gone)), wanted.to(weight), moved, loss - loss_before)
             # not even if the others left for nothing
             if not log_loss(loss) + penalty * math.log(smallest) < least:
                 break
     finally:
-        hidden.weight.copy_(weight)
-        norm.running_mean = before
+        layer.weight.copy_(weight)
+        first.constant.copy_(constant)
     return fewer
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, fewer: Fewer) -> None:
     """Give a model whose features have left the weights that say what they said."""
-    hidden, norm = model.hidden, model.norm
-    assert isinstance(hidden, nn.Linear)
+    first = _first(model)
+    first.layer.weight.copy_(fewer.weight)
+    first.constant.add_(first.sign * fewer.moved)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The layer that reads the features, and the constant that is added to its sums (sign 1) or
+    taken off them (-1).
+    """
+
+    layer: nn.Linear
+    constant: Tensor
+    sign: int
+
+
+def _first(model: nn.Module) -> _First:
+    children = dict(model.named_children())
+    layer = children.get("hidden", children["output"])
+    assert isinstance(layer, nn.Linear)
+    if "hidden" not in children:
+        return _First(layer, layer.bias.detach(), 1)
+    norm = children["norm"]
     assert isinstance(norm, nn.BatchNorm1d)
     assert norm.running_mean is not None
-    hidden.weight.copy_(fewer.weight)
-    norm.running_mean.sub_(fewer.moved)
+    return _First(layer, norm.running_mean, -1)
 
 
 def _path(rows: Tensor, weight: Tensor, fisher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,16 +173,16 @@ def _next(wanted: Tensor, inverse: Tensor, fisher: Tensor, count: int) -> Tensor
 @torch.enable_grad()
 def _fisher(
     model: nn.Module,
-    hidden: nn.Linear,
+    layer: nn.Linear,
     x: Tensor,
     classification: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """(units,): the mean square of the derivative of the loss by each sum of `hidden`, for answers
+    """(units,): the mean square of the derivative of the loss by each sum of `layer`, for answers
     drawn as the network itself says them.
     """
     sums: list[Tensor] = []
-    hook = hidden.register_forward_hook(lambda _, given, out: sums.append(out))
+    hook = layer.register_forward_hook(lambda _, given, out: sums.append(out))
     try:
         with eval_mode(model):
             out = model(x)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from morphogen.data.dataset import Dataset
 from morphogen.data.split import holdout
 from morphogen.fitting.distillation import Distillation
+from morphogen.fitting.linear import closest
 from morphogen.fitting.metrics import metric_for, scores
 from morphogen.fitting.recipe import Recipe, recipe_for
 from morphogen.fitting.scaling import Scaling, to_unit
 from morphogen.layers.penalty import quadratic
 from morphogen.layers.protocol import learns_size
 from morphogen.models import convnet, dagnet, mlp
+from morphogen.policies.stopping import log_loss
 from morphogen.threads import threads
-from morphogen.training.train import Batches, predict
+from morphogen.training.train import Batches, generator, predict
 
 _WORTH_THREADS = 50_000  # numbers in a batch from which several threads are faster than one
 LOOKED_AT = 2000  # validation examples of one evaluation; more would decide nothing
+NEARLY = 0.005  # share by which a linear model's loss may be above that of what it learns from
 LABELS = 0.25  # share of the labels in the targets of a row of which a teacher speaks too
 
 
@@ -78,7 +81,7 @@ class Problem:
         settings: Settings,
         distillation: Distillation | None = None,
     ) -> None:
-        seed = settings.seed
+        self.seed = seed = settings.seed
         self.wiring = settings.wiring
         self.dataset = dataset
         self.distillation = distillation
@@ -121,6 +124,23 @@ class Problem:
         )
         weight = np.ones(len(looked)) if dataset.weight is None else dataset.weight[looked]
         self.weight = torch.as_tensor(weight / weight.mean(), dtype=torch.float32).to(self.device)
+        self.linear: nn.Linear | None = None
+        if recipe is None and distillation is not None and settings.wiring == "layers":
+            self._try_linear(distillation.loss)
+
+    def _try_linear(self, least: float) -> None:
+        """Do without a hidden layer where a network that said all that the teacher says would not
+        be better: it would have the teacher's loss, `least`.
+        """
+        draw = generator(self.seed, 7)
+        linear = closest(self.x, self.y, self.regression, self.batches.weight, draw)
+        if linear is None:
+            return
+        loss = float(self.losses(nn.Sequential(linear)).mean())
+        if log_loss(loss) - log_loss(least) < NEARLY:
+            # it begins where it should end
+            self.recipe = replace(self.recipe, width=0, rate=self.recipe.rate / 10)
+            self.linear = linear
 
     def _weights(self, dataset: Dataset, inside: np.ndarray) -> Tensor | None:
         """Of what is trained on; points between rows count as a row each."""
@@ -153,7 +173,12 @@ class Problem:
             # up to twice as fast on a CPU, where widths are multiples of 8
             return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
         select = self.recipe.feature_penalty > 0
-        return mlp(self.x.shape[1], self.outputs, width, dropout, select=select)
+        model = mlp(self.x.shape[1], self.outputs, width, dropout, select=select)
+        if self.linear is not None:
+            model.load_state_dict(
+                {f"output.{k}": v for k, v in self.linear.state_dict().items()}, strict=False
+            )
+        return model
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
         """Task loss of a batch, with smoothed labels where asked, plus the penalty of the

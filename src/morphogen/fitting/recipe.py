@@ -12,7 +12,8 @@ class Recipe:
     of matrices and kernels. depth_scale: learning rate of the depths as a multiple. depth_penalty:
     penalty depth_price * w^2 of every learned depth. steps: optimizer steps a round. anneal: the
     annealing phase lasts as long as the growth phase times this, and at least `epochs` epochs.
-    rounds: at most so many rounds of growth. width: units of every layer at the start. smoothing:
+    rounds: at most so many rounds of growth. width: units of every layer at the start, 0 for a
+    linear model. smoothing:
     of the labels in the annealing phase. shrink_and_perturb_share: share of every weight that is
     fresh when the annealing phase begins. shift: images move by up to so many pixels. penalty,
     granularity, min_delta (None: its own): of the policy; operations: the share of floating point

@@ -86,6 +86,8 @@ class Search:
         self.phase = Phase()
         self.best: Best | None = None
         self.history = History(notes=list(problem.dataset.notes))
+        if problem.linear is not None:
+            self._say("no hidden layer: a linear model says nearly all there is to learn")
         self.before = before
         self.began = self.saved = time.perf_counter()
         self.stopping: Callable[[], bool] = lambda: False

@@ -33,7 +33,8 @@ Predict = Callable[[np.ndarray], np.ndarray]
 @dataclass(frozen=True)
 class Rows:
     """Training rows. x: (n, features). y: (n,) class indices, or (n, outputs) standardised targets.
-    plain: the columns that are no bins, which trees and one of the networks read. weight: (n,).
+    plain: the columns that are no bins, which trees and one of the linear models and of the
+    networks read. weight: (n,).
     """
 
     x: np.ndarray
@@ -84,8 +85,8 @@ def teach(
     for name, kind in KINDS.items():
         if parts and stopped():
             break
-        if name == "networks on bins" and len(rows.plain) == rows.x.shape[1]:
-            continue  # there are no bins
+        if name.endswith("on bins") and len(rows.plain) == rows.x.shape[1]:
+            continue  # there are none
         parts[name] = kind(rows, folds, seed, stopped)
     values = weigh([part.out_of_fold for part in parts.values()], rows)
     weights = dict(zip(parts, values.tolist(), strict=True))
@@ -161,12 +162,20 @@ def _said(model: object, x: np.ndarray, rows: Rows) -> np.ndarray:
 PENALTIES = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
 
 
-def linear(rows: Rows, folds: Folds, seed: int, stopped: Callable[[], bool]) -> Part:
-    """Ridge or logistic regression, with the penalty that is best out of fold."""
-    every = np.arange(rows.x.shape[1])
+def linear(
+    which: Callable[[Rows], np.ndarray],
+    rows: Rows,
+    folds: Folds,
+    seed: int,
+    stopped: Callable[[], bool],
+) -> Part:
+    """Ridge or logistic regression, with the penalty that is best out of fold. which: the columns
+    that it reads.
+    """
+    columns = which(rows)
     best: tuple[float, Part] | None = None
     for penalty in PENALTIES:
-        part = _scikit(partial(_linear, penalty, rows.regression), rows, folds, every)
+        part = _scikit(partial(_linear, penalty, rows.regression), rows, folds, columns)
         loss = out_of_fold_loss(part.out_of_fold, rows)
         if best is not None and (loss > best[0] or stopped()):
             break
@@ -282,7 +291,8 @@ def _all(rows: Rows) -> np.ndarray:
 
 
 KINDS: Mapping[str, Callable[[Rows, Folds, int, Callable[[], bool]], Part]] = {
-    "linear": linear,
+    "linear": partial(linear, _plain),
+    "linear on bins": partial(linear, _all),
     "boosting": boosting,
     "networks": partial(networks, _plain),
     "networks on bins": partial(networks, _all),
