@@ -287,11 +287,12 @@ def test_renewal_mixes_every_weight_but_the_depths_and_depends_on_the_seed_only(
 def test_a_compressed_result_is_the_same_function_smaller(regression: bool) -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 3)).astype(np.float32)
-    y = 50 + 20 * x[:, 0] * x[:, 1] if regression else np.where(x[:, 0] > 0, "a", "b")
+    y = x[:, 0] * x[:, 1]
+    y = 50 + 20 * y if regression else np.where(y > 0, "a", "b")
     dataset = from_arrays(x, y, name="made", task="regression" if regression else "classification")
     fitted = fit(dataset, Settings(seconds=2))
     with torch.no_grad():  # a unit that is never above 0
-        first = fitted.plain[0]
+        first = next(layer for layer in fitted.plain if isinstance(layer, nn.Linear))
         first.bias[0] = -1e3
     smaller = compressed(fitted, dataset)
     assert smaller.compression is not None
