@@ -292,7 +292,7 @@ def test_a_compressed_result_is_the_same_function_smaller(regression: bool) -> N
     dataset = from_arrays(x, y, name="made", task="regression" if regression else "classification")
     fitted = fit(dataset, Settings(seconds=2))
     with torch.no_grad():  # a unit that is never above 0
-        first = next(layer for layer in fitted.plain if isinstance(layer, nn.Linear))
+        first = next(layer for layer in fitted.plain if isinstance(layer, torch.nn.Linear))
         first.bias[0] = -1e3
     smaller = compressed(fitted, dataset)
     assert smaller.compression is not None
