@@ -46,8 +46,8 @@ def learned(data: Dataset, **settings: Any) -> nn.Module:
 
 
 def without(kind: str, data: Dataset) -> nn.Module:
-    """The teacher without one of its kinds."""
-    others = {name: part for name, part in teacher.KINDS.items() if name != kind}
+    """The teacher without one of its kinds, on plain columns or on bins."""
+    others = {name: part for name, part in teacher.KINDS.items() if not name.startswith(kind)}
     with patch.object(teacher, "KINDS", others):
         return learned(data)
 

@@ -175,9 +175,7 @@ class Problem:
         select = self.recipe.feature_penalty > 0
         model = mlp(self.x.shape[1], self.outputs, width, dropout, select=select)
         if self.linear is not None:
-            model.load_state_dict(
-                {f"output.{k}": v for k, v in self.linear.state_dict().items()}, strict=False
-            )
+            model.get_submodule("output").load_state_dict(self.linear.state_dict())
         return model
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -249,7 +249,7 @@ class Search:
     def _features_due(self) -> bool:
         """Whether the annealing phase is so far with this round, and was not before."""
         start = self.phase.anneal_start
-        if start is None or not self.recipe.feature_penalty:
+        if start is None:
             return False
         at = start + _SELECT_AT * self.phase.anneal_steps
         return self.state.step >= at > self.state.step - self.recipe.steps

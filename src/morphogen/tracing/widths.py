@@ -42,9 +42,9 @@ class Slot:
     grouped convolution's kernel shows one group's), "own" (a kernel a channel), "value" (a token or
     a table), "bias", "scale", "slope", "mean", "variance"; "in and more" where columns also make
     features, as in a tied embedding, or weigh on each other, as under weight norm; "index" (which
-    features are read, and so made); "flat" where a
-    dimension holds all weights between the entries of `spans`, those that a `Dag` has. spans: the
-    whole dimension, so also the parts that belong to other widths.
+    features are read, and so made); "flat" where a dimension holds all weights between the entries
+    of `spans`, those that a `Dag` has. spans: the whole dimension, so also the parts that belong to
+    other widths.
     """
 
     tensor: str
