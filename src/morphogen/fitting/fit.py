@@ -109,24 +109,24 @@ def search(
     with own_draws(settings.seed, settings.device):
         # what cannot be kept is said before anything is learned or written
         first_network(problem, settings)
-    with own_draws(settings.seed, settings.device):
-        lesson = _distillation(dataset, settings, folder, resume, display, stopping)
     members: list[Fitted] = []
     while len(members) < settings.members and not (members and stopping()):
         number = len(members)
-        spent = time.perf_counter() - began
-        if number and settings.seconds is not None and spent >= settings.seconds:
+        begun = time.perf_counter() if number else began
+        if number and settings.seconds is not None and begun - began >= settings.seconds:
             break
         if number and display is not None:
             display.say(f"member {number + 1} of {settings.members}")
-        one = _member(settings, number, spent)
+        one = _member(settings, number, begun - began)
         place = None if folder is None else folder / member_folder(number)
         with own_draws(one.seed, one.device):
+            # other folds for each member: what they say alike is worth more than one lesson
+            lesson = _distillation(dataset, one, place, resume, display, stopping)
+        with own_draws(one.seed, one.device):
             keep = None if place is None else partial(save, folder=place)
-            before = 0.0 if number else spent
             if number or lesson is not None:
                 problem = Problem(dataset, recipe, one, lesson)
-            run = Search(problem, one, keep, display, before)
+            run = Search(problem, one, keep, display, time.perf_counter() - begun)
             run.stopping = stopping
             with threads_for(run.problem):
                 if resume and place is not None and (number == 0 or has_checkpoint(place)):
@@ -147,7 +147,7 @@ def _member(settings: Settings, number: int, spent: float) -> Settings:
         return settings
     seconds = settings.seconds
     if seconds is not None:
-        seconds = (seconds - spent) / (settings.members - number) + (0.0 if number else spent)
+        seconds = (seconds - spent) / (settings.members - number)
     return replace(settings, seed=settings.seed + number, members=1, seconds=seconds)
 
 
