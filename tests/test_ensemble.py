@@ -135,12 +135,14 @@ def test_an_ensemble_is_not_compressed(tmp_path: Path) -> None:
 def test_each_member_learns_from_folds_of_its_own(tmp_path: Path) -> None:
     taught = fit(table(), Settings(members=2), recipe=QUICK, folder=tmp_path)
     first, second = (member.distillation for member in taught.members)
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert not np.array_equal(first.targets, second.targets)
     again = fit(table(), Settings(members=2), recipe=QUICK, folder=tmp_path, resume=True)
     for member, before in zip(again.members, taught.members, strict=True):
         lesson, kept = member.distillation, before.distillation
-        assert lesson is not None and kept is not None
+        assert lesson is not None
+        assert kept is not None
         assert np.array_equal(lesson.y, kept.y)
     for ours, theirs in zip(again.plain.parameters(), taught.plain.parameters(), strict=True):
         assert torch.equal(ours, theirs)

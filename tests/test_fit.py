@@ -16,8 +16,8 @@ from morphogen.fitting.checkpoint import CHECKPOINT
 from morphogen.fitting.control import compressed, scratch
 from morphogen.fitting.fit import fit, search
 from morphogen.fitting.problem import Problem, Settings
-from morphogen.fitting.recipe import Recipe
-from morphogen.fitting.schedule import shrink_and_perturb
+from morphogen.fitting.recipe import Recipe, recipe_for
+from morphogen.fitting.schedule import Phase, shrink_and_perturb
 from morphogen.policies import POLICIES
 from morphogen.policies.policy import Memory, Observation, Proposal
 from morphogen.record import Layer, Report
@@ -328,3 +328,16 @@ def test_a_policy_needs_no_settings_that_a_recipe_has(monkeypatch: pytest.Monkey
     monkeypatch.setitem(POLICIES, "twice", Twice)
     fitted = fit(table(), Settings(policy="twice"), recipe=QUICK)
     assert [edit for edit in fitted.ledger if isinstance(edit, Grow)] == [Grow("hidden", 2)] * 2
+
+
+def test_labels_are_smoothed_in_the_first_half_of_annealing_alone() -> None:
+    recipe = recipe_for(images=True, rows=1000)
+    assert Phase().smoothing(10, recipe) == 0
+    annealing = Phase(100, 200)
+    assert [annealing.smoothing(step, recipe) for step in (100, 199, 200, 300)] == [
+        recipe.smoothing,
+        recipe.smoothing,
+        0,
+        0,
+    ]
+    assert Phase(100, 200).smoothing(150, recipe_for(images=False, rows=1000)) == 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from morphogen.bounds.box import bounding_box
 from morphogen.data.dataset import Dataset
@@ -93,10 +93,14 @@ def _scratch(fitted: Fitted, problem: Problem, ended: Callable[[], bool]) -> Tab
         state.stop = state.stop or ended()
 
     for phase, until in ((Phase(), grown), (Phase(grown, max(1, last.step - grown)), last.step)):
+
+        def objective(model: nn.Module, x: Tensor, y: Tensor, phase: Phase = phase) -> Tensor:
+            return problem.objective(model, x, y, phase.smoothing(state.step, recipe))
+
         train(
             state,
             problem.batches,
-            partial(problem.objective, smoothing=phase.smoothing(recipe)),
+            objective,
             partial(phase.rate, recipe=recipe),
             steps=recipe.steps,
             rounds=until // recipe.steps,

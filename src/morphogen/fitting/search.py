@@ -118,7 +118,7 @@ class Search:
                     self.state,
                     self.problem.batches,
                     lambda m, x, y: self.problem.objective(
-                        m, x, y, self.phase.smoothing(self.recipe)
+                        m, x, y, self.phase.smoothing(self.state.step, self.recipe)
                     ),
                     lambda step: self.phase.rate(step, self.recipe),
                     steps=self.recipe.steps,
