@@ -1,0 +1,296 @@
+"""One layer of variables, each given those before it: `AutoregressiveBernoulli`.
+
+    p(x | c) = prod_j p(x_j | x_<j, c),    logits of x_j = head(x_<j, c)
+
+    linear        W_j x_<j + V_j c + b_j
+    made          a perceptron whose weights are masked so that x_j's logits depend on x_<j alone
+    nade          v_j sigmoid(U x_<j + c' + d) + V_j c + b_j, the hidden sum growing with j
+    independent   V_j c + b_j
+
+Source: Gregor et al. 2014, section 2.1 (linear); Germain et al. 2015 (arXiv 1502.03509), eq. 8 and
+section 4.2 (MADE); Larochelle and Murray 2011, eq. 5 (NADE). Differs: a variable may be a category,
+whose bits have a softmax; degrees of MADE's hidden units are spread evenly, not drawn; all heads
+have the direct linear weights, which begin at 0.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from morphogen.density.groups import Groups
+from morphogen.errors import ShapeError
+
+HeadName = Literal["linear", "made", "nade", "independent"]
+
+
+class AutoregressiveBernoulli(nn.Module):
+    """groups: the variables. context: size of c, 0 for none. head: a name of HEADS. hidden: units
+    of its hidden layers, of "nade" only one. dropout: share of x_<j that a training step does not
+    see (never of what it should predict).
+
+    x: (n, groups.bits). context: (n, context).
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        context: int = 0,
+        head: HeadName = "linear",
+        hidden: tuple[int, ...] = (),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ShapeError(f"head={head!r}: unknown; choose one of {', '.join(HEADS)}")
+        if (head in ("made", "nade")) != bool(hidden):
+            raise ShapeError(f"head={head!r}, hidden={hidden}: hidden units are of made and nade")
+        self.groups = groups
+        self.dropout = dropout
+        self.bias = nn.Parameter(torch.zeros(groups.bits))
+        # a linear map without a bias of its own
+        self.from_context = nn.Linear(context, groups.bits, bias=False) if context else None
+        self.head = HEADS[head](groups, context, hidden)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logits of every group given those before it, (n, bits)."""
+        seen = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        logits: Tensor = self.head(seen, context)
+        return logits + self.base(context)
+
+    def base(self, context: Tensor | None) -> Tensor:
+        """What does not depend on x, (n, bits) or (bits,)."""
+        if self.from_context is None:
+            return self.bias
+        return F.linear(_given(context), self.from_context.weight, self.bias)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x | c), (n,). The gradient reaches x, as context and as target."""
+        return self.groups.log_prob(self(x, context), x)
+
+    def walk(self, rows: int, context: Tensor | None = None) -> "Walk":
+        """Group by group, for sampling and coding."""
+        base = self.base(context)
+        logits = base.expand(rows, -1).clone()
+        return Walk(self.groups, logits, self.head.steps(rows, context, logits))
+
+    @torch.no_grad()
+    def sample(self, rows: int, context: Tensor | None = None) -> Tensor:
+        """(rows, bits), exactly from p(. | c)."""
+        walk = self.walk(rows, context)
+        parts = []
+        for group in range(len(self.groups)):
+            drawn = self.groups.draw(walk.logits_of(group))
+            walk.observe(group, drawn)
+            parts.append(drawn)
+        return torch.cat(parts, 1)
+
+
+class Walk:
+    """Where a walk over the groups is: logits that are complete up to the group that is next.
+
+    What an observed group adds is added once, so all groups together cost as much as one forward
+    pass.
+    """
+
+    def __init__(self, groups: Groups, logits: Tensor, step: "Step") -> None:
+        self.groups = groups
+        self.logits = logits
+        self.step = step
+
+    def logits_of(self, group: int) -> Tensor:
+        """(n, size), given all groups before, which must have been observed."""
+        return self.logits[:, self.groups.slice(group)]
+
+    def observe(self, group: int, value: Tensor) -> None:
+        """Add what a group's bits (n, size) say of the groups after it."""
+        self.step(group, value)
+
+
+Step = Callable[[int, Tensor], None]
+"""(group, its bits) -> what later logits gain is added to them in place."""
+
+
+class Independent(nn.Module):
+    """No variable sees another."""
+
+    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return x.new_zeros(len(x), 1)
+
+    def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
+        return lambda group, value: None
+
+
+class Linear(nn.Module):
+    """Weights (bits, bits), of which those from earlier groups count."""
+
+    mask: Tensor
+
+    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.groups = groups
+        group = groups.group_of_bit
+        self.weight = nn.Parameter(torch.zeros(groups.bits, groups.bits))
+        mask = group[None, :] < group[:, None]
+        self.register_buffer("mask", mask.float(), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight * self.mask)
+
+    def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
+        def step(group: int, value: Tensor) -> None:
+            bits = self.groups.slice(group)
+            logits[:, bits.stop :] += value @ self.weight[bits.stop :, bits].T
+
+        return step
+
+
+class Made(nn.Module):
+    """A masked perceptron beside direct weights. Hidden unit k of degree m_k sees the groups before
+    m_k, and is seen by the groups from m_k on.
+    """
+
+    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.groups = groups
+        self.direct = Linear(groups, context, ())
+        self.context = nn.ModuleList(
+            nn.Linear(context, n, bias=False) for n in hidden * (context > 0)
+        )
+        self.layers = nn.ModuleList()
+        self.degrees = []
+        degree = groups.group_of_bit + 1  # a bit is seen by units of its group's number and more
+        for width in hidden:
+            own = _degrees(width, len(groups))
+            self.layers.append(_Masked(degree, own))
+            self.degrees.append(own)
+            degree = own
+        self.out = _Masked(degree, groups.group_of_bit)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = x
+        for number, layer in enumerate(self.layers):
+            h = layer(h)
+            if self.context:
+                h = h + self.context[number](_given(context))
+            h = F.relu(h)
+        logits: Tensor = self.direct(x, context) + self.out(h)
+        return logits
+
+    def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
+        direct = self.direct.steps(rows, context, logits)
+        chain = [layer for layer in (*self.layers, self.out) if isinstance(layer, _Masked)]
+        weights = [layer.masked() for layer in chain]
+        sums = [layer.bias.expand(rows, -1).clone() for layer in chain[:-1]]
+        for own, read in zip(sums, self.context, strict=False):
+            own += read(_given(context))
+        logits += chain[-1].bias
+        targets = [*sums[1:], logits]
+
+        def complete(degree: int) -> None:
+            """Units of this degree have seen all they see: pass them on."""
+            for number, own in enumerate(self.degrees):
+                units = (own == degree).nonzero()[:, 0].to(logits.device)
+                value = F.relu(sums[number][:, units])
+                targets[number].add_(value @ weights[number + 1][:, units].T)
+
+        def step(group: int, value: Tensor) -> None:
+            direct(group, value)
+            sums[0].add_(value @ weights[0][:, self.groups.slice(group)].T)
+            complete(group + 1)
+
+        complete(0)
+        return step
+
+
+class _Masked(nn.Linear):
+    """A linear layer from units of some degrees to units of others: each sees at most its own."""
+
+    mask: Tensor
+
+    def __init__(self, source: Tensor, target: Tensor) -> None:
+        super().__init__(len(source), len(target))
+        mask = source[None, :] <= target[:, None]
+        self.register_buffer("mask", mask.float(), persistent=False)
+
+    def masked(self) -> Tensor:
+        masked: Tensor = self.weight * self.mask
+        return masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.masked(), self.bias)
+
+
+def _degrees(width: int, groups: int) -> Tensor:
+    """Of hidden units: 1 .. groups - 1 in turn, 0 (the context alone) where there is one group."""
+    most = groups - 1
+    return 1 + torch.arange(width) % most if most else torch.zeros(width, dtype=torch.long)
+
+
+class Nade(nn.Module):
+    """One hidden sum that grows as the variables are seen."""
+
+    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(hidden) != 1:
+            raise ShapeError(f"hidden={hidden}: nade has one hidden layer, such as (100,)")
+        (width,) = hidden
+        self.groups = groups
+        self.direct = Linear(groups, context, ())
+        self.context = nn.Linear(context, width, bias=False) if context else None
+        self.encode = nn.Linear(groups.bits, width)
+        self.decode = nn.Parameter(torch.randn(groups.bits, width) * width**-0.5)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        sums = self._first(len(x), context)
+        # what each group adds, before the group itself: (n, groups, width)
+        each = x[:, :, None] * self.encode.weight.T
+        if len(self.groups) < self.groups.bits:
+            of = self.groups.group_of_bit.to(x.device)
+            each = each.new_zeros(len(x), len(self.groups), each.shape[2]).index_add(1, of, each)
+        before = each.cumsum(1) - each
+        hidden = torch.sigmoid(sums[:, None, :] + before)
+        hidden = hidden[:, self.groups.group_of_bit.to(x.device)]
+        direct: Tensor = self.direct(x, context)
+        return direct + (hidden * self.decode).sum(-1)
+
+    def _first(self, rows: int, context: Tensor | None) -> Tensor:
+        sums = self.encode.bias.expand(rows, -1)
+        return sums if self.context is None else sums + self.context(_given(context))
+
+    def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
+        direct = self.direct.steps(rows, context, logits)
+        sums = self._first(rows, context).clone()
+
+        def show(group: int) -> None:
+            """The hidden units' part in the logits of the group that is next."""
+            if group < len(self.groups):
+                bits = self.groups.slice(group)
+                logits[:, bits] += torch.sigmoid(sums) @ self.decode[bits].T
+
+        def step(group: int, value: Tensor) -> None:
+            direct(group, value)
+            sums.add_(value @ self.encode.weight[:, self.groups.slice(group)].T)
+            show(group + 1)
+
+        show(0)
+        return step
+
+
+HEADS: Mapping[HeadName, Callable[[Groups, int, tuple[int, ...]], Any]] = {
+    "linear": Linear,
+    "made": Made,
+    "nade": Nade,
+    "independent": Independent,
+}
+
+
+def _given(context: Tensor | None) -> Tensor:
+    if context is None:
+        raise ShapeError("context is None: this layer was built to read one")
+    return context

@@ -1,0 +1,139 @@
+"""Train a `Darn` on rows until others no longer get shorter: `learn(model, rows, valid)`.
+
+RMSprop as Graves had it (centred, momentum .9), on the description length. After each epoch the
+description length of the held out rows is measured; where it no longer falls the learning rate
+does, and training ends once that does not help either. The best epoch's weights are kept.
+
+Source: Gregor et al. 2014, section 5.1; Graves 2013 (arXiv 1308.0850), eqs. 38 to 45. Differs: the
+eps of torch's RMSprop stands outside of the root.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.density.darn import Darn
+from morphogen.density.gradient_estimators import EstimatorName, step_of
+from morphogen.density.likelihood import bound
+from morphogen.random_state import own_draws
+from morphogen.training.train import Batches, State, train
+
+
+@dataclass(frozen=True)
+class Training:
+    """rate: of RMSprop; each time the held out rows have not gained for `patience` epochs it falls
+    to a quarter, from the best epoch on, `falls` times. batch: rows a step. estimator: a name of
+    ESTIMATORS. decay: weight decay of matrices. repeats: how often held out rows are encoded for
+    one measurement. seconds: of training, after which the best epoch is kept.
+    """
+
+    rate: float = 2.5e-4
+    batch: int = 100
+    estimator: EstimatorName = "half"
+    patience: int = 20
+    falls: int = 2
+    epochs: int = 10_000
+    decay: float = 0.0
+    repeats: int = 2
+    seconds: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One measurement. loss, valid: description length of a row in nats."""
+
+    epoch: int
+    seconds: float
+    loss: float
+    valid: float
+
+
+Show = Callable[[Epoch], None]
+
+
+def learn(
+    model: Darn,
+    rows: Tensor,
+    valid: Tensor,
+    how: Training | None = None,
+    show: Show = lambda epoch: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> list[Epoch]:
+    """Train in place. rows, valid: (n, bits). Returns an entry an epoch. stopping: asked at each
+    epoch's end, whether that was the last.
+
+    Raises `Diverged` where the loss becomes infinite, and `Unsupported` for an estimator that the
+    model cannot be used with.
+    """
+    how = how or Training()
+    with own_draws(how.seed, model):
+        return _learn(model, rows, valid, how, show, stopping)
+
+
+def _learn(
+    model: Darn,
+    rows: Tensor,
+    valid: Tensor,
+    how: Training,
+    show: Show,
+    stopping: Callable[[], bool],
+) -> list[Epoch]:
+    began = time.perf_counter()
+    step = step_of(how.estimator, model)
+    # what is trained: the model, and the estimator where it learns too
+    whole = nn.ModuleList([model, *([step] if isinstance(step, nn.Module) else [])])
+    batches = Batches(rows, rows, min(how.batch, len(rows)), how.seed)
+    state = State(whole, optimizer_for(whole, how), how.seed)
+    past: list[Epoch] = []
+    best = (math.inf, copy.deepcopy(model.state_dict()))
+    waited = falls = 0
+
+    def after(state: State) -> None:
+        nonlocal best, waited, falls
+        model.eval()
+        loss = bound(model, valid, how.repeats)
+        seconds = time.perf_counter() - began
+        past.append(Epoch(state.round, seconds, state.train_loss, loss))
+        show(past[-1])
+        waited += 1
+        if loss < best[0]:
+            best = (loss, copy.deepcopy(model.state_dict()))
+            waited = 0
+        if waited >= how.patience:
+            falls += 1
+            waited = 0
+            model.load_state_dict(best[1])
+        late = how.seconds is not None and seconds > how.seconds
+        state.stop = falls > how.falls or late or stopping() or state.round >= how.epochs
+
+    train(
+        state,
+        batches,
+        lambda whole, x, y: step(model, x),
+        lambda number: how.rate * 0.25**falls,
+        steps=batches.per_epoch,
+        hooks=[after],
+    )
+    model.load_state_dict(best[1])
+    model.eval()
+    return past
+
+
+def optimizer_for(module: nn.Module, how: Training) -> torch.optim.Optimizer:
+    """RMSprop in two groups: matrices, which decay where asked, and vectors."""
+    matrices = [p for p in module.parameters() if p.dim() > 1]
+    vectors = [p for p in module.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": how.decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    make = partial(torch.optim.RMSprop, alpha=0.95, momentum=0.9, centered=True, eps=1e-4)
+    return make(groups, lr=how.rate)
