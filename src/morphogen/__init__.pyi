@@ -7,6 +7,7 @@ from .bounds.box import l0_ball as l0_ball
 from .bounds.box import linf_ball as linf_ball
 from .bounds.box import lp_ball as lp_ball
 from .data.load import load_data as load_data
+from .density.estimator import Density as Density
 from .edit.adapt import adapt as adapt
 from .edit.apply import Applied as Applied
 from .edit.apply import apply_ as apply_

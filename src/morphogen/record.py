@@ -314,6 +314,44 @@ class Report:
         return "RMSE" if self.task == "regression" else "log loss"
 
 
+@dataclass(frozen=True)
+class DensityTrial:
+    """A network of the search for a density. loss: description length of a held out row, in bits.
+    units: its stochastic ones.
+    """
+
+    name: str
+    loss: float
+    units: int
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DensityReport:
+    """Everything a report shows of one density. All lengths in bits a row, of test rows: length
+    (error: its standard error over rows; sampling: by drawing h), independent (of columns that know
+    nothing of each other), columns (what each costs, and would cost alone). samples, hardest: rows
+    as text under `names`; of the hardest with their bits.
+    """
+
+    name: str
+    rows: tuple[int, int]
+    names: tuple[str, ...]
+    length: float
+    error: float
+    sampling: float
+    independent: float
+    columns: tuple[tuple[str, float, float], ...]
+    trials: tuple[DensityTrial, ...]
+    found: str
+    real: tuple[tuple[str, ...], ...]
+    samples: tuple[tuple[str, ...], ...]
+    hardest: tuple[tuple[float, tuple[str, ...]], ...]
+    notes: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
 def to_json(value: Any) -> str:
     """One of the dataclasses above as JSON text."""
     outside = {f.name for f in fields(value) if not f.metadata.get("json", True)}

@@ -1,10 +1,11 @@
 """`morphogen fit`: learn a network of the right shape for a data set."""
 
 import csv
+import inspect
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +13,11 @@ from morphogen.deadline import NEVER, Deadline
 
 
 class Task(StrEnum):
-    """What the target column asks for."""
+    """What the target column asks for; density: how likely rows are, of a table without one."""
 
     classification = "classification"
     regression = "regression"
+    density = "density"
 
 
 def fit(
@@ -31,7 +33,10 @@ def fit(
         typer.Option(help="column to predict (files); several numeric ones with commas"),
     ] = None,
     task: Annotated[
-        Task | None, typer.Option(help="override what the target column suggests")
+        Task | None,
+        typer.Option(
+            help="override what the target column suggests; density: learn how likely rows are"
+        ),
     ] = None,
     test: Annotated[
         str | None, typer.Option(help="file with the test rows; otherwise a fifth is set aside")
@@ -110,16 +115,21 @@ def fit(
     ] = False,
 ) -> None:
     """Learn a network of the right shape for DATA and write it, with a report, to a folder."""
+    given = locals()
     until = NEVER if time_limit is None else Deadline.after(time_limit)
     if not quiet:
         typer.echo(f"reading {data}")  # before torch is loaded, which takes seconds
+    if task is Task.density:
+        _density(given, until)
+        return
     from morphogen.data.load import load_data
     from morphogen.fitting.run import Left, Options, run
 
+    kind: Any = None if task is None else task.value
     dataset = load_data(
         data,
         target=_columns(target) or None,
-        task=task.value if task else None,
+        task=kind,
         test=test,
         valid=valid,
         seed=seed,
@@ -152,6 +162,26 @@ def fit(
         again = f"go on with the same options and --out {error.folder} --resume"
         sys.stderr.write(f"stopped; {again if error.kept else 'nothing was kept yet'}\n")
         raise typer.Exit(130) from None
+
+
+_OF_DENSITY = ("data", "task", "test", "seed", "time_limit", "out", "quiet")
+
+
+def _density(given: dict[str, Any], until: Deadline) -> None:
+    """`--task density`, with the options that it knows."""
+    from morphogen.density.run import run
+    from morphogen.errors import RunError
+
+    defaults = inspect.signature(fit).parameters
+    others = [
+        f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+        for name, value in given.items()
+        if name not in _OF_DENSITY and value != defaults[name].default
+    ]
+    if others:
+        raise RunError(f"--task density knows no {', '.join(others)}: leave it out")
+    names = ("test", "out", "seed", "quiet")
+    run(given["data"], until=until, **{name: given[name] for name in names})
 
 
 def _columns(given: list[str] | None) -> tuple[str, ...]:

@@ -70,6 +70,9 @@ class AutoregressiveBernoulli(nn.Module):
         """log p(x | c), (n,). The gradient reaches x, as context and as target."""
         return self.groups.log_prob(self(x, context), x)
 
+    def tensor_sizes(self) -> dict[str, Groups]:
+        return bits_of(self.groups, self.bias)
+
     def walk(self, rows: int, context: Tensor | None = None) -> "Walk":
         """Group by group, for sampling and coding."""
         base = self.base(context)
@@ -129,18 +132,23 @@ class Independent(nn.Module):
 class Linear(nn.Module):
     """Weights (bits, bits), of which those from earlier groups count."""
 
-    mask: Tensor
+    mask: Tensor | None
 
     def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.groups = groups
         group = groups.group_of_bit
         self.weight = nn.Parameter(torch.zeros(groups.bits, groups.bits))
-        mask = group[None, :] < group[:, None]
-        self.register_buffer("mask", mask.float(), persistent=False)
+        # of single bits the lower triangle, whichever come and go
+        mask = None if groups.single else (group[None, :] < group[:, None]).float()
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return F.linear(x, self.weight * self.mask)
+        weight = self.weight.tril(-1) if self.mask is None else self.weight * self.mask
+        return F.linear(x, weight)
+
+    def tensor_sizes(self) -> dict[str, Groups]:
+        return bits_of(self.groups, self.weight)
 
     def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
         def step(group: int, value: Tensor) -> None:
@@ -288,6 +296,11 @@ HEADS: Mapping[HeadName, Callable[[Groups, int, tuple[int, ...]], Any]] = {
     "nade": Nade,
     "independent": Independent,
 }
+
+
+def bits_of(groups: Groups, tensor: Tensor) -> dict[str, Groups]:
+    """What a layer's `groups` are once bits came or went, which single ones do."""
+    return {"groups": Groups.of_bits(len(tensor)) if groups.single else groups}
 
 
 def _given(context: Tensor | None) -> Tensor:

@@ -115,16 +115,27 @@ class Darn(nn.Module):
         """How many stochastic layers there are."""
         return len(self.encoders)
 
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Bits of each stochastic layer, as they are now."""
+        return tuple(len(self.encoder(level).bias) for level in range(self.stochastic))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Description length of each row in nats, (n,), where every bit of h is the likelier one:
+        what is traced. To train, give `cost` a draw of ESTIMATORS.
+        """
+        return self.cost(x, likelier)
+
     def log_joint(self, x: Tensor, h: Sequence[Tensor]) -> Tensor:
         """log p(x, h), (n,)."""
-        return torch.stack([*self.log_joint_parts(x, h)]).sum(0)
+        parts = [self.decoder(0).log_prob(x, self.context(0, h)), *self.log_prior_parts(h)]
+        return torch.stack(parts).sum(0)
 
-    def log_joint_parts(self, x: Tensor, h: Sequence[Tensor]) -> list[Tensor]:
-        """log p(x | h), then log p of each stochastic layer given those above."""
-        levels = (x, *h)
+    def log_prior_parts(self, h: Sequence[Tensor]) -> list[Tensor]:
+        """log p of each stochastic layer given those above, each (n,)."""
         return [
             self.decoder(level).log_prob(value, self.context(level, h))
-            for level, value in enumerate(levels)
+            for level, value in enumerate(h, 1)
         ]
 
     def context(self, level: int, h: Sequence[Tensor]) -> Tensor | None:
@@ -167,7 +178,7 @@ class Darn(nn.Module):
             logits = encoder.base(context)
             return draw(logits), logits
         # unit by unit: a forward pass for each, since a walk changes its sums in place
-        value = context.new_zeros(len(context), self.shape.units[level])
+        value = context.new_zeros(len(context), self.units[level])
         parts: list[Tensor] = []
         for unit in range(value.shape[1]):
             seen = torch.cat([*parts, value[:, unit:]], 1)
@@ -211,6 +222,11 @@ def bernoulli_negentropy(logits: Tensor) -> Tensor:
 def bernoulli(logits: Tensor) -> Tensor:
     """Bits, without a gradient."""
     return torch.bernoulli(torch.sigmoid(logits))
+
+
+def likelier(logits: Tensor) -> Tensor:
+    """The value of each bit that has the greater probability."""
+    return (logits > 0).to(logits.dtype)
 
 
 def _tanh(inputs: int, units: int) -> nn.Module:

@@ -64,8 +64,10 @@ class Estimator:
 
 
 def step_of(name: EstimatorName, model: Darn, samples: int | None = None) -> Step:
-    """The estimator of this name for this model, samples: see `Estimator`. Raises `Unsupported` for a model that it cannot be
-    used with, or a name that is not in the table.
+    """The estimator of this name for this model, samples: see `Estimator`.
+
+    Raises `Unsupported` for a model that it cannot be used with, or a name that is not in the
+    table.
     """
     if name not in ESTIMATORS:
         raise Unsupported(f"estimator={name!r}: unknown; choose one of {', '.join(ESTIMATORS)}")

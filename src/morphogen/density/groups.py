@@ -6,7 +6,7 @@ one bit is 1. Logits a of a group give
     log p(x) = x . a - log Z,    Z = 1 + exp(a) for one bit, sum_i exp(a_i) for several
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,8 @@ class Groups:
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.sizes):
             raise ShapeError(f"sizes={self.sizes}: every group has at least 1 bit")
+        # made now: what is made while a model is traced has no numbers in it
+        _ = self.group_of_bit, self._by_size
 
     @staticmethod
     def of_bits(count: int) -> "Groups":
@@ -34,6 +36,11 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether there is no category."""
+        return set(self.sizes) <= {1}
 
     @cached_property
     def bits(self) -> int:
@@ -68,21 +75,25 @@ class Groups:
 
     def log_normaliser(self, logits: Tensor) -> Tensor:
         """log Z of each group: (..., bits) -> (..., groups)."""
-        if set(self.sizes) <= {1}:
+        if self.single:
             return F.softplus(logits)
         out = logits.new_empty(*logits.shape[:-1], len(self))
-        for size, groups, bits in self._by_size:
-            chosen = logits[..., bits.to(logits.device)]
-            value = F.softplus(chosen[..., 0]) if size == 1 else chosen.logsumexp(-1)
+        for groups, value in self._log_normalisers(logits):
             out = out.index_copy(-1, groups.to(out.device), value)
         return out
+
+    def _log_normalisers(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(groups, their log Z) of all that have one size."""
+        for size, groups, bits in self._by_size:
+            chosen = logits[..., bits.to(logits.device)]
+            yield groups, F.softplus(chosen[..., 0]) if size == 1 else chosen.logsumexp(-1)
 
     def log_probs(self, logits: Tensor, x: Tensor) -> Tensor:
         """Of each group of rows x, (..., bits) twice -> (..., groups). The gradient reaches x as if
         it were real.
         """
         linear = x * logits
-        if set(self.sizes) <= {1}:
+        if self.single:
             return linear - F.softplus(logits)
         sums = linear.new_zeros(*linear.shape[:-1], len(self))
         sums = sums.index_add(-1, self.group_of_bit.to(x.device), linear)
@@ -90,8 +101,12 @@ class Groups:
 
     def log_prob(self, logits: Tensor, x: Tensor) -> Tensor:
         """Of whole rows, (..., bits) twice -> (...)."""
-        linear = (x * logits).sum(-1)
-        return linear - self.log_normaliser(logits).sum(-1)
+        total = (x * logits).sum(-1)
+        if self.single:
+            return total - F.softplus(logits).sum(-1)
+        for _, value in self._log_normalisers(logits):
+            total = total - value.sum(-1)
+        return total
 
     def draw(self, logits: Tensor) -> Tensor:
         """One group's bits from its own logits, (n, size) -> (n, size)."""
@@ -115,7 +130,7 @@ def check_bits(x: Tensor, groups: Groups) -> None:
     if bool(wrong.any()):
         row, bit = (int(i) for i in wrong.nonzero()[0])
         raise ShapeError(f"x[{row}, {bit}] is {float(x[row, bit]):g}: every bit is 0 or 1")
-    if set(groups.sizes) <= {1}:
+    if groups.single:
         return
     counts = x.new_zeros(len(x), len(groups)).index_add(1, groups.group_of_bit.to(x.device), x)
     several = torch.tensor(groups.sizes, device=x.device) > 1

@@ -4,8 +4,7 @@ RMSprop as Graves had it (centred, momentum .9), on the description length. Afte
 description length of the held out rows is measured; where it no longer falls the learning rate
 does, and training ends once that does not help either. The best epoch's weights are kept.
 
-Source: Gregor et al. 2014, section 5.1; Graves 2013 (arXiv 1308.0850), eqs. 38 to 45. Differs: the
-eps of torch's RMSprop stands outside of the root.
+Source: Gregor et al. 2014, section 5.1. Differs: the learning rate falls.
 """
 
 import copy
@@ -13,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +19,12 @@ from torch import Tensor, nn
 from morphogen.density.darn import Darn
 from morphogen.density.gradient_estimators import EstimatorName, step_of
 from morphogen.density.likelihood import bound
+from morphogen.density.rmsprop import RMSprop
 from morphogen.random_state import own_draws
-from morphogen.training.train import Batches, State, train
+from morphogen.training.train import Batches, Diverged, State, train
+
+_MOST_HALVINGS = 8  # of the learning rate, after a loss that was not finite
+_FEWEST = 10  # steps between two measurements, for fewer an epoch is none
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Training:
     one measurement. seconds: of training, after which the best epoch is kept.
     """
 
-    rate: float = 2.5e-4
+    rate: float = 5e-4
     batch: int = 100
     estimator: EstimatorName = "half"
-    patience: int = 20
+    patience: int = 15
     falls: int = 2
     epochs: int = 10_000
     decay: float = 0.0
@@ -69,8 +71,8 @@ def learn(
     """Train in place. rows, valid: (n, bits). Returns an entry an epoch. stopping: asked at each
     epoch's end, whether that was the last.
 
-    Raises `Diverged` where the loss becomes infinite, and `Unsupported` for an estimator that the
-    model cannot be used with.
+    Raises `Diverged` where the loss becomes infinite however small the rate, and `Unsupported` for
+    an estimator that the model cannot be used with.
     """
     how = how or Training()
     with own_draws(how.seed, model):
@@ -113,14 +115,20 @@ def _learn(
         late = how.seconds is not None and seconds > how.seconds
         state.stop = falls > how.falls or late or stopping() or state.round >= how.epochs
 
-    train(
-        state,
-        batches,
-        lambda whole, x, y: step(model, x),
-        lambda number: how.rate * 0.25**falls,
-        steps=batches.per_epoch,
-        hooks=[after],
-    )
+    while not state.stop:
+        try:
+            train(
+                state,
+                batches,
+                lambda whole, x, y: step(model, x),
+                lambda number: how.rate * 0.25**falls,
+                steps=max(_FEWEST, batches.per_epoch),
+                hooks=[after],
+            )
+        except Diverged:
+            state.halvings += 1
+            if state.halvings > _MOST_HALVINGS:
+                raise
     model.load_state_dict(best[1])
     model.eval()
     return past
@@ -135,5 +143,4 @@ def optimizer_for(module: nn.Module, how: Training) -> torch.optim.Optimizer:
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    make = partial(torch.optim.RMSprop, alpha=0.95, momentum=0.9, centered=True, eps=1e-4)
-    return make(groups, lr=how.rate)
+    return RMSprop(groups, lr=how.rate)

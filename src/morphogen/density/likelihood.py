@@ -50,7 +50,7 @@ class Likelihood:
 
 def log_likelihood(model: Darn, x: Tensor, samples: int = 500) -> Likelihood:
     """Exact where `model` has no stochastic layer or few bits in it, else from so many samples."""
-    bits = sum(model.shape.units)
+    bits = sum(model.units)
     return (
         exact(model, x)
         if bits <= MOST_BITS and _cheap(bits, samples)
@@ -66,7 +66,7 @@ def _cheap(bits: int, samples: int) -> bool:
 @torch.no_grad()
 def exact(model: Darn, x: Tensor) -> Likelihood:
     """Every configuration of h, in chunks. Raises `Unsupported` for more than `MOST_BITS` bits."""
-    bits = sum(model.shape.units)
+    bits = sum(model.units)
     if bits > MOST_BITS:
         raise Unsupported(
             f"{bits} stochastic bits have 2^{bits} configurations: at most {MOST_BITS} bits can be "
@@ -75,7 +75,7 @@ def exact(model: Darn, x: Tensor) -> Likelihood:
     rows = []
     for row in x:
         parts = [
-            model.log_joint(row.expand(len(h), -1), h.split(model.shape.units, 1))
+            model.log_joint(row.expand(len(h), -1), h.split(model.units, 1))
             for h in configurations(bits, x.dtype)
         ]
         rows.append(torch.cat(parts).double().logsumexp(0))
@@ -136,7 +136,7 @@ def divergence_of_units(model: Darn, x: Tensor) -> tuple[np.ndarray, ...]:
     """For each stochastic layer the mean of KL(q || p) of each unit given those before it, in nats:
     what it costs to send. A unit near 0 says nothing of a row.
     """
-    sums = [torch.zeros(size, dtype=torch.float64) for size in model.shape.units]
+    sums = [torch.zeros(size, dtype=torch.float64) for size in model.units]
     for part in x.split(_CHUNK):
         sample = model.encode(part, bernoulli)
         for level, (h, own) in enumerate(zip(sample.h, sample.logits, strict=True)):

@@ -625,6 +625,17 @@ def _constant(node: Node, ties: Ties) -> Layout:
     return (None,) * len(node.shape)
 
 
+def _triangle(node: Node, ties: Ties) -> Layout:
+    """tril and triu of a square matrix: each entry sees those before it, or after it, whoever else
+    comes or goes.
+    """
+    layout = ties.layout(node.args[0])
+    if layout[-1] is None or layout[-2] is None:
+        return _constant(node, ties)
+    ties.tie(layout[-2], layout[-1], node.name)
+    return layout
+
+
 def _cumulated(node: Node, ties: Ties) -> Layout:
     """cumsum(x, dim): an entry feels those before it only, and units come last."""
     layout = ties.layout(node.args[0])
@@ -716,7 +727,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("pad constant_pad_nd".split(), _pad),
     **dict.fromkeys("rnn_tanh rnn_relu".split(), _rnn),
     **dict.fromkeys(
-        "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor tril triu "
+        "arange full zeros ones empty zeros_like ones_like full_like scalar_tensor "
         "gather repeat one_hot sym_size".split(),
         _constant,
     ),
@@ -724,6 +735,7 @@ RULES: dict[str, Rule] = {
         "new_zeros new_ones new_full new_empty _assert_tensor_metadata".split(), _fresh
     ),
     **dict.fromkeys("transpose swapaxes swapdims".split(), _transpose),
+    **dict.fromkeys("tril triu".split(), _triangle),
     "cumsum": _cumulated,
     "roll": _moved,
     "flip": _moved,
@@ -762,9 +774,9 @@ RULES: dict[str, Rule] = {
 
 
 def is_view(node: Node) -> bool:
-    """Whether the result is its first argument in another shape."""
+    """Whether the result is its first argument in another shape, or scaled, or a part of it."""
     traits = traits_of(node)
-    return traits.same or traits.rearranged or node.kind == "_weight_norm"
+    return traits.same or traits.rearranged or node.kind in ("_weight_norm", "tril", "triu")
 
 
 def has_rule(node: Node) -> bool:

@@ -1,0 +1,207 @@
+"""The distribution of a table behind the interface of scikit-learn: `Density`."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from morphogen.density.conditional import Filled, fill
+from morphogen.density.darn import bernoulli
+from morphogen.density.gradient_estimators import EstimatorName
+from morphogen.density.learn import Training
+from morphogen.density.likelihood import log_likelihood
+from morphogen.density.search import Step, search
+from morphogen.density.variables import UNKNOWN, as_frame, fit_variables
+from morphogen.errors import DataError
+from morphogen.random_state import own_draws
+
+FEWEST = 10  # rows
+_DRAWS = 10  # of h, over which a column's cost is averaged
+
+
+class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """How likely rows are, by a deep autoregressive network whose shape is found on held out rows.
+
+    X: a table, or an array (rows, columns), of numbers, categories and gaps, see
+    `density.variables`. estimator: a name of ESTIMATORS. samples: of h for each row that is scored.
+    rate, patience: see `Training`. seconds: of each of the trainings that the search consists of.
+    valid_fraction: rows held out.
+
+    After `fit`: model_ (a `Darn`), variables_, steps_ (the networks of the search),
+    feature_names_in_, n_features_in_.
+
+    Source: Gregor et al. 2014 (arXiv 1310.8499).
+    """
+
+    def __init__(
+        self,
+        *,
+        estimator: EstimatorName = "half",
+        samples: int = 200,
+        rate: float = 5e-4,
+        patience: int = 15,
+        seconds: float | None = None,
+        valid_fraction: float = 0.15,
+        random_state: Any = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.samples = samples
+        self.rate = rate
+        self.patience = patience
+        self.seconds = seconds
+        self.valid_fraction = valid_fraction
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation_data: Any = None,
+        say: Callable[[Step], None] = lambda step: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Self:
+        """Learn from rows X. validation_data: rows that decide, in the place of some held out. say:
+        called with each network of the search. stopping: asked while it trains, whether to end.
+
+        DataError: too few rows, or a table none of whose columns varies.
+        """
+        frame = as_frame(X)
+        if len(frame) < FEWEST:
+            raise DataError(f"X has {len(frame)} rows: a distribution needs at least {FEWEST}")
+        self.n_features_in_ = frame.shape[1]
+        self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        self.variables_ = fit_variables(frame)
+        _, x = self._bits(frame)
+        if validation_data is None:
+            order = np.random.default_rng(seed).permutation(len(x))
+            held = max(1, int(self.valid_fraction * len(x)))
+            rows, valid = x[order[held:]], x[order[:held]]
+        else:
+            levels, valid = self._bits(validation_data)
+            rows, valid = x, valid[torch.as_tensor((levels != UNKNOWN).all(1))]
+        how = Training(
+            rate=self.rate,
+            batch=min(100, len(rows)),
+            estimator=self.estimator,
+            patience=self.patience,
+            seconds=self.seconds,
+            seed=seed,
+        )
+        found = search(rows, valid, self.variables_.groups, how, say, stopping)
+        self.model_ = found.model
+        self.ledger_ = found.ledger
+        self.steps_ = found.steps
+        return self
+
+    def score_samples(self, X: Any, return_error: bool = False) -> Any:
+        """Log density of each row in nats, (rows,); with `return_error` also its standard error by
+        sampling h. A gap where training rows had none is summed over.
+        """
+        levels, x = self._bits(X)
+        known = levels != UNKNOWN
+        with own_draws(self._seed(), self.model_):
+            likelihood = log_likelihood(self.model_, x, self.samples)
+            log_prob, error = likelihood.log_prob.copy(), likelihood.error.copy()
+            gaps = np.flatnonzero(~known.all(1))
+            for row, filled in zip(gaps, self._filled(x[gaps], known[gaps]), strict=True):
+                log_prob[row] = filled.log_prob
+                error[row] = (1 / filled.effective - 1 / self.samples) ** 0.5
+        log_prob -= self.variables_.log_widths(levels).sum(1)
+        return (log_prob, error) if return_error else log_prob
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean log density of rows."""
+        return float(np.mean(self.score_samples(X)))
+
+    def anomaly(self, X: Any) -> np.ndarray:
+        """How unlikely each row is, in bits: what it would cost to send."""
+        return np.asarray(-self.score_samples(X) / np.log(2))
+
+    def column_bits(self, X: Any) -> pd.DataFrame:
+        """What each column costs given those before it and h, in bits, (rows, columns); what h
+        costs is not among them.
+        """
+        levels, x = self._bits(X)
+        costs = []
+        with own_draws(self._seed(), self.model_), torch.no_grad():
+            for _ in range(_DRAWS if self.model_.stochastic else 1):
+                h = self.model_.encode(x, bernoulli).h
+                logits = self.model_.decoder(0)(x, self.model_.context(0, h))
+                costs.append(-self.model_.groups.log_probs(logits, x))
+        nats = torch.stack(costs).mean(0).numpy() + self.variables_.log_widths(levels)
+        names = [column.name for column in self.variables_.varying]
+        return pd.DataFrame(nats / np.log(2), columns=names)
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> pd.DataFrame:
+        """Rows drawn from the distribution; a number within its bin is drawn uniformly."""
+        check_is_fitted(self)
+        seed = self._seed(random_state)
+        with own_draws(seed, self.model_):
+            bits = self.model_.sample(n_samples).numpy()
+        draw = np.random.default_rng(seed)
+        return self.variables_.frame(self.variables_.levels_of(bits), draw)
+
+    def impute(self, X: Any, return_uncertainty: bool = False) -> Any:
+        """X with its gaps filled by what is likeliest given the rest of the row; with
+        `return_uncertainty` also how probable that was, NaN where there was no gap. What is filled
+        is a gap in X, whether or not training rows had some.
+        """
+        frame = as_frame(X)
+        _, x = self._bits(frame)
+        varying = self.variables_.varying
+        gap = np.stack([frame[column.name].isna().to_numpy() for column in varying], 1)
+        known = ~gap
+        out = frame.copy()
+        chance = pd.DataFrame(np.nan, frame.index, frame.columns)
+        rows = np.flatnonzero(gap.any(1))
+        with own_draws(self._seed(), self.model_):
+            filled = self._filled(x[rows], known[rows])
+        for group, column in enumerate(varying):
+            own = gap[rows, group]
+            if not own.any():
+                continue
+            shares = np.stack(
+                [self._shares(f, group) for f, g in zip(filled, own, strict=True) if g]
+            )
+            best = shares.argmax(1)
+            out[column.name] = _put(out[column.name], rows[own], column.decode(best))
+            chance.loc[rows[own], column.name] = shares[np.arange(len(best)), best]
+        return (out, chance) if return_uncertainty else out
+
+    def _shares(self, filled: Filled, group: int) -> np.ndarray:
+        """Probability of each level that is a value."""
+        column = self.variables_.varying[group]
+        means = filled.means[self.model_.groups.slice(group)].double().clamp(0, 1).numpy()
+        if column.bits == 1:
+            means = np.array([1 - means[0], means[0]])
+        # what is filled is a value, not a gap
+        values = means[: column.known] + 1e-12
+        return np.asarray(values / values.sum())
+
+    def _filled(self, x: Tensor, known: np.ndarray) -> list[Filled]:
+        return fill(self.model_, x, torch.as_tensor(known), self.samples)
+
+    def _bits(self, X: Any) -> tuple[np.ndarray, Tensor]:
+        check_is_fitted(self)
+        frame = as_frame(X, list(self.feature_names_in_))
+        levels = self.variables_.levels(frame)
+        return levels, torch.as_tensor(self.variables_.bits(levels))
+
+    def _seed(self, random_state: Any = None) -> int:
+        state = self.random_state if random_state is None else random_state
+        return int(check_random_state(state).randint(2**31))
+
+
+def _put(cells: pd.Series, rows: np.ndarray, values: pd.Series) -> pd.Series:
+    """With these values in some rows."""
+    out = cells.astype(object)
+    out.iloc[rows] = values.to_numpy()
+    return out.infer_objects()

@@ -1,0 +1,169 @@
+"""The job of `morphogen fit TABLE --task density`: `run(frame, name) -> Density`.
+
+Writes density.safetensors (see `density.files`), metrics.json, samples.csv and report.html.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from morphogen.data.binary_sets import BINARY_SETS, binary_set
+from morphogen.data.tables import read_table, table_ending
+from morphogen.deadline import NEVER, Deadline
+from morphogen.density.darn import Darn
+from morphogen.density.estimator import Density
+from morphogen.density.files import save
+from morphogen.density.search import Step
+from morphogen.density.variables import Variables
+from morphogen.environment import environment
+from morphogen.errors import DataError
+from morphogen.folder import claimed, claimed_free
+from morphogen.record import DensityReport, DensityTrial, to_json, write_atomic
+from morphogen.report.density import density_html, headline
+
+_SHOWN = 8  # rows, samples and hardest rows of the page
+_SAMPLES = 1000  # rows of samples.csv
+_SEARCH = 0.8  # share of the time limit that the search may take
+_TRAININGS = 10  # that a search is made of, about
+_LOOKED_AT = 2000  # test rows
+
+
+def tables(source: str, test: str | None, seed: int) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """(name, training rows, test rows) of a name of BINARY_SETS or a file of a table; without
+    `test`, a fifth of its rows are set aside.
+    """
+    if source in BINARY_SETS:
+        parts = binary_set(source)  # type: ignore[arg-type]
+        names = [f"x{bit}" for bit in range(parts.train.shape[1])]
+        rows = np.concatenate([parts.train, parts.valid])
+        return source, pd.DataFrame(rows, columns=names), pd.DataFrame(parts.test, columns=names)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"there is no file {source!r}: give a table, or one of {', '.join(BINARY_SETS)}"
+        )
+    frame = read_table(path).rename(columns=str)
+    name = path.name.removesuffix(table_ending(path) or "") or "table"
+    if test is not None:
+        return name, frame, read_table(Path(test).expanduser()).rename(columns=str)
+    order = np.random.default_rng(seed).permutation(len(frame))
+    held = len(frame) // 5
+    parts_of = (frame.iloc[order[held:]], frame.iloc[order[:held]])
+    return name, *(part.reset_index(drop=True) for part in parts_of)
+
+
+def run(
+    source: str,
+    *,
+    test: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    until: Deadline = NEVER,
+    quiet: bool = False,
+) -> tuple[Density, DensityReport]:
+    """Learn, score the test rows, write the folder and say so."""
+    name, train, held = tables(source, test, seed)
+    console = Console(highlight=False, quiet=quiet)
+    left = until.left()
+    seconds = None if left == np.inf else _SEARCH * left / _TRAININGS
+    density = Density(random_state=seed, seconds=seconds)
+    late = lambda: until.left() < (1 - _SEARCH) * left  # noqa: E731
+    say = lambda step: console.print(f"  {_line(step)}")  # noqa: E731
+    with claimed(out) if out else claimed_free(Path("runs") / name) as folder:
+        console.print(f"{name}: {len(train):,} rows to learn from, {len(held):,} to test")
+        density.fit(train, say=say, stopping=late)
+        for note in density.variables_.notes:
+            console.print(note)
+        report = describe(density, train, held, name)
+        save(density, folder / "density.safetensors")
+        write_atomic(folder / "metrics.json", to_json(report))
+        rows = density.sample(_SAMPLES, random_state=seed)
+        write_atomic(folder / "samples.csv", rows.to_csv(index=False))
+        write_atomic(folder / "report.html", density_html(report))
+        console.print(f"{headline(report)}.\n{report.found}.")
+        console.print(f"{folder}: density.safetensors, metrics.json, samples.csv, report.html")
+        if quiet:
+            Console().print(str(folder), soft_wrap=True)
+    return density, report
+
+
+def describe(density: Density, train: pd.DataFrame, held: pd.DataFrame, name: str) -> DensityReport:
+    """What the page shows."""
+    looked = (held if len(held) else train).iloc[:_LOOKED_AT].reset_index(drop=True)
+    log_prob, error = density.score_samples(looked, return_error=True)
+    bits = -log_prob / np.log(2)
+    costs = density.column_bits(looked).mean()
+    alone = _alone(density.variables_, train, looked)
+    names = tuple(density.variables_.frame(np.zeros((1, len(costs)), np.int64)).columns)
+    hardest = np.argsort(-bits)[:_SHOWN]
+    return DensityReport(
+        name,
+        (len(train), len(looked)),
+        names,
+        float(bits.mean()),
+        float(bits.std() / len(bits) ** 0.5),
+        float(np.sqrt((error**2).sum()) / len(error) / np.log(2)),
+        float(alone.sum(1).mean() / np.log(2)),
+        tuple(
+            (column, float(cost), float(own))
+            for column, cost, own in zip(costs.index, costs, alone.mean(0) / np.log(2), strict=True)
+        ),
+        tuple(_trial(step) for step in density.steps_),
+        found(density.model_),
+        _texts(looked[list(names)].iloc[:_SHOWN]),
+        _texts(density.sample(_SHOWN)[list(names)]),
+        tuple(
+            (float(bits[row]), texts)
+            for row, texts in zip(hardest, _texts(looked[list(names)].iloc[hardest]), strict=True)
+        ),
+        density.variables_.notes,
+        environment("cpu"),
+    )
+
+
+def _alone(variables: Variables, train: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
+    """-log density of each column by itself, (rows, groups), in nats; one row more a level."""
+    seen = variables.levels(train)
+    levels = variables.levels(rows)
+    costs = []
+    for group, column in enumerate(variables.varying):
+        counts = np.bincount(seen[:, group].clip(0), minlength=column.size) + 1
+        log_share = np.append(np.log(counts / counts.sum()), 0.0)
+        costs.append(-log_share[levels[:, group]])
+    return np.asarray(np.stack(costs, 1) + variables.log_widths(levels))
+
+
+def found(model: Darn) -> str:
+    """The network in words."""
+    shape = model.shape
+    count = sum(parameter.numel() for parameter in model.parameters())
+    visible = {
+        "linear": "logistic regressions on the columns before",
+        "made": "a masked perceptron on the columns before",
+        "independent": "columns that see the stochastic units alone",
+    }[shape.visible]
+    units = ", ".join(str(size) for size in model.units)
+    behind = f"with {units} stochastic units behind them" if units else "without stochastic units"
+    return f"Found: {visible}, {behind}, {count:,} parameters"
+
+
+def _trial(step: Step) -> DensityTrial:
+    loss = step.loss / float(np.log(2))
+    return DensityTrial(step.what, loss, step.bits, step.parameters, step.seconds)
+
+
+def _line(step: Step) -> str:
+    trial = _trial(step)
+    units = f", {trial.units} stochastic units" if trial.units else ""
+    return f"{trial.name}{units}: {trial.loss:.3f} bits a held out row ({trial.seconds:.0f} s)"
+
+
+def _texts(frame: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
+    def text(value: object) -> str:
+        if value is None or value != value:
+            return ""
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return tuple(tuple(text(value) for value in row) for row in frame.itertuples(index=False))

@@ -1,0 +1,198 @@
+"""Find a `Darn` of the right shape for rows: `search(rows, valid, groups)`.
+
+First the visible part alone, by logistic regressions and by a masked perceptron, with and without
+dropout. Then with bits behind logistic regressions, and with bits alone: once the held out rows no
+longer gain, bits that say nothing (KL(q || p) below DEAD) leave; where nearly all say something as
+many new ones come, until that no longer pays. Where no bits pay at all, the network has none. Held
+out rows decide everything.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from morphogen.density.darn import Darn, DarnShape
+from morphogen.density.groups import Groups
+from morphogen.density.learn import Epoch, Training, learn
+from morphogen.density.likelihood import divergence_of_units, log_likelihood
+from morphogen.edit.apply import resize
+from morphogen.edit.edit import Edit, Grow, Shrink
+from morphogen.edit.inits.constant import INITS, normal
+from morphogen.random_state import own_draws
+
+DEAD = 0.01  # nats below which a bit says nothing
+FIRST = 32  # bits to begin with
+ENOUGH = 0.75  # share of the bits that say something, from which more are tried
+MOST = 256
+PAYS = 0.002  # share of the description length that more bits must save
+SAMPLES = 100  # of q for each held out row, where candidates are compared
+LOOKED_AT = 1000  # of those rows
+BEHIND = 1.02  # times the least loss: a network from there on is not grown
+
+VISIBLE = (
+    DarnShape((), 0),
+    DarnShape((), 0, dropout=0.3),
+    DarnShape((), 0, visible="made", visible_hidden=(200,)),
+    DarnShape((), 0, visible="made", visible_hidden=(200,), dropout=0.3),
+)
+HIDDEN = (
+    DarnShape((FIRST,), 200),
+    DarnShape((2 * FIRST,), 200, visible="independent"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network of the search. what: in words. loss: of the held out rows in nats a row."""
+
+    what: str
+    loss: float
+    bits: int
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """model: the best network. loss: of the held out rows in nats a row. ledger: the edits that
+    made it from its first shape. epochs: of its last training. steps: all that were trained.
+    """
+
+    model: Darn
+    loss: float
+    ledger: tuple[Edit, ...] = ()
+    steps: tuple[Step, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+
+
+Say = Callable[[Step], None]
+
+
+@dataclass
+class _Trials:
+    """What every training of a search shares, and all that were made."""
+
+    rows: Tensor
+    valid: Tensor
+    how: Training
+    say: Say
+    stopping: Callable[[], bool]
+    steps: list[Step] = field(default_factory=list)
+
+    def grow(self, model: Darn) -> Found:
+        """The best of the networks with bits that this one leads to."""
+        now = self.train(model)
+        most = 0  # bits that were not enough
+        least = min(step.loss for step in self.steps)
+        while now.loss < BEHIND * least and not self.stopping():
+            edits = _edits(now.model, self.valid, most)
+            if not edits:
+                break
+            most = max(most, sum(now.model.units))
+            other = copy.deepcopy(now.model)
+            change(other, edits, self.rows, self.how.seed)
+            after = self.train(other)
+            larger = sum(other.units) > sum(now.model.units)
+            # fewer bits may cost next to nothing, more must bring something
+            if after.loss > now.loss * (1 - PAYS if larger else 1 + PAYS):
+                break
+            now = replace(after, ledger=(*now.ledger, *edits))
+        return now
+
+    def train(self, model: Darn, how: Training | None = None) -> Found:
+        """Train a copy, and say what held out rows cost. how: None for the first rate alone."""
+        model = copy.deepcopy(model)
+        how = how or replace(self.how, falls=0)
+        past: list[Epoch] = []
+        least = min((step.loss for step in self.steps), default=math.inf)
+        stopping = lambda: self.stopping() or _hopeless(past, least)  # noqa: E731
+        learn(model, self.rows, self.valid, how, past.append, stopping)
+        loss = -log_likelihood(model, self.valid[:LOOKED_AT], SAMPLES).mean
+        count = sum(parameter.numel() for parameter in model.parameters())
+        shape = model.shape
+        what = shape.visible + (f", dropout {shape.dropout:g}" if shape.dropout else "")
+        step = Step(what, loss, sum(model.units), count, past[-1].seconds)
+        self.steps.append(step)
+        self.say(step)
+        return Found(model, loss, epochs=tuple(past))
+
+
+def _hopeless(past: Sequence[Epoch], least: float) -> bool:
+    """Whether a network that is far behind hardly gains any more: with the gain of its last ten
+    epochs it would need a hundred more.
+    """
+    if len(past) < 20:
+        return False
+    now = min(epoch.valid for epoch in past)
+    before = min(epoch.valid for epoch in past[:-10])
+    return now - 10 * (before - now) > least * BEHIND
+
+
+def search(
+    rows: Tensor,
+    valid: Tensor,
+    groups: Groups,
+    how: Training | None = None,
+    say: Say = lambda step: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Found:
+    """rows, valid: (n, groups.bits), of zeros and ones. how: of every training; its seconds are for
+    each. stopping: asked after each epoch; then the best network so far is returned.
+    """
+    trials = _Trials(rows, valid, how or Training(), say, stopping)
+    best: Found | None = None
+    for shape in (*VISIBLE, *HIDDEN):
+        if best is not None and stopping():
+            break
+        if shape.units and best is not None and shape.visible != "independent":
+            shape = replace(shape, dropout=best.model.shape.dropout)
+        model = first(groups, shape, rows, trials.how.seed)
+        best = _better(best, trials.grow(model) if shape.units else trials.train(model))
+    assert best is not None
+    # all so far at the first rate; the best one while it falls
+    last = trials.train(best.model, trials.how)
+    if last.loss < best.loss:
+        best = replace(last, ledger=best.ledger)
+    return replace(best, steps=tuple(trials.steps))
+
+
+def first(groups: Groups, shape: DarnShape, rows: Tensor, seed: int) -> Darn:
+    """New weights, which depend on the seed alone."""
+    with own_draws(seed, "cpu"):
+        return Darn(groups, shape, rows.mean(0))
+
+
+def _edits(model: Darn, valid: Tensor, most: int) -> tuple[Edit, ...]:
+    """Bits that say nothing leave; where nearly all say something as many come, unless no more are
+    left than there were before: `most`, from which some came already.
+    """
+    (costs,) = divergence_of_units(model, valid)
+    dead = np.flatnonzero(costs < DEAD)
+    alive = len(costs) - len(dead)
+    if alive == 0:
+        return ()
+    shrink = (Shrink(width_of(0), dead.tolist()),) if len(dead) else ()
+    more = alive >= max(ENOUGH * len(costs), most) and 2 * alive <= MOST
+    return (*shrink, Grow(width_of(0), alive)) if more else shrink
+
+
+def width_of(level: int) -> str:
+    """What the bits of a stochastic layer are called in edits."""
+    return f"encoders.{level}.from_context"
+
+
+def change(model: Darn, edits: tuple[Edit, ...], rows: Tensor, seed: int) -> None:
+    """Resize in place. New bits are nearly even and say next to nothing, in both p and q."""
+    inits = {**INITS, "out": normal(0.05)}
+    draw = torch.Generator().manual_seed(seed)
+    for edit in edits:
+        resize(model, [edit], example=rows[:8], inits=inits, generator=draw)
+
+
+def _better(one: Found | None, other: Found) -> Found:
+    return other if one is None or other.loss < one.loss else one

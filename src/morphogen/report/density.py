@@ -1,0 +1,123 @@
+"""The page of a density: what a row costs, column by column, and rows beside samples."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+
+from morphogen.record import DensityReport
+
+_SHOWN = 12  # columns of a table of rows
+_BARS = 40  # columns whose bits have a bar
+
+
+def headline(report: DensityReport) -> str:
+    """One sentence."""
+    saved = 1 - report.length / report.independent if report.independent else 0.0
+    return (
+        f"A row costs {report.length:.2f} bits, {100 * saved:.0f} % less than columns that know "
+        f"nothing of each other ({report.independent:.2f})"
+    )
+
+
+def density_html(report: DensityReport) -> str:
+    """One page that needs nothing else."""
+    css = files("morphogen.report").joinpath("page.css").read_text(encoding="utf-8")
+    train, test = report.rows
+    origin = (
+        f"{report.found}. Learned from {train:,} rows; lengths are of {test:,} others, "
+        f"± {report.error:.2f} bits by the choice of rows, ± {report.sampling:.3f} by sampling."
+    )
+    sections = [
+        _section(
+            "What each column costs",
+            _bars(report),
+            "bits given those before it, of what it costs alone",
+        ),
+        _section("Rows beside samples", _beside(report), "drawn from the network"),
+        _section("The hardest rows", _hardest(report), "bits of each"),
+        _section("The search", _trials(report), "bits a held out row, of a number its bin alone"),
+        _notes(report.notes),
+    ]
+    facts = ", ".join(f"{key} {value}" for key, value in report.environment.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(report.name)}: density</title><style>{css}{_STYLE}</style></head><body>
+<header><p class="eyebrow">{escape(report.name)}</p><h1>{escape(headline(report))}</h1>
+<p class="origin">{escape(origin)}</p></header>
+{"".join(sections)}
+<footer><p class="origin">{escape(facts)}</p></footer></body></html>
+"""
+
+
+_STYLE = """
+.scroll { overflow-x: auto; }
+.scroll table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+.scroll th, .scroll td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+.scroll th { color: var(--soft); font-weight: 500; }
+.scroll th:first-child, .scroll td:first-child { text-align: left; }
+.bars { display: grid; grid-template-columns: minmax(6em, 14em) 1fr 9em; gap: .35rem .8rem;
+  align-items: center; font-size: .9rem; }
+.bars span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bars i { display: block; height: .8rem; border-radius: 4px; background: var(--shade);
+  position: relative; overflow: hidden; }
+.bars b { position: absolute; inset: 0 auto 0 0; background: var(--conv); border-radius: 4px; }
+.bars em { font-style: normal; color: var(--soft); text-align: right; }
+"""
+
+
+def _section(title: str, body: str, small: str = "") -> str:
+    return f"<section><h2>{escape(title)}<small>{escape(small)}</small></h2>{body}</section>"
+
+
+def _bars(report: DensityReport) -> str:
+    """The whole length is what a column would cost alone, the coloured part what it costs."""
+    dearest = sorted(report.columns, key=lambda column: -column[2])[:_BARS]
+    most = max((max(alone, cost) for _, cost, alone in dearest), default=0) or 1
+    rows = []
+    for name, cost, alone in dearest:
+        whole = 100 * max(alone, cost) / most
+        part = 100 * cost / max(alone, cost, 1e-12)
+        rows.append(
+            f'<span title="{escape(name)}">{escape(name)}</span>'
+            f'<i style="width:{whole:.1f}%"><b style="width:{part:.1f}%"></b></i>'
+            f"<em>{cost:.2f} of {alone:.2f}</em>"
+        )
+    rest = len(report.columns) - len(dearest)
+    more = f'<p class="origin">and {rest} more columns</p>' if rest else ""
+    return f'<div class="bars">{"".join(rows)}</div>{more}'
+
+
+def _beside(report: DensityReport) -> str:
+    real = [("row", *row[:_SHOWN]) for row in report.real]
+    drawn = [("sample", *row[:_SHOWN]) for row in report.samples]
+    return _table(("", *report.names[:_SHOWN]), [*real, *drawn])
+
+
+def _hardest(report: DensityReport) -> str:
+    rows = [(f"{bits:.1f}", *row[:_SHOWN]) for bits, row in report.hardest]
+    return _table(("bits", *report.names[:_SHOWN]), rows)
+
+
+def _trials(report: DensityReport) -> str:
+    rows = [
+        (t.name, f"{t.loss:.3f}", str(t.units), f"{t.parameters:,}", f"{t.seconds:.1f} s")
+        for t in report.trials
+    ]
+    return _table(("network", "bits a row", "stochastic units", "parameters", "time"), rows)
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return _section("Notes", f"<ul>{items}</ul>")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{names}</tr>{body}</table></div>'

@@ -1,0 +1,314 @@
+"""`Density` on tables: levels and bins go there and back, densities add up, gaps are filled, bad
+input is refused; and the search resizes by the engine.
+"""
+
+import copy
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+
+from morphogen import DataError, Grow, RunError, Shrink, resize, trace, widths
+from morphogen.cli.app import app
+from morphogen.density.conditional import fill
+from morphogen.density.darn import Darn, DarnShape
+from morphogen.density.estimator import Density
+from morphogen.density.files import load, save
+from morphogen.density.gradient_estimators import step_of
+from morphogen.density.groups import Groups
+from morphogen.density.learn import Training, optimizer_for
+from morphogen.density.likelihood import exact
+from morphogen.density.search import change, search, width_of
+from morphogen.density.variables import UNKNOWN, as_frame, fit_variables
+from test_density import MIXED, all_rows, chain, scrambled
+
+
+def table(rows: int = 400, seed: int = 0) -> pd.DataFrame:
+    draw = np.random.default_rng(seed)
+    a = draw.normal(size=rows)
+    town = draw.choice(["Aachen", "Bonn", "Celle"], rows, p=[0.5, 0.3, 0.2])
+    return pd.DataFrame(
+        {
+            "a": a,
+            "town": town,
+            "b": 2 * a + 3 * (town == "Aachen") + 0.3 * draw.normal(size=rows),
+            "kids": np.where(draw.random(rows) < 0.1, np.nan, draw.integers(0, 4, rows)),
+            "flag": (a > 0).astype(int),
+            "year": 2020,
+            "big": draw.integers(0, 10_000, rows),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Density:
+    return Density(rate=2e-3, patience=5, samples=50).fit(table())
+
+
+# ---- variables
+
+
+def test_levels_go_there_and_back() -> None:
+    frame = table()
+    variables = fit_variables(frame)
+    levels = variables.levels(frame)
+    assert (levels != UNKNOWN).all()
+    assert (variables.levels_of(variables.bits(levels)) == levels).all()
+    again = variables.frame(levels, np.random.default_rng(0))
+    assert list(again.columns) == list(frame.columns)
+    for name in ("town", "kids", "flag", "year"):
+        pd.testing.assert_series_equal(
+            again[name].astype(object), frame[name].astype(object), check_dtype=False
+        )
+    # of a bin it is another value of the same bin, and whole where all were
+    assert (variables.levels(again) == levels).all()
+    assert (again["big"] == again["big"].round()).all()
+
+
+def test_a_bin_is_as_dense_as_it_is_narrow() -> None:
+    """The density of a number integrates to one."""
+    frame = pd.DataFrame({"x": np.random.default_rng(0).exponential(size=2000)})
+    (column,) = fit_variables(frame).varying
+    share = np.bincount(column.encode(frame["x"]), minlength=column.size) / len(frame)
+    density = np.exp(np.log(share) - column.log_widths)
+    widths_ = np.diff(column.edges)
+    assert float((density * widths_).sum()) == pytest.approx(1)
+
+
+def test_binary_columns_are_bits() -> None:
+    x = chain(50).numpy()
+    variables = fit_variables(as_frame(x))
+    assert variables.groups.sizes == (1,) * 8
+    assert (variables.bits(variables.levels(as_frame(x))) == x).all()
+
+
+# ---- the estimator
+
+
+def test_it_says_how_likely_rows_are(fitted: Density) -> None:
+    rows = table(200, seed=1)
+    usual = fitted.score_samples(rows)
+    shuffled = rows.assign(b=np.random.default_rng(2).permutation(rows["b"]))
+    assert usual.mean() > fitted.score_samples(shuffled).mean() + 1
+    assert fitted.score(rows) == pytest.approx(usual.mean(), abs=0.05)
+    assert np.allclose(fitted.anomaly(rows), -usual / np.log(2), atol=0.5)
+    log_prob, error = fitted.score_samples(rows, return_error=True)
+    assert log_prob.shape == error.shape == (200,)
+    assert np.isfinite(log_prob).all()
+    # what the columns cost is the whole, without what the widths of bins take off
+    assert list(fitted.column_bits(rows).columns) == ["a", "town", "b", "kids", "flag", "big"]
+
+
+def test_samples_look_like_rows(fitted: Density) -> None:
+    rows = fitted.sample(500, random_state=1)
+    assert list(rows.columns) == list(table().columns)
+    assert (rows["year"] == 2020).all()
+    assert set(rows["town"]) <= {"Aachen", "Bonn", "Celle", "(other)"}
+    assert ((rows["a"] > 0) == rows["flag"]).mean() > 0.9
+    pd.testing.assert_frame_equal(rows, fitted.sample(500, random_state=1))
+
+
+def test_gaps_are_filled_by_what_the_row_says(fitted: Density) -> None:
+    rows = table(100, seed=3)
+    gaps = rows.copy()
+    gaps.loc[::2, "flag"] = np.nan
+    gaps.loc[1, "b"] = np.nan
+    filled, chance = fitted.impute(gaps, return_uncertainty=True)
+    assert filled.notna().all().all()
+    assert (filled.loc[::2, "flag"] == rows.loc[::2, "flag"]).mean() > 0.9
+    assert chance.loc[::2, "flag"].between(0.3, 1).all()
+    assert chance["town"].isna().all()
+    known = rows["kids"].notna()
+    assert (filled.loc[known, "kids"] == rows.loc[known, "kids"]).all()
+
+
+def test_a_gap_that_training_had_not_is_summed_over(fitted: Density) -> None:
+    rows = table(20, seed=4)
+    some = rows.assign(flag=np.nan)
+    log_prob, error = fitted.score_samples(some, return_error=True)
+    # the sum is at least one of its terms
+    assert (log_prob + 4 * error >= fitted.score_samples(rows) - 0.5).all()
+
+
+def test_a_category_that_is_new_is_unlikely_and_no_error(fitted: Density) -> None:
+    rows = table(5, seed=5)
+    new = rows.assign(town="Ulm")
+    assert (fitted.score_samples(new) < fitted.score_samples(rows)).all()
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (pd.DataFrame({"a": [1.0]}), "1 rows"),
+        (pd.DataFrame({"a": [1.0] * 20}), "one value only"),
+        (pd.DataFrame({"a": [np.nan] * 20}), "no feature column"),
+        (pd.DataFrame([[0, 1]] * 20, columns=["a", "a"]), "more than once"),
+        (pd.DataFrame({"a": [np.inf, *range(40)]}), "infinite"),
+        (np.zeros(20), r"\(20,\)"),
+    ],
+)
+def test_bad_tables_are_refused(frame, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Density().fit(frame)
+
+
+def test_bad_rows_are_refused(fitted: Density) -> None:
+    rows = table(5)
+    with pytest.raises(DataError, match="lacks the columns"):
+        fitted.score_samples(rows.drop(columns="town"))
+    with pytest.raises(DataError, match=r"'flag' has the value 2"):
+        fitted.score_samples(rows.assign(flag=2))
+
+
+def test_it_is_an_estimator(fitted: Density) -> None:
+    again = clone(fitted)
+    assert again.get_params() == fitted.get_params()
+    assert not hasattr(again, "model_")
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    torch.manual_seed(1)
+    rows = chain(60).numpy()
+    models = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        models.append(Density(rate=2e-3, patience=2, samples=20).fit(rows).model_)
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+# ---- gaps, exactly
+
+
+def test_gaps_follow_the_distribution() -> None:
+    torch.manual_seed(1)
+    shape = DarnShape((3, 2), 4, "made", visible_hidden=(6,), skips=True)
+    model = scrambled(Darn(MIXED, shape))
+    rows = all_rows(MIXED)
+    log_prob = torch.as_tensor(exact(model, rows).log_prob)
+    row = rows[7:8]
+    fits = (rows[:, 0] == row[0, 0]) & (rows[:, 4] == row[0, 4])
+    share = log_prob[fits].softmax(0)
+    known = torch.tensor([[True, False, True, False, False]])
+    (filled,) = fill(model, row, known, 20_000)
+    assert torch.allclose(filled.means, share @ rows[fits], atol=0.05)
+    assert filled.log_prob == pytest.approx(float(log_prob[fits].logsumexp(0)), abs=0.05)
+
+
+# ---- the resize engine
+
+
+@pytest.mark.parametrize("groups", [MIXED, Groups.of_bits(6)], ids=["mixed", "bits"])
+def test_bits_leave_and_come_by_the_resize_engine(groups: Groups) -> None:
+    torch.manual_seed(0)
+    model = scrambled(Darn(groups, DarnShape((3, 4), 5, skips=True)))
+    x = model.sample(8)
+    before = copy.deepcopy(model)
+    optimizer = optimizer_for(model, Training())
+    step_of("half", model)(model, x).backward()
+    optimizer.step()
+    resize(model, [Shrink(width_of(0), (1,))], example=x, optimizers=[optimizer])
+    assert model.units == (2, 4)
+    live = {id(p) for p in model.parameters()}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == live
+    kept = [0, 2]
+    weight = before.decoder(1).head.weight
+    assert model.decoder(1).head.weight.shape == weight[kept][:, kept].shape
+    step_of("half", model)(model, x).backward()
+    optimizer.step()
+    # probabilities still add up to one
+    if groups is MIXED:
+        assert float(np.exp(exact(model, all_rows(groups)).log_prob).sum()) == pytest.approx(1)
+
+
+def test_new_bits_say_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    model = scrambled(Darn(MIXED, DarnShape((3,), 5)))
+    x = all_rows(MIXED)
+    before = exact(model, x).log_prob
+    change(model, (Grow(width_of(0), 2),), x, seed=0)
+    assert model.units == (5,)
+    assert exact(model, x).log_prob == pytest.approx(before, abs=0.05)
+
+
+def test_every_width_of_it_is_known() -> None:
+    model = Darn(Groups.of_bits(6), DarnShape((3, 4), 5, skips=True)).eval()
+    known = widths(trace(model, torch.zeros(4, 6)))
+    free = {name for name, width in known.items() if width.fixed is None}
+    assert {width_of(0), width_of(1)} <= free
+    assert sum(width.size for name, width in known.items() if name in free) == 3 + 4 + 4 * 5
+
+
+def test_a_search_finds_bits_where_rows_have_a_cause() -> None:
+    """Two kinds of rows, each of independent bits: one bit says which."""
+    torch.manual_seed(0)
+    kind = (torch.rand(1200, 1) < 0.5).float()
+    rows = (torch.rand(1200, 12) < 0.1 + 0.8 * kind).float()
+    how = Training(rate=2e-3, patience=4, falls=1)
+    found = search(rows[:1000], rows[1000:], Groups.of_bits(12), how)
+    assert found.loss == min(step.loss for step in found.steps)
+    ones = rows[1000:].sum(1)
+    of_kind = [ones * np.log(p) + (12 - ones) * np.log(1 - p) for p in (0.1, 0.9)]
+    truth = -float((torch.logaddexp(*of_kind) - np.log(2)).mean())
+    assert found.loss < truth + 0.15
+    assert any(step.bits for step in found.steps)
+
+
+# ---- the command
+
+
+def test_the_command_writes_a_density_that_can_be_loaded(tmp_path, capsys) -> None:
+    rows = table(300)
+    rows.to_csv(tmp_path / "shop.csv", index=False)
+    command = ["fit", str(tmp_path / "shop.csv"), "--task", "density", "--time-limit", "8"]
+    with pytest.raises(SystemExit) as end:
+        app([*command, "--out", str(tmp_path / "run"), "-q"])
+    assert end.value.code in (0, None)
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run")
+    density = load(tmp_path / "run" / "density.safetensors")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert np.isfinite(density.score(rows))
+    assert metrics["length"] < metrics["independent"]
+    assert {name for name, *_ in metrics["columns"]} <= set(rows.columns)
+    assert len(pd.read_csv(tmp_path / "run" / "samples.csv")) == 1000
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "A row costs" in page
+    assert "town" in page
+
+
+def test_a_saved_density_is_the_same(fitted: Density, tmp_path) -> None:
+    save(fitted, tmp_path / "d.safetensors")
+    again = load(tmp_path / "d.safetensors")
+    assert again.get_params() == fitted.get_params()
+    assert again.variables_ == fitted.variables_
+    rows = table(30, seed=7)
+    assert np.array_equal(again.score_samples(rows), fitted.score_samples(rows))
+
+
+def test_a_grown_density_is_loaded_by_its_ledger(tmp_path) -> None:
+    density = Density()
+    x = chain(40).numpy()
+    density.variables_ = fit_variables(as_frame(x))
+    density.feature_names_in_ = np.asarray([f"x{k}" for k in range(8)], dtype=object)
+    density.steps_ = ()
+    density.ledger_ = (Shrink(width_of(0), (1,)), Grow(width_of(0), 3))
+    model = Darn(density.variables_.groups, DarnShape((3,), 5))
+    change(model, density.ledger_, torch.as_tensor(x), seed=3)
+    density.model_ = model.eval()
+    save(density, tmp_path / "d.safetensors")
+    again = load(tmp_path / "d.safetensors")
+    assert again.model_.units == (5,)
+    assert np.array_equal(again.score_samples(x), density.score_samples(x))
+
+
+@pytest.mark.parametrize("options", [["--target", "a"], ["--budget", "100"], ["--no-control"]])
+def test_options_that_a_density_does_not_know_are_refused(options, tmp_path, capsys) -> None:
+    table(50).to_csv(tmp_path / "shop.csv", index=False)
+    with pytest.raises(RunError, match=options[0]):
+        app(
+            ["fit", str(tmp_path / "shop.csv"), "--task", "density", *options],
+            standalone_mode=False,
+        )
