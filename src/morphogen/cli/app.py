@@ -14,7 +14,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
-from morphogen.cli import compress, diff, fit, predict, regions, reproduce, shallow, verify
+from morphogen.cli import (
+    compress,
+    diff,
+    fit,
+    pack,
+    predict,
+    regions,
+    reproduce,
+    shallow,
+    unpack,
+    verify,
+)
 from morphogen.errors import MorphogenError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -34,6 +45,8 @@ VERBS = (
     shallow.shallow,
     regions.regions,
     diff.diff,
+    pack.pack,
+    unpack.unpack,
 )
 
 

@@ -61,7 +61,9 @@ class Groups:
     @cached_property
     def group_of_bit(self) -> Tensor:
         """(bits,), the group that each belongs to."""
-        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.sizes))
+        return torch.repeat_interleave(
+            torch.arange(len(self)), torch.tensor(self.sizes, dtype=torch.long)
+        )
 
     @cached_property
     def _by_size(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
