@@ -31,10 +31,13 @@ _VECTOR_DIGITS = range(1, 7)
 
 @dataclass(frozen=True)
 class Candidate:
-    """share: of the seconds that all have together."""
+    """share: of the seconds that all have together. least: bits that the best one must still need,
+    below which its own weights could not pay.
+    """
 
     plan: Plan
     share: float
+    least: float = 0.0
 
 
 CANDIDATES = (
@@ -42,6 +45,7 @@ CANDIDATES = (
     Candidate(Plan(above=True), 0.25),
     Candidate(Plan(head="made", hidden=16), 0.2),
     Candidate(Plan(units=6), 0.15),
+    Candidate(Plan(head="made", hidden=128), 1.0, least=1.5e6),
 )
 """Each starts from the first, which starts from independent variables."""
 
@@ -69,6 +73,8 @@ def choose(x: Tensor, groups: Groups, seconds: float, seed: int = 0) -> Chosen:
     tried = {name_of(simple): best.bits}
     start = plain
     for candidate in CANDIDATES if groups.bits <= MOST_BITS and len(groups) > 1 else ():
+        if best.bits < candidate.least:
+            continue
         how = Fit(steps=_steps(len(x)), seconds=max(seconds * candidate.share, 1e-3), seed=seed)
         model = fit(widened(start, candidate.plan, seed), x, how)
         if candidate.plan == Plan():
@@ -118,7 +124,7 @@ def compact(plan: Plan, model: Model, x: Tensor) -> Chosen:
 
 
 def _steps(rows: int) -> int:
-    return int(np.clip(rows / 8, 1200, 2500))
+    return int(np.clip(rows / 8, 1200, 6000))
 
 
 def name_of(plan: Plan) -> str:
