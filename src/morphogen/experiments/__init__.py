@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, str] = {
     "dagnn-bigger": "morphogen.experiments.dagnn.bigger",
     "dagnn-hops": "morphogen.experiments.dagnn.hops",
     "dagnn-mnist": "morphogen.experiments.dagnn.mnist",
+    "darn-uci": "morphogen.experiments.darn.uci",
     "deep-to-shallow": "morphogen.experiments.shallow.deep_to_shallow",
     "den-mnist": "morphogen.experiments.den.mnist",
     "depth-spirals": "morphogen.experiments.going_deeper.spirals",
