@@ -21,8 +21,10 @@ from morphogen.density.gradient_estimators import step_of
 from morphogen.density.groups import Groups
 from morphogen.density.learn import Training, optimizer_for
 from morphogen.density.likelihood import exact
+from morphogen.density.run import describe
 from morphogen.density.search import change, search, width_of
 from morphogen.density.variables import UNKNOWN, as_frame, fit_variables
+from morphogen.report.density import density_html
 from test_density import MIXED, all_rows, chain, scrambled
 
 
@@ -172,11 +174,15 @@ def test_it_is_an_estimator(fitted: Density) -> None:
 def test_the_same_seed_finds_the_same() -> None:
     torch.manual_seed(1)
     rows = chain(60).numpy()
-    models = []
+    found = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        models.append(Density(rate=2e-3, patience=2, samples=20).fit(rows).model_)
-    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        before = torch.get_rng_state()
+        found.append(Density(rate=2e-3, patience=2, samples=20).fit(rows))
+        assert torch.equal(torch.get_rng_state(), before)
+    losses = [[(step.what, step.loss) for step in density.steps_] for density in found]
+    assert losses[0] == losses[1]
+    for ours, theirs in zip(*(density.model_.parameters() for density in found), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -312,3 +318,64 @@ def test_options_that_a_density_does_not_know_are_refused(options, tmp_path, cap
             ["fit", str(tmp_path / "shop.csv"), "--task", "density", *options],
             standalone_mode=False,
         )
+
+
+# ---- what rows may be
+
+
+def test_a_number_that_training_had_not_is_unlikely(fitted: Density) -> None:
+    rows = table(3, seed=8)
+    usual = fitted.score_samples(rows)
+    far = fitted.score_samples(rows.assign(a=1e6))
+    farther = fitted.score_samples(rows.assign(a=1e9))
+    assert (farther < far).all()
+    assert (far < usual - 5).all()
+    assert (
+        fitted.score_samples(rows.assign(kids=9)) < fitted.score_samples(rows.assign(kids=1))
+    ).all()
+    with pytest.raises(DataError, match="infinite"):
+        fitted.score_samples(rows.assign(a=np.inf))
+
+
+def test_values_that_hardly_repeat_are_no_levels() -> None:
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=30)})
+    (column,) = fit_variables(frame).varying
+    assert column.edges
+    column.encode(pd.Series([0.123, -7.0]))
+
+
+def test_a_level_is_found_in_another_precision() -> None:
+    frame = pd.DataFrame({"x": np.tile([0.1, 0.2, 0.3], 20)})
+    (column,) = fit_variables(frame).varying
+    assert column.encode(frame["x"].astype(np.float32)).tolist() == [0, 1, 2] * 20
+
+
+def test_an_index_and_names_stay(fitted: Density) -> None:
+    rows = table(4, seed=9).set_index(pd.Index([100, 101, 102, 103]))
+    gaps = rows.assign(flag=np.nan, year=np.nan)
+    filled, chance = fitted.impute(gaps, return_uncertainty=True)
+    assert filled.index.equals(rows.index)
+    assert chance.index.equals(rows.index)
+    assert filled.notna().all().all() or rows["kids"].isna().any()
+    assert (filled["year"] == 2020).all()
+    bits = fitted.column_bits(gaps)
+    assert bits.index.equals(rows.index)
+    assert bits["flag"].isna().all()
+
+
+def test_small_units_have_a_page_of_finite_bars(fitted: Density) -> None:
+    rows = table(200).assign(a=lambda frame: frame["a"] * 1e-6)
+    density = Density(rate=2e-3, patience=2, samples=20, seconds=1).fit(rows)
+    report = describe(density, rows, rows.head(50), "shop [/x]")
+    assert all(0 <= cost <= 20 for _, cost, _ in report.columns)
+    assert all(0 <= alone <= 20 for _, _, alone in report.columns)
+    assert report.length < report.independent
+    assert "shop [/x]" in density_html(report)
+
+
+@pytest.mark.parametrize(
+    "options", [{"valid_fraction": 1.0}, {"valid_fraction": 0}, {"samples": 0}]
+)
+def test_settings_that_cannot_be_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(DataError, match=next(iter(options))):
+        Density(**options).fit(table(50))

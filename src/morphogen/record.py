@@ -331,8 +331,8 @@ class DensityTrial:
 class DensityReport:
     """Everything a report shows of one density. All lengths in bits a row, of test rows: length
     (error: its standard error over rows; sampling: by drawing h), independent (of columns that know
-    nothing of each other), columns (what each costs, and would cost alone). samples, hardest: rows
-    as text under `names`; of the hardest with their bits.
+    nothing of each other). columns: what each costs and would cost alone, of a number its bin.
+    samples, hardest: rows as text under `names`; of the hardest with their bits.
     """
 
     name: str

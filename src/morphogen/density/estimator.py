@@ -73,20 +73,20 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         DataError: too few rows, or a table none of whose columns varies.
         """
         frame = as_frame(X)
-        if len(frame) < FEWEST:
-            raise DataError(f"X has {len(frame)} rows: a distribution needs at least {FEWEST}")
-        self.n_features_in_ = frame.shape[1]
-        self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+        self._check(frame)
         seed = int(check_random_state(self.random_state).randint(2**31))
-        self.variables_ = fit_variables(frame)
-        _, x = self._bits(frame)
+        variables = fit_variables(frame)
+        x = torch.as_tensor(variables.bits(variables.levels(frame)))
         if validation_data is None:
             order = np.random.default_rng(seed).permutation(len(x))
             held = max(1, int(self.valid_fraction * len(x)))
             rows, valid = x[order[held:]], x[order[:held]]
         else:
-            levels, valid = self._bits(validation_data)
-            rows, valid = x, valid[torch.as_tensor((levels != UNKNOWN).all(1))]
+            levels = variables.levels(as_frame(validation_data, list(frame.columns)))
+            levels = levels[(levels != UNKNOWN).all(1)]
+            rows, valid = x, torch.as_tensor(variables.bits(levels))
+        if not len(valid):
+            raise DataError("validation_data has no row without gaps that training rows lack")
         how = Training(
             rate=self.rate,
             batch=min(100, len(rows)),
@@ -95,17 +95,31 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
             seconds=self.seconds,
             seed=seed,
         )
-        found = search(rows, valid, self.variables_.groups, how, say, stopping)
+        found = search(rows, valid, variables.groups, how, say, stopping)
+        self.n_features_in_ = frame.shape[1]
+        self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+        self.variables_ = variables
         self.model_ = found.model
         self.ledger_ = found.ledger
         self.steps_ = found.steps
         return self
 
+    def _check(self, frame: pd.DataFrame) -> None:
+        if len(frame) < FEWEST:
+            raise DataError(f"X has {len(frame)} rows: a distribution needs at least {FEWEST}")
+        if not 0 < self.valid_fraction < 1:
+            raise DataError(f"valid_fraction={self.valid_fraction}: give a share between 0 and 1")
+        if self.samples < 2:
+            raise DataError(f"samples={self.samples}: give at least 2")
+
     def score_samples(self, X: Any, return_error: bool = False) -> Any:
         """Log density of each row in nats, (rows,); with `return_error` also its standard error by
-        sampling h. A gap where training rows had none is summed over.
+        sampling h. A gap where training rows had none is summed over, and so is a cell that cannot
+        be read as a number. Numbers outside of the training rows' range are the less likely the
+        farther they are (there the density does not integrate to 1).
         """
-        levels, x = self._bits(X)
+        frame = self._frame(X)
+        levels, x = self._bits(frame)
         known = levels != UNKNOWN
         with own_draws(self._seed(), self.model_):
             likelihood = log_likelihood(self.model_, x, self.samples)
@@ -113,8 +127,8 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
             gaps = np.flatnonzero(~known.all(1))
             for row, filled in zip(gaps, self._filled(x[gaps], known[gaps]), strict=True):
                 log_prob[row] = filled.log_prob
-                error[row] = (1 / filled.effective - 1 / self.samples) ** 0.5
-        log_prob -= self.variables_.log_widths(levels).sum(1)
+                error[row] = max(0.0, 1 / filled.effective - 1 / self.samples) ** 0.5
+        log_prob -= self.variables_.log_widths(levels).sum(1) + self.variables_.excess(frame)
         return (log_prob, error) if return_error else log_prob
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -127,9 +141,10 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def column_bits(self, X: Any) -> pd.DataFrame:
         """What each column costs given those before it and h, in bits, (rows, columns); what h
-        costs is not among them.
+        costs is not among them. A gap that training rows did not have costs NaN.
         """
-        levels, x = self._bits(X)
+        frame = self._frame(X)
+        levels, x = self._bits(frame)
         costs = []
         with own_draws(self._seed(), self.model_), torch.no_grad():
             for _ in range(_DRAWS if self.model_.stochastic else 1):
@@ -137,8 +152,9 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 logits = self.model_.decoder(0)(x, self.model_.context(0, h))
                 costs.append(-self.model_.groups.log_probs(logits, x))
         nats = torch.stack(costs).mean(0).numpy() + self.variables_.log_widths(levels)
+        nats[levels == UNKNOWN] = np.nan
         names = [column.name for column in self.variables_.varying]
-        return pd.DataFrame(nats / np.log(2), columns=names)
+        return pd.DataFrame(nats / np.log(2), _index(X), names)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> pd.DataFrame:
         """Rows drawn from the distribution; a number within its bin is drawn uniformly."""
@@ -154,10 +170,11 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         `return_uncertainty` also how probable that was, NaN where there was no gap. What is filled
         is a gap in X, whether or not training rows had some.
         """
-        frame = as_frame(X)
-        _, x = self._bits(frame)
+        frame = self._frame(X)
+        levels, x = self._bits(frame)
         varying = self.variables_.varying
-        gap = np.stack([frame[column.name].isna().to_numpy() for column in varying], 1)
+        missing = [np.isin(levels[:, k], (UNKNOWN, c.known)) for k, c in enumerate(varying)]
+        gap = np.stack(missing, 1)
         known = ~gap
         out = frame.copy()
         chance = pd.DataFrame(np.nan, frame.index, frame.columns)
@@ -174,6 +191,13 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
             best = shares.argmax(1)
             out[column.name] = _put(out[column.name], rows[own], column.decode(best))
             chance.loc[rows[own], column.name] = shares[np.arange(len(best)), best]
+        for constant in (column for column in self.variables_.columns if not column.bits):
+            out[constant.name] = out[constant.name].where(
+                out[constant.name].notna(), constant.levels[0]
+            )
+        for part in (out, chance):
+            part.index = _index(X, part.index)
+            part.columns = X.columns if isinstance(X, pd.DataFrame) else part.columns
         return (out, chance) if return_uncertainty else out
 
     def _shares(self, filled: Filled, group: int) -> np.ndarray:
@@ -182,16 +206,18 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         means = filled.means[self.model_.groups.slice(group)].double().clamp(0, 1).numpy()
         if column.bits == 1:
             means = np.array([1 - means[0], means[0]])
-        # what is filled is a value, not a gap
-        values = means[: column.known] + 1e-12
+        # what is filled is a value of the table, no gap and nothing unheard of
+        values = means[: column.known - column.other] + 1e-12
         return np.asarray(values / values.sum())
 
     def _filled(self, x: Tensor, known: np.ndarray) -> list[Filled]:
         return fill(self.model_, x, torch.as_tensor(known), self.samples)
 
-    def _bits(self, X: Any) -> tuple[np.ndarray, Tensor]:
+    def _frame(self, X: Any) -> pd.DataFrame:
         check_is_fitted(self)
-        frame = as_frame(X, list(self.feature_names_in_))
+        return as_frame(X, list(self.feature_names_in_))
+
+    def _bits(self, frame: pd.DataFrame) -> tuple[np.ndarray, Tensor]:
         levels = self.variables_.levels(frame)
         return levels, torch.as_tensor(self.variables_.bits(levels))
 
@@ -205,3 +231,8 @@ def _put(cells: pd.Series, rows: np.ndarray, values: pd.Series) -> pd.Series:
     out = cells.astype(object)
     out.iloc[rows] = values.to_numpy()
     return out.infer_objects()
+
+
+def _index(x: Any, other: Any = None) -> Any:
+    """That of a table; of an array `other`."""
+    return x.index if isinstance(x, pd.DataFrame) else other

@@ -12,28 +12,34 @@ from morphogen.density.variables import Variables
 from morphogen.edit.ledger import ledger_from_json, ledger_to_json
 from morphogen.errors import RunError
 from morphogen.formats.checkpoint import load_tensors, save_tensors
+from morphogen.random_state import own_draws
 from morphogen.record import revive
 
 _KIND = "density 1"
 
 
-def save(density: Density, path: Path) -> None:
-    """Tensors, with the first shape, the edits since then and the table's variables, as JSON."""
+def save(density: Density, path: str | Path) -> None:
+    """Tensors, with the first shape, the edits since then and the table's variables, as JSON. Of
+    `random_state` a whole number is kept.
+    """
+    settings = density.get_params()
+    whole = isinstance(settings["random_state"], (int, np.integer))
+    settings["random_state"] = int(settings["random_state"]) if whole else None
     about = {
         "kind": _KIND,
-        "settings": density.get_params(),
+        "settings": settings,
         "first": density.model_.config(),
         "ledger": ledger_to_json(density.ledger_),
         "variables": asdict(density.variables_),
         "steps": [asdict(step) for step in density.steps_],
         "columns": [str(name) for name in density.feature_names_in_],
     }
-    save_tensors(path, dict(density.model_.state_dict()), about)
+    save_tensors(Path(path), dict(density.model_.state_dict()), about)
 
 
-def load(path: Path) -> Density:
+def load(path: str | Path) -> Density:
     """Raises `RunError` for a file of something else, or one that is cut or altered."""
-    tensors, about = load_tensors(path)
+    tensors, about = load_tensors(Path(path))
     if not isinstance(about, dict) or about.get("kind") != _KIND:
         raise RunError(f"{path} holds no density: give what `fit --task density` wrote")
     density = Density(**about["settings"])
@@ -42,9 +48,10 @@ def load(path: Path) -> Density:
     density.feature_names_in_ = np.asarray(about["columns"], dtype=object)
     density.n_features_in_ = len(about["columns"])
     density.ledger_ = tuple(ledger_from_json(about["ledger"]))
-    model = Darn.from_config(about["first"])
     rows = tensors["means"].round().expand(8, -1)
-    change(model, density.ledger_, rows, seed=0)
+    with own_draws(0, "cpu"):
+        model = Darn.from_config(about["first"])
+        change(model, density.ledger_, rows, seed=0)
     model.load_state_dict(tensors)
     density.model_ = model.eval()
     return density

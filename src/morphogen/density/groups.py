@@ -119,9 +119,12 @@ class Groups:
 
     def starting_logits(self, means: Tensor) -> Tensor:
         """(bits,): those of variables that are independent, with such means."""
-        means = means.clamp(0.01, 0.99)
         single = torch.tensor(self.sizes)[self.group_of_bit] == 1
-        return torch.where(single.to(means.device), torch.logit(means), means.log())
+        return torch.where(
+            single.to(means.device),
+            torch.logit(means.clamp(0.01, 0.99)),
+            means.clamp(min=1e-4).log(),
+        )
 
 
 def check_bits(x: Tensor, groups: Groups) -> None:

@@ -16,7 +16,7 @@ from morphogen.density.darn import Darn
 from morphogen.density.estimator import Density
 from morphogen.density.files import save
 from morphogen.density.search import Step
-from morphogen.density.variables import Variables
+from morphogen.density.variables import UNKNOWN, Variables, fit_variables
 from morphogen.environment import environment
 from morphogen.errors import DataError
 from morphogen.folder import claimed, claimed_free
@@ -35,6 +35,8 @@ def tables(source: str, test: str | None, seed: int) -> tuple[str, pd.DataFrame,
     `test`, a fifth of its rows are set aside.
     """
     if source in BINARY_SETS:
+        if test is not None:
+            raise DataError(f"test={test}: {source} has its own test part: leave it out")
         parts = binary_set(source)  # type: ignore[arg-type]
         names = [f"x{bit}" for bit in range(parts.train.shape[1])]
         rows = np.concatenate([parts.train, parts.valid])
@@ -47,7 +49,10 @@ def tables(source: str, test: str | None, seed: int) -> tuple[str, pd.DataFrame,
     frame = read_table(path).rename(columns=str)
     name = path.name.removesuffix(table_ending(path) or "") or "table"
     if test is not None:
-        return name, frame, read_table(Path(test).expanduser()).rename(columns=str)
+        held_out = read_table(Path(test).expanduser()).rename(columns=str)
+        if not len(held_out):
+            raise DataError(f"test={test}: there are no rows in it")
+        return name, frame, held_out
     order = np.random.default_rng(seed).permutation(len(frame))
     held = len(frame) // 5
     parts_of = (frame.iloc[order[held:]], frame.iloc[order[:held]])
@@ -65,7 +70,9 @@ def run(
 ) -> tuple[Density, DensityReport]:
     """Learn, score the test rows, write the folder and say so."""
     name, train, held = tables(source, test, seed)
-    console = Console(highlight=False, quiet=quiet)
+    # what the test rows have that cannot be scored is said before anything is learned
+    fit_variables(train).levels(held)
+    console = Console(highlight=False, quiet=quiet, markup=False)
     left = until.left()
     seconds = None if left == np.inf else _SEARCH * left / _TRAININGS
     density = Density(random_state=seed, seconds=seconds)
@@ -76,8 +83,8 @@ def run(
         density.fit(train, say=say, stopping=late)
         for note in density.variables_.notes:
             console.print(note)
-        report = describe(density, train, held, name)
         save(density, folder / "density.safetensors")
+        report = describe(density, train, held, name)
         write_atomic(folder / "metrics.json", to_json(report))
         rows = density.sample(_SAMPLES, random_state=seed)
         write_atomic(folder / "samples.csv", rows.to_csv(index=False))
@@ -85,7 +92,7 @@ def run(
         console.print(f"{headline(report)}.\n{report.found}.")
         console.print(f"{folder}: density.safetensors, metrics.json, samples.csv, report.html")
         if quiet:
-            Console().print(str(folder), soft_wrap=True)
+            Console(markup=False, highlight=False).print(str(folder), soft_wrap=True)
     return density, report
 
 
@@ -94,8 +101,11 @@ def describe(density: Density, train: pd.DataFrame, held: pd.DataFrame, name: st
     looked = (held if len(held) else train).iloc[:_LOOKED_AT].reset_index(drop=True)
     log_prob, error = density.score_samples(looked, return_error=True)
     bits = -log_prob / np.log(2)
-    costs = density.column_bits(looked).mean()
-    alone = _alone(density.variables_, train, looked)
+    levels = density.variables_.levels(looked)
+    widths = density.variables_.log_widths(levels) / np.log(2)
+    costs = (density.column_bits(looked) - widths).mean().fillna(0.0)
+    alone = _alone(density.variables_, train, levels)
+    independent = np.nansum(alone, 1) + widths.sum(1)
     names = tuple(density.variables_.frame(np.zeros((1, len(costs)), np.int64)).columns)
     hardest = np.argsort(-bits)[:_SHOWN]
     return DensityReport(
@@ -105,10 +115,10 @@ def describe(density: Density, train: pd.DataFrame, held: pd.DataFrame, name: st
         float(bits.mean()),
         float(bits.std() / len(bits) ** 0.5),
         float(np.sqrt((error**2).sum()) / len(error) / np.log(2)),
-        float(alone.sum(1).mean() / np.log(2)),
+        float(independent.mean()),
         tuple(
             (column, float(cost), float(own))
-            for column, cost, own in zip(costs.index, costs, alone.mean(0) / np.log(2), strict=True)
+            for column, cost, own in zip(costs.index, costs, np.nanmean(alone, 0), strict=True)
         ),
         tuple(_trial(step) for step in density.steps_),
         found(density.model_),
@@ -123,16 +133,16 @@ def describe(density: Density, train: pd.DataFrame, held: pd.DataFrame, name: st
     )
 
 
-def _alone(variables: Variables, train: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
-    """-log density of each column by itself, (rows, groups), in nats; one row more a level."""
+def _alone(variables: Variables, train: pd.DataFrame, levels: np.ndarray) -> np.ndarray:
+    """What each column's level costs by itself in bits, (rows, groups), NaN where it is not known;
+    one row more a level.
+    """
     seen = variables.levels(train)
-    levels = variables.levels(rows)
     costs = []
     for group, column in enumerate(variables.varying):
         counts = np.bincount(seen[:, group].clip(0), minlength=column.size) + 1
-        log_share = np.append(np.log(counts / counts.sum()), 0.0)
-        costs.append(-log_share[levels[:, group]])
-    return np.asarray(np.stack(costs, 1) + variables.log_widths(levels))
+        costs.append(-np.log2(counts / counts.sum())[levels[:, group]])
+    return np.where(levels == UNKNOWN, np.nan, np.stack(costs, 1))
 
 
 def found(model: Darn) -> str:
@@ -162,7 +172,7 @@ def _line(step: Step) -> str:
 
 def _texts(frame: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     def text(value: object) -> str:
-        if value is None or value != value:
+        if pd.isna(value):
             return ""
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 

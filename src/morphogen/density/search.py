@@ -145,13 +145,18 @@ def search(
     each. stopping: asked after each epoch; then the best network so far is returned.
     """
     trials = _Trials(rows, valid, how or Training(), say, stopping)
+    with own_draws(trials.how.seed, rows.device):
+        return _search(trials, groups)
+
+
+def _search(trials: _Trials, groups: Groups) -> Found:
     best: Found | None = None
     for shape in (*VISIBLE, *HIDDEN):
-        if best is not None and stopping():
+        if best is not None and trials.stopping():
             break
         if shape.units and best is not None and shape.visible != "independent":
             shape = replace(shape, dropout=best.model.shape.dropout)
-        model = first(groups, shape, rows, trials.how.seed)
+        model = first(groups, shape, trials.rows, trials.how.seed)
         best = _better(best, trials.grow(model) if shape.units else trials.train(model))
     assert best is not None
     # all so far at the first rate; the best one while it falls

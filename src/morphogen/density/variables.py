@@ -72,14 +72,30 @@ class Variable:
             codes = np.searchsorted(self.edges[1:-1], values, "right")
         else:
             own = np.asarray(self.levels, float)
-            codes = np.searchsorted(own, values).clip(max=len(own) - 1)
-            strange = ~np.isnan(values) & (own[codes] != values)
-            if strange.any():
+            after = np.searchsorted(own, values).clip(1, max(1, len(own) - 1))
+            nearest = np.abs(own[after - 1] - values) <= np.abs(own[after % len(own)] - values)
+            codes = np.where(nearest, after - 1, after % len(own))
+            strange = ~np.isnan(values) & ~np.isclose(own[codes], values, rtol=1e-6, atol=0)
+            if strange.any() and not self.other:
                 raise DataError(
                     f"column {self.name!r} has the value {values[strange][0]:g}: the training rows "
                     f"have only {', '.join(f'{v:g}' for v in self.levels[:10])}"
                 )
+            codes = np.where(strange, len(own), codes)
+        if np.isinf(values).any():
+            raise DataError(f"column {self.name!r} has an infinite value: leave such rows out")
         return np.where(np.isnan(values), UNKNOWN, codes)
+
+    def excess(self, cells: pd.Series) -> np.ndarray:
+        """What a number outside of all bins loses beside the log density of the outermost one:
+        2 log(1 + its distance in widths of that bin), (rows,).
+        """
+        if not self.edges:
+            return np.zeros(len(cells))
+        values = np.nan_to_num(floats(cells, self.mark), nan=self.edges[0])
+        low = (self.edges[0] - values) / (self.edges[1] - self.edges[0])
+        high = (values - self.edges[-1]) / (self.edges[-1] - self.edges[-2])
+        return np.asarray(2 * np.log1p(np.maximum(low, high).clip(0)))
 
     def _texts(self, cells: pd.Series) -> np.ndarray:
         codes = pd.Index(self.levels).get_indexer(np.asarray(text(cells), dtype=object))
@@ -101,7 +117,8 @@ class Variable:
             share = 0.5 if draw is None else draw.random(len(codes))
             values = low + (high - low) * share
             return pd.Series(np.floor(values) if self.whole else values, name=self.name)
-        kinds = [*self.levels, *[OTHER] * self.other, None]
+        other = None if self.number else OTHER
+        kinds = [*self.levels, *[other] * self.other, None]
         cells = [kinds[code] for code in codes]
         return pd.Series(cells, name=self.name, dtype=float if self.number else object)
 
@@ -131,6 +148,9 @@ class Variables:
 
     def levels(self, frame: pd.DataFrame) -> np.ndarray:
         """(rows, groups), `UNKNOWN` where a gap is no level. Raises `DataError`."""
+        twice = frame.columns[frame.columns.duplicated()]
+        if len(twice):
+            raise DataError(f"the table has the columns {sorted(set(twice))} more than once")
         absent = [column.name for column in self.columns if column.name not in frame]
         if absent:
             raise DataError(f"the table lacks the columns {absent}: add them")
@@ -163,6 +183,10 @@ class Variables:
         ]
         return pd.concat(series, axis=1)
 
+    def excess(self, frame: pd.DataFrame) -> np.ndarray:
+        """Of whole rows, see `Variable.excess`, (rows,)."""
+        return np.asarray(np.sum([column.excess(frame[column.name]) for column in self.varying], 0))
+
     def log_widths(self, levels: np.ndarray) -> np.ndarray:
         """(rows, groups), 0 where a level is not known."""
         each = [
@@ -180,17 +204,19 @@ def fit_variables(frame: pd.DataFrame, bins: int = BINS) -> Variables:
     kinds = sort_columns(frame)
     columns = []
     left_out = []
+    unread = (*kinds.hashed, *kinds.words, *kinds.dates)
     for name in frame.columns:
         if name in kinds.numbers:
             columns.append(_number(frame[name], kinds.marks.get(name, "."), bins))
         elif name in kinds.categories:
             columns.append(_category(frame[name]))
-        elif name in (*kinds.hashed, *kinds.words, *kinds.dates):
+        elif name in unread:
             left_out.append(f"column {name!r} is free text or a date: left out")
-        elif frame[name].nunique(dropna=False) == 1 and frame[name].notna().all():
+        elif frame[name].notna().all() and len(set(text(frame[name]))) == 1:
             # it says nothing, and is in every sample
-            columns.append(Variable(name, levels=(*frame[name].iloc[:1].tolist(),)))
-    made = Variables(tuple(columns), (*kinds.notes, *left_out))
+            columns.append(Variable(name, levels=(_plain(frame[name].iloc[0]),)))
+    notes = [note for note in kinds.notes if not any(repr(n) in note for n in unread)]
+    made = Variables(tuple(columns), (*notes, *left_out))
     if not made.varying:
         raise DataError("every column is constant, empty or text: there is nothing to learn")
     return made
@@ -209,9 +235,15 @@ def _number(cells: pd.Series, mark: str, bins: int) -> Variable:
         number=True,
         whole=bool((known == np.floor(known)).all()),
     )
-    if len(distinct) <= FEW:
-        return replace(plain, levels=tuple(distinct.tolist()))
+    # values that hardly repeat are no levels, however few they are
+    if len(distinct) <= max(2, min(FEW, len(known) // 3)):
+        return replace(plain, levels=tuple(distinct.tolist()), other=len(distinct) > 2)
     edges = edges_of(known, bins)
+    if plain.whole:
+        # a value that fills a bin of its own has one
+        values, counts = np.unique(known, return_counts=True)
+        heavy = values[counts * bins >= len(known)]
+        edges = np.union1d(edges, heavy[heavy < edges[-1]] + 1)
     # of whole numbers a bin reaches up to the next one
     last = edges[-1] + 1 if plain.whole else np.nextafter(edges[-1], np.inf)
     return replace(plain, edges=(*edges[:-1].tolist(), float(last)))
@@ -224,11 +256,18 @@ def _category(cells: pd.Series) -> Variable:
     return Variable(str(cells.name), tuple(levels), other=True, missing=len(present) < len(cells))
 
 
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
 def as_frame(x: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
     """A table as it is; an array with columns x0, x1, ..."""
     if isinstance(x, pd.DataFrame):
         return x.rename(columns=str).reset_index(drop=True)
     array = np.asarray(x)
-    if array.ndim != 2:
-        raise DataError(f"x has shape {array.shape}: give a table or an array (rows, columns)")
+    if array.ndim != 2 or (names is not None and array.shape[1] != len(names)):
+        columns = "columns" if names is None else f"{len(names)} columns"
+        raise DataError(f"x has shape {array.shape}: give a table or an array (rows, {columns})")
     return pd.DataFrame(array, columns=names or [f"x{k}" for k in range(array.shape[1])])

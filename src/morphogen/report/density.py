@@ -12,10 +12,10 @@ _BARS = 40  # columns whose bits have a bar
 
 def headline(report: DensityReport) -> str:
     """One sentence."""
-    saved = 1 - report.length / report.independent if report.independent else 0.0
+    saved = report.independent - report.length
     return (
-        f"A row costs {report.length:.2f} bits, {100 * saved:.0f} % less than columns that know "
-        f"nothing of each other ({report.independent:.2f})"
+        f"A row costs {report.length:.2f} bits, {saved:.2f} less than columns that know nothing of "
+        "each other"
     )
 
 
@@ -31,7 +31,7 @@ def density_html(report: DensityReport) -> str:
         _section(
             "What each column costs",
             _bars(report),
-            "bits given those before it, of what it costs alone",
+            "bits given those before it, of what it costs alone; of a number its bin",
         ),
         _section("Rows beside samples", _beside(report), "drawn from the network"),
         _section("The hardest rows", _hardest(report), "bits of each"),
