@@ -269,7 +269,7 @@ def test_a_search_finds_bits_where_rows_have_a_cause() -> None:
 def test_the_command_writes_a_density_that_can_be_loaded(tmp_path, capsys) -> None:
     rows = table(300)
     rows.to_csv(tmp_path / "shop.csv", index=False)
-    command = ["fit", str(tmp_path / "shop.csv"), "--task", "density", "--time-limit", "8"]
+    command = ["fit", str(tmp_path / "shop.csv"), "--task", "density", "--time-limit", "60"]
     with pytest.raises(SystemExit) as end:
         app([*command, "--out", str(tmp_path / "run"), "-q"])
     assert end.value.code in (0, None)
@@ -365,7 +365,7 @@ def test_an_index_and_names_stay(fitted: Density) -> None:
 
 def test_small_units_have_a_page_of_finite_bars(fitted: Density) -> None:
     rows = table(200).assign(a=lambda frame: frame["a"] * 1e-6)
-    density = Density(rate=2e-3, patience=2, samples=20, seconds=1).fit(rows)
+    density = Density(rate=2e-3, patience=2, samples=20).fit(rows)
     report = describe(density, rows, rows.head(50), "shop [/x]")
     assert all(0 <= cost <= 20 for _, cost, _ in report.columns)
     assert all(0 <= alone <= 20 for _, _, alone in report.columns)
