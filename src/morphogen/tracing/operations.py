@@ -630,7 +630,7 @@ def _triangle(node: Node, ties: Ties) -> Layout:
     comes or goes.
     """
     layout = ties.layout(node.args[0])
-    if layout[-1] is None or layout[-2] is None:
+    if layout[-1] is None or layout[-2] is None or node.shape[-1] != node.shape[-2]:
         return _constant(node, ties)
     ties.tie(layout[-2], layout[-1], node.name)
     return layout
