@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from morphogen.density.darn import Darn, bernoulli
+from morphogen.density.groups import log_normaliser_of
 
 _ROUNDS = 3
 
@@ -70,17 +71,10 @@ def _particles(model: Darn, row: Tensor, known: Tensor, guess: Tensor) -> tuple[
         logits = walk.logits_of(group)
         if known[group]:
             value = row[model.groups.slice(group)].expand(samples, -1)
-            log_weights = log_weights + _log_prob(logits, value).double()
+            log_prob = (value * logits).sum(1) - log_normaliser_of(logits)
+            log_weights = log_weights + log_prob.double()
         else:
             value = model.groups.draw(logits)
         walk.observe(group, value)
         parts.append(value)
     return torch.cat(parts, 1), log_weights
-
-
-def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
-    """Of one group, (n, size) twice -> (n,)."""
-    linear = (value * logits).sum(1)
-    if logits.shape[1] == 1:
-        return linear - torch.nn.functional.softplus(logits[:, 0])
-    return linear - logits.logsumexp(1)

@@ -140,10 +140,14 @@ class Darn(nn.Module):
 
     def context(self, level: int, h: Sequence[Tensor]) -> Tensor | None:
         """What p of a level is conditioned on (0: of x), given the stochastic layers."""
-        above = h[level:] if self.shape.skips else h[level : level + 1]
+        return self.context_of(level, h[level:])
+
+    def context_of(self, level: int, above: Sequence[Tensor]) -> Tensor | None:
+        """`context`, given the stochastic layers above the level alone."""
         if not above:
             return None
-        made: Tensor = self.between[level](torch.cat([*above], 1))
+        read = above if self.shape.skips else above[:1]
+        made: Tensor = self.between[level](torch.cat([*read], 1))
         return made
 
     def log_posterior(self, x: Tensor, h: Sequence[Tensor]) -> Tensor:
@@ -198,8 +202,7 @@ class Darn(nn.Module):
         """(rows, bits), exactly from p(x), layer by layer from the top, unit by unit."""
         h: list[Tensor] = []
         for level in reversed(range(self.stochastic)):
-            known = [torch.empty(0)] * (level + 1) + h
-            h.insert(0, self.decoder(level + 1).sample(rows, self.context(level + 1, known)))
+            h.insert(0, self.decoder(level + 1).sample(rows, self.context_of(level + 1, h)))
         return self.decoder(0).sample(rows, self.context(0, h))
 
     def config(self) -> dict[str, Any]:

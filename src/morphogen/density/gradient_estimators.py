@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.density.darn import Darn, bernoulli, bernoulli_negentropy
+from morphogen.density.likelihood import log_weights
 from morphogen.errors import Unsupported
 
 EstimatorName = Literal[
@@ -237,18 +238,10 @@ def _disarm(model: Darn, samples: int) -> Step:
 # ---- other objectives
 
 
-def log_weights(model: Darn, x: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(x, h) - log q(h | x), log p and log q of so many samples, each (samples, n)."""
-    rows = x.repeat(samples, 1)
-    h = model.encode(rows, bernoulli).h
-    log_p = model.log_joint(rows, h).view(samples, -1)
-    log_q = model.log_posterior(rows, h).view(samples, -1)
-    return log_p - log_q, log_p, log_q
-
-
 def _vimco(model: Darn, samples: int) -> Step:
     def step(model: Darn, x: Tensor) -> Tensor:
-        weights, _, log_q = log_weights(model, x, samples)
+        log_p, log_q = log_weights(model, x, samples)
+        weights = log_p - log_q
         bound = weights.logsumexp(0) - math.log(samples)
         value = weights.detach()
         # in the place of each sample the geometric mean of the others
@@ -266,8 +259,8 @@ def _wake_sleep(model: Darn, samples: int) -> Step:
     """Both wake phases: p and q maximise the log probability of what the weights favour."""
 
     def step(model: Darn, x: Tensor) -> Tensor:
-        weights, log_p, log_q = log_weights(model, x, samples)
-        shares = weights.detach().softmax(0)
+        log_p, log_q = log_weights(model, x, samples)
+        shares = (log_p - log_q).detach().softmax(0)
         return -(shares * (log_p + log_q)).sum(0).mean()
 
     return step

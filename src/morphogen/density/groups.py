@@ -66,13 +66,13 @@ class Groups:
         )
 
     @cached_property
-    def _by_size(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
-        """For each size: (size, its groups, their bits (groups, size))."""
+    def _by_size(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For each size: (its groups, their bits (groups, size))."""
         rows = []
         for size in sorted(set(self.sizes)):
             chosen = [group for group, other in enumerate(self.sizes) if other == size]
             places = torch.tensor([self.starts[group] for group in chosen])
-            rows.append((size, torch.tensor(chosen), places[:, None] + torch.arange(size)))
+            rows.append((torch.tensor(chosen), places[:, None] + torch.arange(size)))
         return tuple(rows)
 
     def log_normaliser(self, logits: Tensor) -> Tensor:
@@ -86,9 +86,8 @@ class Groups:
 
     def _log_normalisers(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(groups, their log Z) of all that have one size."""
-        for size, groups, bits in self._by_size:
-            chosen = logits[..., bits.to(logits.device)]
-            yield groups, F.softplus(chosen[..., 0]) if size == 1 else chosen.logsumexp(-1)
+        for groups, bits in self._by_size:
+            yield groups, log_normaliser_of(logits[..., bits.to(logits.device)])
 
     def log_probs(self, logits: Tensor, x: Tensor) -> Tensor:
         """Of each group of rows x, (..., bits) twice -> (..., groups). The gradient reaches x as if
@@ -125,6 +124,11 @@ class Groups:
             torch.logit(means.clamp(0.01, 0.99)),
             means.clamp(min=1e-4).log(),
         )
+
+
+def log_normaliser_of(logits: Tensor) -> Tensor:
+    """log Z of one group by its own logits, (..., size) -> (...)."""
+    return F.softplus(logits[..., 0]) if logits.shape[-1] == 1 else logits.logsumexp(-1)
 
 
 def check_bits(x: Tensor, groups: Groups) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.density.darn import Darn, bernoulli
+from morphogen.density.darn import Darn, bernoulli, bernoulli_negentropy
 from morphogen.errors import Unsupported
 
 MOST_BITS = 20  # whose configurations are added up
@@ -101,7 +101,8 @@ def importance(model: Darn, x: Tensor, samples: int = 500) -> Likelihood:
         done = 0
         while done < samples:
             count = min(at_once, samples - done)
-            weights = _log_weights(model, x[rows], count)
+            log_p, log_q = log_weights(model, x[rows], count)
+            weights = log_p.double() - log_q.double()
             sums[rows] = torch.logaddexp(sums[rows], weights.logsumexp(0))
             squares[rows] = torch.logaddexp(squares[rows], (2 * weights).logsumexp(0))
             done += count
@@ -112,12 +113,13 @@ def importance(model: Darn, x: Tensor, samples: int = 500) -> Likelihood:
     return Likelihood(log_prob.numpy(), error.numpy(), effective.numpy(), samples)
 
 
-def _log_weights(model: Darn, x: Tensor, samples: int) -> Tensor:
-    """log p(x, h) - log q(h | x) of samples, (samples, n), in float64."""
+def log_weights(model: Darn, x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """log p(x, h) and log q(h | x) of samples of h, each (samples, n)."""
     rows = x.repeat(samples, 1)
     h = model.encode(rows, bernoulli).h
-    difference = model.log_joint(rows, h).double() - model.log_posterior(rows, h).double()
-    return difference.view(samples, -1)
+    log_p = model.log_joint(rows, h)
+    log_q = model.log_posterior(rows, h)
+    return log_p.view(samples, -1), log_q.view(samples, -1)
 
 
 @torch.no_grad()
@@ -142,7 +144,7 @@ def divergence_of_units(model: Darn, x: Tensor) -> tuple[np.ndarray, ...]:
         for level, (h, own) in enumerate(zip(sample.h, sample.logits, strict=True)):
             prior = model.decoder(level + 1)(h, model.context(level + 1, sample.h))
             q = torch.sigmoid(own)
-            own_log = q * own - torch.nn.functional.softplus(own)
+            own_log = bernoulli_negentropy(own)
             prior_log = q * prior - torch.nn.functional.softplus(prior)
             sums[level] += (own_log - prior_log).sum(0).double()
     return tuple((total / max(1, len(x))).numpy() for total in sums)

@@ -17,6 +17,7 @@ from morphogen.density.estimator import Density
 from morphogen.density.files import save
 from morphogen.density.search import Step
 from morphogen.density.variables import UNKNOWN, Variables, fit_variables
+from morphogen.edit.apply import count_parameters
 from morphogen.environment import environment
 from morphogen.errors import DataError
 from morphogen.folder import claimed, claimed_free
@@ -148,7 +149,6 @@ def _alone(variables: Variables, train: pd.DataFrame, levels: np.ndarray) -> np.
 def found(model: Darn) -> str:
     """The network in words."""
     shape = model.shape
-    count = sum(parameter.numel() for parameter in model.parameters())
     visible = {
         "linear": "logistic regressions on the columns before",
         "made": "a masked perceptron on the columns before",
@@ -156,7 +156,7 @@ def found(model: Darn) -> str:
     }[shape.visible]
     units = ", ".join(str(size) for size in model.units)
     behind = f"with {units} stochastic units behind them" if units else "without stochastic units"
-    return f"Found: {visible}, {behind}, {count:,} parameters"
+    return f"Found: {visible}, {behind}, {count_parameters(model):,} parameters"
 
 
 def _trial(step: Step) -> DensityTrial:

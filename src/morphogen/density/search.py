@@ -20,7 +20,7 @@ from morphogen.density.darn import Darn, DarnShape
 from morphogen.density.groups import Groups
 from morphogen.density.learn import Epoch, Training, learn
 from morphogen.density.likelihood import divergence_of_units, log_likelihood
-from morphogen.edit.apply import resize
+from morphogen.edit.apply import count_parameters, resize
 from morphogen.edit.edit import Edit, Grow, Shrink
 from morphogen.edit.inits.constant import INITS, normal
 from morphogen.random_state import own_draws
@@ -105,18 +105,16 @@ class _Trials:
         return now
 
     def train(self, model: Darn, how: Training | None = None) -> Found:
-        """Train a copy, and say what held out rows cost. how: None for the first rate alone."""
-        model = copy.deepcopy(model)
+        """Train in place, and say what held out rows cost. how: None for the first rate alone."""
         how = how or replace(self.how, falls=0)
         past: list[Epoch] = []
         least = min((step.loss for step in self.steps), default=math.inf)
         stopping = lambda: self.stopping() or _hopeless(past, least)  # noqa: E731
         learn(model, self.rows, self.valid, how, past.append, stopping)
         loss = -log_likelihood(model, self.valid[:LOOKED_AT], SAMPLES).mean
-        count = sum(parameter.numel() for parameter in model.parameters())
         shape = model.shape
         what = shape.visible + (f", dropout {shape.dropout:g}" if shape.dropout else "")
-        step = Step(what, loss, sum(model.units), count, past[-1].seconds)
+        step = Step(what, loss, sum(model.units), count_parameters(model), past[-1].seconds)
         self.steps.append(step)
         self.say(step)
         return Found(model, loss, epochs=tuple(past))
@@ -160,7 +158,7 @@ def _search(trials: _Trials, groups: Groups) -> Found:
         best = _better(best, trials.grow(model) if shape.units else trials.train(model))
     assert best is not None
     # all so far at the first rate; the best one while it falls
-    last = trials.train(best.model, trials.how)
+    last = trials.train(copy.deepcopy(best.model), trials.how)
     if last.loss < best.loss:
         best = replace(last, ledger=best.ledger)
     return replace(best, steps=tuple(trials.steps))

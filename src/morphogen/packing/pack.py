@@ -35,6 +35,7 @@ from morphogen.packing.model import Model, Plan, build
 from morphogen.packing.rests import pop_rests, push_rests
 from morphogen.packing.rows import Schedule, pop_rows, push_rows, schedule_for
 from morphogen.packing.weights import MOST, Rounding, pop_weights, push_weights
+from morphogen.record import write_atomic
 
 MOST_CELLS = 1 << 27  # rows times columns
 MOST_ENTRIES = 1 << 29  # rows times bits
@@ -166,7 +167,7 @@ def _bytes(path: Path | str) -> bytes:
 
 def _write(out: Path, data: bytes) -> None:
     try:
-        out.write_bytes(data)
+        write_atomic(out, data)
     except OSError as error:
         raise DataError(f"out={out}: cannot be written ({error.strerror})") from error
 

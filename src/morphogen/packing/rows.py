@@ -84,8 +84,7 @@ def pop_rows(coder: Coder, model: Model, rows: int, schedule: Schedule) -> np.nd
         count = part.stop - part.start
         h: list[Tensor] = []
         for level in reversed(range(model.stochastic)):
-            known = [torch.empty(0)] * (level + 1) + h
-            context = model.context(level + 1, known)
+            context = model.context_of(level + 1, h)
             h.insert(0, _pop_walk(coder, model.decoder(level + 1), count, context))
         value = _pop_walk(coder, model.decoder(0), count, model.context(0, h))
         _push_posterior(coder, model, value, h)
