@@ -185,6 +185,12 @@ def trained(r: Room) -> Any:
     )
 
 
+def described(r: Room) -> Any:
+    density = mg.Density(seconds=1).fit(frame())
+    gap = frame()[:2].assign(a=[np.nan, 1.5])
+    return density.score_samples(gap), density.sample(3), density.impute(gap), density.anomaly(gap)
+
+
 def planned(r: Room) -> Any:
     return mg.plan(r.net, mg.widths(mg.trace(r.net, r.x)), [mg.Shrink("0", [1])])
 
@@ -269,6 +275,7 @@ KEEPS: dict[str, Callable[[Room], Any]] = {
     "estimator.MorphogenRegressor": lambda r: mg.MorphogenRegressor(seconds=1, random_state=3).fit(
         r.rows, r.y01
     ),
+    "estimator.Density": described,
     "formats.read_network onnx": lambda r: network_files.read_network(written(r, "onnx")),
     "formats.read_network pt2": lambda r: network_files.read_network(written(r, "pt2")),
     "formats.largest_output": lambda r: network_files.largest_output(
@@ -313,6 +320,10 @@ DRAWS: dict[str, tuple[str, Callable[[Room], Any]]] = {
     "estimator without random_state": (
         "scikit-learn's convention: None is numpy's global state",
         lambda r: mg.MorphogenClassifier(seconds=1).fit(r.rows, r.y01),
+    ),
+    "estimator.Density without random_state": (
+        "scikit-learn's convention: None is numpy's global state",
+        lambda r: mg.Density(seconds=1, random_state=None).fit(frame()),
     ),
 }
 """Calls that may move it, and why."""
