@@ -26,11 +26,36 @@ from morphogen.density.likelihood import (
     importance,
     log_likelihood,
 )
+from morphogen.density.local import Local, PeriodicLocal, Window
+from morphogen.density.mixture import (
+    Mixture,
+    filled,
+    learn_orders,
+    log_likelihood_of,
+)
+from morphogen.density.mixture import sample as sample_of
+from morphogen.density.sparse import Sparse, sample_sparse
+from morphogen.density.weight_noise import WeightNoise, divergence_from_best
 from morphogen.random_state import random_kept
 
 MIXED = Groups((1, 3, 1, 2, 1))
-HIDDEN = {"linear": ((),), "independent": ((),), "made": ((12,), (9, 12)), "nade": ((7,),)}
-CASES = [(head, hidden, context) for head in HEADS for hidden in HIDDEN[head] for context in (0, 4)]
+IMAGE = Groups.of_bits(12)  # 3 x 4 pixels
+HIDDEN = {
+    "linear": ((),),
+    "independent": ((),),
+    "made": ((12,), (9, 12)),
+    "nade": ((7,),),
+    "local": ((),),
+}
+WINDOWS = {"local": (Window(3, 4, 3, 2), Window(3, 4, 5, 1))}
+CASES = [
+    pytest.param(head, hidden, context, window, id=f"{head} {hidden} {context} {window}")
+    for head in HEADS
+    for hidden in HIDDEN[head]
+    for window in WINDOWS.get(head, (None,))
+    for context in (0, 4)
+]
+GIVEN = ("head", "hidden", "context", "window")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +72,12 @@ def scrambled(module: nn.Module) -> nn.Module:
     return module
 
 
+def layer_of(head, hidden, context, window) -> AutoregressiveBernoulli:
+    """With the categories that the head can have."""
+    groups = IMAGE if head == "local" else MIXED
+    return scrambled(AutoregressiveBernoulli(groups, context, head, hidden, window=window))
+
+
 def all_rows(groups: Groups) -> Tensor:
     levels = [[[0.0], [1.0]] if size == 1 else torch.eye(size).tolist() for size in groups.sizes]
     return torch.tensor(
@@ -54,37 +85,37 @@ def all_rows(groups: Groups) -> Tensor:
     ).double()
 
 
-@pytest.mark.parametrize(("head", "hidden", "context"), CASES)
-def test_probabilities_add_up_to_one(head, hidden, context) -> None:
-    layer = scrambled(AutoregressiveBernoulli(MIXED, context, head, hidden))
-    rows = all_rows(MIXED)
+@pytest.mark.parametrize(GIVEN, CASES)
+def test_probabilities_add_up_to_one(head, hidden, context, window) -> None:
+    layer = layer_of(head, hidden, context, window)
+    rows = all_rows(layer.groups)
     c = torch.randn(1, context).double().expand(len(rows), -1) if context else None
     total = layer.log_prob(rows, c).exp().sum()
     torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("head", "hidden", "context"), CASES)
-def test_a_walk_says_what_the_forward_pass_says(head, hidden, context) -> None:
+@pytest.mark.parametrize(GIVEN, CASES)
+def test_a_walk_says_what_the_forward_pass_says(head, hidden, context, window) -> None:
     """So that samples and codes are of the distribution that is scored."""
-    layer = scrambled(AutoregressiveBernoulli(MIXED, context, head, hidden))
+    layer = layer_of(head, hidden, context, window)
     c = torch.randn(6, context).double() if context else None
     x = layer.sample(6, c)
-    check_bits(x, MIXED)
+    check_bits(x, layer.groups)
     walk = layer.walk(6, c)
     said = []
-    for group in range(len(MIXED)):
+    for group in range(len(layer.groups)):
         said.append(walk.logits_of(group).clone())
-        walk.observe(group, x[:, MIXED.slice(group)])
+        walk.observe(group, x[:, layer.groups.slice(group)])
     torch.testing.assert_close(torch.cat(said, 1), layer(x, c))
 
 
-@pytest.mark.parametrize(("head", "hidden", "context"), CASES)
-def test_no_variable_sees_itself_or_a_later_one(head, hidden, context) -> None:
-    layer = scrambled(AutoregressiveBernoulli(MIXED, context, head, hidden))
+@pytest.mark.parametrize(GIVEN, CASES)
+def test_no_variable_sees_itself_or_a_later_one(head, hidden, context, window) -> None:
+    layer = layer_of(head, hidden, context, window)
     c = torch.randn(context).double() if context else None
     wrap = lambda row: layer(row[None], None if c is None else c[None])[0]  # noqa: E731
-    slope = torch.autograd.functional.jacobian(wrap, torch.rand(MIXED.bits).double())
-    group = MIXED.group_of_bit
+    slope = torch.autograd.functional.jacobian(wrap, torch.rand(layer.groups.bits).double())
+    group = layer.groups.group_of_bit
     assert not slope[group[None, :] >= group[:, None]].any()
 
 
@@ -323,3 +354,214 @@ def test_a_network_is_built_again_from_its_config() -> None:
     x = model.eval().sample(5)
     h = model.encode(x, bernoulli).h
     assert torch.equal(again.eval().log_joint(x, h), model.log_joint(x, h))
+
+
+# ---- local windows
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_period_of_one_is_a_convolution(stride: int) -> None:
+    layer = scrambled(PeriodicLocal(2, Local(3, 3, stride, 1)))
+    x = torch.randn(4, 2, 9, 8).double()
+    wanted = F.conv2d(x, layer.weight[0, 0], layer.bias, stride)
+    torch.testing.assert_close(layer(x), wanted)
+
+
+def test_places_a_period_apart_have_the_same_filters() -> None:
+    layer = scrambled(PeriodicLocal(1, Local(2, 3, 2, 2)))
+    x = torch.randn(1, 1, 13, 11).double()
+    out = layer(x)
+    for i, j in itertools.product(range(out.shape[2]), range(out.shape[3])):
+        window = x[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        own = F.conv2d(window, layer.weight[i % 2, j % 2], layer.bias)
+        torch.testing.assert_close(out[:, :, i, j], own[:, :, 0, 0])
+
+
+def picture() -> Darn:
+    shape = DarnShape(
+        (3,), 6, "local", decoder_hidden=0, local=(Local(4, 2, 1, 2),), window=Window(3, 4, 3, 2)
+    )
+    return scrambled(Darn(IMAGE, shape))
+
+
+def test_a_network_of_images_is_a_density() -> None:
+    model = picture()
+    rows = all_rows(IMAGE)
+    assert float(np.exp(exact(model, rows).log_prob).sum()) == pytest.approx(1)
+    step_of("half", model)(model, rows[:9]).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_images_that_are_none_are_refused() -> None:
+    with pytest.raises(ShapeError, match="window"):
+        AutoregressiveBernoulli(IMAGE, head="local")
+    with pytest.raises(ShapeError, match="3 x 5 pixels"):
+        AutoregressiveBernoulli(IMAGE, head="local", window=Window(3, 5))
+    with pytest.raises(ShapeError, match="odd"):
+        Window(3, 4, kernel=2)
+    with pytest.raises(ShapeError, match="larger than"):
+        Darn(IMAGE, DarnShape((3,), local=(Local(2, 5),), window=Window(3, 4, 3)))
+
+
+# ---- weights that are uncertain
+
+
+def test_weights_cost_their_divergence_from_the_best_prior() -> None:
+    mu = torch.randn(5, 4).double()
+    log_sigma = torch.randn(5, 4).double().mul(0.3)
+    mean = mu.mean()
+    spread = ((log_sigma * 2).exp() + (mu - mean) ** 2).mean().sqrt()
+    normal = torch.distributions.Normal
+    wanted = torch.distributions.kl_divergence(
+        normal(mu, log_sigma.exp()), normal(mean, spread)
+    ).sum()
+    torch.testing.assert_close(divergence_from_best(mu, log_sigma), wanted)
+    # any other prior costs more
+    for other in (normal(mean + 0.1, spread), normal(mean, spread * 1.1)):
+        assert torch.distributions.kl_divergence(normal(mu, log_sigma.exp()), other).sum() > wanted
+
+
+def test_without_noise_it_is_the_estimator() -> None:
+    model, x = tiny()
+    noise = WeightNoise(model, step_of("half", model), 10)
+    for log_sigma in noise.log_sigma:
+        nn.init.constant_(log_sigma, -40.0)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        loss = noise(model, x) - noise.nats(model) / 10
+        # the noise has drawn, of every weight
+        torch.manual_seed(1)
+        for weight in model.parameters():
+            torch.randn_like(weight)
+        torch.testing.assert_close(loss, step_of("half", model)(model, x))
+
+
+def test_weight_noise_does_not_overfit() -> None:
+    """Forty rows of noise: an exact fit of them is worth nothing."""
+    rows = (torch.rand(40, 12) < 0.5).float()
+    other = (torch.rand(400, 12) < 0.5).float()
+    ends = {}
+    for noisy in (False, True):
+        model = Darn(Groups.of_bits(12), DarnShape((), 0))
+        how = Training(rate=3e-3, patience=1000, epochs=60, batch=20, weight_noise=noisy)
+        ends[noisy] = learn(model, rows, other, how)[-1].valid
+    assert ends[True] < 12 * math.log(2) + 0.4
+    assert ends[False] > ends[True] + 1
+
+
+def test_only_weight_noise_needs_no_held_out_rows() -> None:
+    rows = (torch.rand(40, 5) < 0.3).float()
+    model = Darn(Groups.of_bits(5), DarnShape((2,), 4))
+    with pytest.raises(MorphogenError, match="weight_noise=True"):
+        learn(model, rows, rows[:0], Training(epochs=2))
+    past = learn(model, rows, rows[:0], Training(epochs=2, weight_noise=True))
+    assert len(past) == 2
+    assert math.isnan(past[0].valid)
+
+
+# ---- bits that are seldom 1
+
+
+def sparse_model() -> Darn:
+    shape = DarnShape((6, 4), 5, skips=True, decoder_hidden=0)
+    return scrambled(Darn(Groups.of_bits(4), shape))
+
+
+def test_sparse_samples_follow_the_probabilities() -> None:
+    model = sparse_model()
+    rows = all_rows(model.groups)
+    wanted = torch.as_tensor(exact(model, rows).log_prob).exp()
+    drawn = sample_sparse(model, 20_000)
+    counts = (drawn.x[:, None] == rows).all(2).double().mean(0)
+    assert ((counts - wanted).abs() < 5 * (wanted * (1 - wanted) / 20_000).sqrt()).all()
+
+
+def test_what_a_sparse_sample_costs_is_counted() -> None:
+    """All bits 1: every weight below the diagonal is added once; all 0: none."""
+    model = sparse_model()
+    for level in range(3):
+        nn.init.constant_(model.decoder(level).bias, 1e4)
+    one = sample_sparse(model, 3)
+    below = lambda bits: bits * (bits - 1) // 2  # noqa: E731
+    assert one.active == 10
+    assert one.additions == below(4) + below(6) + 4 * 6 + below(4) + 10 * 4
+    for level in range(3):
+        nn.init.constant_(model.decoder(level).bias, -1e4)
+    none = sample_sparse(model, 3)
+    assert (none.active, none.additions) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape"),
+    [
+        (Groups.of_bits(4), DarnShape((3,), 5)),
+        (Groups.of_bits(4), DarnShape((3,), 5, "made", decoder_hidden=0, visible_hidden=(6,))),
+        (Groups((3, 1)), DarnShape((3,), 5, decoder_hidden=0)),
+    ],
+)
+def test_what_is_dense_is_refused(groups: Groups, shape: DarnShape) -> None:
+    with pytest.raises(Unsupported, match=r"dense|columns of weights|category"):
+        sample_sparse(Darn(groups, shape), 2)
+
+
+def test_bits_are_as_seldom_as_asked() -> None:
+    kind = (torch.rand(600, 1) < 0.5).float()
+    rows = (torch.rand(600, 10) < 0.1 + 0.8 * kind).float()
+    model = Darn(Groups.of_bits(10), DarnShape((12,), 20, "independent", decoder_hidden=0))
+    learn(model, rows, rows[:100], Training(rate=2e-3, epochs=80, patience=80, active=0.1))
+    active = torch.cat(model.encode(rows, bernoulli).h, 1).mean()
+    assert 0.05 < float(active) < 0.17
+    assert isinstance(Sparse(step_of("half", model), 0.1)(model, rows), Tensor)
+
+
+# ---- several orders
+
+
+def two_orders() -> tuple[Mixture, Tensor]:
+    order = (4, 0, 3, 1, 2)
+    groups, _ = reordered(MIXED.sizes, order)
+    models = (
+        scrambled(Darn(MIXED, DarnShape((2,), 3))),
+        scrambled(Darn(groups, DarnShape((), 0))),
+    )
+    return Mixture(models, (tuple(range(5)), order)), all_rows(MIXED)
+
+
+def test_a_mixture_is_a_density() -> None:
+    mixture, rows = two_orders()
+    log_prob = log_likelihood_of(mixture, rows).log_prob
+    assert float(np.exp(log_prob).sum()) == pytest.approx(1)
+    drawn = sample_of(mixture, 20_000)
+    wanted = torch.as_tensor(log_prob).exp()
+    counts = (drawn[:, None] == rows).all(2).double().mean(0)
+    assert ((counts - wanted).abs() < 5 * (wanted * (1 - wanted) / 20_000).sqrt()).all()
+
+
+def test_gaps_follow_the_mixture() -> None:
+    mixture, rows = two_orders()
+    known = torch.tensor([[True, False, True, False, False]])
+    row = rows[5:6]
+    log_prob = torch.as_tensor(log_likelihood_of(mixture, rows).log_prob)
+    bits = known[0][MIXED.group_of_bit]
+    fits = (rows[:, bits] == row[:, bits]).all(1)
+    share = log_prob[fits].softmax(0)
+    (one,) = filled(mixture, row, known, 20_000)
+    assert torch.allclose(one.means, share @ rows[fits], atol=0.05)
+    assert one.log_prob == pytest.approx(float(log_prob[fits].logsumexp(0)), abs=0.05)
+    assert float(one.weights.sum()) == pytest.approx(1)
+
+
+def test_more_orders_are_no_worse() -> None:
+    kind = (torch.rand(600, 1) < 0.5).float()
+    rows = (torch.rand(600, 8) < 0.1 + 0.8 * kind).float()
+    model = Darn(Groups.of_bits(8), DarnShape((), 0))
+    how = Training(rate=2e-3, epochs=20)
+    learn(model, rows[:400], rows[400:500], how)
+    mixture = learn_orders(model, rows[:400], rows[400:500], how, 3)
+    assert len(mixture.models) == 3
+    assert mixture.models[0] is model
+    # the mean of networks is at least the mean of their logarithms
+    each = [
+        log_likelihood(m, rows[500:, mixture.places(k)]).mean for k, m in enumerate(mixture.models)
+    ]
+    assert log_likelihood_of(mixture, rows[500:]).mean >= np.mean(each) - 1e-6

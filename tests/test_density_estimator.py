@@ -4,6 +4,7 @@ input is refused; and the search resizes by the engine.
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from sklearn.base import clone
 
 from morphogen import DataError, Grow, RunError, Shrink, resize, trace, widths
 from morphogen.cli.app import app
+from morphogen.deadline import Deadline
 from morphogen.density.conditional import fill
 from morphogen.density.darn import Darn, DarnShape
 from morphogen.density.estimator import Density
@@ -21,10 +23,11 @@ from morphogen.density.gradient_estimators import step_of
 from morphogen.density.groups import Groups
 from morphogen.density.learn import Training, optimizer_for
 from morphogen.density.likelihood import exact
-from morphogen.density.run import describe
-from morphogen.density.search import change, search, width_of
+from morphogen.density.mixture import Mixture
+from morphogen.density.run import describe, run
+from morphogen.density.search import Step, change, search, width_of, with_layer
 from morphogen.density.variables import UNKNOWN, as_frame, fit_variables
-from morphogen.report.density import density_html
+from morphogen.report.density import density_html, said_by_units
 from test_density import MIXED, all_rows, chain, scrambled
 
 
@@ -131,8 +134,9 @@ def test_a_gap_that_training_had_not_is_summed_over(fitted: Density) -> None:
     rows = table(20, seed=4)
     some = rows.assign(flag=np.nan)
     log_prob, error = fitted.score_samples(some, return_error=True)
+    term, of_term = fitted.score_samples(rows, return_error=True)
     # the sum is at least one of its terms
-    assert (log_prob + 4 * error >= fitted.score_samples(rows) - 0.5).all()
+    assert (log_prob + 4 * error >= term - 4 * of_term - 0.5).all()
 
 
 def test_a_category_that_is_new_is_unlikely_and_no_error(fitted: Density) -> None:
@@ -263,7 +267,97 @@ def test_a_search_finds_bits_where_rows_have_a_cause() -> None:
     assert any(step.bits for step in found.steps)
 
 
+def test_a_layer_comes_above_without_a_change() -> None:
+    torch.manual_seed(0)
+    model = scrambled(Darn(MIXED, DarnShape((3,), 5)))
+    x = all_rows(MIXED)
+    above = with_layer(model.float(), 2, seed=0)
+    assert above.units == (3, 2)
+    before, after = (exact(one, x.float()).log_prob for one in (model, above))
+    assert after == pytest.approx(before, abs=0.05)
+    # and it grows as any does
+    change(above, (Grow(width_of(1), 2), Shrink(width_of(0), (1,))), x.float(), seed=0)
+    assert above.units == (2, 4)
+    assert float(np.exp(exact(above, x.float()).log_prob).sum()) == pytest.approx(1, abs=1e-4)
+
+
+class Left(Exception):
+    pass
+
+
+def test_a_search_that_was_stopped_ends_as_one_that_was_not(tmp_path) -> None:
+    torch.manual_seed(0)
+    kind = (torch.rand(300, 1) < 0.5).float()
+    rows = (torch.rand(300, 8) < 0.1 + 0.8 * kind).float()
+    how = Training(rate=3e-3, patience=2, falls=1, epochs=12)
+    given = (rows[:200], rows[200:], Groups.of_bits(8), how)
+    whole = search(*given)
+
+    def leave(step: Step) -> None:
+        raise Left
+
+    for _ in range(3):  # stopped after each of the first trainings
+        with pytest.raises(Left):
+            search(*given, say=leave, kept=tmp_path)
+        assert (tmp_path / "000").exists()
+    ended = search(*given, kept=tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(whole.steps)
+    again = search(*given, kept=tmp_path)
+    for one in (ended, again):
+        assert one.loss == whole.loss
+        assert [replace(step, seconds=0.0) for step in one.steps] == [
+            replace(step, seconds=0.0) for step in whole.steps
+        ]
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(one.model.parameters(), whole.model.parameters(), strict=True)
+        )
+    with pytest.raises(RunError, match="other rows or settings"):
+        search(rows[1:201], *given[1:], kept=tmp_path)
+
+
+def test_orders_and_weight_noise_are_kept_in_the_file(tmp_path) -> None:
+    rows = table(80)
+    density = Density(orders=2, weight_noise=True, seconds=0.3, samples=20).fit(rows)
+    assert len(density.mixture_.models) == 2
+    save(density, tmp_path / "d.safetensors")
+    again = load(tmp_path / "d.safetensors")
+    assert np.array_equal(again.score_samples(rows), density.score_samples(rows))
+    assert again.sample(5, random_state=1).equals(density.sample(5, random_state=1))
+    assert again.impute(rows.iloc[:5]).equals(density.impute(rows.iloc[:5]))
+
+
+def test_units_are_said_in_words() -> None:
+    assert "collapsed" in said_by_units([0.0, 0.001])
+    assert said_by_units([0.5, 0.001]) == (
+        "1 of 2 say something, 0.50 bits together; 1 say nothing and could leave"
+    )
+
+
 # ---- the command
+
+
+def test_a_run_goes_on_where_it_was_left(tmp_path, monkeypatch) -> None:
+    rows = table(120)
+    rows.to_csv(tmp_path / "shop.csv", index=False)
+    out = tmp_path / "run"
+
+    def leave(step: Step) -> str:
+        raise KeyboardInterrupt
+
+    given = {"until": Deadline.after(60), "out": out, "quiet": True}
+    with monkeypatch.context() as patched:
+        patched.setattr("morphogen.density.run._line", leave)
+        with pytest.raises(KeyboardInterrupt) as left:
+            run(str(tmp_path / "shop.csv"), **given)
+    assert left.value.kept
+    with pytest.raises(RunError):  # the folder is not empty
+        run(str(tmp_path / "shop.csv"), **given)
+    density, _ = run(str(tmp_path / "shop.csv"), **given, resume=True)
+    assert len(density.steps_) > 1
+    assert not (out / "search").exists()
+    with pytest.raises(RunError, match="done"):
+        run(str(tmp_path / "shop.csv"), **given, resume=True)
 
 
 def test_the_command_writes_a_density_that_can_be_loaded(tmp_path, capsys) -> None:
@@ -304,6 +398,7 @@ def test_a_grown_density_is_loaded_by_its_ledger(tmp_path) -> None:
     model = Darn(density.variables_.groups, DarnShape((3,), 5))
     change(model, density.ledger_, torch.as_tensor(x), seed=3)
     density.model_ = model.eval()
+    density.mixture_ = Mixture.of(density.model_)
     save(density, tmp_path / "d.safetensors")
     again = load(tmp_path / "d.safetensors")
     assert again.model_.units == (5,)

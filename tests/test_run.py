@@ -27,7 +27,8 @@ from morphogen.fitting.interrupt import SAID, stopped_by_hand
 from morphogen.fitting.metrics import LOSS, METRICS, loss_for, metric_for, scores
 from morphogen.fitting.problem import Settings
 from morphogen.fitting.recipe import Recipe
-from morphogen.fitting.run import Left, Options, run
+from morphogen.fitting.run import Options, run
+from morphogen.folder import Left
 from morphogen.record import Evaluation
 
 QUICK = Recipe(batch=32, rate=5e-3, decay=0.01, steps=10, anneal=0.5, epochs=1, width=4, rounds=2)

@@ -23,6 +23,15 @@ class Taken(RunError):
     """The folder cannot be claimed: another run is at it, or it holds something."""
 
 
+class Left(KeyboardInterrupt):
+    """A run was left by Ctrl-C. folder: of the run. kept: whether it can be gone on with."""
+
+    def __init__(self, folder: Path, kept: bool) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+        self.kept = kept
+
+
 @contextmanager
 def claimed(folder: Path, used: bool = False) -> Iterator[Path]:
     """Have `folder` to oneself. It is made where it does not exist, and goes again where it stays

@@ -317,7 +317,7 @@ class Report:
 @dataclass(frozen=True)
 class DensityTrial:
     """A network of the search for a density. loss: description length of a held out row, in bits.
-    units: its stochastic ones.
+    units: its stochastic ones, in so many layers.
     """
 
     name: str
@@ -325,6 +325,7 @@ class DensityTrial:
     units: int
     parameters: int
     seconds: float
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -332,7 +333,8 @@ class DensityReport:
     """Everything a report shows of one density. All lengths in bits a row, of test rows: length
     (error: its standard error over rows; sampling: by drawing h), independent (of columns that know
     nothing of each other). columns: what each costs and would cost alone, of a number its bin.
-    samples, hardest: rows as text under `names`; of the hardest with their bits.
+    samples, hardest: rows as text under `names`; of the hardest with their bits. stochastic: of
+    each layer of stochastic units what each of them costs to send, from the one next to x on.
     """
 
     name: str
@@ -348,6 +350,7 @@ class DensityReport:
     real: tuple[tuple[str, ...], ...]
     samples: tuple[tuple[str, ...], ...]
     hardest: tuple[tuple[float, tuple[str, ...]], ...]
+    stochastic: tuple[tuple[float, ...], ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 

@@ -3,6 +3,8 @@
 import csv
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,7 +125,7 @@ def fit(
         _density(given, until)
         return
     from morphogen.data.load import load_data
-    from morphogen.fitting.run import Left, Options, run
+    from morphogen.fitting.run import Options, run
 
     kind: Any = None if task is None else task.value
     dataset = load_data(
@@ -144,7 +146,7 @@ def fit(
         class_weight=class_weight,
     )
     options = Options(resume, baselines, control, compress, quiet, until)
-    try:
+    with _may_be_left():
         run(
             dataset,
             options,
@@ -158,13 +160,22 @@ def fit(
             members=members,
             distillation=distillation,
         )
+
+
+@contextmanager
+def _may_be_left() -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    from morphogen.folder import Left
+
+    try:
+        yield
     except Left as error:
         again = f"go on with the same options and --out {error.folder} --resume"
         sys.stderr.write(f"stopped; {again if error.kept else 'nothing was kept yet'}\n")
         raise typer.Exit(130) from None
 
 
-_OF_DENSITY = ("data", "task", "test", "seed", "time_limit", "out", "quiet")
+_OF_DENSITY = ("data", "task", "test", "seed", "time_limit", "out", "resume", "quiet")
 
 
 def _density(given: dict[str, Any], until: Deadline) -> None:
@@ -180,8 +191,9 @@ def _density(given: dict[str, Any], until: Deadline) -> None:
     ]
     if others:
         raise RunError(f"--task density knows no {', '.join(others)}: leave it out")
-    names = ("test", "out", "seed", "quiet")
-    run(given["data"], until=until, **{name: given[name] for name in names})
+    names = ("test", "out", "seed", "resume", "quiet")
+    with _may_be_left():
+        run(given["data"], until=until, **{name: given[name] for name in names})
 
 
 def _columns(given: list[str] | None) -> tuple[str, ...]:

@@ -5,15 +5,17 @@
     linear        W_j x_<j + V_j c + b_j
     made          a perceptron whose weights are masked so that x_j's logits depend on x_<j alone
     nade          v_j sigmoid(U x_<j + c' + d) + V_j c + b_j, the hidden sum growing with j
+    local         of images: w_j . (the pixels of a window before j) + V_j c + b_j
     independent   V_j c + b_j
 
-Source: Gregor et al. 2014, section 2.1 (linear); Germain et al. 2015 (arXiv 1502.03509), eq. 8 and
-section 4.2 (MADE); Larochelle and Murray 2011, eq. 5 (NADE). Differs: a variable may be a category,
-whose bits have a softmax; degrees of MADE's hidden units are spread evenly, not drawn; all heads
-have the direct linear weights, which begin at 0.
+Source: Gregor et al. 2014, sections 2.1 (linear) and 3.3 (local); Germain et al. 2015 (arXiv
+1502.03509), eq. 8 and section 4.2 (MADE); Larochelle and Murray 2011, eq. 5 (NADE). Differs: a
+variable may be a category, whose bits have a softmax; degrees of MADE's hidden units are spread
+evenly, not drawn; MADE and NADE have the direct linear weights too, which begin at 0.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,15 +23,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morphogen.density.groups import Groups
+from morphogen.density.local import Window, periodic
 from morphogen.errors import ShapeError
 
-HeadName = Literal["linear", "made", "nade", "independent"]
+HeadName = Literal["linear", "made", "nade", "local", "independent"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a head is. hidden: units of the layers of "made" and "nade". window: of "local"."""
+
+    hidden: tuple[int, ...] = ()
+    window: Window | None = None
 
 
 class AutoregressiveBernoulli(nn.Module):
     """groups: the variables. context: size of c, 0 for none. head: a name of HEADS. hidden: units
     of its hidden layers, of "nade" only one. dropout: share of x_<j that a training step does not
-    see (never of what it should predict).
+    see (never of what it should predict). window: of "local".
 
     x: (n, groups.bits). context: (n, context).
     """
@@ -41,18 +52,21 @@ class AutoregressiveBernoulli(nn.Module):
         head: HeadName = "linear",
         hidden: tuple[int, ...] = (),
         dropout: float = 0.0,
+        window: Window | None = None,
     ) -> None:
         super().__init__()
         if head not in HEADS:
             raise ShapeError(f"head={head!r}: unknown; choose one of {', '.join(HEADS)}")
         if (head in ("made", "nade")) != bool(hidden):
             raise ShapeError(f"head={head!r}, hidden={hidden}: hidden units are of made and nade")
+        if head == "local" and window is None:
+            raise ShapeError('head="local": give window=Window(height, width)')
         self.groups = groups
         self.dropout = dropout
         self.bias = nn.Parameter(torch.zeros(groups.bits))
         # a linear map without a bias of its own
         self.from_context = nn.Linear(context, groups.bits, bias=False) if context else None
-        self.head = HEADS[head](groups, context, hidden)
+        self.head = HEADS[head](groups, context, Extent(hidden, window))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Logits of every group given those before it, (n, bits)."""
@@ -119,7 +133,7 @@ Step = Callable[[int, Tensor], None]
 class Independent(nn.Module):
     """No variable sees another."""
 
-    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -134,7 +148,7 @@ class Linear(nn.Module):
 
     mask: Tensor | None
 
-    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
         self.groups = groups
         group = groups.group_of_bit
@@ -163,17 +177,17 @@ class Made(nn.Module):
     m_k, and is seen by the groups from m_k on.
     """
 
-    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
         self.groups = groups
-        self.direct = Linear(groups, context, ())
+        self.direct = Linear(groups, context, Extent())
         self.context = nn.ModuleList(
-            nn.Linear(context, n, bias=False) for n in hidden * (context > 0)
+            nn.Linear(context, n, bias=False) for n in extent.hidden * (context > 0)
         )
         self.layers = nn.ModuleList()
         self.degrees = []
         degree = groups.group_of_bit + 1  # a bit is seen by units of its group's number and more
-        for width in hidden:
+        for width in extent.hidden:
             own = _degrees(width, len(groups))
             self.layers.append(_Masked(degree, own))
             self.degrees.append(own)
@@ -243,13 +257,13 @@ def _degrees(width: int, groups: int) -> Tensor:
 class Nade(nn.Module):
     """One hidden sum that grows as the variables are seen."""
 
-    def __init__(self, groups: Groups, context: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
-        if len(hidden) != 1:
-            raise ShapeError(f"hidden={hidden}: nade has one hidden layer, such as (100,)")
-        (width,) = hidden
+        if len(extent.hidden) != 1:
+            raise ShapeError(f"hidden={extent.hidden}: nade has one hidden layer, such as (100,)")
+        (width,) = extent.hidden
         self.groups = groups
-        self.direct = Linear(groups, context, ())
+        self.direct = Linear(groups, context, Extent())
         self.context = nn.Linear(context, width, bias=False) if context else None
         self.encode = nn.Linear(groups.bits, width)
         self.decode = nn.Parameter(torch.randn(groups.bits, width) * width**-0.5)
@@ -290,10 +304,63 @@ class Nade(nn.Module):
         return step
 
 
-HEADS: Mapping[HeadName, Callable[[Groups, int, tuple[int, ...]], Any]] = {
+class LocalWindow(nn.Module):
+    """Of images: a pixel sees those of a window that come before it, row by row. Pixels a period
+    apart have the same weights.
+    """
+
+    mask: Tensor
+
+    def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
+        super().__init__()
+        window = extent.window
+        assert window is not None
+        if not groups.single or groups.bits != window.height * window.width:
+            raise ShapeError(
+                f"head='local': a window of {window.height} x {window.width} pixels needs as many "
+                f"single bits; there are {groups.bits} in {len(groups)} groups"
+            )
+        self.window = window
+        rows, columns, period = window.rows, window.kernel, window.period
+        self.weight = nn.Parameter(torch.zeros(period, period, 1, 1, rows, columns))
+        mask = torch.ones(rows, columns)
+        mask[-1, columns // 2 :] = 0  # the pixel itself, and those after it
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        window = self.window
+        side = window.kernel // 2
+        image = x.view(-1, 1, window.height, window.width)
+        padded = F.pad(image, (side, side, window.rows - 1, 0))
+        return periodic(padded, self.weight * self.mask).flatten(1)
+
+    def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
+        window = self.window
+        side, top = window.kernel // 2, window.rows - 1
+        weight = (self.weight * self.mask)[:, :, 0, 0]
+        image = logits.view(rows, window.height, window.width)
+
+        def step(group: int, value: Tensor) -> None:
+            """Every pixel whose window this one is in."""
+            i, j = divmod(group, window.width)
+            below = torch.arange(i, min(i + top + 1, window.height))
+            beside = torch.arange(max(j - side, 0), min(j + side + 1, window.width))
+            own = weight[
+                below[:, None] % window.period,
+                beside[None, :] % window.period,
+                (top + i - below)[:, None],
+                (side + j - beside)[None, :],
+            ]
+            image[:, below[:, None], beside[None, :]] += value[:, :, None] * own
+
+        return step
+
+
+HEADS: Mapping[HeadName, Callable[[Groups, int, Extent], Any]] = {
     "linear": Linear,
     "made": Made,
     "nade": Nade,
+    "local": LocalWindow,
     "independent": Independent,
 }
 

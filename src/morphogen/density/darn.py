@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from morphogen.density.autoregressive import AutoregressiveBernoulli, HeadName
 from morphogen.density.groups import Groups
+from morphogen.density.local import Local, Window, local_layers
 from morphogen.errors import ShapeError
 from morphogen.record import revive
 
@@ -30,9 +31,11 @@ EncoderName = Literal["factorial", "autoregressive"]
 @dataclass(frozen=True)
 class DarnShape:
     """units: bits of each stochastic layer, from the one next to x on. hidden: tanh units between
-    two stochastic layers, 0 for none. visible, prior: a name of HEADS, of p(x | h) and of every
-    p(h | ...). visible_hidden: hidden units of "made" and "nade". skips: every layer is conditioned
-    on all layers above it, not only on the next. dropout: see `AutoregressiveBernoulli`, of x.
+    two stochastic layers, 0 for none. decoder_hidden: those of the decoder, None for as many.
+    visible, prior: a name of HEADS, of p(x | h) and of every p(h | ...). visible_hidden: hidden
+    units of "made" and "nade". skips: every layer is conditioned on all layers above it, not only
+    on the next. dropout: see `AutoregressiveBernoulli`, of x. local: of images, layers that the
+    encoder begins with. window: of images, what a pixel sees of those before it, for "local".
     """
 
     units: tuple[int, ...] = (16,)
@@ -43,6 +46,9 @@ class DarnShape:
     encoder: EncoderName = "factorial"
     skips: bool = False
     dropout: float = 0.0
+    decoder_hidden: int | None = None
+    local: tuple[Local, ...] = ()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -73,23 +79,27 @@ class Darn(nn.Module):
         self.shape = shape = shape or DarnShape()
         if any(size < 1 for size in shape.units):
             raise ShapeError(f"units={shape.units}: every stochastic layer has at least 1 unit")
+        behind = shape.hidden if shape.decoder_hidden is None else shape.decoder_hidden
         sizes = (groups.bits, *shape.units)
         levels = (groups, *(Groups.of_bits(size) for size in shape.units))
         self.decoders = nn.ModuleList()
         self.between = nn.ModuleList()  # tanh layers of the decoder
         for level, variables in enumerate(levels):
             above = sum(sizes[level + 1 :] if shape.skips else sizes[level + 1 : level + 2])
-            self.between.append(_tanh(above, shape.hidden))
-            context = shape.hidden if above and shape.hidden else above
+            self.between.append(_tanh(above, behind))
+            context = behind if above and behind else above
             head, hidden = (
                 (shape.visible, shape.visible_hidden) if level == 0 else (shape.prior, ())
             )
             dropout = shape.dropout if level == 0 else 0.0
-            self.decoders.append(AutoregressiveBernoulli(variables, context, head, hidden, dropout))
+            window = shape.window if level == 0 else None
+            self.decoders.append(
+                AutoregressiveBernoulli(variables, context, head, hidden, dropout, window)
+            )
         self.encoders = nn.ModuleList()
         self.features = nn.ModuleList()  # tanh layers of the encoder
-        for below, size in zip(sizes, shape.units, strict=False):
-            self.features.append(_tanh(below, shape.hidden))
+        for level, (below, size) in enumerate(zip(sizes, shape.units, strict=False)):
+            self.features.append(_features(below, shape, level))
             head = "linear" if shape.encoder == "autoregressive" else "independent"
             self.encoders.append(
                 AutoregressiveBernoulli(Groups.of_bits(size), shape.hidden or below, head)
@@ -230,6 +240,16 @@ def bernoulli(logits: Tensor) -> Tensor:
 def likelier(logits: Tensor) -> Tensor:
     """The value of each bit that has the greater probability."""
     return (logits > 0).to(logits.dtype)
+
+
+def _features(below: int, shape: DarnShape, level: int) -> nn.Module:
+    """What q of a stochastic layer reads, given the layer below."""
+    if not shape.local or level > 0:
+        return _tanh(below, shape.hidden)
+    if shape.window is None:
+        raise ShapeError("local layers need window=Window(height, width): the size of the images")
+    layers, size = local_layers((shape.window.height, shape.window.width), shape.local)
+    return nn.Sequential(*layers, nn.Linear(size, shape.hidden or below), nn.Tanh())
 
 
 def _tanh(inputs: int, units: int) -> nn.Module:

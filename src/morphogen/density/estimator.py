@@ -1,6 +1,7 @@
 """The distribution of a table behind the interface of scikit-learn: `Density`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,11 +12,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from morphogen.density.conditional import Filled, fill
+from morphogen.density.conditional import Filled
 from morphogen.density.darn import bernoulli
 from morphogen.density.gradient_estimators import EstimatorName
 from morphogen.density.learn import Training
-from morphogen.density.likelihood import log_likelihood
+from morphogen.density.mixture import filled, learn_orders, log_likelihood_of, sample
 from morphogen.density.search import Step, search
 from morphogen.density.variables import UNKNOWN, as_frame, fit_variables
 from morphogen.errors import DataError
@@ -30,11 +31,12 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     X: a table, or an array (rows, columns), of numbers, categories and gaps, see
     `density.variables`. estimator: a name of ESTIMATORS. samples: of h for each row that is scored.
-    rate, patience: see `Training`. seconds: of each of the trainings that the search consists of.
-    valid_fraction: rows held out.
+    rate, patience, weight_noise: see `Training`. orders: so many networks of the shape that was
+    found, each of which reads the columns in another order, and which are averaged. seconds: of
+    each of the trainings that the search consists of. valid_fraction: rows held out.
 
-    After `fit`: model_ (a `Darn`), variables_, steps_ (the networks of the search),
-    feature_names_in_, n_features_in_.
+    After `fit`: model_ (a `Darn`, which reads the columns in the table's order), mixture_ (all
+    networks), variables_, steps_ (the networks of the search), feature_names_in_, n_features_in_.
 
     Source: Gregor et al. 2014 (arXiv 1310.8499).
     """
@@ -46,6 +48,8 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         samples: int = 200,
         rate: float = 5e-4,
         patience: int = 15,
+        weight_noise: bool = False,
+        orders: int = 1,
         seconds: float | None = None,
         valid_fraction: float = 0.15,
         random_state: Any = 0,
@@ -54,6 +58,8 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.samples = samples
         self.rate = rate
         self.patience = patience
+        self.weight_noise = weight_noise
+        self.orders = orders
         self.seconds = seconds
         self.valid_fraction = valid_fraction
         self.random_state = random_state
@@ -66,11 +72,14 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         validation_data: Any = None,
         say: Callable[[Step], None] = lambda step: None,
         stopping: Callable[[], bool] = lambda: False,
+        kept: Path | None = None,
     ) -> Self:
         """Learn from rows X. validation_data: rows that decide, in the place of some held out. say:
         called with each network of the search. stopping: asked while it trains, whether to end.
+        kept: a folder of finished trainings, from which a search that was stopped goes on.
 
-        DataError: too few rows, or a table none of whose columns varies.
+        DataError: too few rows, or a table none of whose columns varies. RunError: `kept` is of
+        other rows or settings.
         """
         frame = as_frame(X)
         self._check(frame)
@@ -92,10 +101,12 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
             batch=min(100, len(rows)),
             estimator=self.estimator,
             patience=self.patience,
+            weight_noise=self.weight_noise,
             seconds=self.seconds,
             seed=seed,
         )
-        found = search(rows, valid, variables.groups, how, say, stopping)
+        found = search(rows, valid, variables.groups, how, say, stopping, kept)
+        self.mixture_ = learn_orders(found.model, rows, valid, how, self.orders)
         self.n_features_in_ = frame.shape[1]
         self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
         self.variables_ = variables
@@ -109,6 +120,8 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(f"X has {len(frame)} rows: a distribution needs at least {FEWEST}")
         if not 0 < self.valid_fraction < 1:
             raise DataError(f"valid_fraction={self.valid_fraction}: give a share between 0 and 1")
+        if self.orders < 1:
+            raise DataError(f"orders={self.orders}: give at least 1")
         if self.samples < 2:
             raise DataError(f"samples={self.samples}: give at least 2")
 
@@ -122,12 +135,12 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         levels, x = self._bits(frame)
         known = levels != UNKNOWN
         with own_draws(self._seed(), self.model_):
-            likelihood = log_likelihood(self.model_, x, self.samples)
+            likelihood = log_likelihood_of(self.mixture_, x, self.samples)
             log_prob, error = likelihood.log_prob.copy(), likelihood.error.copy()
             gaps = np.flatnonzero(~known.all(1))
-            for row, filled in zip(gaps, self._filled(x[gaps], known[gaps]), strict=True):
-                log_prob[row] = filled.log_prob
-                error[row] = max(0.0, 1 / filled.effective - 1 / self.samples) ** 0.5
+            for row, one in zip(gaps, self._filled(x[gaps], known[gaps]), strict=True):
+                log_prob[row] = one.log_prob
+                error[row] = max(0.0, 1 / one.effective - 1 / self.samples) ** 0.5
         log_prob -= self.variables_.log_widths(levels).sum(1) + self.variables_.excess(frame)
         return (log_prob, error) if return_error else log_prob
 
@@ -140,8 +153,8 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(-self.score_samples(X) / np.log(2))
 
     def column_bits(self, X: Any) -> pd.DataFrame:
-        """What each column costs given those before it and h, in bits, (rows, columns); what h
-        costs is not among them. A gap that training rows did not have costs NaN.
+        """What each column costs model_ given those before it and h, in bits, (rows, columns); what
+        h costs is not among them. A gap that training rows did not have costs NaN.
         """
         frame = self._frame(X)
         levels, x = self._bits(frame)
@@ -161,7 +174,7 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         seed = self._seed(random_state)
         with own_draws(seed, self.model_):
-            bits = self.model_.sample(n_samples).numpy()
+            bits = sample(self.mixture_, n_samples).numpy()
         draw = np.random.default_rng(seed)
         return self.variables_.frame(self.variables_.levels_of(bits), draw)
 
@@ -180,13 +193,13 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         chance = pd.DataFrame(np.nan, frame.index, frame.columns)
         rows = np.flatnonzero(gap.any(1))
         with own_draws(self._seed(), self.model_):
-            filled = self._filled(x[rows], known[rows])
+            guesses = self._filled(x[rows], known[rows])
         for group, column in enumerate(varying):
             own = gap[rows, group]
             if not own.any():
                 continue
             shares = np.stack(
-                [self._shares(f, group) for f, g in zip(filled, own, strict=True) if g]
+                [self._shares(f, group) for f, g in zip(guesses, own, strict=True) if g]
             )
             best = shares.argmax(1)
             out[column.name] = _put(out[column.name], rows[own], column.decode(best))
@@ -211,7 +224,7 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(values / values.sum())
 
     def _filled(self, x: Tensor, known: np.ndarray) -> list[Filled]:
-        return fill(self.model_, x, torch.as_tensor(known), self.samples)
+        return filled(self.mixture_, x, torch.as_tensor(known), self.samples)
 
     def _frame(self, X: Any) -> pd.DataFrame:
         check_is_fitted(self)

@@ -4,6 +4,9 @@ RMSprop as Graves had it (centred, momentum .9), on the description length. Afte
 description length of the held out rows is measured; where it no longer falls the learning rate
 does, and training ends once that does not help either. The best epoch's weights are kept.
 
+With weight noise nothing is held out: what falls or does not is what the rows and the weights cost
+together, see `weight_noise`.
+
 Source: Gregor et al. 2014, section 5.1. Differs: the learning rate falls.
 """
 
@@ -17,9 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.density.darn import Darn
-from morphogen.density.gradient_estimators import EstimatorName, step_of
+from morphogen.density.gradient_estimators import EstimatorName, Step, step_of
 from morphogen.density.likelihood import bound
 from morphogen.density.rmsprop import RMSprop
+from morphogen.density.sparse import Sparse
+from morphogen.density.weight_noise import WeightNoise
+from morphogen.errors import DataError
 from morphogen.random_state import own_draws
 from morphogen.training.train import Batches, Diverged, State, train
 
@@ -32,7 +38,9 @@ class Training:
     """rate: of RMSprop; each time the held out rows have not gained for `patience` epochs it falls
     to a quarter, from the best epoch on, `falls` times. batch: rows a step. estimator: a name of
     ESTIMATORS. decay: weight decay of matrices. repeats: how often held out rows are encoded for
-    one measurement. seconds: of training, after which the best epoch is kept.
+    one measurement. seconds: of training, after which the best epoch is kept. weight_noise: end
+    where rows and weights together no longer get shorter, whatever the held out rows say; they are
+    only measured. active: the share of stochastic bits that are to be 1, see `sparse`, or None.
     """
 
     rate: float = 5e-4
@@ -45,11 +53,15 @@ class Training:
     repeats: int = 2
     seconds: float | None = None
     seed: int = 0
+    weight_noise: bool = False
+    active: float | None = None
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One measurement. loss, valid: description length of a row in nats."""
+    """One measurement. loss, valid: description length of a row in nats. With weight noise the loss
+    has the row's part of what the weights cost in it; valid is NaN where no rows are held out.
+    """
 
     epoch: int
     seconds: float
@@ -68,13 +80,15 @@ def learn(
     show: Show = lambda epoch: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> list[Epoch]:
-    """Train in place. rows, valid: (n, bits). Returns an entry an epoch. stopping: asked at each
-    epoch's end, whether that was the last.
+    """Train in place. rows, valid: (n, bits); with weight noise, and only then, valid may have no
+    rows. Returns an entry an epoch. stopping: asked at each epoch's end, whether that was the last.
 
     Raises `Diverged` where the loss becomes infinite however small the rate, and `Unsupported` for
     an estimator that the model cannot be used with.
     """
     how = how or Training()
+    if not len(valid) and not how.weight_noise:
+        raise DataError("valid has no rows: only weight_noise=True can do without")
     with own_draws(how.seed, model):
         return _learn(model, rows, valid, how, show, stopping)
 
@@ -88,7 +102,7 @@ def _learn(
     stopping: Callable[[], bool],
 ) -> list[Epoch]:
     began = time.perf_counter()
-    step = step_of(how.estimator, model)
+    step = _step(model, how, len(rows))
     # what is trained: the model, and the estimator where it learns too
     whole = nn.ModuleList([model, *([step] if isinstance(step, nn.Module) else [])])
     batches = Batches(rows, rows, min(how.batch, len(rows)), how.seed)
@@ -100,9 +114,10 @@ def _learn(
     def after(state: State) -> None:
         nonlocal best, waited, falls
         model.eval()
-        loss = bound(model, valid, how.repeats)
+        of_valid = bound(model, valid, how.repeats) if len(valid) else math.nan
+        loss = state.train_loss if how.weight_noise else of_valid
         seconds = time.perf_counter() - began
-        past.append(Epoch(state.round, seconds, state.train_loss, loss))
+        past.append(Epoch(state.round, seconds, state.train_loss, of_valid))
         show(past[-1])
         waited += 1
         if loss < best[0]:
@@ -132,6 +147,14 @@ def _learn(
     model.load_state_dict(best[1])
     model.eval()
     return past
+
+
+def _step(model: Darn, how: Training, rows: int) -> Step:
+    """The estimator, with what the training asks for around it."""
+    step = step_of(how.estimator, model)
+    if how.active is not None and model.stochastic:
+        step = Sparse(step, how.active)
+    return WeightNoise(model, step, rows) if how.weight_noise else step
 
 
 def optimizer_for(module: nn.Module, how: Training) -> torch.optim.Optimizer:

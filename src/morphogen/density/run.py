@@ -3,10 +3,12 @@
 Writes density.safetensors (see `density.files`), metrics.json, samples.csv and report.html.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from rich.console import Console
 
 from morphogen.data.binary_sets import BINARY_SETS, binary_set
@@ -15,15 +17,18 @@ from morphogen.deadline import NEVER, Deadline
 from morphogen.density.darn import Darn
 from morphogen.density.estimator import Density
 from morphogen.density.files import save
+from morphogen.density.likelihood import divergence_of_units
 from morphogen.density.search import Step
 from morphogen.density.variables import UNKNOWN, Variables, fit_variables
 from morphogen.edit.apply import count_parameters
 from morphogen.environment import environment
-from morphogen.errors import DataError
-from morphogen.folder import claimed, claimed_free
+from morphogen.errors import DataError, RunError
+from morphogen.folder import Left, claimed, claimed_free
+from morphogen.random_state import own_draws
 from morphogen.record import DensityReport, DensityTrial, to_json, write_atomic
 from morphogen.report.density import density_html, headline
 
+_LAST = "report.html"  # with which a run is done
 _SHOWN = 8  # rows, samples and hardest rows of the page
 _SAMPLES = 1000  # rows of samples.csv
 _SEARCH = 0.8  # share of the time limit that the search may take
@@ -67,9 +72,15 @@ def run(
     out: Path | None = None,
     seed: int = 0,
     until: Deadline = NEVER,
+    resume: bool = False,
     quiet: bool = False,
 ) -> tuple[Density, DensityReport]:
-    """Learn, score the test rows, write the folder and say so."""
+    """Learn, score the test rows, write the folder and say so. resume: go on with a run that was
+    stopped in the same folder, from the last training that had ended.
+
+    Raises `Left` at Ctrl-C, `RunError` where the folder holds a run that is done, or one of other
+    rows or settings.
+    """
     name, train, held = tables(source, test, seed)
     # what the test rows have that cannot be scored is said before anything is learned
     fit_variables(train).levels(held)
@@ -79,9 +90,17 @@ def run(
     density = Density(random_state=seed, seconds=seconds)
     late = lambda: until.left() < (1 - _SEARCH) * left  # noqa: E731
     say = lambda step: console.print(f"  {_line(step)}")  # noqa: E731
-    with claimed(out) if out else claimed_free(Path("runs") / name) as folder:
+    base = Path("runs") / name
+    free = out is None and not resume
+    with claimed_free(base) if free else claimed(out or base, resume) as folder:
+        if (folder / _LAST).exists():
+            raise RunError(f"out={folder} holds a run that is done: choose another folder")
+        kept = folder / "search"
         console.print(f"{name}: {len(train):,} rows to learn from, {len(held):,} to test")
-        density.fit(train, say=say, stopping=late)
+        try:
+            density.fit(train, say=say, stopping=late, kept=kept)
+        except KeyboardInterrupt as error:
+            raise Left(folder, kept.exists()) from error
         for note in density.variables_.notes:
             console.print(note)
         save(density, folder / "density.safetensors")
@@ -89,7 +108,8 @@ def run(
         write_atomic(folder / "metrics.json", to_json(report))
         rows = density.sample(_SAMPLES, random_state=seed)
         write_atomic(folder / "samples.csv", rows.to_csv(index=False))
-        write_atomic(folder / "report.html", density_html(report))
+        write_atomic(folder / _LAST, density_html(report))
+        shutil.rmtree(kept, ignore_errors=True)
         console.print(f"{headline(report)}.\n{report.found}.")
         console.print(f"{folder}: density.safetensors, metrics.json, samples.csv, report.html")
         if quiet:
@@ -129,6 +149,7 @@ def describe(density: Density, train: pd.DataFrame, held: pd.DataFrame, name: st
             (float(bits[row]), texts)
             for row, texts in zip(hardest, _texts(looked[list(names)].iloc[hardest]), strict=True)
         ),
+        _stochastic(density, looked),
         density.variables_.notes,
         environment("cpu"),
     )
@@ -146,6 +167,16 @@ def _alone(variables: Variables, train: pd.DataFrame, levels: np.ndarray) -> np.
     return np.where(levels == UNKNOWN, np.nan, np.stack(costs, 1))
 
 
+def _stochastic(density: Density, looked: pd.DataFrame) -> tuple[tuple[float, ...], ...]:
+    """Bits that each stochastic unit costs, of rows without gaps that training had not."""
+    variables, model = density.variables_, density.model_
+    levels = variables.levels(looked)
+    x = torch.as_tensor(variables.bits(levels[(levels != UNKNOWN).all(1)]))
+    with own_draws(0, model):
+        each = divergence_of_units(model, x)
+    return tuple(tuple(float(nats / np.log(2)) for nats in layer) for layer in each)
+
+
 def found(model: Darn) -> str:
     """The network in words."""
     shape = model.shape
@@ -154,19 +185,25 @@ def found(model: Darn) -> str:
         "made": "a masked perceptron on the columns before",
         "independent": "columns that see the stochastic units alone",
     }[shape.visible]
-    units = ", ".join(str(size) for size in model.units)
-    behind = f"with {units} stochastic units behind them" if units else "without stochastic units"
+    units = " and ".join(str(size) for size in model.units)
+    layers = f" in {model.stochastic} layers" if model.stochastic > 1 else ""
+    behind = (
+        f"with {units} stochastic units{layers} behind them"
+        if units
+        else "without stochastic units, which did not pay"
+    )
     return f"Found: {visible}, {behind}, {count_parameters(model):,} parameters"
 
 
 def _trial(step: Step) -> DensityTrial:
     loss = step.loss / float(np.log(2))
-    return DensityTrial(step.what, loss, step.bits, step.parameters, step.seconds)
+    return DensityTrial(step.what, loss, step.bits, step.parameters, step.seconds, step.layers)
 
 
 def _line(step: Step) -> str:
     trial = _trial(step)
-    units = f", {trial.units} stochastic units" if trial.units else ""
+    layers = f" in {trial.layers} layers" if trial.layers > 1 else ""
+    units = f", {trial.units} stochastic units{layers}" if trial.units else ""
     return f"{trial.name}{units}: {trial.loss:.3f} bits a held out row ({trial.seconds:.0f} s)"
 
 

@@ -3,14 +3,22 @@
 First the visible part alone, by logistic regressions and by a masked perceptron, with and without
 dropout. Then with bits behind logistic regressions, and with bits alone: once the held out rows no
 longer gain, bits that say nothing (KL(q || p) below DEAD) leave; where nearly all say something as
-many new ones come, until that no longer pays. Where no bits pay at all, the network has none. Held
-out rows decide everything.
+many new ones come, until that no longer pays. Where bits pay, a second layer of them comes above
+the first, and stays if it pays; where none pay, the network has none. Held out rows decide
+everything.
+
+A search that is stopped goes on from the trainings that it has kept, and ends where it would have
+ended: each draws from a generator of its own.
 """
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,12 +31,16 @@ from morphogen.density.likelihood import divergence_of_units, log_likelihood
 from morphogen.edit.apply import count_parameters, resize
 from morphogen.edit.edit import Edit, Grow, Shrink
 from morphogen.edit.inits.constant import INITS, normal
+from morphogen.errors import RunError
+from morphogen.formats.checkpoint import load_tensors, save_tensors
 from morphogen.random_state import own_draws
+from morphogen.record import revive
 
 DEAD = 0.01  # nats below which a bit says nothing
 FIRST = 32  # bits to begin with
 ENOUGH = 0.75  # share of the bits that say something, from which more are tried
 MOST = 256
+ABOVE = 16  # bits of a second layer, to begin with
 PAYS = 0.002  # share of the description length that more bits must save
 SAMPLES = 100  # of q for each held out row, where candidates are compared
 LOOKED_AT = 1000  # of those rows
@@ -48,13 +60,16 @@ HIDDEN = (
 
 @dataclass(frozen=True)
 class Step:
-    """One network of the search. what: in words. loss: of the held out rows in nats a row."""
+    """One network of the search. what: in words. loss: of the held out rows in nats a row. bits: of
+    all its stochastic layers.
+    """
 
     what: str
     loss: float
     bits: int
     parameters: int
     seconds: float
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,18 +97,19 @@ class _Trials:
     how: Training
     say: Say
     stopping: Callable[[], bool]
+    kept: Path | None = None
     steps: list[Step] = field(default_factory=list)
 
     def grow(self, model: Darn) -> Found:
         """The best of the networks with bits that this one leads to."""
         now = self.train(model)
-        most = 0  # bits that were not enough
+        most = (0,) * model.stochastic  # bits of each layer that were not enough
         least = min(step.loss for step in self.steps)
         while now.loss < BEHIND * least and not self.stopping():
             edits = _edits(now.model, self.valid, most)
             if not edits:
                 break
-            most = max(most, sum(now.model.units))
+            most = tuple(map(max, most, now.model.units))
             other = copy.deepcopy(now.model)
             change(other, edits, self.rows, self.how.seed)
             after = self.train(other)
@@ -106,6 +122,17 @@ class _Trials:
 
     def train(self, model: Darn, how: Training | None = None) -> Found:
         """Train in place, and say what held out rows cost. how: None for the first rate alone."""
+        number = len(self.steps)
+        with own_draws(self.how.seed + number, model):
+            found = self._kept(model, number) or self._trained(model, how)
+        (step,) = found.steps
+        if self.kept and not self.stopping():
+            self._keep(found, number)
+        self.steps.append(step)
+        self.say(step)
+        return replace(found, steps=())
+
+    def _trained(self, model: Darn, how: Training | None) -> Found:
         how = how or replace(self.how, falls=0)
         past: list[Epoch] = []
         least = min((step.loss for step in self.steps), default=math.inf)
@@ -114,10 +141,46 @@ class _Trials:
         loss = -log_likelihood(model, self.valid[:LOOKED_AT], SAMPLES).mean
         shape = model.shape
         what = shape.visible + (f", dropout {shape.dropout:g}" if shape.dropout else "")
-        step = Step(what, loss, sum(model.units), count_parameters(model), past[-1].seconds)
-        self.steps.append(step)
-        self.say(step)
-        return Found(model, loss, epochs=tuple(past))
+        parameters = count_parameters(model)
+        step = Step(what, loss, sum(model.units), parameters, past[-1].seconds, model.stochastic)
+        return Found(model, loss, steps=(step,), epochs=tuple(past))
+
+    @cached_property
+    def _of(self) -> str:
+        """What the trainings depend on, as a digest. How long each may take is not among it."""
+        digest = hashlib.sha256(json.dumps(asdict(replace(self.how, seconds=None))).encode())
+        for part in (self.rows, self.valid):
+            digest.update(part.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _keep(self, found: Found, number: int) -> None:
+        """Write what a training ended with."""
+        assert self.kept is not None
+        about = {
+            "of": self._of,
+            "step": asdict(found.steps[0]),
+            "epochs": [asdict(epoch) for epoch in found.epochs],
+        }
+        self.kept.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.kept / f"{number:03}", dict(found.model.state_dict()), about)
+
+    def _kept(self, model: Darn, number: int) -> Found | None:
+        """What a training of this number ended with, its weights now in `model`; None where there
+        was none.
+        """
+        path = self.kept / f"{number:03}" if self.kept else None
+        if path is None or not path.exists():
+            return None
+        tensors, about = load_tensors(path)
+        if about["of"] != self._of:
+            raise RunError(
+                f"{path} was kept by a search of other rows or settings: give the same, or another "
+                "folder"
+            )
+        model.load_state_dict(tensors)
+        step = revive(Step, about["step"])
+        epochs = tuple(revive(Epoch, epoch) for epoch in about["epochs"])
+        return Found(model.eval(), step.loss, steps=(step,), epochs=epochs)
 
 
 def _hopeless(past: Sequence[Epoch], least: float) -> bool:
@@ -138,11 +201,15 @@ def search(
     how: Training | None = None,
     say: Say = lambda step: None,
     stopping: Callable[[], bool] = lambda: False,
+    kept: Path | None = None,
 ) -> Found:
     """rows, valid: (n, groups.bits), of zeros and ones. how: of every training; its seconds are for
-    each. stopping: asked after each epoch; then the best network so far is returned.
+    each. stopping: asked after each epoch; then the best network so far is returned. kept: a folder
+    that each training is written to as it ends; those that are there are not done again.
+
+    RunError: `kept` holds a search of other rows or settings.
     """
-    trials = _Trials(rows, valid, how or Training(), say, stopping)
+    trials = _Trials(rows, valid, how or Training(), say, stopping, kept)
     with own_draws(trials.how.seed, rows.device):
         return _search(trials, groups)
 
@@ -157,6 +224,10 @@ def _search(trials: _Trials, groups: Groups) -> Found:
         model = first(groups, shape, trials.rows, trials.how.seed)
         best = _better(best, trials.grow(model) if shape.units else trials.train(model))
     assert best is not None
+    if best.model.stochastic and not trials.stopping():
+        above = trials.grow(with_layer(best.model, ABOVE, trials.how.seed))
+        if above.loss < best.loss * (1 - PAYS):
+            best = above
     # all so far at the first rate; the best one while it falls
     last = trials.train(copy.deepcopy(best.model), trials.how)
     if last.loss < best.loss:
@@ -170,18 +241,37 @@ def first(groups: Groups, shape: DarnShape, rows: Tensor, seed: int) -> Darn:
         return Darn(groups, shape, rows.mean(0))
 
 
-def _edits(model: Darn, valid: Tensor, most: int) -> tuple[Edit, ...]:
-    """Bits that say nothing leave; where nearly all say something as many come, unless no more are
-    left than there were before: `most`, from which some came already.
+def with_layer(model: Darn, units: int, seed: int) -> Darn:
+    """The same network with a layer of so many new bits above, which say next to nothing yet."""
+    shape = replace(model.shape, units=(*model.units, units))
+    with own_draws(seed, model):
+        new = Darn(model.groups, shape, model.means)
+        top = new.decoder(model.stochastic)
+        if top.from_context is not None:
+            top.from_context.weight.detach().mul_(0.05)
+    # what is new has names that were not there
+    new.load_state_dict(model.state_dict(), strict=False)
+    return new
+
+
+def _edits(model: Darn, valid: Tensor, most: Sequence[int]) -> tuple[Edit, ...]:
+    """Of every layer: bits that say nothing leave; where nearly all say something as many come,
+    unless no more are left than there were before: `most`, from which some came already. A layer is
+    never without bits.
     """
-    (costs,) = divergence_of_units(model, valid)
-    dead = np.flatnonzero(costs < DEAD)
-    alive = len(costs) - len(dead)
-    if alive == 0:
-        return ()
-    shrink = (Shrink(width_of(0), dead.tolist()),) if len(dead) else ()
-    more = alive >= max(ENOUGH * len(costs), most) and 2 * alive <= MOST
-    return (*shrink, Grow(width_of(0), alive)) if more else shrink
+    with own_draws(0, model):
+        each = divergence_of_units(model, valid)
+    edits: list[Edit] = []
+    for level, costs in enumerate(each):
+        dead = np.flatnonzero(costs < DEAD)
+        alive = len(costs) - len(dead)
+        if alive == 0:
+            return ()
+        if len(dead):
+            edits.append(Shrink(width_of(level), dead.tolist()))
+        if alive >= max(ENOUGH * len(costs), most[level]) and 2 * alive <= MOST:
+            edits.append(Grow(width_of(level), alive))
+    return tuple(edits)
 
 
 def width_of(level: int) -> str:

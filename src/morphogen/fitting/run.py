@@ -20,7 +20,7 @@ from morphogen.fitting.fit import Fitted, search
 from morphogen.fitting.interrupt import stopped_by_hand
 from morphogen.fitting.metrics import metric_for
 from morphogen.fitting.problem import Settings
-from morphogen.folder import claimed, claimed_free
+from morphogen.folder import Left, claimed, claimed_free
 from morphogen.record import Report
 from morphogen.report.live import Display
 from morphogen.report.live import display as make_display
@@ -44,15 +44,6 @@ class Options:
     compress: bool = False
     quiet: bool = False
     until: Deadline = NEVER
-
-
-class Left(KeyboardInterrupt):
-    """Ctrl-C was pressed twice. folder: of the run. kept: whether it can be gone on with."""
-
-    def __init__(self, folder: Path, kept: bool) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
-        self.kept = kept
 
 
 def run(

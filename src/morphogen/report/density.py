@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from morphogen.record import DensityReport
+from morphogen.record import DensityReport, DensityTrial
 
 _SHOWN = 12  # columns of a table of rows
 _BARS = 40  # columns whose bits have a bar
+_SILENT = 0.0144  # bits below which a unit says nothing: .01 nats, as in the search
 
 
 def headline(report: DensityReport) -> str:
@@ -33,6 +34,7 @@ def density_html(report: DensityReport) -> str:
             _bars(report),
             "bits given those before it, of what it costs alone; of a number its bin",
         ),
+        _stochastic(report.stochastic),
         _section("Rows beside samples", _beside(report), "drawn from the network"),
         _section("The hardest rows", _hardest(report), "bits of each"),
         _section("The search", _trials(report), "bits a held out row, of a number its bin alone"),
@@ -63,6 +65,9 @@ _STYLE = """
 .bars i { display: block; height: .8rem; border-radius: 4px; background: var(--shade);
   position: relative; overflow: hidden; }
 .bars b { position: absolute; inset: 0 auto 0 0; background: var(--conv); border-radius: 4px; }
+.units { display: flex; align-items: flex-end; gap: 2px; height: 4.5rem; max-width: 60rem;
+  margin-bottom: 1rem; }
+.units i { flex: 1 1 0; max-width: 12px; background: var(--conv); border-radius: 2px 2px 0 0; }
 .bars em { font-style: normal; color: var(--soft); text-align: right; }
 """
 
@@ -89,6 +94,39 @@ def _bars(report: DensityReport) -> str:
     return f'<div class="bars">{"".join(rows)}</div>{more}'
 
 
+def _stochastic(layers: Sequence[Sequence[float]]) -> str:
+    """What each unit costs to send, dearest first, and whether any say nothing."""
+    if not layers:
+        return ""
+    most = max(max(layer, default=0) for layer in layers) or 1
+    parts = []
+    for number, layer in enumerate(layers, 1):
+        dearest = sorted(layer, reverse=True)
+        columns = "".join(
+            f'<i style="height:{max(2, 100 * bits / most):.0f}%" title="{bits:.3f} bits"></i>'
+            for bits in dearest
+        )
+        name = f"Layer {number}: " if len(layers) > 1 else ""
+        parts.append(
+            f'<p class="origin">{name}{said_by_units(layer)}</p><div class="units">{columns}</div>'
+        )
+    small = "bits that each costs to send: what the row says of it"
+    return _section("What the stochastic units say", "".join(parts), small)
+
+
+def said_by_units(layer: Sequence[float]) -> str:
+    """How many units of a layer say something of a row, and whether it has collapsed."""
+    active = sum(bits > _SILENT for bits in layer)
+    if not active:
+        return (
+            f"none of {len(layer)} says anything: the layer has collapsed, the columns explain "
+            "each other without it"
+        )
+    silent = len(layer) - active
+    rest = f"; {silent} say nothing and could leave" if silent else ""
+    return f"{active} of {len(layer)} say something, {sum(layer):.2f} bits together{rest}"
+
+
 def _beside(report: DensityReport) -> str:
     real = [("row", *row[:_SHOWN]) for row in report.real]
     drawn = [("sample", *row[:_SHOWN]) for row in report.samples]
@@ -102,10 +140,14 @@ def _hardest(report: DensityReport) -> str:
 
 def _trials(report: DensityReport) -> str:
     rows = [
-        (t.name, f"{t.loss:.3f}", str(t.units), f"{t.parameters:,}", f"{t.seconds:.1f} s")
+        (t.name, f"{t.loss:.3f}", _units(t), f"{t.parameters:,}", f"{t.seconds:.1f} s")
         for t in report.trials
     ]
     return _table(("network", "bits a row", "stochastic units", "parameters", "time"), rows)
+
+
+def _units(trial: DensityTrial) -> str:
+    return f"{trial.units} in {trial.layers} layers" if trial.layers > 1 else str(trial.units)
 
 
 def _notes(notes: Sequence[str]) -> str:
