@@ -1,11 +1,11 @@
 """Find a `Darn` of the right shape for rows: `search(rows, valid, groups)`.
 
 First the visible part alone, by logistic regressions and by a masked perceptron, with and without
-dropout. Then with bits behind logistic regressions, and with bits alone: once the held out rows no
-longer gain, bits that say nothing (KL(q || p) below DEAD) leave; where nearly all say something as
-many new ones come, until that no longer pays. Where bits pay, a second layer of them comes above
-the first, and stays if it pays; where none pay, the network has none. Held out rows decide
-everything.
+dropout; where the perceptron is best, a wider and a deeper one too. Then with bits behind logistic
+regressions, and with bits alone: once the held out rows no longer gain, bits that say nothing
+(KL(q || p) below DEAD) leave; where nearly all say something as many new ones come, until that no
+longer pays. Where bits pay, a second layer of them comes above the first, and stays if it pays;
+where none pay, the network has none. Held out rows decide everything.
 
 A search that is stopped goes on from the trainings that it has kept, and ends where it would have
 ended: each draws from a generator of its own.
@@ -15,7 +15,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,7 @@ VISIBLE = (
     DarnShape((), 0, visible="made", visible_hidden=(200,)),
     DarnShape((), 0, visible="made", visible_hidden=(200,), dropout=0.3),
 )
+LARGER = ((500,), (200, 200))  # of a masked perceptron that was best
 HIDDEN = (
     DarnShape((FIRST,), 200),
     DarnShape((2 * FIRST,), 200, visible="independent"),
@@ -107,8 +108,9 @@ class _Trials:
         least = min(step.loss for step in self.steps)
         while now.loss < BEHIND * least and not self.stopping():
             edits = _edits(now.model, self.valid, most)
-            if not edits:
-                break
+            shrinks = all(isinstance(edit, Shrink) for edit in edits)
+            if not edits or (shrinks and now.loss > least * (1 + PAYS)):
+                break  # fewer bits make a network smaller, seldom better
             most = tuple(map(max, most, now.model.units))
             other = copy.deepcopy(now.model)
             change(other, edits, self.rows, self.how.seed)
@@ -139,10 +141,15 @@ class _Trials:
         stopping = lambda: self.stopping() or _hopeless(past, least)  # noqa: E731
         learn(model, self.rows, self.valid, how, past.append, stopping)
         loss = -log_likelihood(model, self.valid[:LOOKED_AT], SAMPLES).mean
-        shape = model.shape
-        what = shape.visible + (f", dropout {shape.dropout:g}" if shape.dropout else "")
         parameters = count_parameters(model)
-        step = Step(what, loss, sum(model.units), parameters, past[-1].seconds, model.stochastic)
+        step = Step(
+            _words(model.shape),
+            loss,
+            sum(model.units),
+            parameters,
+            past[-1].seconds,
+            model.stochastic,
+        )
         return Found(model, loss, steps=(step,), epochs=tuple(past))
 
     @cached_property
@@ -183,6 +190,12 @@ class _Trials:
         return Found(model.eval(), step.loss, steps=(step,), epochs=epochs)
 
 
+def _words(shape: DarnShape) -> str:
+    """The visible part."""
+    widths = "".join(f" {width}" for width in shape.visible_hidden)
+    return shape.visible + widths + (f", dropout {shape.dropout:g}" if shape.dropout else "")
+
+
 def _hopeless(past: Sequence[Epoch], least: float) -> bool:
     """Whether a network that is far behind hardly gains any more: with the gain of its last ten
     epochs it would need a hundred more.
@@ -216,23 +229,31 @@ def search(
 
 def _search(trials: _Trials, groups: Groups) -> Found:
     best: Found | None = None
-    for shape in (*VISIBLE, *HIDDEN):
-        if best is not None and trials.stopping():
-            break
-        if shape.units and best is not None and shape.visible != "independent":
-            shape = replace(shape, dropout=best.model.shape.dropout)
-        model = first(groups, shape, trials.rows, trials.how.seed)
-        best = _better(best, trials.grow(model) if shape.units else trials.train(model))
-    assert best is not None
-    if best.model.stochastic and not trials.stopping():
-        above = trials.grow(with_layer(best.model, ABOVE, trials.how.seed))
-        if above.loss < best.loss * (1 - PAYS):
-            best = above
+
+    def tried(shapes: Iterable[DarnShape]) -> Found:
+        nonlocal best
+        for shape in shapes:
+            if best is not None and trials.stopping():
+                break
+            model = first(groups, shape, trials.rows, trials.how.seed)
+            best = _better(best, trials.grow(model) if shape.units else trials.train(model))
+        assert best is not None
+        return best
+
+    visible = tried(VISIBLE).model.shape
+    if visible.visible == "made":
+        tried(replace(visible, visible_hidden=hidden) for hidden in LARGER)
+    behind, alone = HIDDEN
+    now = tried((replace(behind, dropout=visible.dropout), alone))
+    if now.model.stochastic and not trials.stopping():
+        above = trials.grow(with_layer(now.model, ABOVE, trials.how.seed))
+        if above.loss < now.loss * (1 - PAYS):
+            now = above
     # all so far at the first rate; the best one while it falls
-    last = trials.train(copy.deepcopy(best.model), trials.how)
-    if last.loss < best.loss:
-        best = replace(last, ledger=best.ledger)
-    return replace(best, steps=tuple(trials.steps))
+    last = trials.train(copy.deepcopy(now.model), trials.how)
+    if last.loss < now.loss:
+        now = replace(last, ledger=now.ledger)
+    return replace(now, steps=tuple(trials.steps))
 
 
 def first(groups: Groups, shape: DarnShape, rows: Tensor, seed: int) -> Darn:

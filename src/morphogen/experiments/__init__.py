@@ -17,6 +17,8 @@ EXPERIMENTS: dict[str, str] = {
     "dagnn-bigger": "morphogen.experiments.dagnn.bigger",
     "dagnn-hops": "morphogen.experiments.dagnn.hops",
     "dagnn-mnist": "morphogen.experiments.dagnn.mnist",
+    "darn-atari-like": "morphogen.experiments.darn.atari_like",
+    "darn-mnist": "morphogen.experiments.darn.mnist",
     "darn-uci": "morphogen.experiments.darn.uci",
     "deep-to-shallow": "morphogen.experiments.shallow.deep_to_shallow",
     "den-mnist": "morphogen.experiments.den.mnist",
