@@ -160,6 +160,7 @@ FOREIGN = {
     ("interrupt.py", "KeyboardInterrupt"),
     ("run.py", "Left"),
     ("search.py", "ValueError"),
+    ("variables.py", "TypeError"),
     ("checkpoint.py", "ValueError"),
     ("penalty.py", "ValueError"),
     ("relu_split.py", "IndexError"),

@@ -1,5 +1,6 @@
 """The distribution of a table behind the interface of scikit-learn: `Density`."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from morphogen.density.conditional import Filled
@@ -81,7 +82,7 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         DataError: too few rows, or a table none of whose columns varies. RunError: `kept` is of
         other rows or settings.
         """
-        frame = as_frame(X)
+        frame = as_frame(self._array(X, reset=True))
         self._check(frame)
         seed = int(check_random_state(self.random_state).randint(2**31))
         variables = fit_variables(frame)
@@ -108,7 +109,11 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
         found = search(rows, valid, variables.groups, how, say, stopping, kept)
         self.mixture_ = learn_orders(found.model, rows, valid, how, self.orders)
         self.n_features_in_ = frame.shape[1]
-        self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+        self.columns_ = tuple(frame.columns)
+        if isinstance(X, pd.DataFrame):
+            self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
         self.variables_ = variables
         self.model_ = found.model
         self.ledger_ = found.ledger
@@ -117,7 +122,9 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check(self, frame: pd.DataFrame) -> None:
         if len(frame) < FEWEST:
-            raise DataError(f"X has {len(frame)} rows: a distribution needs at least {FEWEST}")
+            raise DataError(
+                f"X has n_samples={len(frame)}: a distribution needs at least {FEWEST} rows"
+            )
         if not 0 < self.valid_fraction < 1:
             raise DataError(f"valid_fraction={self.valid_fraction}: give a share between 0 and 1")
         if self.orders < 1:
@@ -228,7 +235,24 @@ class Density(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _frame(self, X: Any) -> pd.DataFrame:
         check_is_fitted(self)
-        return as_frame(X, list(self.feature_names_in_))
+        frame = as_frame(self._array(X, reset=False), self.columns_)
+        self.variables_.check(frame)
+        for said in self.variables_.strange(frame):
+            warnings.warn(said, stacklevel=3)
+        return frame
+
+    def _array(self, X: Any, reset: bool) -> Any:
+        """A table as it is; an array, or what can be one, as scikit-learn checks it."""
+        if isinstance(X, pd.DataFrame):
+            return X
+        return validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.input_tags.categorical = True
+        return tags
 
     def _bits(self, frame: pd.DataFrame) -> tuple[np.ndarray, Tensor]:
         levels = self.variables_.levels(frame)

@@ -38,7 +38,8 @@ def save(density: Density, path: str | Path) -> None:
         "orders": [list(order) for order in density.mixture_.orders],
         "variables": asdict(density.variables_),
         "steps": [asdict(step) for step in density.steps_],
-        "columns": [str(name) for name in density.feature_names_in_],
+        "columns": list(density.columns_),
+        "named": hasattr(density, "feature_names_in_"),
     }
     tensors = {
         f"{number}.{name}": tensor
@@ -56,7 +57,9 @@ def load(path: str | Path) -> Density:
     density = Density(**about["settings"])
     density.variables_ = revive(Variables, about["variables"])
     density.steps_ = tuple(revive(Step, step) for step in about["steps"])
-    density.feature_names_in_ = np.asarray(about["columns"], dtype=object)
+    density.columns_ = tuple(about["columns"])
+    if about["named"]:
+        density.feature_names_in_ = np.asarray(about["columns"], dtype=object)
     density.n_features_in_ = len(about["columns"])
     density.ledger_ = tuple(ledger_from_json(about["ledger"]))
     density.mixture_ = _mixture(tensors, about, density.ledger_)

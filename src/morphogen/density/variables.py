@@ -3,19 +3,20 @@
     number     of few distinct values: these are its levels; two of them are one bit
                of many: cut at quantiles into bins; log p(x) = log p(bin) - log(width of the bin)
     category   its levels, and "(other)" for rare ones and those seen later
+    date       a number, in days
 
 A gap is a level of its own where training rows have some; in later rows it is a value not known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from morphogen.data.apply_preparation import floats, text
+from morphogen.data.apply_preparation import floats, moments, text
 from morphogen.data.columns import min_frequency, sort_columns
 from morphogen.data.preparation import edges_of
 from morphogen.density.groups import Groups
@@ -27,11 +28,30 @@ OTHER = "(other)"
 UNKNOWN = -1  # the level of a gap that is none
 
 
+Kind = Literal["number", "integer", "boolean", "duration", "date"]
+
+
+def _booleans(values: pd.Series) -> pd.Series:
+    whole = values.notna().all()
+    return values.astype(bool) if whole else values.map({0.0: False, 1.0: True}).astype(object)
+
+
+CELLS: Mapping[Kind, Callable[[pd.Series], pd.Series]] = {
+    "number": lambda values: values,
+    "integer": lambda values: values.astype("int64" if values.notna().all() else "Int64"),
+    "boolean": _booleans,
+    "duration": lambda values: pd.to_timedelta(values, unit="s"),
+    "date": lambda values: pd.to_datetime(values, unit="D").dt.round("s"),
+}
+"""Values as cells of each kind."""
+
+
 @dataclass(frozen=True)
 class Variable:
     """levels: of a category its texts, without "(other)"; of a number of few values these, sorted.
     edges: of a number that is cut into bins. missing: whether a gap is a level, the last one. mark:
     the decimal mark of numbers written as text. whole: whether all values are whole numbers.
+    kind: what cells are made of values. dayfirst: of dates, see `data.columns`.
     """
 
     name: str
@@ -42,6 +62,8 @@ class Variable:
     mark: str = "."
     number: bool = False
     whole: bool = False
+    kind: Kind = "number"
+    dayfirst: bool = False
 
     @property
     def known(self) -> int:
@@ -67,7 +89,7 @@ class Variable:
         return np.where(codes == UNKNOWN, self.known if self.missing else UNKNOWN, codes)
 
     def _numbers(self, cells: pd.Series) -> np.ndarray:
-        values = floats(cells, self.mark)
+        values = self.values(cells)
         if self.edges:
             codes = np.searchsorted(self.edges[1:-1], values, "right")
         else:
@@ -86,13 +108,37 @@ class Variable:
             raise DataError(f"column {self.name!r} has an infinite value: leave such rows out")
         return np.where(np.isnan(values), UNKNOWN, codes)
 
+    def values(self, cells: pd.Series) -> np.ndarray:
+        """Cells of numbers or dates as float64, NaN where there is none."""
+        if self.kind == "date":
+            return moments(cells, {"dayfirst": self.dayfirst})
+        return floats(cells, self.mark)
+
+    def strange(self, cells: pd.Series) -> str | None:
+        """What is said of cells that are neither readable nor empty, or that a constant column does
+        not have.
+        """
+        if self.number and self.bits:
+            wrong = cells[np.isnan(self.values(cells)) & cells.notna().to_numpy()]
+            what = "a date" if self.kind == "date" else "a number"
+            said = f"cannot be read as {what}: taken as gaps"
+        elif not self.bits and len(self.levels) == 1:
+            same = np.array([_plain(cell) == self.levels[0] for cell in cells], bool)
+            wrong = cells[~same & cells.notna().to_numpy()]
+            said = f"differ from {self.levels[0]!r}, which all training rows have: not scored"
+        else:
+            return None
+        if not len(wrong):
+            return None
+        return f"column {self.name!r}: {len(wrong)} cells, such as {str(wrong.iloc[0])!r}, {said}"
+
     def excess(self, cells: pd.Series) -> np.ndarray:
         """What a number outside of all bins loses beside the log density of the outermost one:
         2 log(1 + its distance in widths of that bin), (rows,).
         """
         if not self.edges:
             return np.zeros(len(cells))
-        values = np.nan_to_num(floats(cells, self.mark), nan=self.edges[0])
+        values = np.nan_to_num(self.values(cells), nan=self.edges[0])
         low = (self.edges[0] - values) / (self.edges[1] - self.edges[0])
         high = (values - self.edges[-1]) / (self.edges[-1] - self.edges[-2])
         return np.asarray(2 * np.log1p(np.maximum(low, high).clip(0)))
@@ -116,11 +162,17 @@ class Variable:
             high = edges[(codes + 1).clip(max=self.known)]
             share = 0.5 if draw is None else draw.random(len(codes))
             values = low + (high - low) * share
-            return pd.Series(np.floor(values) if self.whole else values, name=self.name)
+            return self._cells(np.floor(values) if self.whole else values)
         other = None if self.number else OTHER
         kinds = [*self.levels, *[other] * self.other, None]
         cells = [kinds[code] for code in codes]
-        return pd.Series(cells, name=self.name, dtype=float if self.number else object)
+        if self.number:
+            return self._cells(np.array(cells, dtype=float))
+        return pd.Series(cells, name=self.name, dtype=object)
+
+    def _cells(self, values: np.ndarray) -> pd.Series:
+        """Numbers as the column has them."""
+        return CELLS[self.kind](pd.Series(values, name=self.name))
 
     @cached_property
     def log_widths(self) -> np.ndarray:
@@ -148,14 +200,25 @@ class Variables:
 
     def levels(self, frame: pd.DataFrame) -> np.ndarray:
         """(rows, groups), `UNKNOWN` where a gap is no level. Raises `DataError`."""
+        self.check(frame)
+        if not len(frame):
+            return np.zeros((0, len(self.varying)), np.int64)
+        codes = [column.encode(frame[column.name]) for column in self.varying]
+        return np.stack(codes, 1).astype(np.int64)
+
+    def check(self, frame: pd.DataFrame) -> None:
+        """Raise `DataError` where a table lacks columns, or has some twice."""
         twice = frame.columns[frame.columns.duplicated()]
         if len(twice):
             raise DataError(f"the table has the columns {sorted(set(twice))} more than once")
         absent = [column.name for column in self.columns if column.name not in frame]
         if absent:
             raise DataError(f"the table lacks the columns {absent}: add them")
-        codes = [column.encode(frame[column.name]) for column in self.varying]
-        return np.stack(codes, 1).astype(np.int64)
+
+    def strange(self, frame: pd.DataFrame) -> tuple[str, ...]:
+        """What is said of cells that are read as gaps, or not at all."""
+        each = (column.strange(frame[column.name]) for column in self.columns)
+        return tuple(said for said in each if said)
 
     def bits(self, levels: np.ndarray) -> np.ndarray:
         """(rows, bits) float32; zeros where the level is not known."""
@@ -204,34 +267,46 @@ def fit_variables(frame: pd.DataFrame, bins: int = BINS) -> Variables:
     kinds = sort_columns(frame)
     columns = []
     left_out = []
-    unread = (*kinds.hashed, *kinds.words, *kinds.dates)
+    unread = (*kinds.hashed, *kinds.words)
     for name in frame.columns:
         if name in kinds.numbers:
-            columns.append(_number(frame[name], kinds.marks.get(name, "."), bins))
+            plain = Variable(str(name), mark=kinds.marks.get(name, "."), kind=_kind(frame[name]))
+            columns.append(_number(frame[name], plain, bins))
+        elif name in kinds.dates:
+            plain = Variable(str(name), kind="date", dayfirst=kinds.dayfirst.get(name, False))
+            columns.append(_number(frame[name], plain, bins))
         elif name in kinds.categories:
             columns.append(_category(frame[name]))
         elif name in unread:
-            left_out.append(f"column {name!r} is free text or a date: left out")
+            left_out.append(f"column {name!r} is free text: left out")
         elif frame[name].notna().all() and len(set(text(frame[name]))) == 1:
             # it says nothing, and is in every sample
             columns.append(Variable(name, levels=(_plain(frame[name].iloc[0]),)))
-    notes = [note for note in kinds.notes if not any(repr(n) in note for n in unread)]
-    made = Variables(tuple(columns), (*notes, *left_out))
+    other = (*unread, *kinds.dates)
+    notes = [note for note in kinds.notes if not any(repr(n) in note for n in other)]
+    made = Variables(tuple(columns))
+    made = replace(made, notes=(*notes, *left_out, *made.strange(frame)))
     if not made.varying:
         raise DataError("every column is constant, empty or text: there is nothing to learn")
     return made
 
 
-def _number(cells: pd.Series, mark: str, bins: int) -> Variable:
-    values = floats(cells, mark)
+def _kind(cells: pd.Series) -> Kind:
+    """By the type of a column of numbers."""
+    kinds: Mapping[str, Kind] = {"b": "boolean", "m": "duration", "i": "integer", "u": "integer"}
+    return kinds.get(cells.dtype.kind, "number")
+
+
+def _number(cells: pd.Series, plain: Variable, bins: int) -> Variable:
+    """plain: what is known of the column before its values are looked at."""
+    values = plain.values(cells)
     known = values[~np.isnan(values)]
     if np.isinf(known).any():
         raise DataError(f"column {cells.name!r} has an infinite value: leave such rows out")
     distinct = np.unique(known)
-    plain = Variable(
-        str(cells.name),
+    plain = replace(
+        plain,
         missing=len(known) < len(values),
-        mark=mark,
         number=True,
         whole=bool((known == np.floor(known)).all()),
     )
@@ -265,8 +340,14 @@ def _plain(value: Any) -> Any:
 def as_frame(x: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
     """A table as it is; an array with columns x0, x1, ..."""
     if isinstance(x, pd.DataFrame):
-        return x.rename(columns=str).reset_index(drop=True)
+        several = isinstance(x.columns, pd.MultiIndex)
+        own = [" ".join(map(str, name)) if several else str(name) for name in x.columns]
+        return x.set_axis(own, axis=1).reset_index(drop=True)
     array = np.asarray(x)
+    if array.dtype == object:
+        odd = [cell for cell in array.flat if not pd.api.types.is_scalar(cell)]
+        if odd:
+            raise TypeError(f"x has a {type(odd[0]).__name__}: argument must be string or number")
     if array.ndim != 2 or (names is not None and array.shape[1] != len(names)):
         columns = "columns" if names is None else f"{len(names)} columns"
         raise DataError(f"x has shape {array.shape}: give a table or an array (rows, {columns})")
