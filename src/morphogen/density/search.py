@@ -1,11 +1,11 @@
 """Find a `Darn` of the right shape for rows: `search(rows, valid, groups)`.
 
 First the visible part alone, by logistic regressions and by a masked perceptron, with and without
-dropout; where the perceptron is best, a wider and a deeper one too. Then with bits behind logistic
-regressions, and with bits alone: once the held out rows no longer gain, bits that say nothing
-(KL(q || p) below DEAD) leave; where nearly all say something as many new ones come, until that no
-longer pays. Where bits pay, a second layer of them comes above the first, and stays if it pays;
-where none pay, the network has none. Held out rows decide everything.
+dropout; where the perceptron is best, wider and deeper ones while that pays. Then with bits behind
+logistic regressions, and with bits alone: once the held out rows no longer gain, bits that say
+nothing (KL(q || p) below DEAD) leave; where nearly all say something as many new ones come, until
+that no longer pays. Where bits pay, a second layer of them comes above the first, and stays if it
+pays; where none pay, the network has none. Held out rows decide everything.
 
 A search that is stopped goes on from the trainings that it has kept, and ends where it would have
 ended: each draws from a generator of its own.
@@ -52,7 +52,7 @@ VISIBLE = (
     DarnShape((), 0, visible="made", visible_hidden=(200,)),
     DarnShape((), 0, visible="made", visible_hidden=(200,), dropout=0.3),
 )
-LARGER = ((500,), (200, 200))  # of a masked perceptron that was best
+WIDEST, DEEPEST = 800, 2  # of a masked perceptron
 HIDDEN = (
     DarnShape((FIRST,), 200),
     DarnShape((2 * FIRST,), 200, visible="independent"),
@@ -240,9 +240,13 @@ def _search(trials: _Trials, groups: Groups) -> Found:
         assert best is not None
         return best
 
-    visible = tried(VISIBLE).model.shape
-    if visible.visible == "made":
-        tried(replace(visible, visible_hidden=hidden) for hidden in LARGER)
+    now = tried(VISIBLE)
+    before = math.inf
+    while now.loss < before * (1 - PAYS) and not trials.stopping():
+        before = now.loss
+        shape = now.model.shape
+        now = tried(replace(shape, visible_hidden=h) for h in _larger(shape.visible_hidden))
+    visible = now.model.shape
     behind, alone = HIDDEN
     now = tried((replace(behind, dropout=visible.dropout), alone))
     if now.model.stochastic and not trials.stopping():
@@ -254,6 +258,13 @@ def _search(trials: _Trials, groups: Groups) -> Found:
     if last.loss < now.loss:
         now = replace(last, ledger=now.ledger)
     return replace(now, steps=tuple(trials.steps))
+
+
+def _larger(hidden: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """A wider and a deeper masked perceptron; none where there is none."""
+    wider = tuple(2 * width for width in hidden)
+    deeper = (*hidden, *hidden[-1:])
+    return [h for h in (wider, deeper) if h and max(h) <= WIDEST and len(h) <= DEEPEST]
 
 
 def first(groups: Groups, shape: DarnShape, rows: Tensor, seed: int) -> Darn:
