@@ -84,7 +84,7 @@ def found(name: str, seed: int, seconds: float | None) -> dict[str, Any]:
 
 
 def several(name: str, seed: int, seconds: float | None) -> dict[str, Any]:
-    """What the search found, and three more of its shape that read the variables in other orders."""
+    """What the search found, with three more of its shape that read variables in other orders."""
     one, spent = searched(name, seed, seconds)
     train, valid, test = rows_of(name, MOST_TESTED)
     began = time.process_time()
@@ -147,10 +147,10 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
         "# What rows cost",
         "",
         "Nats a row of the test part (at most 10,000 rows), ± its standard error over rows; in "
-        "brackets the standard deviation over seeds. Level: within one standard error of the data.",
+        "brackets the standard deviation over seeds. Level: within one standard error of rows.",
         "",
-        "| set | seeds | independent | MADE, tuned | ours | against MADE | in four orders | found | bits | seconds, "
-        "ours / MADE |",
+        "| set | seeds | independent | MADE, tuned | ours | against MADE | in four orders | found "
+        "| bits | seconds, ours / MADE |",
         "|---|--:|--:|--:|--:|---|--:|---|--:|--:|",
     ]
     ahead = level = 0

@@ -13,7 +13,7 @@ import torch
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from morphogen import DataError, Grow, RunError, Shrink, resize, trace, widths
+from morphogen import DataError, Grow, RunError, Shrink, freeze, resize, trace, widths
 from morphogen.cli.app import app
 from morphogen.deadline import Deadline
 from morphogen.density.conditional import fill
@@ -24,10 +24,13 @@ from morphogen.density.gradient_estimators import step_of
 from morphogen.density.groups import Groups
 from morphogen.density.learn import Training, optimizer_for
 from morphogen.density.likelihood import exact
+from morphogen.density.local import Local, Window
 from morphogen.density.mixture import Mixture
 from morphogen.density.run import describe, run
 from morphogen.density.search import Step, change, search, width_of, with_layer
 from morphogen.density.variables import UNKNOWN, as_frame, fit_variables
+from morphogen.edit import checkpoint
+from morphogen.random_state import random_kept
 from morphogen.report.density import density_html, said_by_units
 from test_density import MIXED, all_rows, chain, scrambled
 
@@ -233,6 +236,50 @@ def test_bits_leave_and_come_by_the_resize_engine(groups: Groups) -> None:
     # probabilities still add up to one
     if groups is MIXED:
         assert float(np.exp(exact(model, all_rows(groups)).log_prob).sum()) == pytest.approx(1)
+
+
+def picture() -> Darn:
+    shape = DarnShape(
+        (3,), 6, "local", decoder_hidden=0, local=(Local(4, 2, 1, 2),), window=Window(3, 4, 3, 2)
+    )
+    return Darn(Groups.of_bits(12), shape)
+
+
+KINDS = {
+    "categories": lambda: Darn(MIXED, DarnShape((3, 4), 5, skips=True)),
+    "made": lambda: Darn(MIXED, DarnShape((3,), 5, "made", visible_hidden=(8,))),
+    "nade": lambda: Darn(MIXED, DarnShape((3,), 0, "nade", visible_hidden=(8,))),
+    "autoregressive": lambda: Darn(MIXED, DarnShape((3,), 5, encoder="autoregressive")),
+    "local": picture,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resized_network_is_saved_loaded_frozen_and_undone(kind: str, tmp_path) -> None:
+    """All that the library offers holds for every head."""
+    with random_kept(0):
+        model = KINDS[kind]().eval()
+        x = model.sample(8)
+        optimizer = optimizer_for(model, Training())
+        step_of("half", model)(model, x).backward()
+        optimizer.step()
+        before = copy.deepcopy(model.state_dict())
+        plain, _ = freeze(copy.deepcopy(model), x)
+        assert torch.equal(plain(x), model(x))
+        done = resize(model, [Grow(width_of(0), 2)], example=x, optimizers=[optimizer])
+        assert model.units[0] == 5
+        value = model(x)
+        path = checkpoint.save(model, tmp_path / "c", optimizers=[optimizer])
+
+        def build() -> tuple[Darn, torch.optim.Optimizer]:
+            again = KINDS[kind]()
+            return again, optimizer_for(again, Training())
+
+        again, _ = checkpoint.load(path, build)
+        assert again.units == model.units
+        assert torch.equal(again.eval()(x), value)
+        done.undo()
+        assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
 def test_new_bits_say_next_to_nothing() -> None:

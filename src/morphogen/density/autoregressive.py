@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.density.groups import Groups
+from morphogen.density.groups import Groups, groups_of
 from morphogen.density.local import Window, periodic
 from morphogen.errors import ShapeError
 
@@ -37,7 +37,25 @@ class Extent:
     window: Window | None = None
 
 
-class AutoregressiveBernoulli(nn.Module):
+class Grouped(nn.Module):
+    """A layer whose bits are those of groups. sizes: of the groups, which follow when single bits
+    come or go.
+    """
+
+    sizes: tuple[int, ...]
+
+    @property
+    def groups(self) -> Groups:
+        return groups_of(self.sizes)
+
+    def sizes_by(self, bits: int) -> dict[str, tuple[int, ...]]:
+        """What `tensor_sizes` says, by how many bits there are now."""
+        sizes = (1,) * bits if self.groups.single else self.sizes
+        groups_of(sizes)  # made now: what is made while a model is traced has no numbers in it
+        return {"sizes": sizes}
+
+
+class AutoregressiveBernoulli(Grouped):
     """groups: the variables. context: size of c, 0 for none. head: a name of HEADS. hidden: units
     of its hidden layers, of "nade" only one. dropout: share of x_<j that a training step does not
     see (never of what it should predict). window: of "local".
@@ -61,7 +79,7 @@ class AutoregressiveBernoulli(nn.Module):
             raise ShapeError(f"head={head!r}, hidden={hidden}: hidden units are of made and nade")
         if head == "local" and window is None:
             raise ShapeError('head="local": give window=Window(height, width)')
-        self.groups = groups
+        self.sizes = groups.sizes
         self.dropout = dropout
         self.bias = nn.Parameter(torch.zeros(groups.bits))
         # a linear map without a bias of its own
@@ -84,8 +102,8 @@ class AutoregressiveBernoulli(nn.Module):
         """log p(x | c), (n,). The gradient reaches x, as context and as target."""
         return self.groups.log_prob(self(x, context), x)
 
-    def tensor_sizes(self) -> dict[str, Groups]:
-        return bits_of(self.groups, self.bias)
+    def tensor_sizes(self) -> dict[str, tuple[int, ...]]:
+        return self.sizes_by(len(self.bias))
 
     def walk(self, rows: int, context: Tensor | None = None) -> "Walk":
         """Group by group, for sampling and coding."""
@@ -143,14 +161,14 @@ class Independent(nn.Module):
         return lambda group, value: None
 
 
-class Linear(nn.Module):
+class Linear(Grouped):
     """Weights (bits, bits), of which those from earlier groups count."""
 
     mask: Tensor | None
 
     def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
-        self.groups = groups
+        self.sizes = groups.sizes
         group = groups.group_of_bit
         self.weight = nn.Parameter(torch.zeros(groups.bits, groups.bits))
         # of single bits the lower triangle, whichever come and go
@@ -161,8 +179,8 @@ class Linear(nn.Module):
         weight = self.weight.tril(-1) if self.mask is None else self.weight * self.mask
         return F.linear(x, weight)
 
-    def tensor_sizes(self) -> dict[str, Groups]:
-        return bits_of(self.groups, self.weight)
+    def tensor_sizes(self) -> dict[str, tuple[int, ...]]:
+        return self.sizes_by(len(self.weight))
 
     def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
         def step(group: int, value: Tensor) -> None:
@@ -270,14 +288,12 @@ class Nade(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         sums = self._first(len(x), context)
-        # what each group adds, before the group itself: (n, groups, width)
+        # what each bit adds, and what all before its group have added: (n, bits, width)
         each = x[:, :, None] * self.encode.weight.T
-        if len(self.groups) < self.groups.bits:
-            of = self.groups.group_of_bit.to(x.device)
-            each = each.new_zeros(len(x), len(self.groups), each.shape[2]).index_add(1, of, each)
         before = each.cumsum(1) - each
+        if len(self.groups) < self.groups.bits:
+            before = before[:, self.groups.start_of_bit.to(x.device)]
         hidden = torch.sigmoid(sums[:, None, :] + before)
-        hidden = hidden[:, self.groups.group_of_bit.to(x.device)]
         direct: Tensor = self.direct(x, context)
         return direct + (hidden * self.decode).sum(-1)
 
@@ -363,11 +379,6 @@ HEADS: Mapping[HeadName, Callable[[Groups, int, Extent], Any]] = {
     "local": LocalWindow,
     "independent": Independent,
 }
-
-
-def bits_of(groups: Groups, tensor: Tensor) -> dict[str, Groups]:
-    """What a layer's `groups` are once bits came or went, which single ones do."""
-    return {"groups": Groups.of_bits(len(tensor)) if groups.single else groups}
 
 
 def _given(context: Tensor | None) -> Tensor:

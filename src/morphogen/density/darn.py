@@ -132,9 +132,10 @@ class Darn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Description length of each row in nats, (n,), where every bit of h is the likelier one:
-        what is traced. To train, give `cost` a draw of ESTIMATORS.
+        what is traced. An autoregressive encoder's are all chosen at once, as if those before them
+        were 0. To train, give `cost` a draw of ESTIMATORS.
         """
-        return self.cost(x, likelier)
+        return self.cost(x, likelier, at_once=True)
 
     def log_joint(self, x: Tensor, h: Sequence[Tensor]) -> Tensor:
         """log p(x, h), (n,)."""
@@ -173,24 +174,33 @@ class Darn(nn.Module):
         made: Tensor = self.features[level](below - (self.means if level == 0 else 0.5))
         return made
 
-    def encode(self, x: Tensor, draw: Draw, given: Sequence[Tensor] = ()) -> Sample:
-        """Draw the stochastic layers from q. given: layers from the lowest on that are known."""
+    def encode(
+        self, x: Tensor, draw: Draw, given: Sequence[Tensor] = (), at_once: bool = False
+    ) -> Sample:
+        """Draw the stochastic layers from q. given: layers from the lowest on that are known.
+        at_once: see `forward`.
+        """
         h = [*given]
         logits = []
         negentropy = x.new_zeros(len(x))
         for level in range(len(given), self.stochastic):
             below = x if level == 0 else h[level - 1]
-            value, own = self._drawn(level, self.encoding(level, below), draw)
+            value, own = self._drawn(level, self.encoding(level, below), draw, at_once)
             h.append(value)
             logits.append(own)
             negentropy = negentropy + bernoulli_negentropy(own).sum(1)
         return Sample(tuple(h), tuple(logits), negentropy)
 
-    def _drawn(self, level: int, context: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _drawn(
+        self, level: int, context: Tensor, draw: Draw, at_once: bool
+    ) -> tuple[Tensor, Tensor]:
         encoder = self.encoder(level)
         if self.shape.encoder == "factorial":
             logits = encoder.base(context)
             return draw(logits), logits
+        if at_once:
+            value = draw(encoder.base(context))
+            return value, encoder(value, context)
         # unit by unit: a forward pass for each, since a walk changes its sums in place
         value = context.new_zeros(len(context), self.units[level])
         parts: list[Tensor] = []
@@ -200,11 +210,13 @@ class Darn(nn.Module):
         value = torch.cat(parts, 1)
         return value, encoder(value, context)
 
-    def cost(self, x: Tensor, draw: Draw, given: Sequence[Tensor] = ()) -> Tensor:
+    def cost(
+        self, x: Tensor, draw: Draw, given: Sequence[Tensor] = (), at_once: bool = False
+    ) -> Tensor:
         """Description length of each row in nats, (n,): an upper bound of -log p(x) in
         expectation. given: see `encode`; the layers given cost nothing to be drawn.
         """
-        sample = self.encode(x, draw, given)
+        sample = self.encode(x, draw, given, at_once)
         return sample.negentropy - self.log_joint(x, sample.h)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ one bit is 1. Logits a of a group give
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Groups:
         if any(size < 1 for size in self.sizes):
             raise ShapeError(f"sizes={self.sizes}: every group has at least 1 bit")
         # made now: what is made while a model is traced has no numbers in it
-        _ = self.group_of_bit, self._by_size
+        _ = self.group_of_bit, self.start_of_bit, self._by_size
 
     @staticmethod
     def of_bits(count: int) -> "Groups":
@@ -64,6 +64,11 @@ class Groups:
         return torch.repeat_interleave(
             torch.arange(len(self)), torch.tensor(self.sizes, dtype=torch.long)
         )
+
+    @cached_property
+    def start_of_bit(self) -> Tensor:
+        """(bits,), the first bit of the group that each belongs to."""
+        return torch.tensor(self.starts)[self.group_of_bit]
 
     @cached_property
     def _by_size(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -124,6 +129,12 @@ class Groups:
             torch.logit(means.clamp(0.01, 0.99)),
             means.clamp(min=1e-4).log(),
         )
+
+
+@lru_cache(maxsize=1024)
+def groups_of(sizes: tuple[int, ...]) -> Groups:
+    """The same `Groups` each time, whose tables are made once."""
+    return Groups(sizes)
 
 
 def log_normaliser_of(logits: Tensor) -> Tensor:
