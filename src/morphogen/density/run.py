@@ -4,6 +4,7 @@ Writes density.safetensors (see `density.files`), metrics.json, samples.csv and 
 """
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +102,13 @@ def run(
             density.fit(train, say=say, stopping=late, kept=kept)
         except KeyboardInterrupt as error:
             raise Left(folder, kept.exists()) from error
-        for note in density.variables_.notes:
+        for note in (*density.variables_.notes, *density.variables_.strange(held)):
             console.print(note)
         save(density, folder / "density.safetensors")
-        report = describe(density, train, held, name)
+        with warnings.catch_warnings():
+            # what is strange in the test rows was just said
+            warnings.simplefilter("ignore", UserWarning)
+            report = describe(density, train, held, name)
         write_atomic(folder / "metrics.json", to_json(report))
         rows = density.sample(_SAMPLES, random_state=seed)
         write_atomic(folder / "samples.csv", rows.to_csv(index=False))

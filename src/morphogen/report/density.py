@@ -53,7 +53,7 @@ def density_html(report: DensityReport) -> str:
 
 
 _STYLE = """
-.scroll { overflow-x: auto; }
+.scroll { overflow: auto hidden; max-height: none; }
 .scroll table { border-collapse: collapse; font-size: .9rem; width: 100%; }
 .scroll th, .scroll td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
