@@ -4,6 +4,7 @@ one run.
     python bench/fit.py                      # everything, about two hours on two cores
     python bench/fit.py digits adult         # some rows
     python bench/fit.py mnist --seeds 1      # fewer seeds, said in the file
+    python bench/fit.py mnist --more         # the seeds that are not there yet
 
 Each (data, seed) is one process, so that import and tracing are in the whole-process time. Results
 go to bench/results/fit.json as they come; bench/results/fit.md is made from it. Nothing here looks
@@ -47,14 +48,22 @@ def main() -> None:
     )
     parser.add_argument("data", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--more", action="store_true", help="keep the runs that are there")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "fit.json"
     stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for data in arguments.data:
-        stored[data] = {"environment": environment(), "runs": []}
-        for seed in range(arguments.seeds):
-            stored[data]["runs"].append(run(data, seed))
+        now = environment()
+        commit = now["commit"]
+        before = stored.get(data, {"environment": now, "runs": []})
+        runs = before["runs"] if arguments.more else []
+        for one in runs:
+            one.setdefault("commit", before["environment"]["commit"])
+        stored[data] = {"environment": now, "runs": runs}
+        for seed in sorted({*range(arguments.seeds)} - {one["seed"] for one in runs}):
+            runs.append({**run(data, seed), "commit": commit})
+            now["commit"] = ", ".join(dict.fromkeys(one["commit"] for one in runs))
             path.write_text(json.dumps(stored, indent=1) + "\n")
             (RESULTS / "fit.md").write_text(table(stored))
             print(
