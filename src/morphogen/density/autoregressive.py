@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morphogen.density.groups import Groups, groups_of
-from morphogen.density.local import Window, periodic
+from morphogen.density.local import Window, seen_before
 from morphogen.errors import ShapeError
 
 HeadName = Literal["linear", "made", "nade", "local", "independent"]
@@ -325,8 +325,6 @@ class LocalWindow(nn.Module):
     apart have the same weights.
     """
 
-    mask: Tensor
-
     def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
         window = extent.window
@@ -337,23 +335,19 @@ class LocalWindow(nn.Module):
                 f"single bits; there are {groups.bits} in {len(groups)} groups"
             )
         self.window = window
-        rows, columns, period = window.rows, window.kernel, window.period
-        self.weight = nn.Parameter(torch.zeros(period, period, 1, 1, rows, columns))
-        mask = torch.ones(rows, columns)
-        mask[-1, columns // 2 :] = 0  # the pixel itself, and those after it
-        self.register_buffer("mask", mask, persistent=False)
+        # of the last row only the pixels to the left are read
+        shape = (window.period, window.period, window.rows, window.kernel)
+        self.weight = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        window = self.window
-        side = window.kernel // 2
-        image = x.view(-1, 1, window.height, window.width)
-        padded = F.pad(image, (side, side, window.rows - 1, 0))
-        return periodic(padded, self.weight * self.mask).flatten(1)
+        image = x.view(-1, self.window.height, self.window.width)
+        return seen_before(image, self.weight, self.window).flatten(1)
 
     def steps(self, rows: int, context: Tensor | None, logits: Tensor) -> Step:
         window = self.window
         side, top = window.kernel // 2, window.rows - 1
-        weight = (self.weight * self.mask)[:, :, 0, 0]
+        weight = self.weight.clone()
+        weight[:, :, -1, side:] = 0
         image = logits.view(rows, window.height, window.width)
 
         def step(group: int, value: Tensor) -> None:

@@ -67,6 +67,28 @@ def periodic(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     return out
 
 
+def seen_before(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """What the pixels of a window say of the one that they come before. x: (n, height, width).
+    weight: (period, period, rows, kernel). Returns (n, height, width).
+
+    A sum over the window's pixels of whole images, each times the weights that it has at every
+    place: five to eight times faster than a convolution for each place of the period.
+    """
+    side, top = window.kernel // 2, window.rows - 1
+    padded = F.pad(x, (side, side, top, 0))
+    down, across = (-(-size // window.period) for size in (window.height, window.width))
+    # (rows, kernel) images of weights
+    tiled = weight.permute(2, 3, 0, 1).repeat(1, 1, down, across)
+    places = tiled[:, :, : window.height, : window.width]
+    rows = [row.unbind(0) for row in places.unbind(0)]
+    total = torch.zeros_like(x)
+    for row in range(window.rows):
+        for column in range(window.kernel if row < top else side):
+            part = padded[:, row : row + window.height, column : column + window.width]
+            total = torch.addcmul(total, part, rows[row][column])
+    return total
+
+
 class PeriodicLocal(nn.Module):
     """(n, channels, h, w) -> (n, filters, h', w'), without padding."""
 
