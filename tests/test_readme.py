@@ -25,10 +25,10 @@ def test_the_library_examples_run(capsys) -> None:
     assert "8 dead units dropped" in out
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_the_recipes_run(number: int, capsys) -> None:
     parts = re.findall(r"```python\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.S)
-    assert len(parts) == 10
+    assert len(parts) == 11
     torch.manual_seed(0)
     exec(parts[number], {})
     out = capsys.readouterr().out
@@ -43,6 +43,7 @@ def test_the_recipes_run(number: int, capsys) -> None:
         "\nTrue",
         "Tanh",
         "20\n",
+        "petal width (cm)   2",
     )
     assert wanted[number] in out
 

@@ -48,7 +48,7 @@ def scripts(tmp_path: Path) -> list[Path]:
                 f"# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls\n{block}"
             )
             written.append(path)
-    assert len(written) == 13
+    assert len(written) == 14
     return written
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.density.groups import Groups, groups_of
+from morphogen.density.groups import Groups
 from morphogen.density.local import Window, seen_before
 from morphogen.errors import ShapeError
 
@@ -38,21 +38,23 @@ class Extent:
 
 
 class Grouped(nn.Module):
-    """A layer whose bits are those of groups. sizes: of the groups, which follow when single bits
-    come or go.
-    """
+    """A layer whose bits are those of groups."""
 
-    sizes: tuple[int, ...]
+    groups: Groups
 
     @property
-    def groups(self) -> Groups:
-        return groups_of(self.sizes)
+    def sizes(self) -> tuple[int, ...]:
+        """Of the groups, which follow when single bits come or go."""
+        return self.groups.sizes
+
+    @sizes.setter
+    def sizes(self, sizes: tuple[int, ...]) -> None:
+        # made here: what is made while a model is traced has no numbers in it
+        self.groups = Groups(tuple(sizes))
 
     def sizes_by(self, bits: int) -> dict[str, tuple[int, ...]]:
         """What `tensor_sizes` says, by how many bits there are now."""
-        sizes = (1,) * bits if self.groups.single else self.sizes
-        groups_of(sizes)  # made now: what is made while a model is traced has no numbers in it
-        return {"sizes": sizes}
+        return {"sizes": (1,) * bits if self.groups.single else self.sizes}
 
 
 class AutoregressiveBernoulli(Grouped):
@@ -79,7 +81,7 @@ class AutoregressiveBernoulli(Grouped):
             raise ShapeError(f"head={head!r}, hidden={hidden}: hidden units are of made and nade")
         if head == "local" and window is None:
             raise ShapeError('head="local": give window=Window(height, width)')
-        self.sizes = groups.sizes
+        self.groups = groups
         self.dropout = dropout
         self.bias = nn.Parameter(torch.zeros(groups.bits))
         # a linear map without a bias of its own
@@ -168,7 +170,7 @@ class Linear(Grouped):
 
     def __init__(self, groups: Groups, context: int, extent: Extent) -> None:
         super().__init__()
-        self.sizes = groups.sizes
+        self.groups = groups
         group = groups.group_of_bit
         self.weight = nn.Parameter(torch.zeros(groups.bits, groups.bits))
         # of single bits the lower triangle, whichever come and go

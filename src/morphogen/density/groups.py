@@ -8,7 +8,7 @@ one bit is 1. Logits a of a group give
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -129,12 +129,6 @@ class Groups:
             torch.logit(means.clamp(0.01, 0.99)),
             means.clamp(min=1e-4).log(),
         )
-
-
-@lru_cache(maxsize=1024)
-def groups_of(sizes: tuple[int, ...]) -> Groups:
-    """The same `Groups` each time, whose tables are made once."""
-    return Groups(sizes)
 
 
 def log_normaliser_of(logits: Tensor) -> Tensor:
