@@ -33,12 +33,11 @@ from morphogen.density.likelihood import Likelihood, bound, log_likelihood
 from morphogen.density.mixture import learn_orders, log_likelihood_of
 from morphogen.density.search import Found, first, search
 from morphogen.environment import environment
-from morphogen.experiments.darn.uci import rows_of
+from morphogen.experiments.darn.uci import ORDERS, rows_of
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
 MOST_TESTED = 10_000  # test rows
 SAMPLES = 500
-ORDERS = 4
 MADE = [
     DarnShape((), 0, "made", visible_hidden=(width,), dropout=dropout)
     for width in (100, 500)

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -69,6 +69,14 @@ def claimed_free(base: Path) -> Iterator[Path]:
     """`base`, or base-2, base-3, ... : the first that can be claimed, claimed."""
     with ExitStack() as stack:
         yield _first_free(base, stack)
+
+
+def claimed_run(name: str, out: Path | None, resume: bool) -> AbstractContextManager[Path]:
+    """The folder of a run, claimed: `out`, else runs/NAME, or where that is taken and not to be
+    gone on with a free one beside it.
+    """
+    base = Path("runs") / name
+    return claimed_free(base) if out is None and not resume else claimed(out or base, resume)
 
 
 def refuse_copies() -> None:

@@ -13,6 +13,7 @@ its own: q is their mean, so that an h that few of them would draw has no weight
 Source: Veach and Guibas 1995 (balance heuristic).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,5 +96,5 @@ def _log_q(model: Darn, guess: Tensor, h: tuple[Tensor, ...]) -> Tensor:
     encoder = model.encoder(0)
     logits = encoder.base(model.encoding(0, guess))
     each = h[0] @ logits.T - torch.nn.functional.softplus(logits).sum(1)
-    mean = each.logsumexp(1) - torch.tensor(float(len(guess))).log()
+    mean = each.logsumexp(1) - math.log(len(guess))
     return own - each.diagonal() + mean

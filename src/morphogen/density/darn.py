@@ -10,7 +10,7 @@ Source: Gregor et al. 2014 (arXiv 1310.8499), sections 2 and 3.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -129,6 +129,11 @@ class Darn(nn.Module):
     def units(self) -> tuple[int, ...]:
         """Bits of each stochastic layer, as they are now."""
         return tuple(len(self.encoder(level).bias) for level in range(self.stochastic))
+
+    @property
+    def present_shape(self) -> DarnShape:
+        """What a new network with as many bits is built of."""
+        return replace(self.shape, units=self.units)
 
     def forward(self, x: Tensor) -> Tensor:
         """Description length of each row in nats, (n,), where every bit of h is the likelier one:

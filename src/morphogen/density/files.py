@@ -1,6 +1,6 @@
 """A fitted `Density` as one file, and back: `save(density, path)`, `load(path)`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _mixture(
             else:
                 first = models[0]
                 groups, _ = reordered(first.groups.sizes, order)
-                model = Darn(groups, replace(first.shape, units=first.units))
+                model = Darn(groups, first.present_shape)
             start = f"{number}."
             own = {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
             model.load_state_dict(own)

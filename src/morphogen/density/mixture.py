@@ -49,13 +49,12 @@ def learn_orders(model: Darn, rows: Tensor, valid: Tensor, how: Training, count:
     """`model`, which is trained, and count - 1 others of its shape with other orders."""
     draw = np.random.default_rng(how.seed)
     sizes = model.groups.sizes
-    shape = replace(model.shape, units=model.units)
     models = [model]
     orders = [tuple(range(len(sizes)))]
     for number in range(1, count):
         order = tuple(int(group) for group in draw.permutation(len(sizes)))
         groups, places = reordered(sizes, order)
-        one = first(groups, shape, rows[:, places], how.seed + number)
+        one = first(groups, model.present_shape, rows[:, places], how.seed + number)
         learn(one, rows[:, places], valid[:, places], replace(how, seed=how.seed + number))
         models.append(one)
         orders.append(order)

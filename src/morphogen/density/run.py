@@ -24,7 +24,7 @@ from morphogen.density.variables import UNKNOWN, Variables, fit_variables
 from morphogen.edit.apply import count_parameters
 from morphogen.environment import environment
 from morphogen.errors import DataError, RunError
-from morphogen.folder import Left, claimed, claimed_free
+from morphogen.folder import Left, claimed_run
 from morphogen.random_state import own_draws
 from morphogen.record import DensityReport, DensityTrial, to_json, write_atomic
 from morphogen.report.density import density_html, headline
@@ -91,9 +91,7 @@ def run(
     density = Density(random_state=seed, seconds=seconds)
     late = lambda: until.left() < (1 - _SEARCH) * left  # noqa: E731
     say = lambda step: console.print(f"  {_line(step)}")  # noqa: E731
-    base = Path("runs") / name
-    free = out is None and not resume
-    with claimed_free(base) if free else claimed(out or base, resume) as folder:
+    with claimed_run(name, out, resume) as folder:
         if (folder / _LAST).exists():
             raise RunError(f"out={folder} holds a run that is done: choose another folder")
         kept = folder / "search"
@@ -153,7 +151,7 @@ def describe(density: Density, train: pd.DataFrame, held: pd.DataFrame, name: st
             (float(bits[row]), texts)
             for row, texts in zip(hardest, _texts(looked[list(names)].iloc[hardest]), strict=True)
         ),
-        _stochastic(density, looked),
+        _stochastic(density, levels),
         density.variables_.notes,
         environment("cpu"),
     )
@@ -171,11 +169,10 @@ def _alone(variables: Variables, train: pd.DataFrame, levels: np.ndarray) -> np.
     return np.where(levels == UNKNOWN, np.nan, np.stack(costs, 1))
 
 
-def _stochastic(density: Density, looked: pd.DataFrame) -> tuple[tuple[float, ...], ...]:
+def _stochastic(density: Density, levels: np.ndarray) -> tuple[tuple[float, ...], ...]:
     """Bits that each stochastic unit costs, of rows without gaps that training had not."""
-    variables, model = density.variables_, density.model_
-    levels = variables.levels(looked)
-    x = torch.as_tensor(variables.bits(levels[(levels != UNKNOWN).all(1)]))
+    model = density.model_
+    x = torch.as_tensor(density.variables_.bits(levels[(levels != UNKNOWN).all(1)]))
     with own_draws(0, model):
         each = divergence_of_units(model, x)
     return tuple(tuple(float(nats / np.log(2)) for nats in layer) for layer in each)

@@ -126,10 +126,11 @@ class _Trials:
         """Train in place, and say what held out rows cost. how: None for the first rate alone."""
         number = len(self.steps)
         with own_draws(self.how.seed + number, model):
-            found = self._kept(model, number) or self._trained(model, how)
+            found = self._kept(model, number)
+            if found is None:
+                found = self._trained(model, how)
+                self._keep(found, number)
         (step,) = found.steps
-        if self.kept and not self.stopping():
-            self._keep(found, number)
         self.steps.append(step)
         self.say(step)
         return replace(found, steps=())
@@ -161,8 +162,9 @@ class _Trials:
         return digest.hexdigest()
 
     def _keep(self, found: Found, number: int) -> None:
-        """Write what a training ended with."""
-        assert self.kept is not None
+        """Write what a training ended with, where it was not stopped."""
+        if self.kept is None or self.stopping():
+            return
         about = {
             "of": self._of,
             "step": asdict(found.steps[0]),
@@ -275,7 +277,7 @@ def first(groups: Groups, shape: DarnShape, rows: Tensor, seed: int) -> Darn:
 
 def with_layer(model: Darn, units: int, seed: int) -> Darn:
     """The same network with a layer of so many new bits above, which say next to nothing yet."""
-    shape = replace(model.shape, units=(*model.units, units))
+    shape = replace(model.present_shape, units=(*model.units, units))
     with own_draws(seed, model):
         new = Darn(model.groups, shape, model.means)
         top = new.decoder(model.stochastic)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from morphogen.data.apply_preparation import floats, moments, text
+from morphogen.data.apply_preparation import floats, moments, text, unread
 from morphogen.data.columns import min_frequency, sort_columns
 from morphogen.data.preparation import edges_of
 from morphogen.density.groups import Groups
@@ -119,18 +119,21 @@ class Variable:
         not have.
         """
         if self.number and self.bits:
-            wrong = cells[np.isnan(self.values(cells)) & cells.notna().to_numpy()]
-            what = "a date" if self.kind == "date" else "a number"
-            said = f"cannot be read as {what}: taken as gaps"
+            dated = self.kind == "date"
+            number = {"name": self.name, "mark": self.mark}
+            date = {"name": self.name, "dayfirst": self.dayfirst, "parts": ()}
+            constants = {"numbers": [number][dated:], "dates": [date] * dated}
+            wrong = unread(cells.to_frame(self.name), constants).get(self.name)
+            said = f"cannot be read as a {'date' if dated else 'number'}: taken as gaps"
         elif not self.bits and len(self.levels) == 1:
-            same = np.array([_plain(cell) == self.levels[0] for cell in cells], bool)
-            wrong = cells[~same & cells.notna().to_numpy()]
+            wrong = _others(cells, self.levels[0])
             said = f"differ from {self.levels[0]!r}, which all training rows have: not scored"
         else:
             return None
-        if not len(wrong):
+        if not wrong:
             return None
-        return f"column {self.name!r}: {len(wrong)} cells, such as {str(wrong.iloc[0])!r}, {said}"
+        count, first = wrong
+        return f"column {self.name!r}: {count} cells, such as {first!r}, {said}"
 
     def excess(self, cells: pd.Series) -> np.ndarray:
         """What a number outside of all bins loses beside the log density of the outermost one:
@@ -329,6 +332,12 @@ def _category(cells: pd.Series) -> Variable:
     counts = pd.Series(text(present), dtype=object).value_counts().sort_index()
     levels = counts.index[counts >= min(min_frequency(len(cells)), counts.max())]
     return Variable(str(cells.name), tuple(levels), other=True, missing=len(present) < len(cells))
+
+
+def _others(cells: pd.Series, level: Any) -> tuple[int, str] | None:
+    """How many cells are neither this value nor empty, and the first."""
+    other = [value for value in cells.dropna().unique() if _plain(value) != level]
+    return (int(cells.isin(other).sum()), str(other[0])) if other else None
 
 
 def _plain(value: Any) -> Any:

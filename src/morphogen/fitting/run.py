@@ -20,7 +20,7 @@ from morphogen.fitting.fit import Fitted, search
 from morphogen.fitting.interrupt import stopped_by_hand
 from morphogen.fitting.metrics import metric_for
 from morphogen.fitting.problem import Settings
-from morphogen.folder import Left, claimed, claimed_free
+from morphogen.folder import Left, claimed_run
 from morphogen.record import Report
 from morphogen.report.live import Display
 from morphogen.report.live import display as make_display
@@ -56,7 +56,6 @@ def run(
     device does not exist; `Left` where Ctrl-C was pressed twice.
     """
     options = options or Options()
-    base = Path("runs") / dataset.name
     asked = Settings(**settings)
     metric_for(asked.metric, dataset.task)
     _require_device(asked.device)
@@ -64,8 +63,7 @@ def run(
         raise RunError(
             f"compress=True, members={asked.members}: an ensemble is not compressed; choose one"
         )
-    free = out is None and not options.resume
-    with claimed_free(base) if free else claimed(out or base, options.resume) as folder:
+    with claimed_run(dataset.name, out, options.resume) as folder:
         try:
             return _run(dataset, folder, options, asked)
         except KeyboardInterrupt as error:

@@ -24,6 +24,7 @@ from morphogen.density.learn import Epoch, Training, learn
 from morphogen.density.likelihood import bound
 from morphogen.density.local import Local, Window
 from morphogen.density.search import first
+from morphogen.experiments.darn.held_out import held_out
 from morphogen.experiments.shared.over_seeds import over_seeds
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.random_state import own_draws
@@ -84,9 +85,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     for name, shape in shapes.items():
         runs = [run(shape, config, seed) for seed in range(seeds)]
         claims.append(over_seeds(f"{name}: bound, nats a frame", [loss for loss, _ in runs]))
-        epochs = runs[0][1]
-        x = tuple(float(epoch.epoch) for epoch in epochs)
-        curves.append(Curve("held out frames", name, x, tuple(epoch.valid for epoch in epochs)))
+        curves.append(held_out("held out frames", name, runs[0][1]))
     notes = (
         "frames are drawn by us: the published 19.9 nats of Freeway are of others",
         "a frame's cars and player are independent and uniform, so its least cost is exact",

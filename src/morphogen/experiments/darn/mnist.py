@@ -28,6 +28,7 @@ from morphogen.density.likelihood import bound, log_likelihood
 from morphogen.density.search import first
 from morphogen.density.sparse import multiplications_of_nade, sample_sparse
 from morphogen.experiments.darn.bernoullis import bernoullis
+from morphogen.experiments.darn.held_out import held_out
 from morphogen.experiments.shared.over_seeds import over_seeds
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.random_state import own_draws
@@ -122,9 +123,7 @@ def reproduced(config: Config, faithful: bool, seeds: int) -> Reproduction:
             continue
         runs = [run(net, parts, config, seed) for seed in range(seeds)]
         claims += _claims(known(net, config.data), runs, parts[0].shape[1])
-        x = tuple(float(epoch.epoch) for epoch in runs[0].epochs)
-        y = tuple(epoch.valid for epoch in runs[0].epochs)
-        curves.append(Curve("held out rows", net.name, x, y))
+        curves.append(held_out("held out rows", net.name, runs[0].epochs))
     mixed = [
         -float(bernoullis(*parts[:2], config.components, seed).log_prob(parts[2]).mean())
         for seed in range(seeds)

@@ -28,6 +28,7 @@ from morphogen.density.likelihood import Likelihood, log_likelihood
 from morphogen.density.mixture import learn_orders, log_likelihood_of
 from morphogen.density.search import first, search
 from morphogen.experiments.darn.bernoullis import bernoullis
+from morphogen.experiments.darn.held_out import held_out
 from morphogen.experiments.shared.over_seeds import over_seeds
 from morphogen.experiments.shared.page import Paper, page
 from morphogen.random_state import own_draws
@@ -113,10 +114,7 @@ def reproduce(faithful: bool = False, smoke: bool = False, seeds: int = 1) -> Re
     for name in config.sets:
         runs = [run(name, config, faithful, seed) for seed in range(seeds)]
         claims += _claims(name, runs)
-        epochs = runs[0].epochs
-        x = tuple(float(epoch.epoch) for epoch in epochs)
-        y = tuple(epoch.valid for epoch in epochs)
-        curves.append(Curve("held out rows", name, x, y))
+        curves.append(held_out("held out rows", name, runs[0].epochs))
     notes = (
         "± beside a figure is over seeds; the standard error over test rows is a row of its own",
     )
