@@ -5,7 +5,8 @@ dropout; where the perceptron is best, wider and deeper ones while that pays. Th
 logistic regressions, and with bits alone: once the held out rows no longer gain, bits that say
 nothing (KL(q || p) below DEAD) leave; where nearly all say something as many new ones come, until
 that no longer pays. Where bits pay, a second layer of them comes above the first, and stays if it
-pays; where none pay, the network has none. Held out rows decide everything.
+pays. All that at the first rate; the best network without bits and the best with them, where both
+may still be the best, then learn on while the rate falls. Held out rows decide everything.
 
 A search that is stopped goes on from the trainings that it has kept, and ends where it would have
 ended: each draws from a generator of its own.
@@ -45,6 +46,8 @@ PAYS = 0.002  # share of the description length that more bits must save
 SAMPLES = 100  # of q for each held out row, where candidates are compared
 LOOKED_AT = 1000  # of those rows
 BEHIND = 1.02  # times the least loss: a network from there on is not grown
+FAR = 1.05  # the same for the bound of a network with bits while it learns: its likelihood is
+# better than that, and gains more than others while the rate falls
 
 VISIBLE = (
     DarnShape((), 0),
@@ -139,6 +142,7 @@ class _Trials:
         how = how or replace(self.how, falls=0)
         past: list[Epoch] = []
         least = min((step.loss for step in self.steps), default=math.inf)
+        least *= FAR if model.stochastic else BEHIND
         stopping = lambda: self.stopping() or _hopeless(past, least)  # noqa: E731
         learn(model, self.rows, self.valid, how, past.append, stopping)
         loss = -log_likelihood(model, self.valid[:LOOKED_AT], SAMPLES).mean
@@ -198,15 +202,15 @@ def _words(shape: DarnShape) -> str:
     return shape.visible + widths + (f", dropout {shape.dropout:g}" if shape.dropout else "")
 
 
-def _hopeless(past: Sequence[Epoch], least: float) -> bool:
-    """Whether a network that is far behind hardly gains any more: with the gain of its last ten
-    epochs it would need a hundred more.
+def _hopeless(past: Sequence[Epoch], most: float) -> bool:
+    """Whether a network hardly gains any more long before it is where it must come: with the gain
+    of its last ten epochs it would need a hundred more.
     """
     if len(past) < 20:
         return False
     now = min(epoch.valid for epoch in past)
     before = min(epoch.valid for epoch in past[:-10])
-    return now - 10 * (before - now) > least * BEHIND
+    return now - 10 * (before - now) > most
 
 
 def search(
@@ -230,35 +234,36 @@ def search(
 
 
 def _search(trials: _Trials, groups: Groups) -> Found:
-    best: Found | None = None
-
-    def tried(shapes: Iterable[DarnShape]) -> Found:
-        nonlocal best
+    def tried(shapes: Iterable[DarnShape], best: Found | None = None) -> Found | None:
         for shape in shapes:
-            if best is not None and trials.stopping():
+            if trials.steps and trials.stopping():
                 break
             model = first(groups, shape, trials.rows, trials.how.seed)
             best = _better(best, trials.grow(model) if shape.units else trials.train(model))
-        assert best is not None
         return best
 
-    now = tried(VISIBLE)
+    plain = tried(VISIBLE)
+    assert plain is not None
     before = math.inf
-    while now.loss < before * (1 - PAYS) and not trials.stopping():
-        before = now.loss
-        shape = now.model.shape
-        now = tried(replace(shape, visible_hidden=h) for h in _larger(shape.visible_hidden))
-    visible = now.model.shape
+    while plain.loss < before * (1 - PAYS) and not trials.stopping():
+        before = plain.loss
+        shape = plain.model.shape
+        larger = (replace(shape, visible_hidden=h) for h in _larger(shape.visible_hidden))
+        plain = tried(larger, plain) or plain
     behind, alone = HIDDEN
-    now = tried((replace(behind, dropout=visible.dropout), alone))
-    if now.model.stochastic and not trials.stopping():
-        above = trials.grow(with_layer(now.model, ABOVE, trials.how.seed))
-        if above.loss < now.loss * (1 - PAYS):
-            now = above
-    # all so far at the first rate; the best one while it falls
-    last = trials.train(copy.deepcopy(now.model), trials.how)
-    if last.loss < now.loss:
-        now = replace(last, ledger=now.ledger)
+    bits = tried((replace(behind, dropout=plain.model.shape.dropout), alone))
+    if bits is not None and bits.loss < plain.loss and not trials.stopping():
+        above = trials.grow(with_layer(bits.model, ABOVE, trials.how.seed))
+        if above.loss < bits.loss * (1 - PAYS):
+            bits = above
+    # all so far at the first rate; those that may still be the best while it falls
+    ends = [end for end in (plain, bits) if end is not None]
+    least = min(end.loss for end in ends)
+    now = min(ends, key=lambda end: end.loss)
+    for end in sorted(ends, key=lambda end: end.loss):
+        if end.loss < BEHIND * least and (end is now or not trials.stopping()):
+            last = trials.train(copy.deepcopy(end.model), trials.how)
+            now = _better(now, replace(last, ledger=end.ledger))
     return replace(now, steps=tuple(trials.steps))
 
 
