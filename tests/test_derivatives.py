@@ -13,6 +13,11 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import morphogen
 from morphogen import Unsupported
+from morphogen.gnn import attention as attention_op
+from morphogen.gnn import neighbour_sums as neighbour_sums_op
+from morphogen.gnn.adjacency import Adjacency, from_edge_index
+from morphogen.gnn.attention import attention
+from morphogen.gnn.neighbour_sums import neighbour_sums
 from morphogen.layers import linked_op
 from morphogen.layers.dag import dense as dense_op
 from morphogen.layers.dag import sparse as sparse_op
@@ -63,6 +68,24 @@ def pair(kind: str, dim: int, *shape: int) -> Case:
     return lambda z: linked(z, kind, dim), (draw(*shape),)
 
 
+def heard() -> Adjacency:
+    """Of five nodes, the last of which hears nobody, and one hears another twice."""
+    return from_edge_index(torch.tensor([[1, 2, 0, 3, 3, 4, 2], [0, 0, 1, 2, 2, 3, 3]]), 5)
+
+
+def sums(*scaled: str) -> Case:
+    scales = {name: draw(5).detach() for name in scaled}
+    return lambda x: neighbour_sums(heard(), x, **scales).sin(), (draw(5, 2),)
+
+
+def attended() -> Case:
+    return lambda to, of, x: attention(heard(), to, of, x), (
+        draw(5, 2),
+        0.7 * draw(5, 2).detach().requires_grad_(),
+        draw(5, 2, 2),
+    )
+
+
 # every custom operation and autograd function, and what calls it
 CASES: dict[str, list[Case]] = {
     "morphogen::dag": [
@@ -85,8 +108,16 @@ CASES: dict[str, list[Case]] = {
     ],
     "morphogen::linked": [pair(kind, 1, 2, 3) for kind in KINDS]
     + [pair("silu", 2, 2, 1, 2), pair("gelu", 1, 1, 2, 2, 2)],
+    "morphogen::neighbour_attention": [attended()],
 }
 CASES |= {f"{name}_backward": cases for name, cases in list(CASES.items())}
+# a sum is its own backward pass, along the transpose
+CASES["morphogen::neighbour_sums"] = [
+    sums(),
+    sums("rows"),
+    sums("columns"),
+    sums("rows", "columns"),
+]
 CASES |= {"_Linked": CASES["morphogen::linked"], "_Kept": CASES["morphogen::linked"]}
 # what they give back is an estimate and no derivative; tests/test_density.py follows each
 ESTIMATES = {"_Half", "_StraightThrough"}
@@ -201,21 +232,26 @@ def test_an_operation_called_by_name_refuses_what_it_would_drop() -> None:
     exported = torch.export.export(model, (x,)).module()
     with pytest.raises(Unsupported, match="morphogen::dag carries no derivatives forward"):
         torch.func.jvp(exported, (x,), (x,))
-    operations = {"dag": dense_op, "sparse_dag": sparse_op, "linked": linked_op}
-    assert {f"morphogen::{name}" for name in operations} == {
-        name for name in CASES if "::" in name and "back" not in name
+    modules = {
+        "dag": dense_op,
+        "sparse_dag": sparse_op,
+        "linked": linked_op,
+        "neighbour_sums": neighbour_sums_op,
+        "neighbour_attention": attention_op,
     }
-    for module in operations.values():
+    operations = {
+        f"morphogen::{name}{end}": function
+        for name, module in modules.items()
+        for end, kind in (("", "_forward"), ("_backward", "_backward"))
+        if (function := getattr(module, kind, None))
+    }
+    assert operations.keys() == {name for name in CASES if "::" in name}
+    for function in operations.values():
         with (
             forward_ad.dual_level(),
             pytest.raises(Unsupported, match="carries no derivatives forward"),
         ):
-            module._forward(*[None] * module._forward.__code__.co_argcount)
-        with (
-            forward_ad.dual_level(),
-            pytest.raises(Unsupported, match="carries no derivatives forward"),
-        ):
-            module._backward(*[None] * module._backward.__code__.co_argcount)
+            function(*[None] * function.__code__.co_argcount)
 
 
 def test_a_gradient_that_carries_a_derivative_is_not_cut_off() -> None:

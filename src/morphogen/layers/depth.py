@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,10 @@ class LearnedDepth(BlockStack):
     its batch norm sees data. zero_init: a new block starts with its last weight at 0, so that it
     changes nothing however far w has gone past it.
 
-    Input and output: any shape that the blocks keep. `torch.compile` compiles the blocks and leaves
-    the graph to read w; with `morphogen.compiled` a model stays one graph for each number of
-    blocks.
+    Input and output: any shape that the blocks keep. Further arguments of a call go to every block
+    as they are: what blocks share, such as who hears whom in a graph. `torch.compile` compiles the
+    blocks and leaves the graph to read w; with `morphogen.compiled` a model stays one graph for
+    each number of blocks.
     """
 
     # active blocks, where whoever called a compiled model has read w for it
@@ -188,29 +190,36 @@ class LearnedDepth(BlockStack):
             layers[f"{h}{number}"] = copy.deepcopy(self.h)
         return nn.Sequential(layers or OrderedDict(h=copy.deepcopy(self.h)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
         active = self.active_blocks
         gates = self.gates()[:active].unbind()
         for block, own in zip(self.blocks, gates, strict=False):
-            x = self.h(self._joined(block, x, own))
+            x = self.h(self._joined(block, x, own, context))
         if active == 0:
             x = self.h(x)
         if self.lookahead and self.training and active < len(self.blocks):
             with torch.no_grad():  # a closed block's own weights get no gradient, not even zeros
-                closed = self.blocks[active](x)
+                closed = self.blocks[active](x, *context)
             # a gate of 0 with slope 1
             x = self.merge(x, closed, (self.w - self.w.detach()).to(x.dtype))
         return x
 
-    def _joined(self, block: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+    def _joined(
+        self, block: nn.Module, x: Tensor, gate: Tensor, context: tuple[Any, ...]
+    ) -> Tensor:
         """merge(x, block(x), gate). In training the gate goes into the norm that a block ends with,
         where there is one: a few numbers are scaled instead of a batch, forward and backward. A
         compiler fuses the product anyway.
         """
-        foldable = self.training and self.merge is residual and not torch.compiler.is_compiling()
+        foldable = (
+            self.training
+            and self.merge is residual
+            and not context
+            and not torch.compiler.is_compiling()
+        )
         if foldable and (steps_and_place := last_norm(block)) is not None:
             return x + scaled(*steps_and_place, x, gate)
-        return self.merge(x, block(x), gate.to(x.dtype))
+        return self.merge(x, block(x, *context), gate.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"w={self.depth:.3f}, active={self.active_blocks}"
