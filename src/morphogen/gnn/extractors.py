@@ -1,7 +1,8 @@
 """Which nodes the scope of a target holds: a value each, and `scopes_of(graph, targets, how)`.
 
 `PageRank` keeps the best of what a walk from the target visits, `Neighbourhood` goes along edges,
-`WeightedPageRank` draws anew each epoch from what a walk visits, `Alone` is the target by itself.
+`WeightedPageRank` draws anew each epoch from what a walk visits, `Alone` is the target by itself,
+`Whole` all there is.
 The same graph, targets, seed and epoch give the same scopes, for any number of threads.
 
 Source: shaDow (see `gnn`), section 3.3 and its settings. Differs: the push keeps nothing back
@@ -75,6 +76,11 @@ class Alone:
     """The target by itself."""
 
 
+@dataclass(frozen=True)
+class Whole:
+    """The whole graph, one for all targets of a batch: full batches, for comparison."""
+
+
 def _check(extractor: object, counts: tuple[str, ...], shares: tuple[str, ...] = ()) -> None:
     """Counts are at least 1, shares in (0, 1)."""
     name = type(extractor).__name__
@@ -86,7 +92,7 @@ def _check(extractor: object, counts: tuple[str, ...], shares: tuple[str, ...] =
             raise ShapeError(f"{name}: {argument}={value}; give a number between 0 and 1")
 
 
-Extractor = PageRank | WeightedPageRank | Neighbourhood | Alone
+Extractor = PageRank | WeightedPageRank | Neighbourhood | Alone | Whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +189,14 @@ def _by_depth(
     return chosen
 
 
+def _whole(
+    graph: CsrGraph, how: Whole, roots: np.ndarray, keys: np.ndarray, slots: np.ndarray
+) -> Chosen:
+    raise ShapeError(
+        "Whole: the scope of every target would be a copy of the graph; use scopes.shared_by"
+    )
+
+
 def _alone(
     graph: CsrGraph, how: Alone, roots: np.ndarray, keys: np.ndarray, slots: np.ndarray
 ) -> Chosen:
@@ -194,6 +208,7 @@ _CHOICES: Mapping[type, Callable[..., Chosen]] = {
     WeightedPageRank: _by_draw,
     Neighbourhood: _by_depth,
     Alone: _alone,
+    Whole: _whole,
 }
 
 

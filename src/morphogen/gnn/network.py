@@ -130,6 +130,11 @@ class ShaDow(nn.Module):
         self.last = nn.Linear(shape.hidden, outputs)
         self.output_norm = row_norm(outputs) if normalised and outputs > 2 else None
 
+    @property
+    def layers(self) -> float:
+        """How often nodes hear each other; a real number where that is learned."""
+        return 1 + (len(self.further) if self.depth is None else self.depth.depth)
+
     def forward(self, *branches: Inputs) -> Tensor:
         """Logits or values, (scopes, outputs). branches: a batch of each extractor, of the same
         targets in the same order.

@@ -76,6 +76,11 @@ class Readout(nn.Module):
         center = join([layer[roots].prod(1) for layer in rows])
         if self.joined is None:
             return center
+        if len(roots) != len(starts) - 1 and self.pooling != "center":
+            raise ShapeError(
+                f"pooling={self.pooling!r}: {len(roots)} targets share {len(starts) - 1} scopes; "
+                "give each its own, or pool by 'center'"
+            )
         if self.pooling == "center":
             result: Tensor = self.joined(center)
             return result

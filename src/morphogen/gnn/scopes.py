@@ -87,6 +87,20 @@ def joined(graph: CsrGraph, targets: np.ndarray, sets: NodeSets) -> Scopes:
     )
 
 
+def shared_by(graph: CsrGraph, targets: np.ndarray) -> Scopes:
+    """The whole graph as one scope that all targets share, (n,) nodes: full batches. There is no
+    distance from them.
+    """
+    arrays = (torch.from_numpy(array.copy()) for array in (graph.indptr, graph.indices))
+    return Scopes(
+        torch.arange(graph.nodes),
+        torch.tensor([0, graph.nodes]),
+        torch.from_numpy(checked(graph, targets)),
+        torch.full((graph.nodes, 1), UNREACHED, dtype=torch.uint8),
+        symmetric(*arrays),
+    )
+
+
 def structural_labels(hops: Tensor) -> Tensor:
     """(entries,) int64 of a batch of pairs: 1 at the pair itself, 0 where either end is not
     reached, else 1 + min(x, y) + d // 2 (d // 2 + d % 2 - 1) with the distances x, y and d = x + y.

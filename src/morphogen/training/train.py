@@ -9,6 +9,7 @@ done.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,12 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(state % 2**63)
 
 
+class Steps(Protocol):
+    """What `train` draws from: (inputs, targets) of steps start .. stop-1, such as `Batches`."""
+
+    def range(self, start: int, stop: int) -> Iterable[tuple[Any, Tensor]]: ...
+
+
 @dataclass
 class State:
     """What training must remember. Hooks may change the model and set `stop`."""
@@ -136,13 +143,13 @@ class State:
     halvings: int = 0  # how often the learning rate was halved after a NaN
 
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Objective = Callable[[nn.Module, Any, Tensor], Tensor]
 Hook = Callable[[State], None]
 
 
 def train(
     state: State,
-    batches: Batches,
+    batches: Steps,
     objective: Objective,
     rate: Callable[[int], float],
     *,
@@ -169,7 +176,7 @@ def train(
 
 def _round(
     state: State,
-    batches: Batches,
+    batches: Steps,
     objective: Objective,
     rate: Callable[[int], float],
     steps: int,
