@@ -23,7 +23,7 @@ from morphogen.gnn.extractors import (
     scopes_of,
 )
 from morphogen.gnn.learn import Round, Training, learn
-from morphogen.gnn.network import ShaDow, ShaDowShape
+from morphogen.gnn.network import Inputs, ShaDow, ShaDowShape
 from morphogen.gnn.stored import store
 from morphogen.gnn.task import NodeTask, standardised
 from morphogen.layers.depth import LearnedDepth
@@ -68,6 +68,7 @@ def test_kept_scopes_are_the_extracted_ones(tmp_path: Path) -> None:
 
 def test_batches_are_the_scopes_of_their_targets_in_the_order_of_the_seed() -> None:
     task = a_task()
+    task = replace(task, x=torch.arange(120.0)[:, None])
     for how in (PageRank(10), WeightedPageRank(6, 12), Neighbourhood(2, 3)):
         extractors = [how, Neighbourhood(1, None)]
         kept = ScopeBatches(Extraction(task, extractors, task.train), 16)
@@ -80,6 +81,14 @@ def test_batches_are_the_scopes_of_their_targets_in_the_order_of_the_seed() -> N
                 assert torch.equal(a.x, b.x)
                 assert torch.equal(a.adjacency.indices, b.adjacency.indices)
                 assert torch.equal(a.roots, b.roots)
+        for step, (one, _) in enumerate(kept.range(0, 7)):
+            (a,) = Extraction(task, [how])(targets_of(task, one[0]), step // 3)
+            assert torch.equal(one[0].x, a.x), "drawn for its epoch"
+
+
+def targets_of(task: NodeTask, given: Inputs) -> np.ndarray:
+    """Found by their features: those of the task here are numbered."""
+    return given.x[given.roots[:, 0], 0].long().numpy()
 
 
 def test_a_fault_in_the_other_thread_is_raised_here() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -51,6 +52,44 @@ def read_text(content: bytes, numbers: bool = False) -> pd.DataFrame:
         raise ValueError("its rows have more cells than its header")
     frame.attrs["notes"] = tuple(notes)
     return frame
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How a text is written. columns: their names, made up where it has none. header: its first
+    line, comments aside, names them. comment: the sign that its comment lines begin with, or "".
+    """
+
+    columns: tuple[str, ...]
+    delimiter: str
+    header: bool
+    comment: str
+
+
+def form_of(beginning: bytes) -> TextForm:
+    """How a text is written that begins so, for reading the rest in parts; numbers alone are no
+    header.
+
+    DataError: two columns of one name. ValueError: no text.
+    """
+    text, _ = _decoded(beginning)
+    if "\0" in text:
+        raise ValueError("it is not text")
+    start = text.lstrip()
+    comment = next((sign for sign in COMMENTS if start.startswith(sign)), "")
+    below = [line for line in text.splitlines() if comment and line.lstrip().startswith(comment)]
+    lines = _first_lines(_without_comments(text)[0])
+    delimiter = delimiter_of(lines)
+    first = next(csv.reader(lines[:1], delimiter=delimiter, skipinitialspace=True), [])
+    first = lines[0].split() if delimiter == " " and lines else first
+    _refuse_twice(first)
+    named = any(line.lstrip().removeprefix(comment).lstrip() == lines[0] for line in below)
+    if named or not all(map(_numeric, first)):
+        columns = tuple(name.strip() for name in first)
+    else:
+        columns = tuple(str(number) for number in range(len(first)))
+    header = not named and not all(map(_numeric, first))
+    return TextForm(columns, delimiter, header, comment)
 
 
 def _decoded(content: bytes) -> tuple[str, list[str]]:
